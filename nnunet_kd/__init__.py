@@ -1,0 +1,14 @@
+"""Knowledge distillation as a plugin of stock nnU-Net v2.
+
+Importing this package imports nothing else: it is loaded at every start of the interpreter (see
+:mod:`nnunet_kd.discovery`).
+"""
+
+import os as _os
+
+__version__ = "0.1.0"
+
+# An installed package holds trainers/ and plans/ itself; in a checkout they lie one folder up.
+_checkout = _os.path.dirname(_os.path.dirname(__file__))
+if not _os.path.isdir(_os.path.join(__path__[0], "trainers")):
+    __path__.append(_checkout)

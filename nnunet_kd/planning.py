@@ -1,0 +1,274 @@
+"""Student plans, and the ``nnunet_kd`` block that holds an experiment's settings. Plans are dictionaries in, new
+dictionaries out; nothing here touches a file.
+
+A plans file may carry one block at its top level; every key has a default::
+
+    "nnunet_kd": {
+      "student":  {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8},
+      "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
+                   "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false},
+      "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
+                   "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null},
+      "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
+    }
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+BLOCK = "nnunet_kd"
+
+# Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
+REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
+
+Plans = dict[str, Any]
+_Section = TypeVar("_Section")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """Where the student's widths came from.
+
+    Attributes:
+        source_plans: ``plans_name`` of the full-width plans, the teacher's by default.
+        reduction: Every width is divided by this (DCD: 4).
+        min_features: But no stage gets fewer channels than this.
+    """
+
+    source_plans: str | None = None
+    reduction: float = 4
+    min_features: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.reduction >= 1, "student.reduction", "at least 1", self.reduction)
+        _require(self.min_features >= 1, "student.min_features", "at least 1", self.min_features)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Which trained nnU-Net teaches.
+
+    Attributes:
+        trainer: Name of the trainer class it was trained with.
+        plans: Its ``plans_name``; ``None``: the student's source plans.
+        configuration: ``None``: the student's.
+        folds: ``"same"`` (the student's own fold: nothing leaks), a list of folds, or ``"all"``.
+        checkpoint: File name of the checkpoint.
+        folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
+        trust_checkpoint: Unpickle whatever the checkpoint holds. Runs code in it.
+        leakage: Written by the trainer into the results' plans where the teacher has seen validation cases.
+    """
+
+    trainer: str = "nnUNetTrainer"
+    plans: str | None = None
+    configuration: str | None = None
+    folds: str | list[int] = "same"
+    checkpoint: str = "checkpoint_final.pth"
+    folder: str | None = None
+    trust_checkpoint: bool = False
+    leakage: str | None = None
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.folds, list) and self.folds and all(_is_integer(fold) for fold in self.folds)
+        _require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The schedule. ``None`` keeps what the trainer class says, which is nnU-Net's own unless it says otherwise.
+
+    Attributes:
+        seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;
+            ``None`` leaves nnU-Net's own unseeded loading.
+        ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
+    """
+
+    num_epochs: int | None = None
+    num_iterations_per_epoch: int | None = None
+    num_val_iterations_per_epoch: int | None = None
+    initial_lr: float | None = None
+    save_every: int | None = None
+    seed: int | None = 1234
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"training.{key}", "at least 1", value)
+        _require(self.initial_lr is None or self.initial_lr > 0, "training.initial_lr", "above 0", self.initial_lr)
+        _require(self.seed is None or 0 <= self.seed < 2**32, "training.seed", "from 0 to 2^32 - 1", self.seed)
+        decay = self.ema_decay
+        _require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The ``nnunet_kd`` block, validated and with defaults. ``student`` is ``None`` where the plans carry none."""
+
+    student: StudentSettings | None = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    method: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(plans: Mapping[str, Any]) -> Settings:
+    """The block of a plans dictionary; all defaults where it has none.
+
+    Raises:
+        ValueError: Naming an unknown key and the nearest valid one, or a value of the wrong type or range.
+    """
+    block = plans.get(BLOCK, {})
+    sections = {"student": StudentSettings, "teacher": TeacherSettings, "training": TrainingSettings, "method": dict}
+    if not isinstance(block, Mapping):
+        raise ValueError(f"{BLOCK} in the plans must be an object with {_quoted(sections)}, got {block!r}")
+    check_keys(block, sections, BLOCK)
+    for name, section in block.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(f"{BLOCK}.{name} must be an object, got {section!r}")
+    return Settings(
+        student=_section(StudentSettings, block["student"], "student") if "student" in block else None,
+        teacher=_section(TeacherSettings, block.get("teacher", {}), "teacher"),
+        training=_section(TrainingSettings, block.get("training", {}), "training"),
+        method=dict(block.get("method", {})),
+    )
+
+
+def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any], where: str) -> None:
+    """Refuse keys that mean nothing.
+
+    Raises:
+        ValueError: Naming the first unknown key and the nearest valid one.
+    """
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid are {_quoted(valid)}."
+            raise ValueError(f"unknown key {key!r} in {where}: {hint}")
+
+
+def _section(kind: type[_Section], given: Mapping[str, Any], name: str) -> _Section:
+    types = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
+    check_keys(given, types, f"{BLOCK}.{name}")
+    for key, value in given.items():
+        if not _fits(value, types[key]):
+            raise ValueError(f"{BLOCK}.{name}.{key} must be {_spoken(types[key])}, got {value!r}")
+    return kind(**given)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    checks = {
+        "None": value is None,
+        "str": isinstance(value, str),
+        "bool": isinstance(value, bool),
+        "int": _is_integer(value),
+        "float": _is_integer(value) or (isinstance(value, float) and abs(value) < float("inf")),
+        "list[int]": isinstance(value, list) and all(_is_integer(entry) for entry in value),
+    }
+    return any(checks[name] for name in annotation.split(" | "))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _spoken(annotation: str) -> str:
+    words = {
+        "None": "null",
+        "str": "text",
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "list[int]": "a list of whole numbers",
+    }
+    return " or ".join(words[name] for name in annotation.split(" | "))
+
+
+def _require(holds: bool, key: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"{BLOCK}.{key} must be {expected}, got {got!r}")
+
+
+def _quoted(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def reduce_widths(widths: Sequence[int], reduction: float, min_features: int = 8) -> list[int]:
+    """``max(width // reduction, min_features)``, but never wider than before."""
+    return [min(width, max(int(width // reduction), min_features)) for width in widths]
+
+
+def student_plans(
+    plans: Plans,
+    reduction: float = 4,
+    min_features: int = 8,
+    widths: Mapping[str, Sequence[int]] | None = None,
+    name: str | None = None,
+) -> Plans:
+    """Plans of a student: the same preprocessing and topology, smaller widths in every configuration.
+
+    Args:
+        plans: Plans of the teacher; not changed.
+        reduction: Factor r of DCD.
+        min_features: Least width of a stage.
+        widths: Configuration name -> widths of its stages, instead of the factor.
+        name: ``plans_name`` of the result; the same name as before if left out.
+
+    Raises:
+        ValueError: For an architecture whose widths are not known, a wrong number of widths, a width below 1, or
+            an unknown configuration.
+    """
+    settings = StudentSettings(plans["plans_name"], reduction, min_features)
+    widths = dict(widths or {})
+    check_keys(widths, plans["configurations"], "widths by configuration")
+    reduced = deepcopy(plans)
+    for configuration, content in reduced["configurations"].items():
+        if configuration in widths and "architecture" not in content:
+            raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
+        if "architecture" not in content:
+            if "inherits_from" in content:
+                continue
+            raise ValueError(
+                f"configuration {configuration} has no 'architecture': these are plans of an older nnU-Net, "
+                "plan the data set again with nnUNetv2_plan_experiment"
+            )
+        arguments = _reducible_arguments(content["architecture"], configuration)
+        before = arguments["features_per_stage"]
+        after = list(widths[configuration]) if configuration in widths else reduce_widths(before, reduction, min_features)
+        _check_widths(after, len(before), configuration)
+        arguments["features_per_stage"] = after
+    if name is not None:
+        reduced["plans_name"] = name
+    reduced[BLOCK] = {**reduced.get(BLOCK, {}), "student": asdict(settings)}
+    return reduced
+
+
+def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
+    """Widths of the encoder stages a plan's ``architecture`` asks for, highest resolution first."""
+    arguments = architecture["arch_kwargs"]
+    widths = arguments["features_per_stage"]
+    return [widths] * arguments["n_stages"] if isinstance(widths, int) else list(widths)
+
+
+def _reducible_arguments(architecture: dict[str, Any], configuration: str) -> dict[str, Any]:
+    name = architecture["network_class_name"]
+    if name.rsplit(".", 1)[-1] not in REDUCIBLE_NETWORKS:
+        raise ValueError(
+            f"configuration {configuration} uses {name}, whose widths are not known here: "
+            f"students are made of {', '.join(REDUCIBLE_NETWORKS)}"
+        )
+    arguments: dict[str, Any] = architecture["arch_kwargs"]
+    arguments["features_per_stage"] = stage_widths(architecture)
+    return arguments
+
+
+def _check_widths(widths: Sequence[int], stages: int, configuration: str) -> None:
+    if len(widths) != stages:
+        raise ValueError(f"configuration {configuration} has {stages} stages, got {len(widths)} widths")
+    for width in widths:
+        if not _is_integer(width) or width < 1:
+            raise ValueError(f"a stage of configuration {configuration} cannot have {width!r} channels")

@@ -1,0 +1,1 @@
+"""Teachers: found, checked, loaded, frozen and run."""

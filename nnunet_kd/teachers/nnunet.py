@@ -1,0 +1,238 @@
+"""A trained nnU-Net as a teacher: where it lies, whether it fits the student, and the frozen network."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_kd.planning import TeacherSettings
+from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a training belongs to, of a student or of a teacher."""
+
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherFiles:
+    """A teacher that was found: its plans have been read, its weights not yet."""
+
+    experiment: Experiment
+    checkpoint: Path
+    leakage: str | None
+
+
+def find_teacher(settings: TeacherSettings, student: Experiment, fold: int | str) -> TeacherFiles:
+    """Locate the teacher of one student fold and check that both see the same images and labels.
+
+    Raises:
+        FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
+        ValueError: Where the teacher does not fit, or its plans cannot be read.
+        NotImplementedError: For several folds at once.
+    """
+    configuration = settings.configuration or student.configuration
+    plans_name = settings.plans or _source_plans(student.plans)
+    chosen = teacher_fold(settings, fold)
+    command = (
+        f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {chosen} "
+        f"-tr {settings.trainer} -p {plans_name}"
+    )
+    if settings.folder is not None:
+        folder = Path(settings.folder)
+    else:
+        name = f"{settings.trainer}__{plans_name}__{configuration}"
+        folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no teacher in {folder}. Train it: {command}")
+    fold_folder = folder / f"fold_{chosen}"
+    if not fold_folder.is_dir():
+        have = ", ".join(sorted(entry.name for entry in folder.glob("fold_*"))) or "no fold"
+        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{chosen}. Train it: {command}")
+    checkpoint = fold_folder / settings.checkpoint
+    if not checkpoint.is_file():
+        have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
+        raise FileNotFoundError(
+            f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}. Finish its training: {command} --c"
+        )
+    teacher = Experiment(_read_json(folder / "plans.json"), configuration, _read_json(folder / "dataset.json"))
+    check_teacher(teacher, student)
+    return TeacherFiles(teacher, checkpoint, leakage(settings, fold))
+
+
+def teacher_fold(settings: TeacherSettings, fold: int | str) -> int | str:
+    """The fold of the teacher that teaches student fold ``fold``.
+
+    Raises:
+        NotImplementedError: For several folds at once.
+    """
+    if settings.folds == "same":
+        return fold
+    if settings.folds == "all":
+        return "all"
+    if len(settings.folds) > 1:
+        raise NotImplementedError(f"several teachers at once (nnunet_kd.teacher.folds = {settings.folds})")
+    return int(settings.folds[0])
+
+
+def leakage(settings: TeacherSettings, fold: int | str) -> str | None:
+    """A warning where the teacher has seen the student's validation cases, else ``None``."""
+    chosen = teacher_fold(settings, fold)
+    if chosen == fold or fold == "all":  # fold all keeps no case back in the first place
+        return None
+    return (
+        f"LEAKAGE: the teacher (fold {chosen}) was trained on validation cases of student fold {fold}. "
+        "The student's validation scores are optimistic and no estimate for new cases."
+    )
+
+
+def check_teacher(teacher: Experiment, student: Experiment) -> None:
+    """Refuse a teacher that was trained on other inputs or for other outputs than the student.
+
+    Raises:
+        ValueError: One sentence saying what differs.
+    """
+    theirs, ours = _facts(teacher, "teacher"), _facts(student, "student")
+    for fact, mine in ours.items():
+        if not _agree(theirs[fact], mine):
+            raise ValueError(f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {mine}")
+
+
+def _facts(experiment: Experiment, whose: str) -> dict[str, Any]:
+    plans, dataset = experiment.plans, experiment.dataset_json
+    if experiment.configuration not in plans["configurations"]:
+        raise ValueError(
+            f"the {whose}'s plans {plans.get('plans_name')} have no configuration {experiment.configuration}, "
+            f"only {', '.join(plans['configurations'])}"
+        )
+    configuration = PlansManager(plans).get_configuration(experiment.configuration).configuration
+    channels = list(dataset.get("channel_names", dataset.get("modality", {})).values())
+    schemes = configuration["normalization_schemes"]
+    facts = {
+        "number of input channels": len(channels),
+        "list of input channels": [str(channel).lower() for channel in channels],
+        "label list": dataset["labels"],
+        "order of regions": dataset.get("regions_class_order"),
+        "number of spatial axes": len(configuration["patch_size"]),
+        "spacing (mm)": [float(spacing) for spacing in configuration["spacing"]],
+        "intensity normalisation": list(schemes),
+        "normalisation inside the mask": list(configuration["use_mask_for_norm"]),
+        "axis order": list(plans["transpose_forward"]),
+        "previous cascade stage": configuration.get("previous_stage"),
+    }
+    # CT intensities are scaled by statistics of the data set, which plans carry; MRI by those of the case.
+    statistics = PlansManager(plans).foreground_intensity_properties_per_channel
+    for channel, scheme in enumerate(schemes):
+        if scheme == "CTNormalization":
+            facts[f"intensity statistics of channel {channel}"] = [
+                statistics[str(channel)][key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")
+            ]
+    return facts
+
+
+def _agree(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list) and all(isinstance(entry, float) for entry in a + b):
+        return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def _source_plans(plans: dict[str, Any]) -> str:
+    student = plans.get("nnunet_kd", {}).get("student", {})
+    return str(student.get("source_plans") or plans["plans_name"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the teacher's {path}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the teacher's {path} is no JSON object")
+    return content
+
+
+class Teacher(nn.Module):
+    """A frozen network that gives features, and logits where they are wanted.
+
+    Args:
+        network: A network with nnU-Net's ``encoder`` and ``decoder``.
+        decode: Keep the decoder. Without it only the encoder is held and run.
+    """
+
+    def __init__(self, network: nn.Module, decode: bool = False) -> None:
+        super().__init__()
+        self.stages: EncoderStages = encoder_stages(network)
+        self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
+        self.decoder: nn.Module | None = network.decoder if decode else None  # type: ignore[assignment]
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Logits (``None`` without a decoder) and the features of every encoder stage.
+
+        Shape:
+            ``(B, channels, *patch)`` to ``(B, heads, *patch)`` and a list of ``(B, width, *grid)``.
+        """
+        features = self.encoder(images)
+        return (None if self.decoder is None else self.decoder(features)), features
+
+
+def load_teacher(files: TeacherFiles, trust_checkpoint: bool = False, decode: bool = False) -> Teacher:
+    """The frozen network on the CPU, built by the teacher's own trainer class from its own plans.
+
+    Raises:
+        ValueError: For a checkpoint that cannot be read, is not trusted, does not belong to the plans beside it, or
+            holds weights that are not finite.
+    """
+    checkpoint = read_checkpoint(files.checkpoint, trust_checkpoint)
+    network = _build_network(checkpoint["trainer_name"], files.experiment)
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {files.checkpoint} do not belong to the plans.json beside them") from error
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the teacher's weights are not finite: {name} in {files.checkpoint}")
+    return Teacher(network, decode)
+
+
+def _build_network(trainer_name: str, experiment: Experiment) -> nn.Module:
+    plans = PlansManager(experiment.plans)
+    configuration = plans.get_configuration(experiment.configuration)
+    heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads
+    channels = determine_num_input_channels(plans, configuration, experiment.dataset_json)
+    build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+    if "plans_manager" in inspect.signature(build).parameters:
+        network = build(plans, configuration, channels, heads, enable_deep_supervision=False)
+    else:  # trainers written for nnU-Net before 2.6
+        network = build(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            channels,
+            heads,
+            enable_deep_supervision=False,
+        )
+    assert isinstance(network, nn.Module)
+    return network

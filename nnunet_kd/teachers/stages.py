@@ -1,0 +1,61 @@
+"""The encoder stages of a network: their widths and how coarse they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class EncoderStages:
+    """What a distillation term has to know of an encoder.
+
+    Attributes:
+        widths: Channels of each stage, highest resolution first.
+        strides: For each stage the input voxels per feature voxel, one number an axis (z, y, x).
+    """
+
+    widths: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+
+    @property
+    def dim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.strides[0])
+
+
+def encoder_stages(network: nn.Module) -> EncoderStages:
+    """Stages of a network with nnU-Net's encoder interface.
+
+    Raises:
+        NotImplementedError: For a network without ``encoder.output_channels`` and ``encoder.strides``.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not hasattr(encoder, "output_channels") or not hasattr(encoder, "strides"):
+        raise NotImplementedError(
+            f"{type(network).__name__} has no encoder that lists output_channels and strides: "
+            "its features cannot be distilled"
+        )
+    cumulative: list[tuple[int, ...]] = []
+    for stride in encoder.strides:
+        before = cumulative[-1] if cumulative else (1,) * len(stride)
+        cumulative.append(tuple(int(a * b) for a, b in zip(before, stride, strict=True)))
+    return EncoderStages(tuple(int(width) for width in encoder.output_channels), tuple(cumulative))
+
+
+def match_stages(student: EncoderStages, teacher: EncoderStages) -> list[tuple[int, int]]:
+    """Pairs (student stage, teacher stage) that lie on the same grid, highest resolution first.
+
+    Where several stages of a network share a grid, the last of them is meant.
+
+    Raises:
+        ValueError: If no stages agree.
+    """
+    by_grid = {stride: index for index, stride in enumerate(teacher.strides)}
+    last = {stride: index for index, stride in enumerate(student.strides)}
+    pairs = [(index, by_grid[stride]) for stride, index in last.items() if stride in by_grid]
+    if not pairs:
+        raise ValueError(f"no encoder stage of the student ({student.strides}) has the grid of one of the teacher's "
+                         f"({teacher.strides})")
+    return pairs

@@ -1,0 +1,1 @@
+"""How distillation fits nnU-Net's training: the only place that knows its life cycle."""

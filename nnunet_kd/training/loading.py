@@ -1,0 +1,64 @@
+"""Seeded data loading: batch ``i`` of a training is the same whatever runs before it and however many workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+TRAINING, VALIDATION, NETWORK = range(3)  # independent streams of random numbers
+
+
+def seed_everything(seed: int, *position: int) -> None:
+    """Seed Python, NumPy and PyTorch from a seed and a position (stream, rank, batch...)."""
+    words = np.random.SeedSequence([seed, *position]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+class SeededBatches:
+    """An endless data loader that seeds all random numbers before each batch, by the number of the batch.
+
+    Args:
+        loader: nnU-Net's data loader, which cuts and augments one batch at each ``next``.
+        seed: Seed of the training.
+        stream: :data:`TRAINING` or :data:`VALIDATION`.
+        rank: Rank of this process under DDP.
+        first: Number of the first batch, above 0 when a training goes on.
+        workers: Processes that share the batches between them in turn.
+    """
+
+    def __init__(self, loader: Any, seed: int, stream: int, rank: int, first: int, workers: int) -> None:
+        self.loader = loader
+        self._position = (seed, stream, rank)
+        self._next = first
+        self._workers = workers
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in a worker: it makes every ``workers``-th batch, starting with its own."""
+        self._next += thread_id
+        self.loader.set_thread_id(thread_id)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        seed_everything(*self._position, self._next)
+        self._next += self._workers
+        return next(self.loader)
+
+
+def seeded_augmenter(
+    loader: Any, seed: int, stream: int, rank: int, first: int, workers: int, pin_memory: bool
+) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
+    """Batches of :class:`SeededBatches` in order, made by ``workers`` processes, by this one where that is 0."""
+    batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1))
+    if workers == 0:
+        return SingleThreadedAugmenter(batches, None)
+    return MultiThreadedAugmenter(batches, None, workers, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
