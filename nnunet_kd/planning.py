@@ -238,7 +238,9 @@ def student_plans(
             )
         arguments = _reducible_arguments(content["architecture"], configuration)
         before = arguments["features_per_stage"]
-        after = list(widths[configuration]) if configuration in widths else reduce_widths(before, reduction, min_features)
+        after = (
+            list(widths[configuration]) if configuration in widths else reduce_widths(before, reduction, min_features)
+        )
         _check_widths(after, len(before), configuration)
         arguments["features_per_stage"] = after
     if name is not None:

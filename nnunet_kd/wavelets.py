@@ -88,7 +88,7 @@ def _filters(wavelet: str) -> tuple[list[float], list[float]]:
         found = pywt.Wavelet(wavelet)
     except ValueError:
         raise ValueError(
-            f"unknown wavelet {wavelet!r}: give a PyWavelets name of an orthogonal wavelet (haar, db4, sym4, coif1, ...)"
+            f"unknown wavelet {wavelet!r}: give PyWavelets' name of an orthogonal one (haar, db4, sym4, coif1, ...)"
         ) from None
     if not found.orthogonal:
         raise ValueError(f"wavelet {wavelet!r} is not orthogonal: its details are no orthogonal projection")
@@ -124,7 +124,8 @@ def analysis_matrix(length: int, wavelet: str = "db4") -> Tensor:
         matrix[half + k, sample] += high
     # The filters are printed to some 1e-12, dmey is not even orthogonal to 1e-3: take the nearest orthonormal matrix.
     left, _, right = torch.linalg.svd(matrix)
-    return left @ right
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def _carry_last_sample(even: Tensor) -> Tensor:
@@ -149,8 +150,9 @@ def _carry_last_sample(even: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _band_matrix(length: int, wavelet: str, letter: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    matrix, half = analysis_matrix(length, wavelet), (length + 1) // 2
-    return (matrix[:half] if letter == "a" else matrix[half:]).to(device, dtype).contiguous()
+    full, half = analysis_matrix(length, wavelet), (length + 1) // 2
+    rows: Tensor = full[:half] if letter == "a" else full[half:]
+    return rows.to(device, dtype).contiguous()
 
 
 def _multiply(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
@@ -225,10 +227,11 @@ def _merge(level: dict[str, Tensor], wavelet: str) -> Tensor:
         for name in {name[:-1] for name in level}:
             low, high = level[name + "a"], level[name + "d"]
             length = low.shape[axis + 2] + high.shape[axis + 2]
-            merged[name] = sum(
+            from_low, from_high = (
                 _multiply(part, _band_matrix(length, wavelet, letter, part.dtype, part.device).t(), axis)
                 for letter, part in (("a", low), ("d", high))
             )
+            merged[name] = from_low + from_high
         level = merged
     return level[""]
 
@@ -281,7 +284,7 @@ def _components(
     spatial = x.shape[2:]
     if spatial.numel() <= dense:
         matrix, rows = _dense_matrix(spatial, wavelet, levels, keep, each_level, x.dtype, x.device)
-        return [[part] for part in (x.flatten(2) @ matrix).split(rows, dim=2)]
+        return [[part] for part in torch.split(x.flatten(2) @ matrix, rows, dim=2)]
     last = levels == 1
     wanted = keep if each_level or last else keep - {"a" * len(spatial)}
     components, approximation = _split(x, wavelet, "", wanted, approximation=not last)

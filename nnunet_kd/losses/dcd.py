@@ -120,13 +120,16 @@ class DCDLoss(nn.Module):
         """Energies of the levels to one mean; an energy is 0 where a level selects nothing."""
         maps = shape[0] * shape[1]
         each_level = self.level_weighting == "level_mean"
+        total: Tensor
         voxels, coefficients = _sizes(shape[2:], self.wavelet, self.levels, self.bands, each_level)
         if self.level_weighting == "energy":
-            return sum(energies) / (maps * (voxels[0] if self.reconstruct else max(sum(coefficients), 1)))
+            total = sum(energies) / (maps * (voxels[0] if self.reconstruct else max(sum(coefficients), 1)))
+            return total
         divisors = voxels if self.reconstruct else coefficients
         used = sum(count > 0 for count in coefficients)
         means = [energy / (maps * max(size, 1)) for energy, size in zip(energies, divisors, strict=True)]
-        return sum(means) / max(used, 1)
+        total = sum(means) / max(used, 1)
+        return total
 
     def extra_repr(self) -> str:
         return (

@@ -69,7 +69,8 @@ def find_teacher(settings: TeacherSettings, student: Experiment, fold: int | str
     if not checkpoint.is_file():
         have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
         raise FileNotFoundError(
-            f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}. Finish its training: {command} --c"
+            f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}. "
+            f"Finish its training: {command} --c"
         )
     teacher = Experiment(_read_json(folder / "plans.json"), configuration, _read_json(folder / "dataset.json"))
     check_teacher(teacher, student)
@@ -111,7 +112,9 @@ def check_teacher(teacher: Experiment, student: Experiment) -> None:
     theirs, ours = _facts(teacher, "teacher"), _facts(student, "student")
     for fact, mine in ours.items():
         if not _agree(theirs[fact], mine):
-            raise ValueError(f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {mine}")
+            raise ValueError(
+                f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {mine}"
+            )
 
 
 def _facts(experiment: Experiment, whose: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -31,7 +32,7 @@ def encoder_stages(network: nn.Module) -> EncoderStages:
     Raises:
         NotImplementedError: For a network without ``encoder.output_channels`` and ``encoder.strides``.
     """
-    encoder = getattr(network, "encoder", None)
+    encoder: Any = getattr(network, "encoder", None)
     if not hasattr(encoder, "output_channels") or not hasattr(encoder, "strides"):
         raise NotImplementedError(
             f"{type(network).__name__} has no encoder that lists output_channels and strides: "
@@ -56,6 +57,8 @@ def match_stages(student: EncoderStages, teacher: EncoderStages) -> list[tuple[i
     last = {stride: index for index, stride in enumerate(student.strides)}
     pairs = [(index, by_grid[stride]) for stride, index in last.items() if stride in by_grid]
     if not pairs:
-        raise ValueError(f"no encoder stage of the student ({student.strides}) has the grid of one of the teacher's "
-                         f"({teacher.strides})")
+        raise ValueError(
+            f"no encoder stage of the student ({student.strides}) has the grid of one of the teacher's "
+            f"({teacher.strides})"
+        )
     return pairs

@@ -42,6 +42,8 @@ class SeededBatches:
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called in a worker: it makes every ``workers``-th batch, starting with its own."""
+        # A forked worker inherits OpenMP's record of a thread pool but not the threads, and would wait for them.
+        torch.set_num_threads(1)
         self._next += thread_id
         self.loader.set_thread_id(thread_id)
 
@@ -61,4 +63,4 @@ def seeded_augmenter(
     batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1))
     if workers == 0:
         return SingleThreadedAugmenter(batches, None)
-    return MultiThreadedAugmenter(batches, None, workers, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
+    return MultiThreadedAugmenter(batches, None, workers, pin_memory=pin_memory, wait_time=0.002)

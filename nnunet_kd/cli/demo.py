@@ -1,0 +1,219 @@
+"""``nnunet_kd demo``: the whole job on data it makes itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
+lesions, plans and preprocesses it, trains a teacher, a quarter-width student without distillation (NoKD) and the same
+student with DCD, predicts held-out cases, and prints a table. Every step is a stock nnU-Net command, shown as it
+runs. A second run continues where the first was stopped.
+
+The training is far too short for the numbers to say anything about the methods: it shows that everything works.
+"""
+
+NAME = "Dataset599_SyntheticHeads"
+TEACHER_PLANS, STUDENT_PLANS = "nnUNetPlans_teacher", "nnUNetPlans_r4"
+SCHEDULE = {"num_epochs": 10, "num_iterations_per_epoch": 25, "num_val_iterations_per_epoch": 4}
+# Column -> trainer and plans. The teacher is a student whose widths are divided by 1: the same short schedule.
+MODELS = {
+    "teacher": ("nnUNetTrainerNoKD", TEACHER_PLANS),
+    "NoKD": ("nnUNetTrainerNoKD", STUDENT_PLANS),
+    "DCD": ("nnUNetTrainerDCD", STUDENT_PLANS),
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "demo",
+        help="the whole job on synthetic data, in a few minutes",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what has not been run yet, then print the table; returns the exit status."""
+    demo = _Demo(arguments.out.resolve())
+    demo.prepare()
+    demo.plan()
+    for model in MODELS:
+        demo.train(model)
+    for model in MODELS:
+        demo.predict(model)
+    demo.report()
+    return 0
+
+
+class _Demo:
+    """The steps; each leaves a file by which the next run knows that it is done."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.started = time.monotonic()
+        self.folders = {name: out / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        self.raw = self.folders["nnUNet_raw"] / NAME
+        self.preprocessed = self.folders["nnUNet_preprocessed"] / NAME
+        for name, folder in self.folders.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[name] = str(folder)
+        # nnU-Net starts eight exporting processes for eight small cases unless told otherwise.
+        os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, min(4, (os.cpu_count() or 2) - 1))))
+        os.environ.setdefault("nnUNet_def_n_proc", "2")
+
+    def say(self, text: str) -> None:
+        elapsed = int(time.monotonic() - self.started)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
+
+    def prepare(self) -> None:
+        """Make the data, then nnU-Net's own planning and preprocessing."""
+        from nnunet_kd.datasets.synthetic import make_dataset
+
+        if not (self.raw / "dataset.json").is_file():
+            self.say(f"making 24 training and 8 test cases in {self.raw}")
+            make_dataset(self.raw)
+        if not (self.preprocessed / "preprocessed").is_file():
+            options = ["-d", "599", "-c", "3d_fullres", "-np", "2", "-npfp", "2", "--verify_dataset_integrity"]
+            self.command("preprocess", "nnUNetv2_plan_and_preprocess", *options)
+            (self.preprocessed / "preprocessed").touch()
+
+    def plan(self) -> None:
+        """Plans of teacher and student with a short schedule and batches of two."""
+        from nnunet_kd.planning import student_plans
+
+        plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
+        plans["configurations"]["3d_fullres"]["batch_size"] = 2
+        for name, reduction in ((TEACHER_PLANS, 1), (STUDENT_PLANS, 4)):
+            reduced = student_plans(deepcopy(plans), reduction, name=name)
+            reduced["nnunet_kd"]["training"] = SCHEDULE
+            reduced["nnunet_kd"]["teacher"] = {"trainer": "nnUNetTrainerNoKD", "plans": TEACHER_PLANS}
+            (self.preprocessed / f"{name}.json").write_text(json.dumps(reduced, indent=2))
+
+    def model_folder(self, model: str) -> Path:
+        trainer, plans = MODELS[model]
+        return self.folders["nnUNet_results"] / NAME / f"{trainer}__{plans}__3d_fullres"
+
+    def train(self, model: str) -> None:
+        """Fold 0 with nnUNetv2_train."""
+        trainer, plans = MODELS[model]
+        fold = self.model_folder(model) / "fold_0"
+        if (fold / "validation" / "summary.json").is_file():
+            return
+        resume = ["--c"] if fold.is_dir() else []
+        options = ["599", "3d_fullres", "0", "-tr", trainer, "-p", plans, "-device", _device(), *resume]
+        self.command(f"train_{model}", "nnUNetv2_train", *options)
+
+    def predict(self, model: str) -> None:
+        """The held-out cases with nnUNetv2_predict."""
+        trainer, plans = MODELS[model]
+        output = self.out / "predictions" / model
+        cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
+        if len(list(output.glob("*.nii.gz"))) == cases:
+            return
+        data = ["-i", str(self.raw / "imagesTs"), "-o", str(output), "-d", "599", "-c", "3d_fullres", "-f", "0"]
+        workers = ["-npp", "1", "-nps", "1", "-device", _device()]
+        self.command(f"predict_{model}", "nnUNetv2_predict", *data, "-tr", trainer, "-p", plans, *workers)
+
+    def command(self, log: str, *words: str) -> None:
+        """One nnU-Net command: its epochs as progress, everything it prints in a log file."""
+        program = Path(sys.executable).parent / words[0]
+        found = str(program) if program.is_file() else shutil.which(words[0])
+        if found is None:
+            raise FileNotFoundError(f"{words[0]} is not installed beside {sys.executable}")
+        self.say("$ " + " ".join(words))
+        path = self.out / f"{log}.log"
+        with path.open("w") as file:
+            process = subprocess.Popen(
+                [found, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    file.write(line)
+                    text = line.split(": ", 1)[-1].strip()
+                    if text.startswith(("Pseudo dice", "Mean Validation Dice")):
+                        self.say(f"    {text}")
+                    elif text.startswith("Epoch ") and text[6:].isdecimal():
+                        self.say(f"    epoch {int(text[6:]) + 1} of {SCHEDULE['num_epochs']}")
+                status = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+                raise
+        if status:
+            last = [line for line in path.read_text().splitlines() if line.strip()][-1:]
+            raise RuntimeError(f"{words[0]} failed ({' '.join(last)}); its output is in {path}")
+
+    def report(self) -> None:
+        """The table and the picture."""
+        from nnunet_kd.datasets.synthetic import LABELS
+        from nnunet_kd.evaluation.cost import configuration_cost, seconds_per_case
+
+        foreground = {value: name for name, value in LABELS.items() if value}
+        head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
+        lines = [head + f"{'parameters':>14}{'seconds a case':>16}"]
+        dataset_json = json.loads((self.raw / "dataset.json").read_text())
+        for model in MODELS:
+            dice = self.dice(model, list(foreground))
+            plans = json.loads((self.model_folder(model) / "plans.json").read_text())
+            parameters = configuration_cost(plans, "3d_fullres", dataset_json).parameters
+            seconds = seconds_per_case(self.model_folder(model), 0, self.raw / "imagesTs", _device())
+            scores = "".join(f"{dice[value]:>16.3f}" for value in foreground)
+            lines.append(f"{model:<10}{scores}{parameters:>14,}{seconds:>16.2f}")
+        table = "\n".join(lines)
+        (self.out / "table.txt").write_text(table + "\n")
+        picture = self.out / "comparison.png"
+        self.draw(picture, foreground)
+        minutes = (time.monotonic() - self.started) / 60
+        self.say(f"8 held-out cases, one short training each; seconds in the network, mirroring on\n\n{table}\n")
+        print(f"picture {picture}\ntable   {self.out / 'table.txt'}\ndone in {minutes:.1f} minutes")
+
+    def dice(self, model: str, labels: list[int]) -> dict[int, float]:
+        """Mean Dice a class over the held-out cases, by nnU-Net's own evaluation."""
+        from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+        from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+        predictions = self.out / "predictions" / model
+        metrics = compute_metrics_on_folder(
+            str(self.raw / "labelsTs"), str(predictions), None, SimpleITKIO(), ".nii.gz", labels, num_processes=1
+        )
+        return {label: float(metrics["mean"][label]["Dice"]) for label in labels}
+
+    def draw(self, picture: Path, foreground: dict[int, str]) -> None:
+        """Image, reference and every model on the busiest slice of three cases."""
+        import SimpleITK
+
+        from nnunet_kd.evaluation.pictures import busiest_slice, save_comparison
+
+        def read(path: Path) -> Any:
+            return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+
+        rows = {}
+        for path in sorted((self.raw / "labelsTs").glob("*.nii.gz"))[:3]:
+            case = path.name.removesuffix(".nii.gz")
+            reference = read(path)
+            z = busiest_slice(reference)
+            image = read(self.raw / "imagesTs" / f"{case}_0002.nii.gz")[z]
+            models = {model: read(self.out / "predictions" / model / path.name)[z] for model in MODELS}
+            rows[case] = (image, {"reference": reference[z], **models})
+        save_comparison(picture, rows, foreground, aspect=1.2 / 1.3)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,198 @@
+"""``nnunet_kd doctor``: what is installed, what nnU-Net can find, whether the teacher is there and fits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with "no" is
+followed by the command that mends it. Exit status 1 if there is one.
+
+  nnunet_kd doctor
+  nnunet_kd doctor -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerDCD
+"""
+
+PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "doctor",
+        help="check the installation, the plans and the teacher",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-d", metavar="ID", help="data set, as a number or a name")
+    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
+    command.add_argument("-f", metavar="FOLD", default="0", help="fold of the student (default: 0)")
+    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
+    command.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerDCD", help="default: nnUNetTrainerDCD")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; returns 1 if something is wrong."""
+    checks: list[Callable[[], str]] = [_packages, _device, _paths, _trainers]
+    if arguments.d is not None:
+        experiment = _Experiment(arguments)
+        checks += [experiment.read_plans, experiment.preprocessed, experiment.find_trainer, experiment.teacher]
+    wrong = 0
+    for check in checks:
+        try:
+            print(f"ok  {check()}")
+        except (ValueError, OSError, NotImplementedError, RuntimeError, KeyError, ImportError) as error:
+            wrong += 1
+            print(f"no  {error}")
+            if isinstance(error, _StopError):
+                break
+    print("all is well" if not wrong else f"{wrong} to mend")
+    return 1 if wrong else 0
+
+
+class _StopError(ValueError):
+    """What follows cannot be checked."""
+
+
+def _packages() -> str:
+    found = [f"Python {platform.python_version()}", f"nnunet_kd {version('nnunet_kd')}"]
+    missing = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} not installed. Mend: {sys.executable} -m pip install {' '.join(missing)}"
+        )
+    return ", ".join(found)
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"CUDA device {torch.cuda.get_device_name()}"
+    return "no CUDA device: add -device cpu to nnUNetv2_train and nnUNetv2_predict"
+
+
+def _paths() -> str:
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    for name in names:
+        if name not in os.environ:
+            raise _StopError(f"{name} is not set. Mend: export {name}=/path/to/{name}")
+        if not Path(os.environ[name]).is_dir():
+            raise _StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {os.environ[name]}")
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _trainers() -> str:
+    from nnunet_kd.discovery import VARIABLE, trainers_folder
+
+    names = sorted(path.stem for path in Path(trainers_folder()).glob("nnUNetTrainer*.py"))
+    lost = [name for name in names if not _lookup_finds(name)]
+    if lost:
+        raise ValueError(
+            f"nnU-Net cannot find {', '.join(lost)}; {VARIABLE}={os.environ.get(VARIABLE, '')}. "
+            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{trainers_folder()}"
+        )
+    return f"nnU-Net finds {', '.join(names)}"
+
+
+def _lookup_finds(trainer: str) -> bool:
+    try:
+        _lookup(trainer)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _lookup(trainer: str) -> Any:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return recursive_find_trainer_class_by_name(trainer)
+
+
+class _Experiment:
+    """The checks of one student."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.folder = Path()
+        self.plans: dict[str, Any] = {}
+        self.trainer: Any = None
+
+    def read_plans(self) -> str:
+        from nnunet_kd.cli.dataset_folder import preprocessed_folder
+        from nnunet_kd.planning import read_settings
+
+        arguments = self.arguments
+        self.folder = preprocessed_folder(arguments.d)
+        path = self.folder / f"{arguments.p}.json"
+        if not path.is_file():
+            raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {arguments.d} -c {arguments.c}")
+        try:
+            self.plans = json.loads(path.read_text())
+            read_settings(self.plans)
+        except ValueError as error:
+            raise _StopError(f"{path}: {error}. Mend: edit that file") from error
+        if self.plans["plans_name"] != arguments.p:
+            raise _StopError(
+                f"{path} calls itself {self.plans['plans_name']}. Mend: set its plans_name to {arguments.p}"
+            )
+        if arguments.c not in self.plans["configurations"]:
+            have = ", ".join(self.plans["configurations"])
+            raise _StopError(f"{path} has no configuration {arguments.c}. Mend: choose one of {have} with -c")
+        return f"plans {path}"
+
+    def preprocessed(self) -> str:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
+        cases = len(list((self.folder / identifier).glob("*.pkl")))
+        if not cases:
+            raise ValueError(
+                f"nothing is preprocessed in {self.folder / identifier}. "
+                f"Mend: nnUNetv2_preprocess -d {self.arguments.d} -plans_name {self.arguments.p} -c {self.arguments.c}"
+            )
+        return f"{cases} preprocessed cases in {self.folder / identifier}"
+
+    def find_trainer(self) -> str:
+        try:
+            self.trainer = _lookup(self.arguments.tr)
+        except RuntimeError:
+            raise _StopError(
+                f"nnU-Net cannot find trainer {self.arguments.tr}. Mend: choose another with -tr"
+            ) from None
+        return f"trainer {self.arguments.tr}"
+
+    def teacher(self) -> str:
+        from nnunet_kd.teachers.nnunet import Experiment
+        from nnunet_kd.training.preparation import attach_teacher, prepare
+        from nnunet_kd.training.trainer import DistillationTrainer
+
+        if not issubclass(self.trainer, DistillationTrainer):
+            return f"{self.arguments.tr} is not a trainer of this package: no teacher to check"
+        dataset_json = json.loads((self.folder / "dataset.json").read_text())
+        fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
+        preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
+        if not preparation.terms:
+            return f"{self.arguments.tr} needs no teacher"
+        with contextlib.redirect_stdout(io.StringIO()):
+            attached = attach_teacher(self.trainer, preparation)
+        if attached.leakage is not None:
+            raise ValueError(f'{attached.leakage} Mend: set nnunet_kd.teacher.folds to "same" in the plans')
+        widths = attached.teacher.stages.widths
+        return f"the teacher is there and fits: {len(attached.matched_stages)} stages shared, widths {list(widths)}"

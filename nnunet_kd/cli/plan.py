@@ -1,0 +1,78 @@
+"""``nnunet_kd plan``: write plans of a student, and show what it costs beside its teacher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+_DESCRIPTION = """\
+Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
+the student trains on the data that are preprocessed already. Prints parameters, FLOPs and activation memory of
+teacher and student.
+
+  nnunet_kd plan -d 501 -r 4
+      writes nnUNetPlans_r4.json; train it with
+      nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_r4
+  nnunet_kd plan -d 501 -c 3d_fullres --widths 8 16 32 64 80 80 -o nnUNetPlans_mine
+      sets the widths of one configuration by hand; the others are divided by -r
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "plan",
+        help="write plans of a student",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
+    command.add_argument(
+        "-p", metavar="PLANS", default="nnUNetPlans", help="the teacher's plans (default: nnUNetPlans)"
+    )
+    command.add_argument("-r", metavar="FACTOR", type=float, default=4, help="divide every width by this (default: 4)")
+    command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
+    command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
+    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration --widths is for")
+    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS_rFACTOR)")
+    command.add_argument("--force", action="store_true", help="replace a plans file of that name")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the plans; returns the exit status."""
+    from nnunet_kd.cli.dataset_folder import preprocessed_folder
+    from nnunet_kd.evaluation.cost import cost_table
+    from nnunet_kd.planning import student_plans
+
+    folder = preprocessed_folder(arguments.d)
+    source = folder / f"{arguments.p}.json"
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"there are no plans {source}. Make them: nnUNetv2_plan_and_preprocess -d {arguments.d}"
+        )
+    plans = json.loads(source.read_text())
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    name = arguments.o or f"{arguments.p}_{'w' if arguments.widths else 'r'}{_short(arguments)}"
+    target = folder / f"{name}.json"
+    if target == source:
+        raise ValueError(f"the student's plans need a name of their own, not {name}")
+    if target.exists() and not arguments.force:
+        raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
+    widths = {arguments.c: arguments.widths} if arguments.widths else None
+    student = student_plans(plans, arguments.r, arguments.min_features, widths, name)
+    table = cost_table(plans, student, dataset_json)
+
+    temporary = target.with_suffix(".json.partial")
+    temporary.write_text(json.dumps(student, indent=4))
+    os.replace(temporary, target)
+    print(table)
+    print(f"\nwrote {target}")
+    print(f"train it: nnUNetv2_train {arguments.d} {arguments.c} 0 -tr nnUNetTrainerDCD -p {name}")
+    return 0
+
+
+def _short(arguments: argparse.Namespace) -> str:
+    return "_".join(map(str, arguments.widths)) if arguments.widths else f"{arguments.r:g}"

@@ -1,0 +1,126 @@
+"""Parameters, FLOPs and activation memory of a plan's networks, counted without running them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one configuration's network costs.
+
+    Attributes:
+        parameters: Number of weights.
+        flops: Floating point operations of one forward pass over one patch; a multiply-add counts as two.
+        activation_bytes: Memory of what one training step on one patch keeps for the backward pass, in float32,
+            deep supervision on.
+    """
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Cost:
+    """Cost of a network on PyTorch's meta device.
+
+    Args:
+        network: Built under ``torch.device("meta")``.
+        channels: Input channels.
+        patch_size: In voxels, nnU-Net's axis order.
+    """
+    patch = torch.empty(1, channels, *patch_size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(patch)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(patch)
+    activations = sum(storage.nbytes() for storage in kept.values())
+    del outputs
+    return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops(), activations)
+
+
+def configuration_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
+    """Cost of the network one configuration of the plans asks for."""
+    manager = PlansManager(plans)
+    settings = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, settings, dataset_json)
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            settings.network_arch_class_name,
+            settings.network_arch_init_kwargs,
+            settings.network_arch_init_kwargs_req_import,
+            channels,
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            allow_init=False,
+            deep_supervision=True,
+        )
+    return network_cost(network, channels, list(settings.patch_size))
+
+
+def cost_table(teacher: dict[str, Any], student: dict[str, Any], dataset_json: dict[str, Any]) -> str:
+    """Teacher and student side by side, a line a configuration and quantity."""
+    lines = [f"{'configuration':<20} {'':<26} {'teacher':>10} {'student':>10} {'ratio':>6}"]
+    for configuration in student["configurations"]:
+        before = configuration_cost(teacher, configuration, dataset_json)
+        after = configuration_cost(student, configuration, dataset_json)
+        for label, unit, a, b in (
+            ("parameters (M)", 1e6, before.parameters, after.parameters),
+            ("GFLOPs a patch", 1e9, before.flops, after.flops),
+            ("activations a patch (MiB)", 2**20, before.activation_bytes, after.activation_bytes),
+        ):
+            lines.append(f"{configuration:<20} {label:<26} {a / unit:>10.3f} {b / unit:>10.3f} {a / b:>6.1f}")
+    return "\n".join(lines)
+
+
+def seconds_per_case(model_folder: Path, fold: int | str, images: Path, device: str) -> float:
+    """Mean seconds nnU-Net's own predictor spends in the network for a case, mirroring on, after one warm-up case.
+
+    Reading, resampling and writing are not counted.
+
+    Args:
+        model_folder: Results folder with ``plans.json`` and ``fold_*``.
+        fold: The fold to load.
+        images: Folder of raw images, as for ``nnUNetv2_predict``.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
+    predictor.network.to(predictor.device).eval()
+    assert predictor.dataset_json is not None and predictor.configuration_manager is not None
+    cases = create_lists_from_splitted_dataset_folder(str(images), predictor.dataset_json["file_ending"])
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    seconds = []
+    for files in [cases[0], *cases]:
+        data, _, _ = preprocessor.run_case(
+            files, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+        )
+        start = time.perf_counter()
+        predictor.predict_sliding_window_return_logits(torch.from_numpy(data))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return sum(seconds[1:]) / len(cases)

@@ -1,0 +1,93 @@
+"""Write the plan files of this folder: nnU-Net's own ResEnc planner on the published geometry of two data sets.
+
+    python plans/generate.py
+
+The planner needs a data set's fingerprint; here it is written from the numbers below instead of from images, so no
+data are needed. Both data sets are z-scored per case, so no intensity statistics enter the plans.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_kd.planning import student_plans
+
+PLANS = Path(__file__).parent
+TEACHER = "nnUNetResEncUNetPlans"
+REDUCTION = 4
+
+# Channels, labels, cases, and a typical image after cropping to the brain: voxels and spacing (mm), z y x. The shapes
+# are chosen within that so that nnU-Net plans the strides of the paper's networks (its parameter counts fix them).
+DATASETS: dict[str, dict[str, Any]] = {
+    "Dataset501_BraTS2024GLI": {
+        "channel_names": {"0": "T1N", "1": "T1C", "2": "T2W", "3": "T2F"},
+        "labels": {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4},
+        "cases": 1350,
+        "shape": [140, 182, 148],
+        "spacing": [1.0, 1.0, 1.0],
+    },
+    "Dataset502_ISLES2022": {
+        "channel_names": {"0": "ADC", "1": "DWI", "2": "FLAIR"},
+        "labels": {"background": 0, "lesion": 1},
+        "cases": 250,
+        "shape": [180, 200, 180],
+        "spacing": [1.0, 0.9, 0.9],
+    },
+}
+
+
+def main() -> None:
+    """Plan both data sets and write the plans of teacher and student."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            os.environ[variable] = str(Path(scratch) / variable)
+        for name, facts in DATASETS.items():
+            teacher = plan(Path(scratch), name, facts)
+            write(name, teacher)
+            write(name, student_plans(teacher, REDUCTION, name=f"{TEACHER}_r{REDUCTION}"))
+
+
+def plan(scratch: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Plans of nnU-Net's ResEnc planner."""
+    import SimpleITK
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+        ResEncUNetPlanner,
+    )
+
+    raw, preprocessed = scratch / "nnUNet_raw" / name, scratch / "nnUNet_preprocessed" / name
+    for folder in (raw / "imagesTr", raw / "labelsTr", preprocessed):
+        folder.mkdir(parents=True)
+    image = SimpleITK.GetImageFromArray(np.zeros((2, 2, 2), np.float32))
+    for channel in facts["channel_names"]:
+        SimpleITK.WriteImage(image, str(raw / "imagesTr" / f"case_{int(channel):04d}.nii.gz"))
+    SimpleITK.WriteImage(image, str(raw / "labelsTr" / "case.nii.gz"))
+    dataset = {key: facts[key] for key in ("channel_names", "labels")}
+    dataset |= {"numTraining": facts["cases"], "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    fingerprint = {
+        "spacings": [facts["spacing"]] * 3,
+        "shapes_after_crop": [facts["shape"]] * 3,
+        "foreground_intensity_properties_per_channel": {},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    ResEncUNetPlanner(name).plan_experiment()
+    plans: dict[str, Any] = json.loads((preprocessed / f"{TEACHER}.json").read_text())
+    return plans
+
+
+def write(dataset: str, plans: dict[str, Any]) -> None:
+    """One plans file, in the folder of its data set."""
+    folder = PLANS / dataset
+    folder.mkdir(exist_ok=True)
+    (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=4) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained on it for two iterations."""
+
+import json
+import os
+
+# nnU-Net reads these when it is imported.
+os.environ["nnUNet_n_proc_DA"] = "0"
+os.environ["nnUNet_def_n_proc"] = "1"
+os.environ["nnUNet_compile"] = "f"
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+DATASET = "Dataset598_TinyHeads"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@dataclass
+class Workspace:
+    """nnU-Net's three folders with one data set and a teacher in them."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / DATASET
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed" / DATASET
+
+    @property
+    def results(self) -> Path:
+        return self.root / "nnUNet_results" / DATASET
+
+    @property
+    def teacher(self) -> Path:
+        return self.results / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+    @property
+    def dataset_json(self) -> dict:
+        return json.loads((self.preprocessed / "dataset.json").read_text())
+
+    def plans(self, name: str = "nnUNetPlans", **block) -> dict:
+        """The teacher's plans under another name, with an ``nnunet_kd`` block, written beside them too."""
+        plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
+        plans["plans_name"] = name
+        if block:
+            plans["nnunet_kd"] = block
+        (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
+        return plans
+
+    def environment(self) -> dict:
+        """For a command started in this workspace."""
+        return {**os.environ, **{name: str(self.root / name) for name in FOLDERS}}
+
+    def command(self, *words: str, **changes: str) -> subprocess.CompletedProcess:
+        """Run a command installed beside this Python."""
+        program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
+        return subprocess.run(
+            [program, *words[1:]], capture_output=True, text=True, env={**self.environment(), **changes}, timeout=600
+        )
+
+
+def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configuration="3d_fullres", resume=False):
+    """A trainer as nnU-Net's command makes it."""
+    return kind({**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu"))
+
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
+
+
+@pytest.fixture(scope="session")
+def trained_workspace(tmp_path_factory) -> Workspace:
+    """Made once; tests get copies of it."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_kd.datasets.synthetic import make_dataset
+
+    workspace = Workspace(tmp_path_factory.mktemp("nnunet"))
+    for name in FOLDERS:
+        (workspace.root / name).mkdir()
+        os.environ[name] = str(workspace.root / name)
+    make_dataset(workspace.raw, training=6, test=1, shape=(12, 22, 18))
+    options = ("-c", "3d_fullres", "2d", "-np", "1", "1", "-npfp", "1")
+    done = workspace.command("nnUNetv2_plan_and_preprocess", "-d", "598", *options)
+    assert done.returncode == 0, done.stderr
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+    for configuration in plans["configurations"].values():
+        configuration["batch_size"] = 2
+    (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for configuration in ("3d_fullres", "2d"):
+        trainer = make_trainer(nnUNetTrainer, workspace.plans(), workspace, configuration=configuration)
+        trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
+        trainer.num_iterations_per_epoch = 2
+        trainer.run_training()
+    return workspace
+
+
+@pytest.fixture
+def workspace(trained_workspace, tmp_path, monkeypatch) -> Workspace:
+    """A copy a test may spoil; the preprocessed arrays are linked."""
+    copy = Workspace(tmp_path)
+    for name in FOLDERS:
+        shutil.copytree(trained_workspace.root / name, tmp_path / name, copy_function=_link_arrays)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return copy
+
+
+def _link_arrays(source: str, target: str) -> None:
+    if source.endswith((".b2nd", ".pkl", ".nii.gz")):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
