@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
+
 DATASET = "Dataset598_TinyHeads"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

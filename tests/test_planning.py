@@ -1,0 +1,140 @@
+import json
+from copy import deepcopy
+
+import pytest
+
+from nnunet_kd.planning import Settings, TeacherSettings, read_settings, reduce_widths, student_plans
+
+
+def plans(network="dynamic_network_architectures.architectures.unet.PlainConvUNet"):
+    def configuration(widths):
+        arguments = {"n_stages": len(widths), "features_per_stage": widths}
+        return {"architecture": {"network_class_name": network, "arch_kwargs": arguments}, "patch_size": [32] * 3}
+
+    return {
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "2d": configuration([32, 64, 128, 256, 512]),
+            "3d_fullres": configuration([32, 64, 128, 320]),
+            "3d_big": {"inherits_from": "3d_fullres", "patch_size": [64] * 3},
+        },
+    }
+
+
+def test_widths_are_divided_in_every_configuration_and_nothing_else_changes():
+    before = plans()
+    after = student_plans(before, 4, name="nnUNetPlans_r4")
+    widths = {c: after["configurations"][c]["architecture"]["arch_kwargs"]["features_per_stage"] for c in ("2d", "3d_fullres")}
+    assert widths == {"2d": [8, 16, 32, 64, 128], "3d_fullres": [8, 16, 32, 80]}
+    assert after["plans_name"] == "nnUNetPlans_r4"
+    assert after["nnunet_kd"]["student"] == {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8}
+    assert before == plans()
+    restored = deepcopy(after)
+    del restored["nnunet_kd"]
+    restored["plans_name"] = "nnUNetPlans"
+    for configuration, content in plans()["configurations"].items():
+        if "architecture" in content:
+            restored["configurations"][configuration]["architecture"] = content["architecture"]
+    assert restored == plans()
+
+
+def test_least_width():
+    assert reduce_widths([32, 64, 320], 16) == [8, 8, 20]
+    assert reduce_widths([4, 6, 64], 4) == [4, 6, 16]  # never wider than the teacher
+    assert reduce_widths([32, 33], 3, min_features=1) == [10, 11]
+    assert reduce_widths([32], 2.5, min_features=1) == [12]
+
+
+def test_widths_by_hand():
+    after = student_plans(plans(), 2, widths={"3d_fullres": [4, 5, 6, 7]})
+    assert after["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 5, 6, 7]
+    assert after["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"][0] == 16
+
+
+def test_one_width_for_all_stages_is_spelt_out():
+    before = plans()
+    before["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = 32
+    after = student_plans(before, 4)
+    assert after["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] == [8] * 5
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"3d_fullres": [8, 16]}, "configuration 3d_fullres has 4 stages, got 2 widths"),
+        ({"3d_fullres": [8, 16, 0, 8]}, "cannot have 0 channels"),
+        ({"3d_fullres": [8, 16, 2.5, 8]}, "cannot have 2.5 channels"),
+        ({"3d_fulres": [8, 16, 8, 8]}, "unknown key '3d_fulres' .*did you mean '3d_fullres'"),
+        ({"3d_big": [8, 16, 8, 8]}, "configuration 3d_big inherits its network from 3d_fullres"),
+    ],
+)
+def test_bad_widths(widths, message):
+    with pytest.raises(ValueError, match=message):
+        student_plans(plans(), widths=widths)
+
+
+def test_unknown_network_and_old_plans():
+    with pytest.raises(ValueError, match="uses some.Transformer, whose widths are not known here"):
+        student_plans(plans("some.Transformer"))
+    old = plans()
+    old["configurations"]["2d"] = {"UNet_base_num_features": 32}
+    with pytest.raises(ValueError, match="older nnU-Net, plan the data set again with nnUNetv2_plan_experiment"):
+        student_plans(old)
+    with pytest.raises(ValueError, match=r"student.reduction must be at least 1, got 0.5"):
+        student_plans(plans(), 0.5)
+
+
+def test_no_block_is_all_defaults():
+    assert read_settings({}) == Settings()
+    assert Settings().teacher.folds == "same"
+    assert Settings().training.seed == 1234
+
+
+def test_block_is_read():
+    settings = read_settings(
+        {
+            "nnunet_kd": {
+                "student": {"source_plans": "nnUNetPlans", "reduction": 8},
+                "teacher": {"folds": [1], "checkpoint": "checkpoint_best.pth"},
+                "training": {"num_epochs": 5, "initial_lr": 1, "seed": None},
+                "method": {"weight": 0.05},
+            }
+        }
+    )
+    assert settings.student.reduction == 8 and settings.student.min_features == 8
+    assert settings.teacher == TeacherSettings(folds=[1], checkpoint="checkpoint_best.pth")
+    assert settings.training.num_epochs == 5 and settings.training.seed is None
+    assert settings.method == {"weight": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ([], "nnunet_kd in the plans must be an object"),
+        ({"trainer": {}}, "unknown key 'trainer' in nnunet_kd: did you mean 't"),
+        ({"teacher": "nnUNetTrainer"}, "nnunet_kd.teacher must be an object, got 'nnUNetTrainer'"),
+        ({"teacher": {"fold": 0}}, "unknown key 'fold' in nnunet_kd.teacher: did you mean 'fold"),
+        ({"training": {"epochs": 3}}, "unknown key 'epochs' in nnunet_kd.training: did you mean 'num_epochs'"),
+        ({"training": {"zzz": 3}}, "unknown key 'zzz' in nnunet_kd.training: valid are 'num_epochs', "),
+        ({"training": {"num_epochs": "3"}}, "nnunet_kd.training.num_epochs must be a whole number or null, got '3'"),
+        ({"training": {"num_epochs": True}}, "must be a whole number or null, got True"),
+        ({"training": {"num_epochs": 0}}, "nnunet_kd.training.num_epochs must be at least 1, got 0"),
+        ({"training": {"initial_lr": -1}}, "initial_lr must be above 0, got -1"),
+        ({"training": {"initial_lr": float("nan")}}, "initial_lr must be .*number.*got nan"),
+        ({"training": {"ema_decay": 1.0}}, "ema_decay must be between 0 and 1, got 1.0"),
+        ({"training": {"seed": -1}}, "seed must be from 0"),
+        ({"teacher": {"folds": "0"}}, 'teacher.folds must be "same", "all" or'),
+        ({"teacher": {"folds": []}}, 'teacher.folds must be "same", "all" or'),
+        ({"teacher": {"folds": [0.5]}}, "teacher.folds must be text or a list of whole numbers, got"),
+        ({"student": {"min_features": 0}}, "student.min_features must be at least 1, got 0"),
+    ],
+)
+def test_bad_blocks_name_the_key(block, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings({"nnunet_kd": block})
+
+
+def test_student_plans_survive_json():
+    after = student_plans(plans(), 4)
+    assert json.loads(json.dumps(after)) == after
+    assert read_settings(after).student.reduction == 4

@@ -1,0 +1,48 @@
+import itertools
+
+import numpy as np
+import torch
+
+from nnunet_kd.training.loading import TRAINING, VALIDATION, SeededBatches, seeded_augmenter
+
+
+class RandomLoader:
+    """Draws from every generator an augmentation may use."""
+
+    def set_thread_id(self, thread_id):
+        pass
+
+    def __next__(self):
+        return {"data": torch.rand(1).item(), "numpy": np.random.rand()}
+
+
+def batches(count, first=0, stream=TRAINING, seed=7, rank=0, workers=0):
+    augmenter = seeded_augmenter(RandomLoader(), seed, stream, rank, first, workers, pin_memory=False)
+    drawn = [tuple(batch.values()) for batch in itertools.islice(augmenter, count)]
+    if workers:
+        augmenter._finish()
+    return drawn
+
+
+def test_batch_depends_on_its_number_alone():
+    whole = batches(8)
+    assert len(set(whole)) == 8
+    assert batches(3, first=5) == whole[5:]
+    for workers in (1, 2, 3):
+        assert batches(8, workers=workers) == whole
+
+
+def test_streams_ranks_and_seeds_differ():
+    drawn = [batches(2), batches(2, stream=VALIDATION), batches(2, rank=1), batches(2, seed=8)]
+    assert len({batch for run in drawn for batch in run}) == 8
+
+
+def test_a_worker_runs_one_thread():
+    loader = SeededBatches(RandomLoader(), 0, TRAINING, 0, 0, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        loader.set_thread_id(0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

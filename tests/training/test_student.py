@@ -1,0 +1,92 @@
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from nnunet_kd.teachers.nnunet import Teacher
+from nnunet_kd.teachers.stages import encoder_stages
+from nnunet_kd.training.checkpoint import save_atomically
+from nnunet_kd.training.ema import WeightAverage
+from nnunet_kd.training.student import StudentWithAdapters
+
+
+def unet(width=4):
+    widths, strides = [width, 2 * width, 4 * width], [[1, 1], [2, 2], [2, 2]]
+    norm = {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
+    return PlainConvUNet(2, 3, widths, nn.Conv2d, 3, strides, 1, 3, 1, conv_bias=True, deep_supervision=True, **norm)
+
+
+@pytest.fixture
+def joint():
+    adapters = nn.ModuleDict({"dcd": nn.ModuleList([nn.Conv2d(4, 8, 1)])})
+    return StudentWithAdapters(unet(), adapters)
+
+
+def test_state_is_the_students_and_parameters_are_all(joint):
+    assert joint.state_dict().keys() == joint.student.state_dict().keys()
+    assert not any("adapter" in key or "student" in key for key in joint.state_dict())
+    joint.load_state_dict(unet().state_dict())
+    own = {id(parameter) for parameter in joint.student.parameters()}
+    assert len({id(parameter) for parameter in joint.parameters()} - own) == 2
+
+
+def test_features_in_training_only(joint):
+    images = torch.randn(1, 2, 16, 12)
+    logits, features = joint.train()(images)
+    assert [tuple(f.shape[1:]) for f in features] == [(4, 16, 12), (8, 8, 6), (16, 4, 3)]
+    torch.testing.assert_close(joint.eval()(images), logits)
+    assert len(logits) == 2
+    joint.decoder.deep_supervision = False
+    torch.testing.assert_close(joint(images), logits[0])
+
+
+def test_teacher_is_frozen_and_stays_in_evaluation_mode():
+    teacher = Teacher(unet(8)).train()
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    logits, features = teacher(torch.randn(1, 2, 16, 12, requires_grad=True))
+    assert logits is None and not any(f.requires_grad for f in features)
+    assert teacher.stages.widths == (8, 16, 32) and teacher.stages.strides == ((1, 1), (2, 2), (4, 4))
+    assert not any(key.startswith("decoder") for key in teacher.state_dict())
+    assert Teacher(unet(8), decode=True)(torch.randn(1, 2, 16, 12))[0] is not None
+
+
+def test_network_without_stages_is_refused():
+    with pytest.raises(NotImplementedError, match="Linear has no encoder that lists output_channels and strides"):
+        encoder_stages(nn.Linear(1, 1))
+
+
+def test_average_of_weights():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, 1.0)
+    average = WeightAverage(module, decay=0.75)
+    nn.init.constant_(module.weight, 2.0)
+    average.update()
+    average.show()
+    average.show()
+    assert module.weight.item() == 1.25
+    average.hide()
+    assert module.weight.item() == 2.0
+
+
+def test_average_comes_back_from_a_checkpoint():
+    module = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(module, decay=0.5)
+    nn.init.constant_(module.weight, 2.0)
+    average.update()
+    average.show()
+    saved, shown = {k: v.clone() for k, v in average.state_dict().items()}, module.weight.item()
+    other = nn.Linear(1, 1, bias=False)
+    other.load_state_dict(module.state_dict())
+    restored = WeightAverage(other, decay=0.5)
+    restored.load_state_dict(saved, shown=True)
+    restored.hide()
+    assert other.weight.item() == 2.0 and module.weight.item() == shown
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    save_atomically({"epoch": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_atomically({"epoch": 2, "bad": lambda: None}, path)
+    assert torch.load(path) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
