@@ -60,7 +60,8 @@ class Workspace:
 
     def environment(self) -> dict:
         """For a command started in this workspace."""
-        return {**os.environ, **{name: str(self.root / name) for name in FOLDERS}}
+        folders = {name: str(self.root / name) for name in FOLDERS}
+        return {**os.environ, **folders, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
 
     def command(self, *words: str, **changes: str) -> subprocess.CompletedProcess:
         """Run a command installed beside this Python."""
@@ -72,7 +73,9 @@ class Workspace:
 
 def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configuration="3d_fullres", resume=False):
     """A trainer as nnU-Net's command makes it."""
-    return kind({**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu"))
+    return kind(
+        {**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu")
+    )
 
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}

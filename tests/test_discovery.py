@@ -7,7 +7,10 @@ import pytest
 
 from nnunet_kd.discovery import VARIABLE, trainers_folder
 
-SHOW = f"import os, sys; print(os.environ['{VARIABLE}']); print(*sorted(m for m in ('torch', 'numpy') if m in sys.modules))"
+SHOW = (
+    f"import os, sys; print(os.environ['{VARIABLE}']);"
+    "print(*sorted(name for name in ('torch', 'numpy', 'nnunetv2') if name in sys.modules))"
+)
 
 
 def start_python(code, **variables):

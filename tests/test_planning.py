@@ -24,7 +24,9 @@ def plans(network="dynamic_network_architectures.architectures.unet.PlainConvUNe
 def test_widths_are_divided_in_every_configuration_and_nothing_else_changes():
     before = plans()
     after = student_plans(before, 4, name="nnUNetPlans_r4")
-    widths = {c: after["configurations"][c]["architecture"]["arch_kwargs"]["features_per_stage"] for c in ("2d", "3d_fullres")}
+    widths = {
+        c: after["configurations"][c]["architecture"]["arch_kwargs"]["features_per_stage"] for c in ("2d", "3d_fullres")
+    }
     assert widths == {"2d": [8, 16, 32, 64, 128], "3d_fullres": [8, 16, 32, 80]}
     assert after["plans_name"] == "nnUNetPlans_r4"
     assert after["nnunet_kd"]["student"] == {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8}

@@ -139,7 +139,10 @@ class _Experiment:
         from nnunet_kd.planning import read_settings
 
         arguments = self.arguments
-        self.folder = preprocessed_folder(arguments.d)
+        try:
+            self.folder = preprocessed_folder(arguments.d)
+        except ValueError as error:
+            raise _StopError(f"{error}. Mend: nnUNetv2_plan_and_preprocess on the right -d") from error
         path = self.folder / f"{arguments.p}.json"
         if not path.is_file():
             raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {arguments.d} -c {arguments.c}")
@@ -147,11 +150,9 @@ class _Experiment:
             self.plans = json.loads(path.read_text())
             read_settings(self.plans)
         except ValueError as error:
-            raise _StopError(f"{path}: {error}. Mend: edit that file") from error
+            raise _StopError(f"{path}: {error} (Mend: edit that file)") from error
         if self.plans["plans_name"] != arguments.p:
-            raise _StopError(
-                f"{path} calls itself {self.plans['plans_name']}. Mend: set its plans_name to {arguments.p}"
-            )
+            raise _StopError(f"{path} calls itself {self.plans['plans_name']}. Mend: set plans_name to {arguments.p}")
         if arguments.c not in self.plans["configurations"]:
             have = ", ".join(self.plans["configurations"])
             raise _StopError(f"{path} has no configuration {arguments.c}. Mend: choose one of {have} with -c")
@@ -173,9 +174,7 @@ class _Experiment:
         try:
             self.trainer = _lookup(self.arguments.tr)
         except RuntimeError:
-            raise _StopError(
-                f"nnU-Net cannot find trainer {self.arguments.tr}. Mend: choose another with -tr"
-            ) from None
+            raise _StopError(f"nnU-Net finds no trainer {self.arguments.tr}. Mend: choose another with -tr") from None
         return f"trainer {self.arguments.tr}"
 
     def teacher(self) -> str:

@@ -1,0 +1,32 @@
+# Two commands do all the set-up on a machine with Python 3.10 or newer: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install test lint demo benchmarks clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml hatch_build.py nnunet_kd.pth
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: install
+	$(BIN)/nnunet_kd demo --out demo
+
+benchmarks: install
+	$(BIN)/python benchmarks/dcd_loss.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/start_up.py
+
+clean:
+	rm -rf .venv demo dist

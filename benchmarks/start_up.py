@@ -1,0 +1,49 @@
+"""What the start-up file costs every start of the interpreter.
+
+    python benchmarks/start_up.py [--repeats 60]
+
+Starts Python on a site folder made for the purpose, in turn one that holds ``nnunet_kd.pth`` and one that does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from timing import medians
+
+import nnunet_kd
+
+CODE = "import site; site.addsitedir({folder!r})"
+
+
+def main() -> None:
+    """Print both medians and their ratio."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--repeats", type=int, default=60)
+    chosen = options.parse_args()
+    checkout = str(Path(nnunet_kd.__file__).parents[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, lines in {"with": [checkout, "import nnunet_kd.discovery"], "without": [checkout]}.items():
+            folder = Path(scratch) / name
+            folder.mkdir()
+            (folder / "_path.pth").write_text(lines[0] + "\n")
+            if len(lines) > 1:
+                (folder / "nnunet_kd.pth").write_text(lines[1] + "\n")
+
+        def start(name: str) -> object:
+            code = CODE.format(folder=str(Path(scratch) / name))
+            return subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+        seconds = medians({name: lambda name=name: start(name) for name in ("with", "without")}, chosen.repeats)
+    print(
+        f"interpreter start: {1000 * seconds['with']:.2f} ms with the file, {1000 * seconds['without']:.2f} ms without, "
+        f"ratio {seconds['with'] / seconds['without']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

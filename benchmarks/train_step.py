@@ -1,0 +1,143 @@
+"""What distillation adds to a training step, on the CPU, all sides in one run.
+
+    python benchmarks/train_step.py [--patch 64 64 64] [--batch 1] [--repeats 5]
+
+A step of a distilled student is set beside the step of the same student alone plus the forward pass of what the
+method needs of the teacher (for DCD its encoder). Both run the trainer's own ``train_step``, on random images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("nnUNet_compile", "f")
+
+import torch
+from timing import medians
+
+DATASET = "Dataset500_Benchmark"
+
+
+def plans(patch: list[int], batch: int) -> dict[str, Any]:
+    """Plain U-Net plans with nnU-Net's widths and four poolings."""
+    stages, triple = 5, [3, 3, 3]
+    arguments = {
+        "n_stages": stages,
+        "features_per_stage": [32, 64, 128, 256, 320],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [triple] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    configuration = {
+        "data_identifier": "none",
+        "batch_size": batch,
+        "patch_size": patch,
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * 4,
+        "use_mask_for_norm": [False] * 4,
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": arguments,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"3d_fullres": configuration},
+    }
+
+
+DATASET_JSON = {
+    "channel_names": {str(channel): str(channel) for channel in range(4)},
+    "labels": {"background": 0, "a": 1, "b": 2, "c": 3},
+    "file_ending": ".nii.gz",
+    "numTraining": 1,
+}
+
+
+def trainer(kind: type, method: dict[str, Any], patch: list[int], batch: int) -> Any:
+    """An initialised trainer of one class."""
+    content = plans(patch, batch)
+    if method:
+        content["nnunet_kd"] = {"method": method}
+    made = kind({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    made.initialize()
+    made.network.train()
+    if made.attached is not None:
+        made.attached.teacher.to(made.device)
+    return made
+
+
+def main() -> None:
+    """Print seconds and the ratio."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64])
+    options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--repeats", type=int, default=5)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            folder = Path(scratch) / variable / DATASET
+            folder.mkdir(parents=True)
+            os.environ[variable] = str(folder.parent)
+        (Path(scratch) / "nnUNet_preprocessed" / DATASET / "none").mkdir()
+        (Path(scratch) / "nnUNet_preprocessed" / DATASET / "none" / "case.b2nd").touch()
+        run(chosen.patch, chosen.batch, chosen.repeats)
+
+
+def run(patch: list[int], batch: int, repeats: int) -> None:
+    """Train steps of NoKD and every method beside it."""
+    from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+    from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    content = plans(patch, batch)
+    stock = nnUNetTrainer({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    stock.initialize()
+    folder = Path(stock.output_folder_base)
+    (folder / "plans.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    stock.save_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
+
+    alone = trainer(nnUNetTrainerNoKD, {}, patch, batch)
+    distilled = {"DCD": trainer(nnUNetTrainerDCD, {"ramp": None}, patch, batch)}
+    images = torch.randn(batch, 4, *patch)
+    scales = [[size // 2**level for size in patch] for level in range(4)]
+    step = {"data": images, "target": [torch.randint(0, 4, (batch, 1, *scale)).float() for scale in scales]}
+
+    candidates = {"NoKD": lambda: alone.train_step(step)}
+    for name, one in distilled.items():
+        candidates[f"{name} teacher"] = lambda one=one: one.attached.teacher(images)
+        candidates[name] = lambda one=one: one.train_step(step)
+    seconds = medians(candidates, repeats)
+    print(f"\n{torch.get_num_threads()} threads, batch {batch}, patch {patch}, teacher widths 32..320, student 8..80")
+    for name in distilled:
+        needed = seconds["NoKD"] + seconds[f"{name} teacher"]
+        print(
+            f"{name}: step {seconds[name]:.3f} s; student alone {seconds['NoKD']:.3f} s, needed teacher forward "
+            f"{seconds[f'{name} teacher']:.3f} s; ratio {seconds[name] / needed:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from nnunet_kd.cli import main, parser
+
+
+def test_help_of_every_command_teaches(capsys):
+    commands = [[], ["plan"], ["doctor"], ["demo"]]
+    for words in commands:
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--help"])
+        assert left.value.code == 0
+        assert len(capsys.readouterr().out) > 300
+
+
+def test_help_and_the_parser_import_nothing_heavy():
+    code = "import sys, nnunet_kd.cli as c; c.parser(); print('torch' in sys.modules, 'nnunetv2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_module_and_script_are_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "nnunet_kd.cli", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("nnunet_kd 0.")
+    assert parser().prog == "nnunet_kd"
+
+
+def test_wrong_command(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["paln"])
+    assert left.value.code == 2 and "invalid choice" in capsys.readouterr().err
+
+
+def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
+    assert main(["plan", "-d", "598", "-r", "4"]) == 0
+    printed = capsys.readouterr().out
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans_r4.json").read_text())
+    assert plans["plans_name"] == "nnUNetPlans_r4"
+    assert "parameters (M)" in printed and "activations a patch (MiB)" in printed
+    assert "nnUNetv2_train 598 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_r4" in printed
+    ratio = float(
+        next(line for line in printed.splitlines() if "3d_fullres" in line and "parameters" in line).split()[-1]
+    )
+    assert 10 < ratio < 17
+
+
+def test_plan_by_hand(workspace):
+    stages = len(workspace.plans()["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"])
+    widths = [str(4 + i) for i in range(stages)]
+    assert main(["plan", "-d", "Dataset598_TinyHeads", "-c", "2d", "--widths", *widths, "-o", "mine"]) == 0
+    plans = json.loads((workspace.preprocessed / "mine.json").read_text())
+    assert plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] == [
+        int(w) for w in widths
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-d", "598", "-o", "nnUNetPlans"], "the student's plans need a name of their own"),
+        (["-d", "598", "-p", "other"], "no plans .*other.json. Make them: nnUNetv2_plan_and_preprocess -d 598"),
+        (["-d", "597"], "nnU-Net knows no data set 597"),
+        (["-d", "heads"], "a data set is a number or DatasetXXX_Name, got 'heads'"),
+        (["-d", "598", "--widths", "8", "9"], "configuration 3d_fullres has . stages, got 2 widths"),
+        (["-d", "598", "-r", "0"], "student.reduction must be at least 1, got 0"),
+    ],
+)
+def test_plan_refuses_in_one_line_and_writes_nothing(workspace, capsys, words, message):
+    before = sorted(workspace.preprocessed.iterdir())
+    assert main(["plan", *words]) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(message, error)
+    assert sorted(workspace.preprocessed.iterdir()) == before
+
+
+def test_plan_replaces_only_when_forced(workspace, capsys):
+    assert main(["plan", "-d", "598"]) == 0
+    assert main(["plan", "-d", "598"]) == 1
+    assert "exists: choose another name with -o, or replace it with --force" in capsys.readouterr().err
+    assert main(["plan", "-d", "598", "--force"]) == 0
+
+
+def test_doctor_finds_all_well(workspace, capsys):
+    assert main(["doctor", "-d", "598"]) == 0
+    printed = capsys.readouterr().out
+    assert "nnU-Net finds nnUNetTrainerDCD, nnUNetTrainerNoKD" in printed
+    assert "the teacher is there and fits" in printed and printed.endswith("all is well\n")
+    assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD"]) == 0
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
+
+
+def doctor_says(capsys, message, *words):
+    assert main(["doctor", *words]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert len(wrong) == 1 and message in wrong[0], wrong
+
+
+def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkeypatch):
+    doctor_says(
+        capsys, "no configuration 3d_lowres. Mend: choose one of 2d, 3d_fullres", "-d", "598", "-c", "3d_lowres"
+    )
+    doctor_says(capsys, "nnU-Net finds no trainer nnUNetTrainerX", "-d", "598", "-tr", "nnUNetTrainerX")
+    doctor_says(capsys, "has fold_0, but not fold_2. Train it: nnUNetv2_train", "-d", "598", "-f", "2")
+    doctor_says(capsys, "nnU-Net knows no data set 597", "-d", "597")
+    doctor_says(capsys, "other.json. Mend: nnUNetv2_plan_and_preprocess", "-d", "598", "-p", "other")
+    workspace.plans("bad", training={"epochs": 3})
+    doctor_says(capsys, "did you mean 'num_epochs'? (Mend: edit that file)", "-d", "598", "-p", "bad")
+    shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")
+    doctor_says(capsys, "calls itself nnUNetPlans. Mend: set plans_name to copy", "-d", "598", "-p", "copy")
+    monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
+    doctor_says(capsys, "nnU-Net cannot find nnUNetTrainerDCD, nnUNetTrainerNoKD", "-d", "598", "-tr", "nnUNetTrainer")
+    monkeypatch.undo()
+
+
+def test_doctor_without_folders(workspace, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    doctor_says(capsys, "nnUNet_results is not set. Mend: export nnUNet_results=")
+
+
+@pytest.mark.slow
+def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    from nnunet_kd.cli import demo
+    from nnunet_kd.datasets import synthetic
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, "to be replaced")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setattr(
+        demo, "SCHEDULE", {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+    )
+    small = synthetic.make_dataset
+    monkeypatch.setattr(synthetic, "make_dataset", lambda folder: small(folder, training=6, test=3, shape=(12, 22, 18)))
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 3 of 3" in printed and "$ nnUNetv2_train 599 3d_fullres 0 -tr nnUNetTrainerDCD" in printed
+    table = (tmp_path / "table.txt").read_text()
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["teacher", "NoKD", "DCD"]
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert "$ nnUNetv2" not in capsys.readouterr().out

@@ -1,0 +1,204 @@
+"""A teacher that does not fit is refused in one sentence, before the student's results folder exists."""
+
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+
+from nnunet_kd.teachers.checkpoint import read_checkpoint
+from tests.conftest import SHORT, make_trainer
+
+
+def refused(workspace, error, message, plans=None, **options):
+    plans = plans or workspace.plans("nnUNetPlans", training=SHORT)
+    before = sorted(workspace.results.rglob("*"))
+    with pytest.raises(error, match=message) as caught:
+        make_trainer(nnUNetTrainerDCD, plans, workspace, **options)
+    assert "\n" not in str(caught.value)
+    assert sorted(workspace.results.rglob("*")) == before
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def edit_configuration(workspace, **changes):
+    path = workspace.teacher / "plans.json"
+    configurations = json.loads(path.read_text())["configurations"]
+    configurations["3d_fullres"].update(changes)
+    edit(path, configurations=configurations)
+
+
+def test_missing_folder(workspace):
+    shutil.rmtree(workspace.teacher)
+    command = "nnUNetv2_train Dataset598_TinyHeads 3d_fullres 0 -tr nnUNetTrainer -p nnUNetPlans"
+    refused(workspace, FileNotFoundError, f"there is no teacher in .*nnUNetTrainer__nnUNetPlans.* Train it: {command}")
+
+
+def test_missing_fold(workspace):
+    refused(workspace, FileNotFoundError, "has fold_0, but not fold_1. Train it: .* 3d_fullres 1 ", fold=1)
+
+
+def test_missing_checkpoint(workspace):
+    (workspace.teacher / "fold_0" / "checkpoint_final.pth").rename(workspace.teacher / "fold_0" / "checkpoint_best.pth")
+    refused(workspace, FileNotFoundError, "has checkpoint_best.pth in .* not checkpoint_final.pth. Finish its training")
+
+
+def test_truncated_checkpoint(workspace):
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(workspace, ValueError, "cannot read checkpoint .*checkpoint_final.pth: it is truncated or no PyTorch file")
+
+
+def test_garbage_instead_of_a_checkpoint(workspace):
+    (workspace.teacher / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint at all")
+    refused(workspace, ValueError, "cannot read checkpoint")
+
+
+def test_wrong_number_of_channels(workspace):
+    edit(workspace.teacher / "dataset.json", channel_names={"0": "T1"})
+    refused(workspace, ValueError, "its number of input channels is 1, the student's 3")
+
+
+def test_other_channels(workspace):
+    edit(workspace.teacher / "dataset.json", channel_names={"0": "T1", "1": "FLAIR", "2": "T1C"})
+    refused(workspace, ValueError, "its list of input channels is")
+
+
+def test_other_labels(workspace):
+    edit(workspace.teacher / "dataset.json", labels={"background": 0, "enhancing": 1, "oedema": 2})
+    refused(workspace, ValueError, "its label list is .*'enhancing': 1")
+
+
+def test_other_spacing(workspace):
+    edit_configuration(workspace, spacing=[2.5, 2.0, 1.3])
+    refused(workspace, ValueError, r"its spacing \(mm\) is \[2.5, 2.0, 1.3\], the student's \[2.5, 1.2")
+
+
+def test_other_normalisation(workspace):
+    edit_configuration(workspace, normalization_schemes=["NoNormalization"] * 3)
+    refused(workspace, ValueError, "its intensity normalisation is .*NoNormalization.*the student's .*ZScore")
+
+
+def test_other_axis_order(workspace):
+    edit(workspace.teacher / "plans.json", transpose_forward=[2, 1, 0])
+    refused(workspace, ValueError, r"its axis order is \[2, 1, 0\]")
+
+
+def test_ct_needs_the_same_intensity_statistics(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    schemes = ["CTNormalization", "ZScoreNormalization", "ZScoreNormalization"]
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = schemes
+    edit_configuration(workspace, normalization_schemes=schemes)
+    statistics = json.loads((workspace.teacher / "plans.json").read_text())[
+        "foreground_intensity_properties_per_channel"
+    ]
+    statistics["0"]["mean"] += 50
+    edit(workspace.teacher / "plans.json", foreground_intensity_properties_per_channel=statistics)
+    refused(workspace, ValueError, "its intensity statistics of channel 0 is", plans)
+
+
+def test_other_configuration(workspace):
+    refused(
+        workspace,
+        FileNotFoundError,
+        "there is no teacher in .*__3d_lowres",
+        configuration="3d_fullres",
+        plans=workspace.plans("nnUNetPlans", teacher={"configuration": "3d_lowres"}),
+    )
+
+
+def test_unreadable_plans(workspace):
+    (workspace.teacher / "plans.json").write_text("{")
+    refused(workspace, ValueError, "cannot read the teacher's .*plans.json")
+
+
+def test_weights_of_another_network(workspace):
+    configurations = json.loads((workspace.teacher / "plans.json").read_text())["configurations"]
+    architecture = configurations["3d_fullres"]["architecture"]
+    architecture["arch_kwargs"]["features_per_stage"][0] = 16
+    edit_configuration(workspace, architecture=architecture)
+    refused(workspace, ValueError, "do not belong to the plans.json beside them")
+
+
+def test_weights_that_are_not_finite(workspace):
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    next(iter(checkpoint["network_weights"].values())).view(-1)[0] = float("nan")
+    torch.save(checkpoint, path)
+    refused(workspace, ValueError, "the teacher's weights are not finite: encoder")
+
+
+def test_patch_the_teacher_cannot_take(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [13, 20, 16]
+    refused(
+        workspace, ValueError, r"the student's patch \[13, 20, 16\] cannot be divided by the teacher's strides", plans
+    )
+
+
+def test_several_teachers(workspace):
+    plans = workspace.plans("nnUNetPlans", teacher={"folds": [0, 1]})
+    refused(workspace, NotImplementedError, r"several teachers at once \(nnunet_kd.teacher.folds = \[0, 1\]\)", plans)
+
+
+class Malice:
+    def __reduce__(self):
+        return os.mkdir, ("malice",)
+
+
+def test_code_in_a_checkpoint_is_not_run(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "extra": Malice()}, path)
+    refused(workspace, ValueError, 'holds more than weights and numbers.*set "trust_checkpoint": true')
+    path.write_bytes(pickle.dumps(Malice()))
+    refused(workspace, ValueError, "cannot read checkpoint|holds more than weights")
+    assert not (tmp_path / "malice").exists()
+
+
+def test_trust_is_asked_for_and_used(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "extra": Malice()}, path)
+    assert "network_weights" in read_checkpoint(path, trust=True)
+    assert (tmp_path / "malice").exists()
+
+
+def test_no_checkpoint_of_nnunet(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="is no checkpoint of an nnU-Net trainer"):
+        read_checkpoint(tmp_path / "other.pth")
+
+
+def test_teacher_of_another_fold_is_a_leak_that_is_written_down(workspace):
+    (workspace.teacher / "fold_0").rename(workspace.teacher / "fold_1")
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.on_train_start()
+    log = next((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0").glob("training_log*"))
+    warning = "LEAKAGE: the teacher (fold 1) was trained on validation cases of student fold 0"
+    assert warning in log.read_text()
+    saved = json.loads((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "plans.json").read_text())
+    assert saved["nnunet_kd"]["teacher"]["leakage"].startswith(warning)
+
+
+def test_teacher_is_the_network_nnunet_predicts_with(workspace):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    teacher = make_trainer(nnUNetTrainerDCD, plans, workspace).attached.teacher
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(workspace.teacher), (0,))
+    images = torch.randn(1, 3, *predictor.configuration_manager.patch_size)
+    with torch.no_grad():
+        expected = predictor.network.eval().encoder(images)
+    for ours, theirs in zip(teacher(images)[1], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,0 +1,234 @@
+"""Training through nnU-Net's own life cycle on a tiny data set."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+
+from tests.conftest import SHORT, make_trainer
+
+NOW = {"ramp": None}
+
+
+def checkpoint(workspace, trainer="nnUNetTrainerDCD", plans="nnUNetPlans", configuration="3d_fullres", name="final"):
+    folder = workspace.results / f"{trainer}__{plans}__{configuration}"
+    return torch.load(folder / "fold_0" / f"checkpoint_{name}.pth", weights_only=False)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_results_are_a_plain_student(workspace, configuration):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace, configuration=configuration)
+    trainer.run_training()
+
+    folder = workspace.results / f"nnUNetTrainerDCD__nnUNetPlans__{configuration}"
+    saved = json.loads((folder / "plans.json").read_text())
+    full = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+    for name, content in saved["configurations"].items():
+        before = full["configurations"][name]["architecture"]["arch_kwargs"]["features_per_stage"]
+        after = content["architecture"]["arch_kwargs"]["features_per_stage"]
+        assert after == [max(width // 4, 8) for width in before]
+    content = checkpoint(workspace, configuration=configuration)
+    student = trainer._joint().student
+    assert content["network_weights"].keys() == student.state_dict().keys()
+    adapters = content["nnunet_kd"]["adapters"]
+    assert len(adapters) == len(trainer.teacher_stages.widths)
+    in_optimizer = sum(len(group["params"]) for group in content["optimizer_state"]["param_groups"])
+    assert in_optimizer == len(list(student.parameters())) + len(adapters)
+    for name in ("segmentation", "dcd", "train_losses"):
+        assert len(content["logging"][name]) == 2 and np.isfinite(content["logging"][name]).all()
+
+
+def test_the_logged_loss_is_the_weighted_sum(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={**NOW, "weight": 0.5, "levels": 1})
+    make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
+    logged = checkpoint(workspace)["logging"]
+    expected = np.array(logged["segmentation"]) + 0.5 * np.array(logged["dcd"])
+    np.testing.assert_allclose(logged["train_losses"], expected, rtol=1e-5)
+
+
+def test_before_the_ramp_the_student_trains_as_without_a_teacher(workspace):
+    training = {**SHORT, "num_epochs": 3}
+    plans = workspace.plans("nnUNetPlans", training=training, method={"ramp": [1, 1], "weight": 1.0})
+    distilled = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    distilled.run_training()
+    alone = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=training), workspace)
+    alone.run_training()
+    ours, theirs = distilled.logger.get_checkpoint(), alone.logger.get_checkpoint()
+    assert math.isnan(ours["dcd"][0]) and math.isnan(ours["dcd"][1]) and ours["dcd"][2] > 0
+    assert ours["segmentation"][0] == theirs["segmentation"][0]  # same weights, same batches
+    assert ours["train_losses"][:2] == theirs["train_losses"][:2]
+    assert ours["train_losses"][2] > ours["segmentation"][2]
+
+
+@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9}], ids=["plain", "ema"])
+def test_resumed_training_equals_an_undisturbed_one(workspace, extra):
+    schedule = {**SHORT, "num_epochs": 4, **extra}
+    plans = workspace.plans("nnUNetPlans", training=schedule, method={"ramp": [1, 3]})
+    whole = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    whole.run_training()
+    expected = whole.logger.get_checkpoint()
+    expected_weights = checkpoint(workspace)["network_weights"]
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres"
+    shutil.rmtree(folder)
+
+    stopped = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    steps = iter(range(5))  # two whole epochs and one step
+
+    def stop_after(batch, step=stopped.train_step):
+        next(steps)
+        return step(batch)
+
+    stopped.train_step = stop_after
+    with pytest.raises((StopIteration, RuntimeError)):
+        stopped.run_training()
+    resumed = make_trainer(nnUNetTrainerDCD, plans, workspace, resume=True)
+    resumed.load_checkpoint(str(folder / "fold_0" / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    logged = resumed.logger.get_checkpoint()
+    for name in ("train_losses", "segmentation", "dcd", "val_losses", "lrs"):
+        np.testing.assert_allclose(logged[name], expected[name], rtol=1e-6, equal_nan=True)
+    for name, weight in checkpoint(workspace)["network_weights"].items():
+        torch.testing.assert_close(weight, expected_weights[name], rtol=1e-6, atol=1e-7)
+
+
+def test_average_is_what_is_saved_and_validated(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.5}, method=NOW)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.run_training()
+    content = checkpoint(workspace)
+    own, averaged = content["nnunet_kd"]["average"], content["network_weights"]
+    assert content["nnunet_kd"]["average_shown"]
+    assert any(not torch.equal(own[name], averaged[name]) for name in own)
+    torch.testing.assert_close(trainer._joint().student.state_dict(), averaged)
+
+
+def test_settings_of_the_block_reach_nnunet(workspace):
+    training = {**SHORT, "initial_lr": 0.003, "save_every": 7, "seed": None}
+    plans = workspace.plans("nnUNetPlans", training=training, student={"source_plans": "nnUNetPlans", "reduction": 1})
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    got = (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch)
+    assert got == (2, 2, 1) and trainer.initial_lr == 0.003 and trainer.save_every == 7 and trainer.seed is None
+    trainer.run_training()  # plans with a student block keep their widths, and nnU-Net loads unseeded
+    widths = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
+    assert (
+        widths == workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    )
+
+
+def test_class_attributes_come_after_the_block(workspace):
+    class Short(nnUNetTrainerNoKD):
+        num_epochs = 7
+        initial_lr = 0.5
+
+    trainer = make_trainer(Short, workspace.plans("nnUNetPlans", training={"num_epochs": 3}), workspace)
+    assert (trainer.num_epochs, trainer.initial_lr, trainer.num_iterations_per_epoch) == (3, 0.5, 250)
+
+
+def test_deep_supervision_off(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.enable_deep_supervision = False
+    trainer.run_training()
+    assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
+
+
+def test_residual_encoder_student_of_a_plain_teacher(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    arguments = architecture["arch_kwargs"]
+    arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.run_training()
+    assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
+
+
+def test_regions(workspace):
+    for folder in (workspace.preprocessed, workspace.teacher):
+        path = folder / "dataset.json"
+        description = json.loads(path.read_text())
+        description["labels"] = {"background": 0, "whole": [1, 2], "enhancing": 2}
+        description["regions_class_order"] = [1, 2]
+        path.unlink()
+        path.write_text(json.dumps(description))
+    teacher = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(teacher, weights_only=False)
+    weights = content["network_weights"]
+    for key in [key for key in weights if "seg_layers" in key]:
+        weights[key] = weights[key][:2]  # two regions instead of three classes
+    torch.save(content, teacher)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.run_training()
+    assert trainer.label_manager.has_regions
+    assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
+
+
+def test_method_settings_without_a_method_are_refused(workspace):
+    plans = workspace.plans("nnUNetPlans", method={"weight": 1})
+    with pytest.raises(ValueError, match="nnUNetTrainerNoKD distils nothing, so nnunet_kd.method"):
+        make_trainer(nnUNetTrainerNoKD, plans, workspace)
+
+
+def test_network_without_an_encoder_is_refused_before_training(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, student={"source_plans": "nnUNetPlans"})
+    plans["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": "tests.training.test_trainer.NoEncoder",
+        "arch_kwargs": {},
+        "_kw_requires_import": [],
+    }
+    with pytest.raises(NotImplementedError, match="NoEncoder has no encoder that lists output_channels"):
+        make_trainer(nnUNetTrainerDCD, plans, workspace)
+    assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()
+
+
+class NoEncoder(torch.nn.Module):
+    def __init__(self, input_channels, num_classes, deep_supervision=False):
+        super().__init__()
+
+
+def test_a_finished_training_validates_without_its_teacher(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
+    shutil.rmtree(workspace.teacher)
+    again = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0"
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    again.perform_actual_validation()
+    assert (folder / "validation" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspace):
+    """The four lines of the README, short; loading workers and all."""
+    training = {**SHORT, "num_epochs": 3}
+    workspace.plans("nnUNetPlans_short", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": [1, 2]})
+    options = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"]
+    done = workspace.command("nnUNetv2_train", *options, nnUNet_n_proc_DA="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "distilling dcd: weight 0.01, ramp from epoch 1 over 2" in done.stdout
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans_short__3d_fullres"
+    logged = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
+
+    final = folder / "fold_0" / "checkpoint_final.pth"
+    final.unlink()  # what is left is the best, of some earlier epoch
+    again = workspace.command("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    resumed = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
+    np.testing.assert_allclose(resumed["train_losses"], logged["train_losses"], rtol=1e-5)
+
+    shutil.rmtree(workspace.teacher)
+    output = workspace.root / "predicted"
+    arguments = ["-i", str(workspace.raw / "imagesTs"), "-o", str(output), "-d", "598", "-c", "3d_fullres", "-f", "0"]
+    done = workspace.command(
+        "nnUNetv2_predict", *arguments, "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in output.glob("*.nii.gz")] == ["head_006.nii.gz"]
