@@ -40,8 +40,8 @@ def main() -> None:
 
         seconds = medians({name: lambda name=name: start(name) for name in ("with", "without")}, chosen.repeats)
     print(
-        f"interpreter start: {1000 * seconds['with']:.2f} ms with the file, {1000 * seconds['without']:.2f} ms without, "
-        f"ratio {seconds['with'] / seconds['without']:.3f}"
+        f"interpreter start: {1000 * seconds['with']:.2f} ms with the file, {1000 * seconds['without']:.2f} ms without,"
+        f" ratio {seconds['with'] / seconds['without']:.3f}"
     )
 
 
