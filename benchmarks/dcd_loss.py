@@ -85,7 +85,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--levels", type=int, default=3)
-    options.add_argument("--slow-repeats", type=int, default=2, help="repeats of the dense transcription")
+    options.add_argument("--slow-repeats", type=int, default=3, help="repeats of the dense transcription")
     chosen = options.parse_args()
     torch.manual_seed(0)
     filters = dense_filters("db4")
@@ -114,7 +114,7 @@ def main() -> None:
         dense = step(lambda: dense_loss(phi(student), teacher, chosen.levels, filters))  # noqa: B023
         torch.testing.assert_close(ours(), dense(), rtol=1e-4, atol=0)
         fast = medians({"ours": ours, "plain": plain}, chosen.repeats)
-        slow = medians({"ours": ours, "ptwt": by_ptwt, "dense": dense}, chosen.slow_repeats, warm_up=0)
+        slow = medians({"ours": ours, "ptwt": by_ptwt, "dense": dense}, chosen.slow_repeats, warm_up=1)
         print(
             f"{f'1, {narrow} -> {wide}, {size}^3':<24}{fast['ours']:>9.4f}{fast['plain']:>9.4f}{slow['ptwt']:>9.3f}"
             f"{slow['dense']:>9.3f}{fast['ours'] / fast['plain']:>12.2f}{slow['ptwt'] / slow['ours']:>11.1f}"

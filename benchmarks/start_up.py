@@ -8,14 +8,14 @@ Starts Python on a site folder made for the purpose, in turn one that holds ``nn
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 from timing import medians
-
-import nnunet_kd
 
 CODE = "import site; site.addsitedir({folder!r})"
 
@@ -25,14 +25,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=int, default=60)
     chosen = options.parse_args()
-    checkout = str(Path(nnunet_kd.__file__).parents[1])
+    installed = Path(sysconfig.get_path("purelib")) / "nnunet_kd.pth"
     with tempfile.TemporaryDirectory() as scratch:
-        for name, lines in {"with": [checkout, "import nnunet_kd.discovery"], "without": [checkout]}.items():
-            folder = Path(scratch) / name
-            folder.mkdir()
-            (folder / "_path.pth").write_text(lines[0] + "\n")
-            if len(lines) > 1:
-                (folder / "nnunet_kd.pth").write_text(lines[1] + "\n")
+        for name in ("with", "without"):
+            (Path(scratch) / name).mkdir()
+        shutil.copy(installed, Path(scratch) / "with")
 
         def start(name: str) -> object:
             code = CODE.format(folder=str(Path(scratch) / name))

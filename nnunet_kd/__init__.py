@@ -1,8 +1,4 @@
-"""Knowledge distillation as a plugin of stock nnU-Net v2.
-
-Importing this package imports nothing else: it is loaded at every start of the interpreter (see
-:mod:`nnunet_kd.discovery`).
-"""
+"""Knowledge distillation as a plugin of stock nnU-Net v2."""
 
 import os as _os
 

@@ -164,7 +164,8 @@ class _ResidualEnergy(torch.autograd.Function):
         by_student = weight.t() @ residual if ctx.needs_input_grad[0] else None
         by_weight = (residual @ student.transpose(1, 2)).sum(0) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(by_student, by_weight)
-        return residual.square_().sum()
+        norm: Tensor = torch.linalg.vector_norm(residual)
+        return norm.square()
 
     @staticmethod
     @once_differentiable
