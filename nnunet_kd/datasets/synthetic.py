@@ -14,7 +14,7 @@ LABELS = {"background": 0, "oedema": 1, "enhancing": 2}
 
 # Mean intensity of each tissue in each channel.
 _TISSUES = {"white": (1.0, 1.0, 0.6), "grey": (0.7, 0.7, 0.8), "fluid": (0.2, 0.2, 0.1), "skull": (1.3, 1.3, 0.9)}
-_OEDEMA, _ENHANCING = (-0.15, -0.15, 0.45), (-0.05, 0.7, 0.35)
+_OEDEMA, _ENHANCING = (-0.2, -0.2, 0.6), (-0.05, 0.9, 0.4)
 
 Volume = NDArray[np.float32]
 
@@ -45,11 +45,11 @@ def make_case(shape: tuple[int, int, int], generator: np.random.Generator) -> tu
     inside = np.argwhere(brain & ~ventricle & (radius < 0.7))
     for _ in range(generator.integers(1, 4)):
         centre = inside[generator.integers(len(inside))]
-        oedema = _blob(shape, centre, generator.uniform(2.5, 4.5), generator) & brain
+        oedema = _blob(shape, centre, generator.uniform(2.8, 4.6), generator) & brain
         labels[oedema & (labels == 0)] = LABELS["oedema"]
-        if generator.random() < 0.75:
+        if generator.random() < 0.8:
             near = centre + generator.integers(-1, 2, 3)
-            labels[_blob(shape, near, generator.uniform(1.2, 2.2), generator) & brain] = LABELS["enhancing"]
+            labels[_blob(shape, near, generator.uniform(1.8, 2.8), generator) & brain] = LABELS["enhancing"]
     for label, change in ((LABELS["oedema"], _OEDEMA), (LABELS["enhancing"], _ENHANCING)):
         images[:, labels == label] += np.array(change, np.float32)[:, None] * generator.uniform(0.7, 1.1)
 
@@ -81,7 +81,7 @@ def make_dataset(
     folder: Path,
     training: int = 24,
     test: int = 8,
-    shape: tuple[int, int, int] = (20, 36, 32),
+    shape: tuple[int, int, int] = (15, 31, 27),
     spacing: tuple[float, float, float] = (2.5, 1.2, 1.3),
     seed: int = 0,
 ) -> None:

@@ -132,9 +132,8 @@ def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, m
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "to be replaced")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    monkeypatch.setattr(
-        demo, "SCHEDULE", {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
-    )
+    short = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+    monkeypatch.setattr(demo, "SCHEDULES", {plans: short for plans in demo.SCHEDULES})
     small = synthetic.make_dataset
     monkeypatch.setattr(synthetic, "make_dataset", lambda folder: small(folder, training=6, test=3, shape=(12, 22, 18)))
     assert main(["demo", "--out", str(tmp_path)]) == 0
