@@ -44,12 +44,10 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     """Read the ``nnunet_kd`` block for one trainer class. Nothing is changed or written.
 
     Raises:
-        ValueError: For a block that is not valid, or settings the trainer has no use for.
+        ValueError: For a block that is not valid.
     """
     settings = read_settings(student.plans)
     plans = deepcopy(student.plans) if settings.student else student_plans(student.plans, trainer.reduction)
-    if settings.method and not trainer.terms:
-        raise ValueError(f"{trainer.__name__} distils nothing, so nnunet_kd.method of the plans must be empty")
     epochs = settings.training.num_epochs
     if epochs is None:
         epochs = int(getattr(trainer, "num_epochs", NNUNET_EPOCHS))

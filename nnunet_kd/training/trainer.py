@@ -161,6 +161,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         unfinished = self.current_epoch < self.num_epochs
         attached = self._attach_teacher() if self.terms and unfinished else None
         super().on_train_start()
+        if self.preparation.settings.method and not self.terms:  # so that NoKD can share its plans with a method
+            self.print_to_log_file("nnunet_kd.method of the plans is not used: this trainer distils nothing")
         if attached is not None:
             attached.teacher.to(self.device)
             for term in self.preparation.terms:

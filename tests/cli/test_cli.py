@@ -133,7 +133,7 @@ def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, m
         monkeypatch.setenv(name, "to be replaced")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     short = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
-    monkeypatch.setattr(demo, "SCHEDULES", {plans: short for plans in demo.SCHEDULES})
+    monkeypatch.setattr(demo, "SCHEDULES", dict.fromkeys(demo.SCHEDULES, short))
     small = synthetic.make_dataset
     monkeypatch.setattr(synthetic, "make_dataset", lambda folder: small(folder, training=6, test=3, shape=(12, 22, 18)))
     assert main(["demo", "--out", str(tmp_path)]) == 0

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,10 +172,10 @@ def test_regions(workspace):
     assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
 
 
-def test_method_settings_without_a_method_are_refused(workspace):
-    plans = workspace.plans("nnUNetPlans", method={"weight": 1})
-    with pytest.raises(ValueError, match="nnUNetTrainerNoKD distils nothing, so nnunet_kd.method"):
-        make_trainer(nnUNetTrainerNoKD, plans, workspace)
+def test_a_trainer_without_a_method_can_share_its_plans_with_one(workspace):
+    trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", method={"weight": 1}), workspace)
+    trainer.on_train_start()
+    assert "nnunet_kd.method of the plans is not used" in Path(trainer.log_file).read_text()
 
 
 def test_network_without_an_encoder_is_refused_before_training(workspace):

@@ -1,0 +1,41 @@
+"""The real teachers, where they lie beside the checkout; everything else is tested on data made for the purpose."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_kd.planning import student_plans
+from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.training.preparation import attach_teacher, prepare
+
+TEACHERS = Path(__file__).parents[2] / "shared" / "data" / "teachers"
+
+pytestmark = pytest.mark.skipif(not TEACHERS.is_dir(), reason=f"no real teachers in {TEACHERS}")
+
+
+@pytest.mark.parametrize(("dataset", "channels"), [("Dataset004_Hippocampus", 1), ("Dataset021_BraTSPatches", 4)])
+def test_a_real_teacher_teaches(dataset, channels):
+    """Read without running code, found to fit, and its features give a finite loss with gradients."""
+    folder = TEACHERS / dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    plans = student_plans(json.loads((folder / "plans.json").read_text()), 4)
+    plans["nnunet_kd"]["teacher"] = {"folder": str(folder)}
+    student = Experiment(plans, "3d_fullres", json.loads((folder / "dataset.json").read_text()))
+    preparation = prepare(nnUNetTrainerDCD, student, 0)
+    attached = attach_teacher(nnUNetTrainerDCD, preparation)
+    assert attached.leakage is None
+    widths = attached.teacher.stages.widths
+    assert widths[0] == 32 and len(attached.matched_stages) == len(widths)
+
+    patch = plans["configurations"]["3d_fullres"]["patch_size"]
+    _, taught = attached.teacher(torch.randn(1, channels, *patch))
+    (term,) = preparation.terms
+    loss = torch.tensor(0.0)
+    for features in taught:
+        narrow = torch.randn(1, features.shape[1] // 4, *features.shape[2:], requires_grad=True)
+        phi = term.loss.projection(narrow.shape[1], features.shape[1], 3)
+        loss = loss + term.loss(narrow, features, phi)
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0 and torch.isfinite(narrow.grad).all()
