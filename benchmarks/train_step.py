@@ -107,9 +107,10 @@ def main() -> None:
 
 def run(patch: list[int], batch: int, repeats: int) -> None:
     """Train steps of NoKD and every method beside it."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
     from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     content = plans(patch, batch)
     stock = nnUNetTrainer({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))

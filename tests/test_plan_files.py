@@ -1,9 +1,9 @@
 import json
 from pathlib import Path
 
-import nnunet_kd.plans
 import pytest
 
+import nnunet_kd.plans
 from nnunet_kd.evaluation.cost import configuration_cost
 from nnunet_kd.planning import student_plans
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 
 from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests.conftest import SHORT, make_trainer
 
 
