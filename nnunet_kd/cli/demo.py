@@ -203,7 +203,7 @@ class _Demo:
         """Image, reference and every model on the busiest slice of three cases."""
         import SimpleITK
 
-        from nnunet_kd.evaluation.pictures import busiest_slice, save_comparison
+        from nnunet_kd.evaluation.pictures import busiest_slice, draw_comparison
 
         def read(path: Path) -> Any:
             return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -216,7 +216,7 @@ class _Demo:
             image = read(self.raw / "imagesTs" / f"{case}_0002.nii.gz")[z]
             models = {model: read(self.out / "predictions" / model / path.name)[z] for model in MODELS}
             rows[case] = (image, {"reference": reference[z], **models})
-        save_comparison(picture, rows, foreground, aspect=1.2 / 1.3)
+        draw_comparison(rows, foreground, aspect=1.2 / 1.3).savefig(picture, dpi=130)
 
 
 def _device() -> str:
