@@ -201,9 +201,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             total = total + 0 * sum(parameter.sum() for parameter in self._joint().adapters.parameters())
         self._optimize(total)
 
-        names = ["loss", SEGMENTATION, *values]
-        numbers = torch.stack([total.detach(), segmentation.detach(), *(value.detach() for value in values.values())])
-        return dict(zip(names, numbers.float().cpu().numpy(), strict=True))
+        named = {"loss": total, SEGMENTATION: segmentation, **values}
+        numbers = torch.stack([value.detach().float() for value in named.values()])
+        return dict(zip(named, numbers.cpu().numpy(), strict=True))
 
     def _term_values(self, images: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
         """Unweighted value of every term whose weight is not 0 in this epoch; the teacher runs once, if at all."""
