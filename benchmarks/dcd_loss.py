@@ -17,7 +17,7 @@ from collections.abc import Callable
 import ptwt
 import pywt
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from timing import medians
 from torch import Tensor, nn
 

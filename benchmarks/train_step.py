@@ -3,7 +3,9 @@
     python benchmarks/train_step.py [--patch 64 64 64] [--batch 1] [--repeats 5]
 
 A step of a distilled student is set beside the step of the same student alone plus the forward pass of what the
-method needs of the teacher (for DCD its encoder). Both run the trainer's own ``train_step``, on random images.
+method needs of the teacher: its encoder for features, all of it for logits. Both run the trainer's own
+``train_step``, on random images. "FreeKD prompts" is a step of the epochs in which prompts are tuned: the teacher's
+decoder runs once more, forward and backward.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from timing import medians
 
 DATASET = "Dataset500_Benchmark"
+METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")
 
 
 def plans(patch: list[int], batch: int) -> dict[str, Any]:
@@ -75,8 +78,11 @@ DATASET_JSON = {
 }
 
 
-def trainer(kind: type, method: dict[str, Any], patch: list[int], batch: int) -> Any:
-    """An initialised trainer of one class."""
+def trainer(name: str, method: dict[str, Any], patch: list[int], batch: int) -> Any:
+    """An initialised trainer."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    kind = recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}")
     content = plans(patch, batch)
     if method:
         content["nnunet_kd"] = {"method": method}
@@ -109,9 +115,6 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
     """Train steps of NoKD and every method beside it."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
-    from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-
     content = plans(patch, batch)
     stock = nnUNetTrainer({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
     stock.initialize()
@@ -120,15 +123,19 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
     stock.save_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
 
-    alone = trainer(nnUNetTrainerNoKD, {}, patch, batch)
-    distilled = {"DCD": trainer(nnUNetTrainerDCD, {"ramp": None}, patch, batch)}
+    alone = trainer("NoKD", {}, patch, batch)
+    distilled = {name: trainer(name, {}, patch, batch) for name in METHODS}
+    distilled["FreeKD prompts"] = trainer("FreeKD", {}, patch, batch)
+    for name, one in distilled.items():
+        one.current_epoch = 0 if name == "FreeKD prompts" else one.num_epochs - 1  # past ramps and tuning
     images = torch.randn(batch, 4, *patch)
     scales = [[size // 2**level for size in patch] for level in range(4)]
     step = {"data": images, "target": [torch.randint(0, 4, (batch, 1, *scale)).float() for scale in scales]}
 
     candidates = {"NoKD": lambda: alone.train_step(step)}
     for name, one in distilled.items():
-        candidates[f"{name} teacher"] = lambda one=one: one.attached.teacher(images)
+        reads_logits = any(term.reads_logits for term in one.preparation.terms)
+        candidates[f"{name} teacher"] = lambda one=one, logits=reads_logits: one.attached.teacher(images, logits)
         candidates[name] = lambda one=one: one.train_step(step)
     seconds = medians(candidates, repeats)
     print(f"\n{torch.get_num_threads()} threads, batch {batch}, patch {patch}, teacher widths 32..320, student 8..80")

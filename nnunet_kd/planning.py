@@ -11,6 +11,9 @@ A plans file may carry one block at its top level; every key has a default::
                    "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null},
       "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
     }
+
+``teacher`` may be a list of such objects. ``method`` holds keywords of the trainer's term; ``"add": [{"name": ...}]``
+adds further terms, ``"terms": [{"name": ...}]`` replaces the trainer's.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class TeacherSettings:
         trainer: Name of the trainer class it was trained with.
         plans: Its ``plans_name``; ``None``: the student's source plans.
         configuration: ``None``: the student's.
-        folds: ``"same"`` (the student's own fold: nothing leaks), a list of folds, or ``"all"``.
+        folds: ``"same"`` (the student's own fold: nothing leaks), ``"all"``, or a list of folds, which teach together.
         checkpoint: File name of the checkpoint.
         folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
         trust_checkpoint: Unpickle whatever the checkpoint holds. Runs code in it.
@@ -111,7 +114,7 @@ class Settings:
     """The ``nnunet_kd`` block, validated and with defaults. ``student`` is ``None`` where the plans carry none."""
 
     student: StudentSettings | None = None
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    teachers: tuple[TeacherSettings, ...] = field(default_factory=lambda: (TeacherSettings(),))
     training: TrainingSettings = field(default_factory=TrainingSettings)
     method: dict[str, Any] = field(default_factory=dict)
 
@@ -128,14 +131,37 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
         raise ValueError(f"{BLOCK} in the plans must be an object with {_quoted(sections)}, got {block!r}")
     check_keys(block, sections, BLOCK)
     for name, section in block.items():
-        if not isinstance(section, Mapping):
-            raise ValueError(f"{BLOCK}.{name} must be an object, got {section!r}")
+        listed = name == "teacher" and isinstance(section, list)
+        for entry in section if listed else [section]:
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"{BLOCK}.{name} must be an object, got {entry!r}")
+    teachers = block.get("teacher", {})
+    if isinstance(teachers, list) and not teachers:
+        raise ValueError(f"{BLOCK}.teacher is an empty list")
     return Settings(
         student=_section(StudentSettings, block["student"], "student") if "student" in block else None,
-        teacher=_section(TeacherSettings, block.get("teacher", {}), "teacher"),
+        teachers=(
+            tuple(_section(TeacherSettings, entry, f"teacher[{i}]") for i, entry in enumerate(teachers))
+            if isinstance(teachers, list)
+            else (_section(TeacherSettings, teachers, "teacher"),)
+        ),
         training=_section(TrainingSettings, block.get("training", {}), "training"),
         method=dict(block.get("method", {})),
     )
+
+
+def with_leakage(block: Mapping[str, Any], leakage: str) -> dict[str, Any]:
+    """The block with a warning noted at its teacher, at the first one where there are several."""
+    teachers = deepcopy(block.get("teacher", {}))
+    first = teachers[0] if isinstance(teachers, list) else teachers
+    first["leakage"] = leakage
+    return {**block, "teacher": teachers}
+
+
+def recorded_leakage(plans: Mapping[str, Any]) -> str | None:
+    """What the results' plans say of a teacher that has seen the student's validation cases."""
+    notes = [teacher.leakage for teacher in read_settings(plans).teachers if teacher.leakage]
+    return notes[0] if notes else None
 
 
 def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any], where: str) -> None:

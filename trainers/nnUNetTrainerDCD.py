@@ -1,13 +1,12 @@
-from nnunet_kd.losses import DCDLoss
-from nnunet_kd.training.terms import StageTerm
+from nnunet_kd.training.methods import DCD
 from nnunet_kd.training.trainer import DistillationTrainer
 
 
 class nnUNetTrainerDCD(DistillationTrainer):
     """Detail Consistent Distillation: directional wavelet details of every encoder stage follow the teacher's.
 
-    Weight and ramp are the authors' for BraTS 2024, the ramp as fractions of the training: epochs 150 to 950 of
+    Weight 0.01 and ramp are the authors' for BraTS 2024, the ramp as fractions of the training: epochs 150 to 950 of
     1000. For ISLES 2022 they use 0.05 and, of 1000 epochs, ``[100, 300]``.
     """
 
-    terms = (StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8)),)
+    terms = (DCD,)

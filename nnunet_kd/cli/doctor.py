@@ -193,5 +193,7 @@ class _Experiment:
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
             raise ValueError(f'{attached.leakage} Mend: set nnunet_kd.teacher.folds to "same" in the plans')
+        if attached.teacher.stages is None or not attached.matched_stages:
+            return "the teacher is there and fits"
         widths = attached.teacher.stages.widths
         return f"the teacher is there and fits: {len(attached.matched_stages)} stages shared, widths {list(widths)}"

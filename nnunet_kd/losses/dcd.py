@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_kd.losses.features import check_features, in_single_precision, is_pointwise
+from nnunet_kd.losses.features import check_features, in_single_precision, is_pointwise, pointwise_convolution
 from nnunet_kd.wavelets import Bands, analysis_matrix, select_bands, selected_components
 
 LevelWeighting = Literal["level_mean", "energy"]
@@ -77,8 +77,7 @@ class DCDLoss(nn.Module):
         It has no bias unless the selection holds the approximation: a constant has no details, so a bias would
         change nothing and receive no gradient.
         """
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dim]
-        return convolution(student_channels, teacher_channels, 1, bias=self.bands in ("lll", "all"))
+        return pointwise_convolution(student_channels, teacher_channels, dim, bias=self.bands in ("lll", "all"))
 
     def forward(self, student: Tensor, teacher: Tensor, projection: nn.Module | None = None) -> Tensor:
         """Loss of one stage. The teacher's features receive no gradient.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,27 +33,40 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher that was found: its plans have been read, its weights not yet."""
+    """A teacher that was found: its plans have been read, its weights not yet.
+
+    Attributes:
+        deep_supervision: Whether its heads at lower resolutions were trained.
+    """
 
     experiment: Experiment
     checkpoint: Path
-    leakage: str | None
+    deep_supervision: bool
+    trust_checkpoint: bool
 
 
-def find_teacher(settings: TeacherSettings, student: Experiment, fold: int | str) -> TeacherFiles:
-    """Locate the teacher of one student fold and check that both see the same images and labels.
+def find_teachers(
+    settings: Sequence[TeacherSettings], student: Experiment, fold: int | str
+) -> tuple[list[TeacherFiles], str | None]:
+    """Locate the teachers of one student fold and check that all see the same images and labels.
+
+    Returns:
+        One entry a teacher and fold, and a warning where any has seen the student's validation cases.
 
     Raises:
         FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
-        ValueError: Where the teacher does not fit, or its plans cannot be read.
-        NotImplementedError: For several folds at once.
+        ValueError: Where a teacher does not fit, or its plans cannot be read.
     """
+    found = [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
+    return found, leakage(settings, fold)
+
+
+def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> TeacherFiles:
+    """One teacher, one fold."""
     configuration = settings.configuration or student.configuration
     plans_name = settings.plans or _source_plans(student.plans)
-    chosen = teacher_fold(settings, fold)
     command = (
-        f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {chosen} "
-        f"-tr {settings.trainer} -p {plans_name}"
+        f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {fold} -tr {settings.trainer} -p {plans_name}"
     )
     if settings.folder is not None:
         folder = Path(settings.folder)
@@ -61,10 +75,10 @@ def find_teacher(settings: TeacherSettings, student: Experiment, fold: int | str
         folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no teacher in {folder}. Train it: {command}")
-    fold_folder = folder / f"fold_{chosen}"
+    fold_folder = folder / f"fold_{fold}"
     if not fold_folder.is_dir():
         have = ", ".join(sorted(entry.name for entry in folder.glob("fold_*"))) or "no fold"
-        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{chosen}. Train it: {command}")
+        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. Train it: {command}")
     checkpoint = fold_folder / settings.checkpoint
     if not checkpoint.is_file():
         have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
@@ -74,31 +88,33 @@ def find_teacher(settings: TeacherSettings, student: Experiment, fold: int | str
         )
     teacher = Experiment(_read_json(folder / "plans.json"), configuration, _read_json(folder / "dataset.json"))
     check_teacher(teacher, student)
-    return TeacherFiles(teacher, checkpoint, leakage(settings, fold))
+    return TeacherFiles(teacher, checkpoint, _had_deep_supervision(fold_folder), settings.trust_checkpoint)
 
 
-def teacher_fold(settings: TeacherSettings, fold: int | str) -> int | str:
-    """The fold of the teacher that teaches student fold ``fold``.
+def _had_deep_supervision(fold_folder: Path) -> bool:
+    """What nnU-Net wrote down when the training began; its default where the file is gone."""
+    notes = fold_folder / "debug.json"
+    return not notes.is_file() or str(_read_json(notes).get("enable_deep_supervision", True)) != "False"
 
-    Raises:
-        NotImplementedError: For several folds at once.
-    """
+
+def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]:
+    """The folds of a teacher that teach student fold ``fold``."""
     if settings.folds == "same":
-        return fold
+        return [fold]
     if settings.folds == "all":
-        return "all"
-    if len(settings.folds) > 1:
-        raise NotImplementedError(f"several teachers at once (nnunet_kd.teacher.folds = {settings.folds})")
-    return int(settings.folds[0])
+        return ["all"]
+    return [int(chosen) for chosen in settings.folds]
 
 
-def leakage(settings: TeacherSettings, fold: int | str) -> str | None:
-    """A warning where the teacher has seen the student's validation cases, else ``None``."""
-    chosen = teacher_fold(settings, fold)
-    if chosen == fold or fold == "all":  # fold all keeps no case back in the first place
+def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
+    """A warning where a teacher has seen the student's validation cases, else ``None``."""
+    chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
+    leaking = list(dict.fromkeys(one for one in chosen if one != fold))
+    if not leaking or fold == "all":  # fold all keeps no case back in the first place
         return None
+    folds = ", ".join(f"fold {one}" for one in leaking)
     return (
-        f"LEAKAGE: the teacher (fold {chosen}) was trained on validation cases of student fold {fold}. "
+        f"LEAKAGE: the teacher ({folds}) was trained on validation cases of student fold {fold}. "
         "The student's validation scores are optimistic and no estimate for new cases."
     )
 
@@ -171,18 +187,34 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 class Teacher(nn.Module):
-    """A frozen network that gives features, and logits where they are wanted.
+    """A frozen network that gives features, logits, or both.
 
     Args:
-        network: A network with nnU-Net's ``encoder`` and ``decoder``.
-        decode: Keep the decoder. Without it only the encoder is held and run.
+        network: With nnU-Net's ``encoder`` and ``decoder`` where features are wanted.
+        features: Give the features of the encoder stages.
+        logits: Give logits; without them only the encoder is held and run.
+        deep_supervision: Give logits of the lower resolutions too.
+
+    Raises:
+        NotImplementedError: For features of a network without encoder stages.
     """
 
-    def __init__(self, network: nn.Module, decode: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, features: bool = True, logits: bool = False, deep_supervision: bool = False
+    ) -> None:
         super().__init__()
-        self.stages: EncoderStages = encoder_stages(network)
-        self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
-        self.decoder: nn.Module | None = network.decoder if decode else None  # type: ignore[assignment]
+        self.gives_features = features
+        self.stages: EncoderStages | None = None
+        if features or hasattr(network, "encoder"):
+            self.stages = encoder_stages(network)
+        decoder: Any = getattr(network, "decoder", None)
+        if hasattr(decoder, "deep_supervision"):
+            decoder.deep_supervision = deep_supervision
+        if features:
+            self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
+            self.decoder: nn.Module | None = decoder if logits else None
+        else:
+            self.network = network
         self.requires_grad_(False)
         self.train(False)
 
@@ -191,24 +223,47 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """Logits (``None`` without a decoder) and the features of every encoder stage.
+    def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits, finest first, and the features of every encoder stage; empty where they are not held.
+
+        Of the resolutions of deep supervision the coarsest is left out: nnU-Net gives it the weight 0, it was never
+        trained.
+
+        Args:
+            images: ``(B, channels, *patch)``.
+            logits: Whether they are needed this time.
 
         Shape:
-            ``(B, channels, *patch)`` to ``(B, heads, *patch)`` and a list of ``(B, width, *grid)``.
+            Lists of ``(B, heads, *grid)`` and ``(B, width, *grid)``.
         """
+        if not self.gives_features:
+            return _trained_scales(self.network(images)), []
         features = self.encoder(images)
-        return (None if self.decoder is None else self.decoder(features)), features
+        if not logits or self.decoder is None:
+            return [], features
+        return _trained_scales(self.decoder(features)), features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Logits at full resolution of given features, with gradient to these."""
+        assert self.decoder is not None
+        return _trained_scales(self.decoder(features))[0]
 
 
-def load_teacher(files: TeacherFiles, trust_checkpoint: bool = False, decode: bool = False) -> Teacher:
+def _trained_scales(logits: Tensor | list[Tensor]) -> list[Tensor]:
+    if isinstance(logits, Tensor):
+        return [logits]
+    return logits[: max(len(logits) - 1, 1)]
+
+
+def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = False) -> Teacher:
     """The frozen network on the CPU, built by the teacher's own trainer class from its own plans.
 
     Raises:
         ValueError: For a checkpoint that cannot be read, is not trusted, does not belong to the plans beside it, or
             holds weights that are not finite.
+        NotImplementedError: For features of a network without encoder stages.
     """
-    checkpoint = read_checkpoint(files.checkpoint, trust_checkpoint)
+    checkpoint = read_checkpoint(files.checkpoint, files.trust_checkpoint)
     network = _build_network(checkpoint["trainer_name"], files.experiment)
     try:
         network.load_state_dict(checkpoint["network_weights"])
@@ -217,7 +272,7 @@ def load_teacher(files: TeacherFiles, trust_checkpoint: bool = False, decode: bo
     for name, weight in network.named_parameters():
         if not torch.isfinite(weight).all():
             raise ValueError(f"the teacher's weights are not finite: {name} in {files.checkpoint}")
-    return Teacher(network, decode)
+    return Teacher(network, features, logits, logits and files.deep_supervision)
 
 
 def _build_network(trainer_name: str, experiment: Experiment) -> nn.Module:

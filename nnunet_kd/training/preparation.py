@@ -10,10 +10,12 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.planning import BLOCK, Settings, read_settings, student_plans
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teacher, load_teacher
+from nnunet_kd.planning import BLOCK, Settings, read_settings, student_plans, with_leakage
+from nnunet_kd.teachers.ensemble import TeacherEnsemble
+from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, load_teacher
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
-from nnunet_kd.training.terms import ConfiguredTerm
+from nnunet_kd.training.methods import active_terms
+from nnunet_kd.training.terms import ActiveStageTerm, ActiveTerm
 
 if TYPE_CHECKING:
     from nnunet_kd.training.trainer import DistillationTrainer
@@ -28,14 +30,19 @@ class Preparation:
     student: Experiment
     fold: int | str
     settings: Settings
-    terms: list[ConfiguredTerm]
+    terms: list[ActiveTerm]
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether any term reads encoder features."""
+        return any(term.reads_features for term in self.terms)
 
 
 @dataclass(frozen=True)
 class AttachedTeacher:
     """The teacher of one training, which stages of student and teacher belong together, and what has leaked."""
 
-    teacher: Teacher
+    teacher: Teacher | TeacherEnsemble
     matched_stages: list[tuple[int, int]]
     leakage: str | None
 
@@ -51,7 +58,7 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     epochs = settings.training.num_epochs
     if epochs is None:
         epochs = int(getattr(trainer, "num_epochs", NNUNET_EPOCHS))
-    terms = [term.configured(settings.method, epochs) for term in trainer.terms]
+    terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms)
 
 
@@ -61,22 +68,41 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     Raises:
         FileNotFoundError: Where the teacher is missing.
         ValueError: Where it cannot be read or does not fit.
-        NotImplementedError: For networks without encoder stages.
+        NotImplementedError: For networks or teachers a term cannot be distilled from.
     """
-    settings, student = preparation.settings.teacher, preparation.student
-    files = find_teacher(settings, student, preparation.fold)
-    own_stages = _stages_of_student(trainer, student)
-    teacher = load_teacher(files, settings.trust_checkpoint)
-    pairs = match_stages(own_stages, teacher.stages)
+    student, terms = preparation.student, preparation.terms
+    files, leakage = find_teachers(preparation.settings.teachers, student, preparation.fold)
+    features = preparation.reads_features
+    tuned = [term.name for term in terms if term.tuning_name is not None]
+    logits = bool(tuned) or any(term.reads_logits for term in terms)
+    if tuned and len(files) > 1:
+        raise NotImplementedError(f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}")
+    own_stages = _stages_of_student(trainer, student) if features else None
+
+    teachers = [load_teacher(one, features, logits) for one in files]
+    regions = PlansManager(student.plans).get_label_manager(student.dataset_json).has_regions
+    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, regions)
+    pairs: list[tuple[int, int]] = []
+    if own_stages is not None and teacher.stages is not None:
+        pairs = match_stages(own_stages, teacher.stages)
+        for term in terms:
+            if isinstance(term, ActiveStageTerm):
+                term.pairs(pairs)
+    for one in teachers:
+        if one.stages is not None:
+            _check_patch(student, one.stages)
+    if leakage is not None:
+        student.plans[BLOCK] = with_leakage(student.plans.get(BLOCK, {}), leakage)
+    return AttachedTeacher(teacher, pairs, leakage)
+
+
+def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
     patch = PlansManager(student.plans).get_configuration(student.configuration).patch_size
-    coarsest = teacher.stages.strides[-1]
+    coarsest = teacher.strides[-1]
     if any(size % stride for size, stride in zip(patch, coarsest, strict=True)):
         raise ValueError(
             f"the student's patch {list(patch)} cannot be divided by the teacher's strides {list(coarsest)}"
         )
-    if files.leakage is not None:
-        student.plans[BLOCK].setdefault("teacher", {})["leakage"] = files.leakage
-    return AttachedTeacher(teacher, pairs, files.leakage)
 
 
 def _stages_of_student(trainer: type[DistillationTrainer], student: Experiment) -> EncoderStages:

@@ -41,17 +41,17 @@ def read_ramp(value: Any, num_epochs: int) -> Ramp | None:
         return None
     numbers = isinstance(value, list | tuple) and len(value) == 2
     if not numbers or any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
-        raise ValueError(f"method.ramp must be null or [start, length], got {value!r}")
+        raise ValueError(f"ramp must be null or [start, length], got {value!r}")
     start, length = value
     fractions = isinstance(start, float) or isinstance(length, float)
     if not (start >= 0 and length >= 0) or (fractions and max(start, length) > 1):
         raise ValueError(
-            f"method.ramp is [start, length] in epochs (whole numbers) or as fractions of the training (0.0 to 1.0), "
+            f"ramp is [start, length] in epochs (whole numbers) or as fractions of the training (0.0 to 1.0), "
             f"got {value!r}"
         )
     ramp = Ramp(start * num_epochs, length * num_epochs) if fractions else Ramp(start, length)
     if ramp(num_epochs - 1) == 0:
         raise ValueError(
-            f"method.ramp {list(value)} leaves the weight at 0 for all {num_epochs} epochs: nothing would be distilled"
+            f"ramp {list(value)} leaves the weight at 0 for all {num_epochs} epochs: nothing would be distilled"
         )
     return ramp

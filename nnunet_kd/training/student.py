@@ -14,14 +14,16 @@ class StudentWithAdapters(nn.Module):
     returns. ``state_dict`` and ``load_state_dict`` are the student's: nnU-Net saves and loads no adapter.
 
     Args:
-        student: A network with nnU-Net's ``encoder`` and ``decoder``.
+        student: A network with nnU-Net's ``decoder``, and ``encoder`` where features are wanted.
         adapters: Term name -> its adapters.
+        features: Give the features of the encoder stages.
     """
 
-    def __init__(self, student: nn.Module, adapters: nn.ModuleDict) -> None:
+    def __init__(self, student: nn.Module, adapters: nn.ModuleDict, features: bool = True) -> None:
         super().__init__()
         self.student = student
         self.adapters = adapters
+        self.gives_features = features
 
     @property
     def decoder(self) -> nn.Module:
@@ -32,11 +34,11 @@ class StudentWithAdapters(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """``(logits, features)`` in training mode, logits in evaluation mode; a list each under deep supervision.
 
-        Features are empty where no term reads them.
+        Features are empty where they are not wanted.
         """
         if not self.training:
             return self.student(images)
-        if not self.adapters:
+        if not self.gives_features:
             return self.student(images), []
         features = self.student.encoder(images)  # type: ignore[operator]
         return self.decoder(features), features

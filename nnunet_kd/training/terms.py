@@ -1,60 +1,150 @@
-"""Distillation terms: what a trainer adds to nnU-Net's loss, and with which numbers."""
+"""Distillation terms: what is added to nnU-Net's loss, where in the networks, and with which numbers.
+
+A :class:`Term` is declared once (:mod:`nnunet_kd.training.methods`); the plan's ``nnunet_kd.method`` may change its
+numbers; :meth:`Term.build` makes the :class:`ActiveTerm` of one training.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nnunet_kd.losses.features import check_number
 from nnunet_kd.planning import check_keys
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
 from nnunet_kd.training.ramp import Ramp, read_ramp
+from nnunet_kd.training.step import TrainStep
 
 
 @dataclass(frozen=True)
-class StageTerm:
-    """A loss summed over the encoder stages of student and teacher (DCD, eq. 8); declared in a trainer.
+class Term(ABC):
+    """Declaration of a term.
 
     Attributes:
-        name: Its name in the log.
-        loss: Class with ``forward(student, teacher, projection)`` for one stage and
-            ``projection(student_channels, teacher_channels, dim)`` for the adapter of one stage.
-        weight: Factor of the sum in the total loss (lambda).
+        name: Its name in plans and in the log.
+        loss: Class of the loss.
+        weight: Factor in the total loss.
         ramp: See :func:`nnunet_kd.training.ramp.read_ramp`.
         options: Keywords of ``loss`` that differ from its defaults.
     """
 
     name: str
-    loss: Callable[..., nn.Module]
+    loss: Callable[..., Any]
     weight: float
     ramp: Sequence[float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def configured(self, method: Mapping[str, Any], num_epochs: int) -> ConfiguredTerm:
-        """The term with the numbers of a plan's ``nnunet_kd.method`` instead of the declared ones.
+    def changed(self, numbers: Mapping[str, Any], where: str) -> Term:
+        """The term with numbers of a plan instead of its own: its own keys and the keywords of its loss.
 
         Raises:
-            ValueError: For a key that is neither the term's nor a keyword of the loss, or a value neither takes.
+            ValueError: For a key that is neither.
         """
-        valid = ["weight", "ramp", *inspect.signature(self.loss).parameters]
-        check_keys(method, valid, "nnunet_kd.method")
-        weight = method.get("weight", self.weight)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise ValueError(f"nnunet_kd.method.weight must be a number above 0, got {weight!r}")
-        options = {**self.options, **{key: value for key, value in method.items() if key not in ("weight", "ramp")}}
+        own = [entry.name for entry in fields(self) if entry.name not in ("name", "loss", "options")]
+        check_keys(numbers, [*own, *inspect.signature(self.loss).parameters], where)
+        options = {key: value for key, value in numbers.items() if key not in own}
+        return replace(
+            self,
+            options={**self.options, **options},
+            **{key: value for key, value in numbers.items() if key in own},
+        )
+
+    def build(self, num_epochs: int, where: str) -> ActiveTerm:
+        """The term as one training uses it.
+
+        Raises:
+            ValueError: Naming ``where`` and what is wrong with a number.
+        """
         try:
-            loss = self.loss(**options)
-            ramp = read_ramp(method.get("ramp", self.ramp), num_epochs)
+            check_number("weight", self.weight)
+            return self._build(self.loss(**self.options), read_ramp(self.ramp, num_epochs), num_epochs)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"nnunet_kd.method: {error}") from error
-        return ConfiguredTerm(self.name, loss, float(weight), ramp)
+            raise ValueError(f"{where}: {error}") from error
+
+    @abstractmethod
+    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm: ...
 
 
 @dataclass(frozen=True)
-class ConfiguredTerm:
+class StageTerm(Term):
+    """A loss on features, summed over encoder stages of student and teacher on the same grid (DCD, eq. 8).
+
+    Its class has ``forward(student, teacher, projection)`` for one stage and ``projection(student_channels,
+    teacher_channels, dim)`` for the adapter of one; with ``needs_classes``, ``forward`` gets ``classes`` and
+    ``num_classes`` too.
+
+    Attributes:
+        stages: Numbers of the student's stages, 0 the highest resolution; ``None``: all the teacher has as well.
+    """
+
+    stages: Sequence[int] | None = None
+
+    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+        return ActiveStageTerm(self.name, loss, float(self.weight), ramp, _read_stages(self.stages))
+
+
+@dataclass(frozen=True)
+class PromptTerm(StageTerm):
+    """A :class:`StageTerm` whose adapters hold prompts, tuned on the teacher before anything is distilled.
+
+    Attributes:
+        prompt_epochs: Length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0).
+    """
+
+    prompt_epochs: float = 0.05
+
+    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+        check_number("prompt_epochs", self.prompt_epochs)
+        epochs = self.prompt_epochs
+        if isinstance(epochs, float):
+            epochs = math.ceil(epochs * num_epochs)
+        if epochs >= num_epochs:
+            raise ValueError(f"prompt_epochs {self.prompt_epochs:g} leaves none of {num_epochs} epochs for the student")
+        stages = _read_stages(self.stages)
+        return ActivePromptTerm(self.name, loss, float(self.weight), ramp, stages, int(epochs))
+
+
+@dataclass(frozen=True)
+class LogitsTerm(Term):
+    """A loss on logits; its class has ``forward(student, teacher, regions, valid)`` for one resolution.
+
+    Attributes:
+        scales: ``"full"``: the network's output. ``"all"``: every resolution of deep supervision both networks are
+            trained at, weighted as nnU-Net weights them: half of the finer one's, the coarsest left out, which nnU-Net
+            gives the weight 0 and so never trains.
+        convex: nnU-Net's own loss gets ``1 - weight``.
+    """
+
+    scales: str = "full"
+    convex: bool = False
+
+    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+        if self.scales not in ("all", "full"):
+            raise ValueError(f"scales must be 'all' or 'full', got {self.scales!r}")
+        if not isinstance(self.convex, bool):
+            raise ValueError(f"convex must be true or false, got {self.convex!r}")
+        if self.convex and self.weight > 1:
+            raise ValueError(f"a convex term's weight is at most 1, got {self.weight:g}")
+        return ActiveLogitsTerm(self.name, loss, float(self.weight), ramp, self.scales == "all", self.convex)
+
+
+def _read_stages(stages: Any) -> tuple[int, ...] | None:
+    if stages is None:
+        return None
+    listed = isinstance(stages, list | tuple) and len(stages) > 0
+    if not listed or any(isinstance(stage, bool) or not isinstance(stage, int) or stage < 0 for stage in stages):
+        raise ValueError(f"stages must be null or a list of stage numbers from 0, got {stages!r}")
+    return tuple(sorted(set(stages)))
+
+
+@dataclass(frozen=True)
+class ActiveTerm(ABC):
     """A term as one training uses it."""
 
     name: str
@@ -62,31 +152,150 @@ class ConfiguredTerm:
     weight: float
     ramp: Ramp | None
 
+    reads_features: ClassVar[bool] = False
+    reads_logits: ClassVar[bool] = False
+    convex: ClassVar[bool] = False
+
     def weight_at(self, epoch: int) -> float:
         """Weight in ``epoch``, counted from 0."""
         return self.weight * (1.0 if self.ramp is None else self.ramp(epoch))
 
-    def adapters(self, student: EncoderStages, teacher: EncoderStages) -> nn.ModuleList:
-        """One projection a matched stage, in the order of :func:`match_stages`."""
-        return nn.ModuleList(
-            self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
-            for i, j in match_stages(student, teacher)
-        )
+    def tunes_at(self, epoch: int) -> bool:
+        """Whether ``epoch`` belongs to what the term has to learn from the teacher alone."""
+        return False
 
-    def __call__(
-        self,
-        student: Sequence[Tensor],
-        teacher: Sequence[Tensor],
-        stages: Sequence[tuple[int, int]],
-        adapters: nn.ModuleList,
-    ) -> Tensor:
-        """Unweighted sum over the matched stages."""
-        losses = [
-            self.loss(student[i], teacher[j], projection) for (i, j), projection in zip(stages, adapters, strict=True)
-        ]
-        total: Tensor = sum(losses[1:], losses[0])
-        return total
+    def tune(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+        """The loss of that."""
+        raise NotImplementedError
+
+    @property
+    def tuning_name(self) -> str | None:
+        """Name of that loss in the log; ``None`` where there is nothing to learn."""
+        return None
+
+    def frozen(self, epoch: int, adapters: nn.ModuleList) -> Iterable[nn.Parameter]:
+        """Parameters of the adapters that must stay as they are in ``epoch``."""
+        return ()
+
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.ModuleList:
+        """What trains with the student for this term."""
+        return nn.ModuleList()
+
+    @abstractmethod
+    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+        """The unweighted value."""
 
     def __str__(self) -> str:
         ramp = "" if self.ramp is None else f", ramp from epoch {self.ramp.start:g} over {self.ramp.length:g}"
         return f"{self.name}: weight {self.weight:g}{ramp}, {self.loss}"
+
+
+@dataclass(frozen=True)
+class ActiveStageTerm(ActiveTerm):
+    """Of a :class:`StageTerm`."""
+
+    stages: tuple[int, ...] | None = None
+
+    reads_features: ClassVar[bool] = True
+
+    def pairs(self, matched: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of the pairs on the same grid, those that are distilled.
+
+        Raises:
+            ValueError: For a stage that is asked for and not among them.
+        """
+        pairs = list(matched)
+        if self.stages is None:
+            return pairs
+        available = [student for student, _ in pairs]
+        for stage in self.stages:
+            if stage not in available:
+                raise ValueError(f"{self.name}: stage {stage} cannot be distilled, only {available}")
+        return [pair for pair in pairs if pair[0] in self.stages]
+
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.ModuleList:
+        """One projection a pair of stages."""
+        assert student is not None and teacher is not None
+        return nn.ModuleList(
+            self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
+            for i, j in self.pairs(match_stages(student, teacher))
+        )
+
+    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+        """Sum over the stages."""
+        options: dict[str, Any] = {}
+        if getattr(self.loss, "needs_classes", False):
+            options = {"classes": step.labels.classes(step.targets[0]), "num_classes": step.labels.num_classes}
+        losses = [
+            self.loss(step.student_features[i], step.teacher_features[j], projection, **options)
+            for (i, j), projection in zip(self.pairs(step.stages), adapters, strict=True)
+        ]
+        total: Tensor = sum(losses[1:], losses[0])
+        return total
+
+
+@dataclass(frozen=True)
+class ActivePromptTerm(ActiveStageTerm):
+    """Of a :class:`PromptTerm`."""
+
+    prompt_epochs: int = 1
+
+    def weight_at(self, epoch: int) -> float:
+        """0 while the prompts are tuned."""
+        return 0.0 if self.tunes_at(epoch) else super().weight_at(epoch)
+
+    def tunes_at(self, epoch: int) -> bool:
+        """The first epochs."""
+        return epoch < self.prompt_epochs
+
+    @property
+    def tuning_name(self) -> str:
+        """The prompts'."""
+        return f"{self.name}_prompts"
+
+    def frozen(self, epoch: int, adapters: nn.ModuleList) -> Iterable[nn.Parameter]:
+        """The prompts, once they are tuned."""
+        return () if self.tunes_at(epoch) else [p for adapter in adapters for p in adapter.prompts.parameters()]  # type: ignore[union-attr]
+
+    def tune(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+        """nnU-Net's loss of the teacher, decoding what the prompts keep of its features, and their redundancy."""
+        features = list(step.teacher_features)
+        redundancies = []
+        for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
+            redundancies.append(self.loss.redundancy(features[j], adapter))
+            features[j] = self.loss.filtered(features[j], adapter)
+        segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
+        redundancy: Tensor = sum(redundancies[1:], redundancies[0])
+        return segmentation + redundancy / len(redundancies)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, prompts tuned for {self.prompt_epochs} epochs"
+
+
+@dataclass(frozen=True)
+class ActiveLogitsTerm(ActiveTerm):
+    """Of a :class:`LogitsTerm`."""
+
+    all_scales: bool = False
+    convex: bool = False  # type: ignore[misc]  # of the instance here
+
+    reads_logits: ClassVar[bool] = True
+
+    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+        """Weighted mean over the resolutions."""
+        taught = {logits.shape[2:]: logits for logits in step.teacher_logits}
+        count = len(step.student_logits)
+        scales = range(max(count - 1, 1)) if self.all_scales else range(1)
+        total: Tensor | None = None
+        weights = 0.0
+        for scale in scales:
+            logits = step.student_logits[scale]
+            if logits.shape[2:] not in taught:
+                continue
+            valid = step.labels.valid(step.targets[scale])
+            value = self.loss(logits, taught[logits.shape[2:]], regions=step.labels.regions, valid=valid)
+            weight = 0.5**scale
+            total = weight * value if total is None else total + weight * value
+            weights += weight
+        assert total is not None, "both networks have the full resolution"
+        return total / weights

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -26,8 +27,10 @@ from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.loading import NETWORK, TRAINING, VALIDATION, seed_everything, seeded_augmenter
 from nnunet_kd.training.preparation import AttachedTeacher, attach_teacher, prepare
+from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.step import LabelCodes, TrainStep
 from nnunet_kd.training.student import StudentWithAdapters
-from nnunet_kd.training.terms import StageTerm
+from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
 
@@ -39,7 +42,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     Attributes:
         reduction: Where the plans name no student, one with widths divided by this is derived from them.
-        terms: Loss terms beside nnU-Net's own. With any, a teacher is needed.
+        terms: Loss terms beside nnU-Net's own; with any, a teacher is needed. ``None``: those the plans list.
 
     Settings come from the plan's ``nnunet_kd`` block, then from class attributes, then from nnU-Net and the losses.
 
@@ -50,7 +53,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     """
 
     reduction: ClassVar[float] = 4
-    terms: ClassVar[tuple[StageTerm, ...]] = ()
+    terms: ClassVar[tuple[Term, ...] | None] = ()
 
     def __init__(
         self,
@@ -65,13 +68,14 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.attached: AttachedTeacher | None = None
         self.teacher_stages: EncoderStages | None = None
         self.average: WeightAverage | None = None
-        if self.terms and not self._is_finished():
+        if self.preparation.terms and not self._is_finished():
             self._attach_teacher()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
             if key not in ("seed", "ema_decay") and (value is not None or hasattr(kind, key)):
                 setattr(self, key, getattr(kind, key) if value is None else value)
         self.seed = self.preparation.settings.training.seed
+        self.label_codes = LabelCodes(self.label_manager)
         self._add_log_entries()
 
     def _is_finished(self) -> bool:
@@ -94,7 +98,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def initialize(self) -> None:
         """nnU-Net's, with the student and its adapters as the network."""
-        if self.terms and self.teacher_stages is None:
+        if self.preparation.reads_features and self.teacher_stages is None:
             self._attach_teacher()
         if self.seed is not None:
             seed_everything(self.seed, NETWORK)
@@ -120,10 +124,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
             adapters = nn.ModuleDict()
+            features = self.preparation.reads_features
+            own_stages = encoder_stages(student) if features else None
             for term in self.preparation.terms:
-                assert self.teacher_stages is not None
-                adapters[term.name] = term.adapters(encoder_stages(student), self.teacher_stages)
-            return joint(student, adapters)
+                adapters[term.name] = term.adapters(own_stages, self.teacher_stages)
+            return joint(student, adapters, features)
 
         self.build_network_architecture = build
         try:
@@ -159,9 +164,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
-        attached = self._attach_teacher() if self.terms and unfinished else None
+        attached = self._attach_teacher() if self.preparation.terms and unfinished else None
         super().on_train_start()
-        if self.preparation.settings.method and not self.terms:  # so that NoKD can share its plans with a method
+        if (
+            self.preparation.settings.method and not self.preparation.terms
+        ):  # so that NoKD can share its plans with a method
             self.print_to_log_file("nnunet_kd.method of the plans is not used: this trainer distils nothing")
         if attached is not None:
             attached.teacher.to(self.device)
@@ -191,32 +198,59 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             logits, features = self.network(images)
             segmentation = self.loss(logits, target)
-            values = self._term_values(images, features)
-        total = segmentation
+            values, tuned = self._term_values(images, logits, features, target)
+        share = 1.0
+        total = torch.zeros_like(segmentation)
         for term in self.preparation.terms:
+            weight = term.weight_at(self.current_epoch)
+            share -= weight if term.convex else 0.0
             if term.name in values:
-                total = total + term.weight_at(self.current_epoch) * values[term.name]
-        if len(values) < len(self.preparation.terms):
+                total = total + weight * values[term.name]
+        total = share * segmentation + sum(tuned.values(), total)
+        if len(values) < len(self.preparation.terms) or self._frozen():
             # Adapters without a gradient would stop DDP, and would be treated differently by the optimizer.
             total = total + 0 * sum(parameter.sum() for parameter in self._joint().adapters.parameters())
         self._optimize(total)
 
-        named = {"loss": total, SEGMENTATION: segmentation, **values}
+        named = {"loss": total, SEGMENTATION: segmentation, **values, **tuned}
         numbers = torch.stack([value.detach().float() for value in named.values()])
         return dict(zip(named, numbers.cpu().numpy(), strict=True))
 
-    def _term_values(self, images: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
-        """Unweighted value of every term whose weight is not 0 in this epoch; the teacher runs once, if at all."""
-        active = [term for term in self.preparation.terms if term.weight_at(self.current_epoch) > 0]
-        if not active:
-            return {}
+    def _term_values(
+        self, images: Tensor, logits: Any, features: list[Tensor], target: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Unweighted value of every term whose weight is not 0 in this epoch, and what terms still tune.
+
+        The teacher runs once, as deep as these need, or not at all.
+        """
+        epoch = self.current_epoch
+        active = [term for term in self.preparation.terms if term.weight_at(epoch) > 0]
+        tuning = [term for term in self.preparation.terms if term.tunes_at(epoch)]
+        if not active and not tuning:
+            return {}, {}
         attached = self._attach_teacher()
-        _, taught = attached.teacher(images)
-        adapters = self._joint().adapters
-        return {
-            term.name: term(features, taught, attached.matched_stages, adapters[term.name])  # type: ignore[arg-type]
-            for term in active
-        }
+        taught_logits, taught = attached.teacher(images, any(term.reads_logits for term in active))
+        step = TrainStep(
+            student_logits=[logits] if isinstance(logits, Tensor) else list(logits),
+            student_features=features,
+            teacher_logits=taught_logits,
+            teacher_features=taught,
+            stages=attached.matched_stages,
+            targets=target if isinstance(target, list) else [target],
+            labels=self.label_codes,
+            teacher=attached.teacher,
+            task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
+        )
+        adapters: Any = self._joint().adapters
+        return (
+            {term.name: term(step, adapters[term.name]) for term in active},
+            {str(term.tuning_name): term.tune(step, adapters[term.name]) for term in tuning},
+        )
+
+    def _frozen(self) -> list[nn.Parameter]:
+        """Adapters' parameters that must not move in this epoch."""
+        adapters: Any = self._joint().adapters
+        return [p for term in self.preparation.terms for p in term.frozen(self.current_epoch, adapters[term.name])]
 
     def _optimize(self, total: Tensor) -> None:
         if self.grad_scaler is not None:
@@ -224,6 +258,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.grad_scaler.unscale_(self.optimizer)
         else:
             total.backward()  # type: ignore[no-untyped-call]
+        for parameter in self._frozen():
+            parameter.grad = None  # neither decayed nor moved by old momentum
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
         if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
@@ -235,8 +271,13 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     # ---- the log
 
+    def _logged_terms(self) -> list[str]:
+        """nnU-Net's own loss, every term, and what terms tune first."""
+        terms = self.preparation.terms
+        return [SEGMENTATION, *(t.name for t in terms), *(t.tuning_name for t in terms if t.tuning_name is not None)]
+
     def _add_log_entries(self) -> None:
-        for name in (SEGMENTATION, *(term.name for term in self.preparation.terms)):
+        for name in self._logged_terms():
             self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
@@ -244,13 +285,22 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         means = _means(train_outputs, self.is_ddp)
         parts = []
-        for name in (SEGMENTATION, *(term.name for term in self.preparation.terms)):
+        for name in self._logged_terms():
             self.logger.log(name, means.get(name, float("nan")), self.current_epoch)
             if name in means:
                 parts.append(f"{name} {means[name]:.4g}")
         for term in self.preparation.terms:
             parts.append(f"weight of {term.name} {term.weight_at(self.current_epoch):.3g}")
         self.print_to_log_file(", ".join(parts))
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, and the terms' curves below its ``progress.png``."""
+        super().on_epoch_end()
+        if self.local_rank == 0 and self.preparation.terms:
+            logged = self.logger.local_logger.my_fantastic_logging
+            append_terms(
+                Path(self.output_folder) / "progress.png", {name: logged[name] for name in self._logged_terms()}
+            )
 
     def on_validation_epoch_start(self) -> None:
         """Validate, and then save, the averaged weights where there are any."""

@@ -1,0 +1,228 @@
+"""Frequency distillation through semantic frequency prompts.
+
+Zhang et al., "FreeKD: Knowledge Distillation via Semantic Frequency Prompt", CVPR 2024, sections 3.2 and 3.3.
+Authors' code: https://github.com/Gumpest/FreeKD
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nnunet_kd.losses.features import (
+    check_features,
+    check_number,
+    in_single_precision,
+    is_pointwise,
+    pointwise_convolution,
+)
+from nnunet_kd.wavelets import WaveletCoefficients, analysis_matrix, band_names, dwt, idwt
+
+
+class FrequencyPrompts(nn.Module):
+    r"""Learned tokens that say where a frequency band of the teacher matters.
+
+    The mask of token t in a band is :math:`M_t(x) = \mathrm{sigmoid}(\sum_c P_{tc} R_c(x))`, R being the band of the
+    teacher's features. Every detail band of every level has tokens of its own.
+
+    Args:
+        channels: Width of the teacher's stage.
+        levels: Levels of the transform.
+        bands: Detail bands a level.
+        tokens: Tokens a band.
+    """
+
+    def __init__(self, channels: int, levels: int, bands: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(0.01 * torch.randn(levels, bands, tokens, channels))
+
+    def masks(self, band: Tensor, level: int, index: int) -> Tensor:
+        """Masks of one band, ``(B, channels, *band)`` to ``(B, tokens, voxels of the band)``."""
+        return torch.sigmoid(self.tokens[level, index].to(band.dtype) @ band.flatten(2))
+
+
+class FreeKDAdapter(nn.Module):
+    """phi and the prompts of one stage."""
+
+    def __init__(self, phi: nn.Module, prompts: FrequencyPrompts) -> None:
+        super().__init__()
+        self.phi = phi
+        self.prompts = prompts
+
+
+class FreeKDLoss(nn.Module):
+    r"""L1 distance of the detail bands, weighted by prompts' masks, plus mean squared error of the features.
+
+    .. math:: L = \sum_l \mathrm{mean}_b\left[\bar M_{lb}\, |R_{lb}(\phi(F_S)) - R_{lb}(F_T)|\right]
+        + \lambda\, \mathrm{mean}\left[(\phi(F_S) - F_T)^2\right]
+
+    The mean is over all detail coefficients of level l, as in the authors' code. :math:`\bar M` is the mean over the tokens of :class:`FrequencyPrompts`, taken from the teacher alone. The transform
+    is orthonormal and phi a 1x1(x1) convolution without bias, so the transform of the student runs at the student's
+    width and the squared error is summed over the bands (Parseval).
+
+    The prompts are tuned first, on the frozen teacher: :meth:`filtered` is what they leave of its features, from which
+    it still has to segment, and :meth:`redundancy` keeps the tokens apart. Where paper and the authors' code differ:
+    both mask the approximation as well while tuning; only the masks of the details are used later, and only those
+    are made here. They sum over tokens, here it is the mean, so that features keep their size.
+
+    Args:
+        levels: Levels of the transform.
+        tokens: Tokens a band.
+        wavelet: PyWavelets name of an orthogonal wavelet.
+        feature_weight: lambda.
+
+    Raises:
+        ValueError: For an option that is none of these.
+    """
+
+    def __init__(self, levels: int = 3, tokens: int = 6, wavelet: str = "haar", feature_weight: float = 5.0) -> None:
+        super().__init__()
+        for name, value in (("levels", levels), ("tokens", tokens)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        check_number("feature_weight", feature_weight, positive=False)
+        analysis_matrix(2, wavelet)
+        self.levels = levels
+        self.tokens = tokens
+        self.wavelet = wavelet
+        self.feature_weight = float(feature_weight)
+
+    def projection(self, student_channels: int, teacher_channels: int, dim: int) -> FreeKDAdapter:
+        """phi, a 1x1(x1) convolution, and the prompts of one stage."""
+        phi = pointwise_convolution(student_channels, teacher_channels, dim, bias=False)
+        return FreeKDAdapter(phi, FrequencyPrompts(teacher_channels, self.levels, 2**dim - 1, self.tokens))
+
+    def forward(self, student: Tensor, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
+        """Loss of one stage. Neither the teacher's features nor the prompts receive gradient.
+
+        Args:
+            student: Features of the student, any floating type; computed in float32 at least.
+            teacher: Features of the teacher on the same grid.
+            projection: From :meth:`projection`.
+
+        Shape:
+            ``(B, C_S, *spatial)`` and ``(B, C_T, *spatial)``, two or three spatial axes, to a scalar.
+
+        Raises:
+            ValueError: For features that do not fit each other.
+        """
+        phi, prompts = projection.phi, projection.prompts
+        check_features(student, teacher, phi)
+        with in_single_precision(student, teacher.detach()) as (student, teacher):
+            size = teacher.numel()
+            if is_pointwise(phi) and phi.bias is None:
+                weight = phi.weight.flatten(1).to(student.dtype)
+            else:
+                student, weight = phi(student), torch.eye(teacher.shape[1], dtype=teacher.dtype, device=teacher.device)
+            narrow, wide = dwt(student, self.wavelet, self.levels), dwt(teacher, self.wavelet, self.levels)
+            total: Tensor = _residual_cost(
+                narrow.approximation, weight, wide.approximation, None, 0.0, self.feature_weight / size
+            )
+            maps = teacher.shape[0] * teacher.shape[1]
+            coefficients = [maps * sum(band[0, 0].numel() for band in level.values()) for level in wide.details]
+            for (level, index, band), (_, _, taught) in zip(_details(narrow), _details(wide), strict=True):
+                with torch.no_grad():
+                    mask = prompts.masks(taught, level, index).mean(1, keepdim=True)
+                total = total + _residual_cost(
+                    band, weight, taught, mask, 1 / coefficients[level], self.feature_weight / size
+                )
+            return total
+
+    def filtered(self, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
+        """The teacher's features with every detail band multiplied by its mean mask; gradient to the prompts.
+
+        Shape:
+            ``(B, C_T, *spatial)`` to the same, in the same floating type.
+        """
+        with in_single_precision(teacher.detach()) as (features,):
+            transformed = dwt(features, self.wavelet, self.levels)
+            details: list[dict[str, Tensor]] = [dict(level) for level in transformed.details]
+            names = band_names(features.ndim - 2)[1:]
+            for level, index, band in _details(transformed):
+                mask = projection.prompts.masks(band, level, index).mean(1, keepdim=True)
+                details[level][names[index]] = mask.view(-1, 1, *band.shape[2:]) * band
+            kept = idwt(WaveletCoefficients(transformed.approximation, tuple(details), self.wavelet))
+            return kept.to(teacher.dtype)
+
+    def redundancy(self, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
+        """Mean Dice overlap of different tokens' masks, averaged over the bands; gradient to the prompts.
+
+        Shape:
+            ``(B, C_T, *spatial)`` to a scalar from 0 to 1.
+        """
+        with in_single_precision(teacher.detach()) as (features,):
+            overlaps = []
+            for level, index, band in _details(dwt(features, self.wavelet, self.levels)):
+                masks = projection.prompts.masks(band, level, index)
+                products = masks @ masks.transpose(1, 2)
+                squares = products.diagonal(dim1=1, dim2=2)
+                dice = 2 * products / (squares[:, None] + squares[:, :, None]).clamp(min=1e-12)
+                different = 1 - torch.eye(self.tokens, dtype=dice.dtype, device=dice.device)
+                overlaps.append((dice * different).sum((1, 2)).mean() / max(self.tokens * (self.tokens - 1), 1))
+            if not overlaps:
+                return 0 * projection.prompts.tokens.sum()
+            return torch.stack(overlaps).mean()
+
+    def extra_repr(self) -> str:
+        return (
+            f"levels={self.levels}, tokens={self.tokens}, wavelet={self.wavelet!r}, "
+            f"feature_weight={self.feature_weight:g}"
+        )
+
+
+def _details(transformed: WaveletCoefficients) -> Iterator[tuple[int, int, Tensor]]:
+    """Position of the level (0 the coarsest), of the band in it, and the band; empty ones are left out."""
+    names = band_names(transformed.approximation.ndim - 2)[1:]
+    for level, bands in enumerate(transformed.details):
+        for index, name in enumerate(names):
+            if bands[name].numel():
+                yield level, index, bands[name]
+
+
+def _residual_cost(
+    student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
+) -> Tensor:
+    cost: Tensor = _ResidualCost.apply(student.flatten(2), weight, teacher.flatten(2), mask, absolute, square)
+    return cost
+
+
+class _ResidualCost(torch.autograd.Function):
+    """``sum(absolute * mask * |r| + square * r^2)`` of ``r = W s - t``; the gradient is taken at once, so that
+    nothing of the teacher's width is kept.
+
+    Shape:
+        s ``(B, C_S, N)``, W ``(C_T, C_S)``, t ``(B, C_T, N)``, mask ``(B, 1, N)`` to a scalar.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
+    ) -> Tensor:
+        residual = torch.baddbmm(teacher, weight.expand(student.shape[0], -1, -1), student, beta=-1)
+        norm: Tensor = torch.linalg.vector_norm(residual)
+        cost = square * norm.square()
+        slope = 2 * square * residual
+        if mask is not None:
+            cost = cost + absolute * (mask * residual.abs().sum(1, keepdim=True)).sum()
+            slope = slope.addcmul_(residual.sign_(), mask, value=absolute)
+        by_student = weight.t() @ slope if ctx.needs_input_grad[0] else None
+        by_weight = (slope @ student.transpose(1, 2)).sum(0) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(by_student, by_weight)
+        return cost
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        by_student, by_weight = ctx.saved_tensors
+        return (
+            None if by_student is None else gradient * by_student,
+            None if by_weight is None else gradient * by_weight,
+            None,
+            None,
+            None,
+            None,
+        )

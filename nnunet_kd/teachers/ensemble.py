@@ -1,0 +1,68 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_kd.teachers.nnunet import Teacher
+from nnunet_kd.teachers.stages import EncoderStages
+
+
+class TeacherEnsemble(nn.Module):
+    """Mean of the probabilities, and of the features, of several teachers.
+
+    Probabilities are handed on as logits. For classes those are determined up to a constant a voxel; it is the mean
+    of the teachers', so that equal teachers give the logits of one.
+
+    Args:
+        teachers: At least one.
+        regions: Channels are regions (sigmoid), not classes (softmax).
+
+    Raises:
+        ValueError: Where features are wanted and the teachers' stages differ.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], regions: bool) -> None:
+        super().__init__()
+        self.stages: EncoderStages | None = teachers[0].stages
+        for number, teacher in enumerate(teachers):
+            if teacher.gives_features and teacher.stages != self.stages:
+                raise ValueError(
+                    f"features of several teachers are averaged only if all have the same stages: teacher 0 has "
+                    f"{_described(self.stages)}, teacher {number} {_described(teacher.stages)}"
+                )
+        self.teachers = nn.ModuleList(teachers)
+        self.regions = regions
+
+    def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """As :meth:`Teacher.forward`; logits of the resolutions all teachers give."""
+        outputs: list[tuple[list[Tensor], list[Tensor]]] = [teacher(images, logits) for teacher in self.teachers]
+        features = [torch.stack(stage).mean(0) for stage in zip(*(output[1] for output in outputs), strict=True)]
+        by_grid = [{scale.shape[2:]: scale for scale in output[0]} for output in outputs]
+        shared = [grid for grid in by_grid[0] if all(grid in scales for scales in by_grid)]
+        return [self._mean([scales[grid] for scales in by_grid]) for grid in shared], features
+
+    def _mean(self, logits: list[Tensor]) -> Tensor:
+        stacked = torch.stack(logits).float()
+        if self.regions:  # the logarithms of 1/n cancel
+            inside, outside = F.logsigmoid(stacked).logsumexp(0), F.logsigmoid(-stacked).logsumexp(0)
+            return inside - outside
+        constants = stacked.logsumexp(2, keepdim=True)
+        log_sums = (stacked - constants).logsumexp(0)
+        return log_sums + constants.mean(0) - torch.tensor(float(len(logits)), device=stacked.device).log()
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """There is no one decoder.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("several teachers have no common decoder")
+
+
+def _described(stages: EncoderStages | None) -> str:
+    return "none" if stages is None else f"widths {list(stages.widths)} with strides {list(stages.strides)}"

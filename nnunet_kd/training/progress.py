@@ -1,0 +1,50 @@
+"""The terms' curves in nnU-Net's ``progress.png``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Draw one curve a term below the picture nnU-Net has just made, in its width and style.
+
+    Args:
+        png: nnU-Net's picture; replaced. Left alone where it does not exist.
+        curves: Term -> unweighted value of every epoch, not a number where its weight was 0. The axis is logarithmic
+            where all values allow it, terms being of very different size.
+    """
+    if not png.is_file():
+        return
+    with Image.open(png) as opened:
+        above = opened.convert("RGB")
+    dpi = 100
+    figure = Figure(figsize=(above.width / dpi, 18), dpi=dpi)
+    axes = figure.subplots()
+    values = [value for curve in curves.values() for value in curve if value == value]
+    for name, curve in curves.items():
+        axes.plot(range(len(curve)), curve, label=name, linewidth=4, marker="o", markersize=6)
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("epoch", fontsize=30)
+    axes.set_ylabel("unweighted terms", fontsize=30)
+    axes.tick_params(labelsize=26)
+    axes.tick_params(which="minor", labelsize=20)
+    axes.grid(True, alpha=0.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=28)
+    figure.tight_layout()
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    below = Image.open(buffer).convert("RGB")
+    joined = Image.new("RGB", (above.width, above.height + below.height), "white")
+    joined.paste(above, (0, 0))
+    joined.paste(below, (0, above.height))
+    unfinished = png.with_suffix(".unfinished.png")
+    joined.save(unfinished)
+    os.replace(unfinished, png)

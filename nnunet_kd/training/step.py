@@ -1,0 +1,84 @@
+"""What a distillation term sees of one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_kd.teachers.ensemble import TeacherEnsemble
+from nnunet_kd.teachers.nnunet import Teacher
+
+
+class LabelCodes:
+    """Reads nnU-Net's training targets: which voxels count, and which class each of them has.
+
+    A target is ``(B, 1, *spatial)`` with the label, or one channel a region, and one more that marks ignored voxels
+    where there are any. Regions may overlap: voxels have the same class where they are in the same regions.
+
+    Args:
+        label_manager: nnU-Net's.
+    """
+
+    def __init__(self, label_manager: Any) -> None:
+        self.regions: bool = label_manager.has_regions
+        self.ignore_label: int | None = label_manager.ignore_label
+        if self.regions:
+            labels = [label for label in label_manager.all_labels if label != self.ignore_label]
+            regions = [
+                region if isinstance(region, tuple) else (region,) for region in label_manager.foreground_regions
+            ]
+            codes = sorted({sum(1 << i for i, region in enumerate(regions) if label in region) for label in labels})
+            self.num_classes = len(codes)
+            self._number_of_code = torch.full((1 << len(regions),), -1)
+            self._number_of_code[codes] = torch.arange(len(codes))
+        else:
+            self.num_classes = label_manager.num_segmentation_heads
+
+    def valid(self, target: Tensor) -> Tensor | None:
+        """Voxels that count, boolean ``(B, 1, *spatial)``; ``None`` where all do."""
+        if self.ignore_label is None:
+            return None
+        return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
+
+    def classes(self, target: Tensor) -> Tensor:
+        """Class of every voxel, ``(B, *spatial)``, whole numbers from 0; -1 where it is ignored."""
+        if self.regions:
+            regions = target if self.ignore_label is None else target[:, :-1]
+            bits = 1 << torch.arange(regions.shape[1], device=target.device)
+            codes = (regions.long() * bits.view(-1, *[1] * (target.ndim - 2))).sum(1)
+            classes = self._number_of_code.to(target.device)[codes]
+        else:
+            classes = target[:, 0].long()
+        valid = self.valid(target)
+        return classes if valid is None else classes.masked_fill(~valid[:, 0], -1)
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Outputs of student and teacher for one batch.
+
+    Attributes:
+        student_logits: Finest first; one without deep supervision.
+        student_features: Encoder stages, highest resolution first; empty where no term reads them.
+        teacher_logits: As the student's, of the resolutions the teacher was trained at.
+        teacher_features: As the student's.
+        stages: Pairs (student stage, teacher stage) on the same grid.
+        targets: nnU-Net's, one for each of the student's logits.
+        labels: Reads the targets.
+        teacher: For terms that run a part of it again.
+        task_loss: nnU-Net's loss of logits and target at the finest resolution.
+    """
+
+    student_logits: list[Tensor]
+    student_features: list[Tensor]
+    teacher_logits: list[Tensor]
+    teacher_features: list[Tensor]
+    stages: list[tuple[int, int]]
+    targets: list[Tensor]
+    labels: LabelCodes
+    teacher: Teacher | TeacherEnsemble
+    task_loss: Callable[[Tensor, Tensor], Tensor]
