@@ -60,9 +60,10 @@ class FreeKDLoss(nn.Module):
     .. math:: L = \sum_l \mathrm{mean}_b\left[\bar M_{lb}\, |R_{lb}(\phi(F_S)) - R_{lb}(F_T)|\right]
         + \lambda\, \mathrm{mean}\left[(\phi(F_S) - F_T)^2\right]
 
-    The mean is over all detail coefficients of level l, as in the authors' code. :math:`\bar M` is the mean over the tokens of :class:`FrequencyPrompts`, taken from the teacher alone. The transform
-    is orthonormal and phi a 1x1(x1) convolution without bias, so the transform of the student runs at the student's
-    width and the squared error is summed over the bands (Parseval).
+    The mean is over all detail coefficients of level l, as in the authors' code. :math:`\bar M` is the mean over the
+    tokens of :class:`FrequencyPrompts`, taken from the teacher alone. The transform is orthonormal and phi a 1x1(x1)
+    convolution without bias, so the transform of the student runs at the student's width and the squared error is
+    summed over the bands (Parseval).
 
     The prompts are tuned first, on the frozen teacher: :meth:`filtered` is what they leave of its features, from which
     it still has to segment, and :meth:`redundancy` keeps the tokens apart. Where paper and the authors' code differ:

@@ -6,13 +6,9 @@ from torch import nn
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.wavelets import dwt, idwt, project_details, select_bands
+from tests.losses.common import SHAPES, random_maps
 
-SHAPES = [(12, 9, 15), (10, 14, 10), (5, 7, 5), (4, 4, 4), (1, 8, 9), (33, 20), (7, 6)]
 BANDS = ("directional", "lll", "hhh", "detail", "all")
-
-
-def features(shape, channels, seed, dtype=torch.float64, batch=2):
-    return torch.randn(batch, channels, *shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def literal(loss: DCDLoss, student, teacher, projection):
@@ -46,7 +42,7 @@ def literal(loss: DCDLoss, student, teacher, projection):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("weighting", ["level_mean", "energy"])
 def test_equals_the_literal_equation(shape, weighting):
-    student, teacher = features(shape, 3, 0), features(shape, 8, 1)
+    student, teacher = random_maps(shape, 3, 0), random_maps(shape, 8, 1)
     for bands, reconstruct, levels in itertools.product(BANDS, (True, False), (1, 3)):
         loss = DCDLoss("db2", levels, bands, reconstruct, weighting)
         if bands == "hhh" and 1 in shape:
@@ -55,12 +51,12 @@ def test_equals_the_literal_equation(shape, weighting):
             projection.double()
             expected = literal(loss, student, teacher, projection)
             torch.testing.assert_close(loss(student, teacher, projection), expected, rtol=1e-10, atol=1e-14)
-        expected = literal(loss, features(shape, 8, 2), teacher, None)
-        torch.testing.assert_close(loss(features(shape, 8, 2), teacher), expected, rtol=1e-10, atol=1e-14)
+        expected = literal(loss, random_maps(shape, 8, 2), teacher, None)
+        torch.testing.assert_close(loss(random_maps(shape, 8, 2), teacher), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_projected_student_gives_the_same_gradients_either_way():
-    student, teacher = features((10, 7, 9), 3, 0).requires_grad_(), features((10, 7, 9), 8, 1)
+    student, teacher = random_maps((10, 7, 9), 3, 0).requires_grad_(), random_maps((10, 7, 9), 8, 1)
     loss = DCDLoss()
     projection = loss.projection(3, 8, 3).double()
     fast = torch.autograd.grad(loss(student, teacher, projection), [student, projection.weight])
@@ -71,20 +67,20 @@ def test_projected_student_gives_the_same_gradients_either_way():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_zero_at_equality(shape):
-    teacher = features(shape, 4, 0)
+    teacher = random_maps(shape, 4, 0)
     assert DCDLoss()(teacher.clone(), teacher) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_constant_added_to_a_channel_changes_nothing(shape):
     """The approximation is left free: that is what the method is for."""
-    student, teacher = features(shape, 4, 0), features(shape, 4, 1)
+    student, teacher = random_maps(shape, 4, 0), random_maps(shape, 4, 1)
     shift = torch.tensor([5.0, -3.0, 100.0, 0.0], dtype=torch.float64).view(1, 4, *[1] * len(shape))
     torch.testing.assert_close(DCDLoss()(student + shift, teacher), DCDLoss()(student, teacher))
 
 
 def test_bands_add_up():
-    student, teacher = features((12, 9, 15), 4, 0), features((12, 9, 15), 4, 1)
+    student, teacher = random_maps((12, 9, 15), 4, 0), random_maps((12, 9, 15), 4, 1)
     value = {bands: DCDLoss(bands=bands, level_weighting="energy")(student, teacher) for bands in BANDS}
     torch.testing.assert_close(value["all"], (student - teacher).square().mean())
     torch.testing.assert_close(value["detail"] + value["lll"], value["all"])
@@ -92,7 +88,7 @@ def test_bands_add_up():
 
 
 def test_gradient_reaches_student_and_projection_only():
-    student, teacher = features((8, 6, 9), 3, 0).requires_grad_(), features((8, 6, 9), 8, 1).requires_grad_()
+    student, teacher = random_maps((8, 6, 9), 3, 0).requires_grad_(), random_maps((8, 6, 9), 8, 1).requires_grad_()
     projection = DCDLoss().projection(3, 8, 3).double()
     DCDLoss()(student, teacher, projection).backward()
     assert student.grad is not None and projection.weight.grad is not None and teacher.grad is None
@@ -102,7 +98,7 @@ def test_gradient_reaches_student_and_projection_only():
 def test_gradcheck(shape):
     loss = DCDLoss("db2", levels=2)
     projection = loss.projection(2, 5, len(shape)).double()
-    student, teacher = features(shape, 2, 0, batch=1).requires_grad_(), features(shape, 5, 1, batch=1)
+    student, teacher = random_maps(shape, 2, 0, batch=1).requires_grad_(), random_maps(shape, 5, 1, batch=1)
     call = _Call(loss, projection)
 
     def value(student, weight):
@@ -122,7 +118,7 @@ class _Call(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_are_compared_in_single_precision(dtype):
-    student, teacher = features((8, 9, 10), 3, 0, dtype).requires_grad_(), features((8, 9, 10), 8, 1, dtype)
+    student, teacher = random_maps((8, 9, 10), 3, 0, dtype).requires_grad_(), random_maps((8, 9, 10), 8, 1, dtype)
     loss = DCDLoss()
     projection = loss.projection(3, 8, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -133,8 +129,8 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
 
 
 def test_nothing_to_select_is_zero_and_differentiable():
-    student = features((1, 1, 1), 4, 0).requires_grad_()
-    value = DCDLoss()(student, features((1, 1, 1), 4, 1))
+    student = random_maps((1, 1, 1), 4, 0).requires_grad_()
+    value = DCDLoss()(student, random_maps((1, 1, 1), 4, 1))
     value.backward()
     assert value == 0 and student.grad.abs().max() == 0
 
@@ -170,14 +166,14 @@ def test_input_errors(student, teacher, message):
 
 
 def test_reconstruction_only_changes_what_the_energy_is_divided_by():
-    student, teacher = features((8, 8, 8), 4, 0), features((8, 8, 8), 4, 1)
+    student, teacher = random_maps((8, 8, 8), 4, 0), random_maps((8, 8, 8), 4, 1)
     with_idwt = DCDLoss(levels=1)(student, teacher)
     without = DCDLoss(levels=1, reconstruct=False)(student, teacher)
     torch.testing.assert_close(without * 6 / 8, with_idwt)  # six of the eight bands
 
 
 def test_transform_and_projection_commute():
-    features_ = features((9, 8, 7), 3, 0)
+    features_ = random_maps((9, 8, 7), 3, 0)
     phi = DCDLoss().projection(3, 5, 3).double()
     torch.testing.assert_close(project_details(phi(features_), levels=3), phi(project_details(features_, levels=3)))
     torch.testing.assert_close(idwt(dwt(features_)), features_)
