@@ -3,7 +3,15 @@ from copy import deepcopy
 
 import pytest
 
-from nnunet_kd.planning import Settings, TeacherSettings, read_settings, reduce_widths, student_plans
+from nnunet_kd.planning import (
+    Settings,
+    TeacherSettings,
+    read_settings,
+    recorded_leakage,
+    reduce_widths,
+    student_plans,
+    with_leakage,
+)
 
 
 def plans(network="dynamic_network_architectures.architectures.unet.PlainConvUNet"):
@@ -88,7 +96,7 @@ def test_unknown_network_and_old_plans():
 
 def test_no_block_is_all_defaults():
     assert read_settings({}) == Settings()
-    assert Settings().teacher.folds == "same"
+    assert Settings().teachers[0].folds == "same"
     assert Settings().training.seed == 1234
 
 
@@ -104,7 +112,7 @@ def test_block_is_read():
         }
     )
     assert settings.student.reduction == 8 and settings.student.min_features == 8
-    assert settings.teacher == TeacherSettings(folds=[1], checkpoint="checkpoint_best.pth")
+    assert settings.teachers == (TeacherSettings(folds=[1], checkpoint="checkpoint_best.pth"),)
     assert settings.training.num_epochs == 5 and settings.training.seed is None
     assert settings.method == {"weight": 0.05}
 
@@ -140,3 +148,34 @@ def test_student_plans_survive_json():
     after = student_plans(plans(), 4)
     assert json.loads(json.dumps(after)) == after
     assert read_settings(after).student.reduction == 4
+
+
+def test_several_teachers():
+    block = {"teacher": [{"trainer": "A"}, {"folds": [1, 2]}]}
+    settings = read_settings({"nnunet_kd": block})
+    assert settings.teachers == (TeacherSettings(trainer="A"), TeacherSettings(folds=[1, 2]))
+    assert read_settings({"nnunet_kd": {"teacher": {"trainer": "A"}}}).teachers == (TeacherSettings(trainer="A"),)
+    assert read_settings({}).teachers == (TeacherSettings(),)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ([], "nnunet_kd.teacher is an empty list"),
+        ([{}, 3], "nnunet_kd.teacher must be an object, got 3"),
+        ([{}, {"fold": 1}], r"unknown key 'fold' in nnunet_kd.teacher\[1\]: did you mean 'folds'"),
+        ([{"folds": "some"}], "nnunet_kd.teacher.folds must be"),
+    ],
+)
+def test_errors_of_several_teachers(teacher, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings({"nnunet_kd": {"teacher": teacher}})
+
+
+@pytest.mark.parametrize("teacher", [None, {"trainer": "A"}, [{"trainer": "A"}, {"folds": [1]}]], ids=str)
+def test_a_leak_is_recorded_and_read_again(teacher):
+    block = {} if teacher is None else {"teacher": teacher}
+    noted = {"nnunet_kd": with_leakage(block, "LEAKAGE: all of it")}
+    assert recorded_leakage(noted) == "LEAKAGE: all of it"
+    assert recorded_leakage({"nnunet_kd": block}) is None
+    assert len(read_settings(noted).teachers) == len(read_settings({"nnunet_kd": block}).teachers)

@@ -86,7 +86,7 @@ class StageTerm(Term):
     stages: Sequence[int] | None = None
 
     def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
-        return ActiveStageTerm(self.name, loss, float(self.weight), ramp, _read_stages(self.stages))
+        return ActiveStageTerm(self.name, loss, float(self.weight), ramp, stages=_read_stages(self.stages))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PromptTerm(StageTerm):
         if epochs >= num_epochs:
             raise ValueError(f"prompt_epochs {self.prompt_epochs:g} leaves none of {num_epochs} epochs for the student")
         stages = _read_stages(self.stages)
-        return ActivePromptTerm(self.name, loss, float(self.weight), ramp, stages, int(epochs))
+        return ActivePromptTerm(self.name, loss, float(self.weight), ramp, stages=stages, prompt_epochs=int(epochs))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ class LogitsTerm(Term):
             raise ValueError(f"convex must be true or false, got {self.convex!r}")
         if self.convex and self.weight > 1:
             raise ValueError(f"a convex term's weight is at most 1, got {self.weight:g}")
-        return ActiveLogitsTerm(self.name, loss, float(self.weight), ramp, self.scales == "all", self.convex)
+        return ActiveLogitsTerm(
+            self.name, loss, float(self.weight), ramp, convex=self.convex, all_scales=self.scales == "all"
+        )
 
 
 def _read_stages(stages: Any) -> tuple[int, ...] | None:
@@ -151,10 +153,10 @@ class ActiveTerm(ABC):
     loss: Any
     weight: float
     ramp: Ramp | None
+    convex: bool = False
 
     reads_features: ClassVar[bool] = False
     reads_logits: ClassVar[bool] = False
-    convex: ClassVar[bool] = False
 
     def weight_at(self, epoch: int) -> float:
         """Weight in ``epoch``, counted from 0."""
@@ -277,7 +279,6 @@ class ActiveLogitsTerm(ActiveTerm):
     """Of a :class:`LogitsTerm`."""
 
     all_scales: bool = False
-    convex: bool = False  # type: ignore[misc]  # of the instance here
 
     reads_logits: ClassVar[bool] = True
 

@@ -27,7 +27,7 @@ def test_none_is_no_ramp_and_no_length_a_step():
 
 @pytest.mark.parametrize("value", ["0.1", [1], [1, 2, 3], [True, 1], [-1, 5], [0.5, 1.5], [0.1, None], 3])
 def test_nonsense(value):
-    with pytest.raises(ValueError, match=r"method.ramp .* got"):
+    with pytest.raises(ValueError, match=r"ramp .* got"):
         read_ramp(value, 100)
 
 

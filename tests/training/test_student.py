@@ -1,6 +1,5 @@
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_kd.teachers.nnunet import Teacher
@@ -8,12 +7,7 @@ from nnunet_kd.teachers.stages import encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.student import StudentWithAdapters
-
-
-def unet(width=4):
-    widths, strides = [width, 2 * width, 4 * width], [[1, 1], [2, 2], [2, 2]]
-    norm = {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
-    return PlainConvUNet(2, 3, widths, nn.Conv2d, 3, strides, 1, 3, 1, conv_bias=True, deep_supervision=True, **norm)
+from tests.networks import unet
 
 
 @pytest.fixture
@@ -44,10 +38,31 @@ def test_teacher_is_frozen_and_stays_in_evaluation_mode():
     teacher = Teacher(unet(8)).train()
     assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
     logits, features = teacher(torch.randn(1, 2, 16, 12, requires_grad=True))
-    assert logits is None and not any(f.requires_grad for f in features)
+    assert logits == [] and not any(f.requires_grad for f in features)
     assert teacher.stages.widths == (8, 16, 32) and teacher.stages.strides == ((1, 1), (2, 2), (4, 4))
     assert not any(key.startswith("decoder") for key in teacher.state_dict())
-    assert Teacher(unet(8), decode=True)(torch.randn(1, 2, 16, 12))[0] is not None
+
+
+def test_teacher_gives_what_is_asked_for():
+    images, network = torch.randn(1, 2, 16, 12), unet(8)
+    expected = network.eval()(images)
+    both = Teacher(network, logits=True, deep_supervision=True)
+    logits, features = both(images)
+    assert len(features) == 3 and len(logits) == 1  # the coarsest of two resolutions is never trained by nnU-Net
+    torch.testing.assert_close(logits[0], expected[0])
+    torch.testing.assert_close(both.decode(features), expected[0])
+    assert both(images, logits=False)[0] == []
+    full, none = Teacher(network, features=False, logits=True)(images)
+    assert none == [] and len(full) == 1
+    torch.testing.assert_close(full[0], expected[0])
+
+
+def test_logits_are_all_that_is_needed_of_a_network_without_encoder():
+    network = nn.Conv2d(2, 3, 1)
+    logits, features = Teacher(network, features=False, logits=True)(torch.randn(1, 2, 4, 4))
+    assert features == [] and logits[0].shape == (1, 3, 4, 4)
+    with pytest.raises(NotImplementedError, match="Conv2d has no encoder"):
+        Teacher(network)
 
 
 def test_network_without_stages_is_refused():

@@ -3,49 +3,200 @@ import torch
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
-from nnunet_kd.training.terms import StageTerm
+from nnunet_kd.training.methods import CWD, DCD, FREEKD, IFVD, LOGITS, TERMS, active_terms
+from nnunet_kd.training.step import TrainStep
+from nnunet_kd.training.terms import LogitsTerm, StageTerm
 
 TERM = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.1, 0.5), options={"levels": 2})
 TEACHER = EncoderStages((32, 64, 128), ((1, 1, 1), (2, 2, 2), (4, 4, 4)))
 
 
-def test_block_goes_before_trainer_before_loss():
-    configured = TERM.configured({"weight": 0.05, "bands": "detail"}, 100)
-    assert configured.weight == 0.05
-    assert (configured.loss.levels, configured.loss.bands, configured.loss.wavelet) == (2, "detail", "db4")
-    assert TERM.configured({"levels": 1, "ramp": None}, 100).loss.levels == 1
-    assert TERM.configured({"ramp": None}, 100).weight_at(0) == 0.01
-    assert TERM.configured({}, 100).weight_at(5) == 0
+class Labels:
+    """Every voxel counts; classes of a softmax."""
+
+    regions = False
+    num_classes = 3
+
+    def valid(self, target):
+        return None
+
+    def classes(self, target):
+        return target[:, 0].long()
+
+
+def step(**given):
+    empty = {"student_logits": [], "student_features": [], "teacher_logits": [], "teacher_features": []}
+    return TrainStep(
+        **{
+            **empty,
+            "stages": [],
+            "targets": [None] * 9,
+            "labels": Labels(),
+            "teacher": None,
+            "task_loss": None,
+            **given,
+        }
+    )
+
+
+def built(term=TERM, num_epochs=100, **numbers):
+    return term.changed(numbers, "here").build(num_epochs, "here")
+
+
+def test_plan_goes_before_declaration_before_loss():
+    term = built(weight=0.05, bands="detail")
+    assert term.weight == 0.05
+    assert (term.loss.levels, term.loss.bands, term.loss.wavelet) == (2, "detail", "db4")
+    assert built(levels=1, ramp=None).loss.levels == 1
+    assert built(ramp=None).weight_at(0) == 0.01
+    assert built().weight_at(5) == 0
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("term", "numbers", "message"),
     [
-        ({"level": 2}, "unknown key 'level' in nnunet_kd.method: did you mean 'levels'"),
-        ({"weight": "a"}, "nnunet_kd.method.weight must be a number above 0, got 'a'"),
-        ({"weight": 0}, "nnunet_kd.method.weight must be a number above 0, got 0"),
-        ({"levels": 0}, "nnunet_kd.method: levels must be a positive integer, got 0"),
-        ({"ramp": [200, 1]}, r"nnunet_kd.method: method.ramp \[200, 1\] leaves the weight at 0"),
+        (TERM, {"level": 2}, "unknown key 'level' in here: did you mean 'levels'"),
+        (TERM, {"weight": "a"}, "here: weight must be a number above 0, got 'a'"),
+        (TERM, {"weight": 0}, "here: weight must be a number above 0, got 0"),
+        (TERM, {"levels": 0}, "here: levels must be a positive integer, got 0"),
+        (TERM, {"ramp": [200, 1]}, r"here: ramp \[200, 1\] leaves the weight at 0"),
+        (TERM, {"stages": []}, r"here: stages must be null or a list of stage numbers from 0, got \[\]"),
+        (TERM, {"stages": [-1]}, r"here: stages must be null or a list of stage numbers from 0, got \[-1\]"),
+        (FREEKD, {"prompt_epochs": 0}, "here: prompt_epochs must be a number above 0, got 0"),
+        (FREEKD, {"prompt_epochs": 100}, "prompt_epochs 100 leaves none of 100 epochs for the student"),
+        (LOGITS, {"scales": "some"}, "here: scales must be 'all' or 'full', got 'some'"),
+        (LOGITS, {"convex": 1}, "here: convex must be true or false, got 1"),
+        (LOGITS, {"weight": 1.5}, "here: a convex term's weight is at most 1, got 1.5"),
+        (CWD, {"stages": [0]}, "unknown key 'stages' in here: did you mean 'scales'"),
     ],
 )
-def test_errors_name_the_key(method, message):
+def test_errors_name_the_key(term, numbers, message):
     with pytest.raises(ValueError, match=message):
-        TERM.configured(method, 100)
+        built(term, **numbers)
+
+
+STUDENT = EncoderStages((8, 8, 16, 32), ((1, 1, 1), (1, 2, 2), (2, 2, 2), (4, 4, 4)))
+
+
+def random_stages():
+    sizes = [(8, 8, 8), (8, 4, 4), (4, 4, 4), (2, 2, 2)]
+    features = [torch.randn(1, w, *size) for w, size in zip(STUDENT.widths, sizes, strict=True)]
+    taught = [torch.randn(1, w, *sizes[i]) for w, i in zip(TEACHER.widths, (0, 2, 3), strict=True)]
+    return features, taught
 
 
 def test_sum_over_stages_of_one_grid():
-    student = EncoderStages((8, 8, 16, 32), ((1, 1, 1), (1, 2, 2), (2, 2, 2), (4, 4, 4)))
-    assert match_stages(student, TEACHER) == [(0, 0), (2, 1), (3, 2)]
-    term = TERM.configured({}, 10)
-    adapters = term.adapters(student, TEACHER)
+    pairs = match_stages(STUDENT, TEACHER)
+    assert pairs == [(0, 0), (2, 1), (3, 2)]
+    term = built()
+    adapters = term.adapters(STUDENT, TEACHER)
     assert [tuple(adapter.weight.shape[:2]) for adapter in adapters] == [(32, 8), (64, 16), (128, 32)]
-    sizes = [(8, 8, 8), (8, 4, 4), (4, 4, 4), (2, 2, 2)]
-    features = [torch.randn(1, w, *size) for w, size in zip(student.widths, sizes, strict=True)]
-    taught = [torch.randn(1, w, *sizes[i]) for w, i in zip(TEACHER.widths, (0, 2, 3), strict=True)]
-    parts = [term.loss(features[i], taught[j], a) for (i, j), a in zip(match_stages(student, TEACHER), adapters)]  # noqa: B905
-    torch.testing.assert_close(term(features, taught, match_stages(student, TEACHER), adapters), sum(parts))
+    features, taught = random_stages()
+    parts = [term.loss(features[i], taught[j], a) for (i, j), a in zip(pairs, adapters)]  # noqa: B905
+    now = step(student_features=features, teacher_features=taught, stages=pairs)
+    torch.testing.assert_close(term(now, adapters), sum(parts))
+
+    some = built(stages=[3, 0])
+    torch.testing.assert_close(
+        some(now, torch.nn.ModuleList([adapters[0], adapters[2]])),
+        term.loss(features[0], taught[0], adapters[0]) + parts[2],
+    )
+    assert [tuple(adapter.weight.shape[:2]) for adapter in some.adapters(STUDENT, TEACHER)] == [(32, 8), (128, 32)]
+    with pytest.raises(ValueError, match=r"dcd: stage 1 cannot be distilled, only \[0, 2, 3\]"):
+        built(stages=[0, 1]).adapters(STUDENT, TEACHER)
+
+
+def test_classes_reach_the_loss_that_needs_them():
+    features, taught = random_stages()
+    target = torch.randint(0, 3, (1, 1, 8, 8, 8))
+    term = built(IFVD)
+    now = step(student_features=features, teacher_features=taught, stages=[(0, 0), (2, 1)], targets=[target])
+    expected = sum(term.loss(features[i], taught[j], classes=target[:, 0]) for i, j in now.stages)
+    torch.testing.assert_close(
+        term(now, term.adapters(STUDENT, EncoderStages((32, 64), TEACHER.strides[:2]))), expected
+    )
+
+
+def test_scales_of_deep_supervision():
+    """Half the weight a scale; the student's coarsest is never trained by nnU-Net, the teacher has no (5, 5)."""
+    sizes = [(20, 20), (10, 10), (5, 5), (2, 2)]
+    ours = [torch.randn(1, 3, *size) for size in sizes]
+    theirs = [torch.randn(1, 3, *size) for size in (sizes[0], sizes[1], sizes[3])]
+    now = step(student_logits=ours, teacher_logits=theirs)
+    term = built(LOGITS)
+    each = [term.loss(a, b) for a, b in zip(ours, theirs[:2], strict=False)]
+    torch.testing.assert_close(term(now, term.adapters(None, None)), (each[0] + each[1] / 2) / 1.5)
+    torch.testing.assert_close(built(LOGITS, scales="full")(now, None), each[0])
+    torch.testing.assert_close(term(step(student_logits=ours[:1], teacher_logits=theirs), None), each[0])
 
 
 def test_no_common_grid():
     with pytest.raises(ValueError, match="no encoder stage of the student"):
         match_stages(EncoderStages((8,), ((1, 3, 3),)), TEACHER)
+
+
+def test_prompts_are_tuned_first():
+    term = built(FREEKD, num_epochs=30)
+    assert (term.prompt_epochs, term.tunes_at(1), term.tunes_at(2)) == (2, True, False)
+    assert term.weight_at(1) == 0 and term.weight_at(2) == 1
+    assert built(FREEKD, num_epochs=2).prompt_epochs == 1 and built(FREEKD, prompt_epochs=7).prompt_epochs == 7
+    adapters = term.adapters(STUDENT, TEACHER)
+    assert len(list(term.frozen(2, adapters))) == 3 and not list(term.frozen(1, adapters))
+
+
+def test_every_term_can_be_built_and_says_its_numbers():
+    assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd"]
+    for name, term in TERMS.items():
+        assert str(built(term)).startswith(f"{name}: weight {term.weight:g}")
+
+
+def names(own, method):
+    return [term.name for term in active_terms(own, method, 100, "nnUNetTrainerX")]
+
+
+def test_terms_are_kept_added_or_replaced():
+    assert names((DCD,), {}) == ["dcd"]
+    assert names((DCD,), {"levels": 1, "add": [{"name": "logits"}]}) == ["dcd", "logits"]
+    assert names((DCD, CWD), {"terms": [{"name": "ifvd"}, {"name": "cwd"}]}) == ["ifvd", "cwd"]
+    assert names(None, {"terms": [{"name": "dcd", "weight": 0.01}, {"name": "logits", "weight": 0.3}]}) == [
+        "dcd",
+        "logits",
+    ]
+    assert names((), {"weight": 3}) == []
+    (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100, "X")
+    assert (first.weight, second.weight) == (0.5, 3)  # flat numbers are the first term's
+
+
+def test_a_trainers_numbers_are_those_of_its_own_term():
+    own = (LogitsTerm("logits", LOGITS.loss, weight=10.0, options={"temperature": 1.0}),)
+    (term,) = active_terms(own, {"terms": [{"name": "logits"}]}, 100, "X")
+    assert (term.weight, term.loss.temperature, term.convex) == (10, 1, False)
+    (term,) = active_terms(None, {"terms": [{"name": "logits"}]}, 100, "X")
+    assert (term.weight, term.loss.temperature, term.convex) == (0.3, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "method", "message"),
+    [
+        (None, {}, r'nnUNetTrainerX takes its terms from the plans: nnunet_kd.method = \{"terms": .*freekd'),
+        (None, {"add": [{"name": "dcd"}]}, "nnUNetTrainerX takes its terms from the plans"),
+        ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
+        ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
+        ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),
+        ((DCD,), {"terms": [{"weight": 1}]}, r"nnunet_kd.method.terms\[0\] needs a name: dcd, logits"),
+        ((DCD,), {"terms": [{"name": "logit"}]}, r"'logit' in nnunet_kd.method.terms\[0\].name: did you mean 'logits'"),
+        ((DCD,), {"terms": [{"name": "dcd", "lvels": 1}]}, r"'lvels' in nnunet_kd.method.terms\[0\]: .*'levels'"),
+        ((DCD,), {"terms": [{"name": "cwd"}], "levels": 1}, "has both 'terms' and 'levels'"),
+        ((DCD,), {"terms": [{"name": "cwd"}], "add": [{"name": "dcd"}]}, "has both 'terms', .* and 'add'"),
+        ((DCD,), {"add": [{"name": "dcd"}]}, r"nnunet_kd.method.add\[0\]: the term 'dcd' is there already"),
+        (
+            (DCD,),
+            {"add": [{"name": "cwd", "temperature": 0}]},
+            r"method.add\[0\]: temperature must be a number above 0",
+        ),
+        ((DCD,), {"level": 1}, "unknown key 'level' in nnunet_kd.method: did you mean 'levels'"),
+    ],
+)
+def test_errors_of_the_block(own, method, message):
+    with pytest.raises(ValueError, match=message):
+        names(own, method)
