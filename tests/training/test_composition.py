@@ -1,0 +1,137 @@
+"""Several terms in one training: one pass of the teacher, one sum, prompts tuned first."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
+from tests.conftest import SHORT, make_trainer
+
+
+class Calls:
+    """Counts the passes through a module's parts."""
+
+    def __init__(self, **modules):
+        self.counts = dict.fromkeys(modules, 0)
+        for name, module in modules.items():
+            module.register_forward_hook(lambda *_, name=name: self.count(name))
+
+    def count(self, name):
+        self.counts[name] += 1
+
+
+def test_terms_of_the_block_sum_up_and_the_teacher_runs_once_a_step(workspace):
+    terms = [{"name": "dcd", "weight": 0.5, "ramp": [1, 0]}, {"name": "logits", "weight": 0.3}, {"name": "cwd"}]
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    teacher = trainer.attached.teacher
+    calls = Calls(encoder=teacher.encoder, decoder=teacher.decoder)
+    trainer.run_training()
+    assert calls.counts == {"encoder": 4, "decoder": 4}
+    logged = {name: np.array(values) for name, values in trainer.logger.get_checkpoint().items() if name != "lrs"}
+    assert np.isnan(logged["dcd"][0]) and np.isfinite(logged["dcd"][1])
+    expected = 0.7 * logged["segmentation"] + 0.3 * logged["logits"] + 3 * logged["cwd"]
+    expected[1] += 0.5 * logged["dcd"][1]
+    np.testing.assert_allclose(logged["train_losses"], expected, rtol=1e-5)
+
+
+def test_the_teacher_decodes_only_while_a_term_needs_it(workspace):
+    terms = [{"name": "dcd", "ramp": None}, {"name": "logits", "ramp": [1, 0]}]
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    calls = Calls(encoder=trainer.attached.teacher.encoder, decoder=trainer.attached.teacher.decoder)
+    trainer.run_training()
+    assert calls.counts == {"encoder": 4, "decoder": 2}
+
+
+def test_the_trainers_own_term_and_another(workspace):
+    method = {"ramp": None, "levels": 1, "add": [{"name": "fitnets", "weight": 0.1, "stages": [0]}]}
+    trainer = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT, method=method), workspace)
+    trainer.run_training()
+    logged = trainer.logger.get_checkpoint()
+    assert np.isfinite(logged["dcd"]).all() and np.isfinite(logged["fitnets"]).all()
+    assert len(trainer._joint().adapters["fitnets"]) == 1
+    log = next((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0").glob("training_log*"))
+    assert "distilling dcd: weight 0.01" in log.read_text() and "distilling fitnets: weight 0.1" in log.read_text()
+
+
+def test_a_trainer_of_the_block_needs_one(workspace):
+    with pytest.raises(ValueError, match="nnUNetTrainerKD takes its terms from the plans"):
+        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans"), workspace)
+    assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
+
+
+def test_progress_shows_the_terms(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
+    trainer.run_training()
+    picture = Image.open(f"{trainer.output_folder}/progress.png")
+    assert picture.size == (3000, 5400 + 1800)  # nnU-Net's, and one panel
+
+
+def test_prompts_are_tuned_then_frozen(workspace):
+    schedule = {**SHORT, "num_epochs": 3}
+    plans = workspace.plans("nnUNetPlans", training=schedule, method={"prompt_epochs": 2})
+    trainer = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
+    trainer.on_train_start()
+    adapters = trainer._joint().adapters["freekd"]
+    seen = []
+
+    def remember():
+        seen.append({name: parameter.detach().clone() for name, parameter in adapters.named_parameters()})
+
+    begin = trainer.on_train_epoch_start
+    trainer.on_train_epoch_start = lambda: (remember(), begin())
+    trainer.run_training()
+    remember()
+    for name in seen[0]:
+        moved = [not torch.equal(before[name], after[name]) for before, after in itertools.pairwise(seen)]
+        if "tokens" in name:
+            assert moved == [True, True, False], name
+        else:  # phi decays, as all adapters of terms that wait do, and learns in the end
+            assert moved[2], name
+    logged = trainer.logger.get_checkpoint()
+    tuning, distilling = np.array(logged["freekd_prompts"]), np.array(logged["freekd"])
+    assert np.isfinite(tuning).tolist() == [True, True, False]
+    assert np.isfinite(distilling).tolist() == [False, False, True]
+    np.testing.assert_allclose(logged["train_losses"][0], logged["segmentation"][0] + tuning[0], rtol=1e-5)
+
+
+def test_prompts_are_tuned_by_the_teachers_own_loss(workspace):
+    """The student learns nothing from it, and the teacher's decoder stays as it is."""
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.1})
+    trainer = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
+    trainer.on_train_start()
+    trainer.network.train()
+    batch = next(trainer.dataloader_train)
+    before = [p.clone() for p in trainer.attached.teacher.parameters()]
+    first = trainer.train_step(batch)["freekd_prompts"]
+    for _ in range(12):
+        last = trainer.train_step(batch)["freekd_prompts"]
+    assert last < first
+    for old, new in zip(before, trainer.attached.teacher.parameters(), strict=True):
+        assert torch.equal(old, new) and new.grad is None
+
+
+def test_resumed_after_tuning_equals_an_undisturbed_training(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 4}, method={"prompt_epochs": 2})
+    whole = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
+    whole.run_training()
+    folder = workspace.results / "nnUNetTrainerFreeKD__nnUNetPlans__3d_fullres" / "fold_0"
+    stopped = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
+    stopped.num_epochs = 3  # leaves checkpoint_latest.pth of the first two
+
+    stopped.run_training()
+    resumed = make_trainer(nnUNetTrainerFreeKD, plans, workspace, resume=True)
+    resumed.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    assert resumed.current_epoch == 3
+    resumed.run_training()
+    for name in ("segmentation", "freekd", "freekd_prompts"):
+        ours, theirs = resumed.logger.get_checkpoint()[name], whole.logger.get_checkpoint()[name]
+        np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-5, equal_nan=True)

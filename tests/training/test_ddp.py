@@ -1,0 +1,100 @@
+"""Two processes (gloo, CPU) with half a batch each give the gradients of one with the whole batch."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+from tests.conftest import DATASET, SHORT, Workspace, make_trainer
+
+# trainer, method, epoch
+CASES = {
+    "NoKD": ("NoKD", {}, 0),
+    "DCD": ("DCD", {"ramp": None}, 0),
+    "DCD before its ramp": ("DCD", {"ramp": [1, 0]}, 0),
+    "FitNets": ("FitNets", {}, 0),
+    "LogitsKD": ("LogitsKD", {}, 0),
+    "CWD": ("CWD", {}, 0),
+    "IFVD": ("IFVD", {"weight": 1}, 0),
+    "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
+    "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
+    "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "fitnets"}]}, 0),
+}
+CONFIGURATIONS = ("3d_fullres", "2d")  # Dice a case, Dice of the batch
+
+
+def gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """Of student and adapters after one step on this process's share of a batch of two."""
+    name, method, epoch = CASES[case]
+    kind = getattr(importlib.import_module(f"nnunet_kd.trainers.nnUNetTrainer{name}"), f"nnUNetTrainer{name}")
+    workspace = Workspace(root)
+    plans = workspace.plans(
+        f"plans_{processes}_{rank}", training=SHORT, method=method, teacher={"plans": "nnUNetPlans"}
+    )
+    trainer = make_trainer(kind, plans, workspace, configuration=configuration)
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net takes it for granted that DDP is on CUDA
+    trainer.initialize()
+    weights = trainer.loss.weight_factors
+    trainer.loss.weight_factors = [*weights[:-1], 1e-6]  # as nnU-Net has it under DDP without compilation
+    trainer.current_epoch = epoch
+    trainer.network.train()
+
+    generator = torch.Generator().manual_seed(0)
+    patch = trainer.configuration_manager.patch_size
+    images = torch.randn(2, 3, *patch, generator=generator)
+    target = torch.randint(0, 3, (2, 1, *patch), generator=generator).float()
+    scales = [[int(size * factor) for size, factor in zip(patch, s)] for s in trainer._get_deep_supervision_scales()]  # noqa: B905
+    targets = [torch.nn.functional.interpolate(target, scale, mode="nearest-exact") for scale in scales]
+    share = slice(rank, rank + 1) if processes > 1 else slice(None)
+    trainer.optimizer.step = lambda: None
+    trainer.train_step({"data": images[share], "target": [scale[share] for scale in targets]})
+    joint = trainer._joint()
+    return {n: p.grad for n, p in joint.named_parameters() if p.grad is not None}
+
+
+def worker(rank: int, root: str, out: str) -> None:
+    """One of two processes."""
+    trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    wrapper = trainer_file.DDP
+    trainer_file.DDP = lambda network, device_ids: wrapper(network)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    results = {(case, c): gradients(Path(root), case, c, rank, 2) for c in CONFIGURATIONS for case in CASES}
+    torch.save(results, f"{out}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(trained_workspace, tmp_path_factory):
+    """Gradients of both ranks, and the folder they worked in."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("ddp")
+    shutil.copytree(trained_workspace.root, root, dirs_exist_ok=True)
+    out = tmp_path_factory.mktemp("gradients")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(name, str(root / name))
+        multiprocessing.spawn(worker, (str(root), str(out)), nprocs=2)
+        yield root, [torch.load(out / f"{rank}.pth") for rank in range(2)]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available() or sys.platform == "win32", reason="needs gloo")
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configuration):
+    root, (first, second) = in_two_processes
+    assert (root / "nnUNet_results" / DATASET).is_dir()
+    expected = gradients(root, case, configuration, 0, 1)
+    ours = first[case, configuration]
+    assert ours.keys() == expected.keys()
+    adapters = [name for name in ours if name.startswith("adapters")]
+    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD"))
+    assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], second[case, configuration][name], rtol=0, atol=0)
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
