@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import SHORT, make_trainer
 
@@ -67,18 +68,26 @@ def test_before_the_ramp_the_student_trains_as_without_a_teacher(workspace):
     assert ours["train_losses"][2] > ours["segmentation"][2]
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9}], ids=["plain", "ema"])
-def test_resumed_training_equals_an_undisturbed_one(workspace, extra):
+@pytest.mark.parametrize(
+    ("kind", "method", "extra"),
+    [
+        (nnUNetTrainerDCD, {"ramp": [1, 3]}, {}),
+        (nnUNetTrainerDCD, {"ramp": [1, 3]}, {"ema_decay": 0.9}),
+        (nnUNetTrainerFreeKD, {"prompt_epochs": 2}, {}),
+    ],
+    ids=["plain", "ema", "after tuning prompts"],
+)
+def test_resumed_training_equals_an_undisturbed_one(workspace, kind, method, extra):
     schedule = {**SHORT, "num_epochs": 4, **extra}
-    plans = workspace.plans("nnUNetPlans", training=schedule, method={"ramp": [1, 3]})
-    whole = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    plans = workspace.plans("nnUNetPlans", training=schedule, method=method)
+    whole = make_trainer(kind, plans, workspace)
     whole.run_training()
     expected = whole.logger.get_checkpoint()
-    expected_weights = checkpoint(workspace)["network_weights"]
-    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres"
+    expected_weights = checkpoint(workspace, kind.__name__)["network_weights"]
+    folder = workspace.results / f"{kind.__name__}__nnUNetPlans__3d_fullres"
     shutil.rmtree(folder)
 
-    stopped = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    stopped = make_trainer(kind, plans, workspace)
     steps = iter(range(5))  # two whole epochs and one step
 
     def stop_after(batch, step=stopped.train_step):
@@ -88,14 +97,14 @@ def test_resumed_training_equals_an_undisturbed_one(workspace, extra):
     stopped.train_step = stop_after
     with pytest.raises((StopIteration, RuntimeError)):
         stopped.run_training()
-    resumed = make_trainer(nnUNetTrainerDCD, plans, workspace, resume=True)
+    resumed = make_trainer(kind, plans, workspace, resume=True)
     resumed.load_checkpoint(str(folder / "fold_0" / "checkpoint_latest.pth"))
     assert resumed.current_epoch == 2
     resumed.run_training()
     logged = resumed.logger.get_checkpoint()
-    for name in ("train_losses", "segmentation", "dcd", "val_losses", "lrs"):
+    for name in ("train_losses", "val_losses", "lrs", *whole._logged_terms()):
         np.testing.assert_allclose(logged[name], expected[name], rtol=1e-6, equal_nan=True)
-    for name, weight in checkpoint(workspace)["network_weights"].items():
+    for name, weight in checkpoint(workspace, kind.__name__)["network_weights"].items():
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-6, atol=1e-7)
 
 
@@ -132,14 +141,6 @@ def test_class_attributes_come_after_the_block(workspace):
     assert (trainer.num_epochs, trainer.initial_lr, trainer.num_iterations_per_epoch) == (3, 0.5, 250)
 
 
-def test_deep_supervision_off(workspace):
-    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
-    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
-    trainer.enable_deep_supervision = False
-    trainer.run_training()
-    assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
-
-
 def test_residual_encoder_student_of_a_plain_teacher(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
@@ -148,27 +149,6 @@ def test_residual_encoder_student_of_a_plain_teacher(workspace):
     arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
     trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
     trainer.run_training()
-    assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
-
-
-def test_regions(workspace):
-    for folder in (workspace.preprocessed, workspace.teacher):
-        path = folder / "dataset.json"
-        description = json.loads(path.read_text())
-        description["labels"] = {"background": 0, "whole": [1, 2], "enhancing": 2}
-        description["regions_class_order"] = [1, 2]
-        path.unlink()
-        path.write_text(json.dumps(description))
-    teacher = workspace.teacher / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(teacher, weights_only=False)
-    weights = content["network_weights"]
-    for key in [key for key in weights if "seg_layers" in key]:
-        weights[key] = weights[key][:2]  # two regions instead of three classes
-    torch.save(content, teacher)
-    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
-    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
-    trainer.run_training()
-    assert trainer.label_manager.has_regions
     assert np.isfinite(trainer.logger.get_checkpoint()["dcd"]).all()
 
 
