@@ -13,6 +13,9 @@ from nnunet_kd.losses.features import check_features, in_single_precision, point
 class FitNetsLoss(nn.Module):
     r"""Mean squared error of the regressed student features, :math:`\mathrm{mean}[(\phi(F_S) - F_T)^2]`."""
 
+    def __init__(self) -> None:  # torch's own takes any keyword
+        super().__init__()
+
     def projection(self, student_channels: int, teacher_channels: int, dim: int) -> nn.Module:
         """The learnable regressor phi of one stage: a 1x1(x1) convolution with bias."""
         return pointwise_convolution(student_channels, teacher_channels, dim, bias=True)

@@ -3,7 +3,7 @@ import torch
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
-from nnunet_kd.training.methods import CWD, DCD, FREEKD, IFVD, LOGITS, TERMS, active_terms
+from nnunet_kd.training.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, TERMS, active_terms
 from nnunet_kd.training.step import TrainStep
 from nnunet_kd.training.terms import LogitsTerm, StageTerm
 
@@ -62,6 +62,7 @@ def test_plan_goes_before_declaration_before_loss():
         (TERM, {"ramp": [200, 1]}, r"here: ramp \[200, 1\] leaves the weight at 0"),
         (TERM, {"stages": []}, r"here: stages must be null or a list of stage numbers from 0, got \[\]"),
         (TERM, {"stages": [-1]}, r"here: stages must be null or a list of stage numbers from 0, got \[-1\]"),
+        (FITNETS, {"kwargs": 1}, "unknown key 'kwargs' in here"),
         (FREEKD, {"prompt_epochs": 0}, "here: prompt_epochs must be a number above 0, got 0"),
         (FREEKD, {"prompt_epochs": 100}, "prompt_epochs 100 leaves none of 100 epochs for the student"),
         (LOGITS, {"scales": "some"}, "here: scales must be 'all' or 'full', got 'some'"),

@@ -1,0 +1,51 @@
+"""What the README says of settings is what the code has."""
+
+import inspect
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from nnunet_kd.planning import StudentSettings, TeacherSettings, TrainingSettings, read_settings
+from nnunet_kd.training.methods import DCD, TERMS, active_terms
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def defaults_of(term):
+    declared = {entry.name: getattr(term, entry.name) for entry in fields(term)}
+    loss = {name: p.default for name, p in inspect.signature(declared.pop("loss")).parameters.items()}
+    declared.pop("name")
+    return {**loss, **declared.pop("options"), **declared}
+
+
+def plain(values):
+    return json.loads(json.dumps(values))
+
+
+def test_table_of_terms():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`weight`.*) \|$", README, flags=re.MULTILINE))
+    assert rows.keys() == TERMS.keys()
+    for name, row in rows.items():
+        stated = {key: json.loads(value) for key, value in re.findall(r"`(\w+)` ((?:\[.*?\]|[^,])+)", row)}
+        assert stated == plain(defaults_of(TERMS[name])), name
+
+
+def test_block_of_defaults():
+    start = README.index('    "nnunet_kd": {\n')
+    block = json.loads("{" + README[start : README.index("\n    }\n", start) + 6] + "}")["nnunet_kd"]
+    for section, kind in (("student", StudentSettings), ("teacher", TeacherSettings), ("training", TrainingSettings)):
+        expected = {entry.name: getattr(kind(), entry.name) for entry in fields(kind)}
+        expected.pop("leakage", None)  # written by the trainer
+        if section == "student":
+            expected["source_plans"] = "nnUNetPlans"
+        assert block[section] == expected
+    read_settings({"nnunet_kd": block})
+    expected = plain(defaults_of(DCD))
+    expected.pop("stages")
+    assert block["method"] == expected
+
+
+def test_examples_of_method_are_valid():
+    for example in re.findall(r'"method": (\{"terms".*\})$', README, flags=re.MULTILINE):
+        assert len(active_terms(None, json.loads(example), 1000, "nnUNetTrainerKD")) == 2
