@@ -6,7 +6,7 @@ from torch import nn
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.wavelets import dwt, idwt, project_details, select_bands
-from tests.losses.common import SHAPES, random_maps
+from tests.losses.random_maps import SHAPES, random_maps
 
 BANDS = ("directional", "lll", "hhh", "detail", "all")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nnunet_kd.losses import FitNetsLoss
-from tests.losses.common import SHAPES, random_maps
+from tests.losses.random_maps import SHAPES, random_maps
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

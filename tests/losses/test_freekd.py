@@ -5,7 +5,7 @@ from torch import nn
 from nnunet_kd.losses import FreeKDLoss
 from nnunet_kd.losses.freekd import FreeKDAdapter
 from nnunet_kd.wavelets import band_names, dwt
-from tests.losses.common import SHAPES, random_maps
+from tests.losses.random_maps import SHAPES, random_maps
 
 
 def adapter_of(loss, student, teacher, dim, size=1.0):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_kd.losses import IFVDLoss
-from tests.losses.common import SHAPES, random_maps
+from tests.losses.random_maps import SHAPES, random_maps
 
 
 def random_classes(shape, seed=0, batch=2, classes=3, ignored=True):

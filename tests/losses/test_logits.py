@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_kd.losses import LogitsKDLoss
-from tests.losses.common import SHAPES, random_maps, random_valid
+from tests.losses.random_maps import SHAPES, random_maps, random_valid
 
 
 def literal(student, teacher, temperature, regions, valid):

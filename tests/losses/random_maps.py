@@ -1,4 +1,4 @@
-"""What the tests of all losses share."""
+"""Random features, logits and masks for the tests of all losses."""
 
 import torch
 
