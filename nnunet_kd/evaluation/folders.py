@@ -1,0 +1,240 @@
+"""Evaluate folders of segmentations against one folder of references, case by case, in parallel."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+
+Structures = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and how files are read.
+
+    Attributes:
+        structures: Name -> label values; several where it is a region.
+        ignore_label: Voxels the reference marks with this do not count.
+        values: All label values that may occur.
+        file_ending: Of the segmentations.
+        reader: nnU-Net's class that reads them.
+        tolerances: Structure -> tolerance of its NSD in mm.
+    """
+
+    structures: Structures
+    ignore_label: int | None
+    values: tuple[int, ...]
+    file_ending: str
+    reader: type
+    tolerances: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one structure in one case, by one method."""
+
+    method: str
+    case: str
+    structure: str
+    values: dict[str, float]
+
+
+def read_evaluation(
+    dataset_json: Mapping[str, Any],
+    plans: Mapping[str, Any] | None,
+    example_file: Path,
+    tolerances: Mapping[str, float] | float = 1.0,
+) -> Evaluation:
+    """What a data set's description asks for.
+
+    Args:
+        dataset_json: nnU-Net's ``dataset.json``.
+        plans: nnU-Net's plans, for the reader; found by the file ending if left out.
+        example_file: Any of the segmentations.
+        tolerances: Of the NSD in mm: one for all structures, or by name, 1 for those that are not named.
+
+    Raises:
+        ValueError: For a tolerance of a structure that is not there.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    labels = dict(dataset_json["labels"])
+    ignore = labels.pop("ignore", None)
+    structures = {}
+    values = {0}
+    for name, value in labels.items():
+        listed = tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
+        values.update(listed)
+        if listed != (0,):
+            structures[name] = listed
+    by_name = {} if isinstance(tolerances, int | float) else dict(tolerances)
+    for name in by_name:
+        if name not in structures:
+            raise ValueError(f"there is no structure {name!r} to have a tolerance: {', '.join(structures)}")
+    default = float(tolerances) if isinstance(tolerances, int | float) else 1.0
+    if plans is not None:
+        reader = PlansManager(dict(plans)).image_reader_writer_class
+    else:
+        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(example_file), verbose=False)
+    return Evaluation(
+        structures,
+        None if ignore is None else int(ignore),
+        tuple(sorted(values)),
+        dataset_json["file_ending"],
+        reader,
+        {name: float(by_name.get(name, default)) for name in structures},
+    )
+
+
+def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: str) -> list[str]:
+    """Cases of all folders.
+
+    Raises:
+        FileNotFoundError: For a folder that is not there.
+        ValueError: For an empty folder, and for a case that one side lacks, naming it.
+    """
+    found: dict[str, set[str]] = {}
+    for name, folder in {"the reference": reference, **predictions}.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+        found[name] = {path.name[: -len(file_ending)] for path in folder.glob(f"*{file_ending}")}
+        if not found[name]:
+            raise ValueError(f"no file in {folder} ends in {file_ending}")
+    cases = found.pop("the reference")
+    for name, own in found.items():
+        for missing, has, lacks in (
+            (cases - own, reference, predictions[name]),
+            (own - cases, predictions[name], reference),
+        ):
+            if missing:
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise ValueError(f"case {min(missing)}{more} is in {has}, but not in {lacks}")
+    return sorted(cases)
+
+
+def evaluate_folders(
+    reference: Path,
+    predictions: Mapping[str, Path],
+    evaluation: Evaluation,
+    workers: int = 2,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, _: work,
+) -> list[Row]:
+    """All metrics of all cases, sorted by method, case and structure as given.
+
+    Args:
+        reference: Folder of reference segmentations.
+        predictions: Method -> folder.
+        evaluation: What and how.
+        workers: Processes.
+        progress: Shows how far it is: gets the work and its length.
+
+    Raises:
+        ValueError: Naming the case: for a file that cannot be read, and segmentations whose shape, spacing or labels
+            do not fit their reference.
+    """
+    cases = find_cases(reference, predictions, evaluation.file_ending)
+    jobs = [(reference, predictions, case, evaluation) for case in cases]
+    rows: dict[str, list[Row]] = {}
+    if workers <= 1:
+        for done in progress((_evaluate_case(*job) for job in jobs), len(jobs)):
+            rows[done[0].case] = done
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            futures = [pool.submit(_evaluate_case, *job) for job in jobs]
+            try:
+                for future in progress(as_completed(futures), len(jobs)):
+                    done = future.result()
+                    rows[done[0].case] = done
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    order = list(predictions)
+    return sorted((row for case in cases for row in rows[case]), key=lambda row: order.index(row.method))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _evaluate_case(reference: Path, predictions: Mapping[str, Path], case: str, evaluation: Evaluation) -> list[Row]:
+    """One case, all methods and structures."""
+    truth, spacing = _read(reference, case, evaluation)
+    valid = None if evaluation.ignore_label is None else truth != evaluation.ignore_label
+    rows = []
+    for method, folder in predictions.items():
+        labels, own_spacing = _read(folder, case, evaluation)
+        if labels.shape != truth.shape:
+            raise ValueError(f"case {case}: {folder} has shape {labels.shape}, the reference {truth.shape}")
+        if not np.allclose(own_spacing, spacing, rtol=1e-3):
+            raise ValueError(f"case {case}: {folder} has spacing {own_spacing} mm, the reference {spacing} mm")
+        for structure, values in evaluation.structures.items():
+            real, found = np.isin(truth, values), np.isin(labels, values)
+            metrics = overlap_metrics(real, found, valid)
+            metrics |= surface_metrics(real, found, spacing, evaluation.tolerances[structure], valid)
+            rows.append(Row(method, case, structure, {metric: metrics[metric] for metric in METRICS}))
+    return rows
+
+
+def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float]]:
+    """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, and the voxel size in mm."""
+    path = folder / f"{case}{evaluation.file_ending}"
+    try:
+        labels, properties = evaluation.reader().read_seg(str(path))
+    except Exception as error:  # every reader has its own
+        raise ValueError(f"case {case}: cannot read {path}") from error
+    labels = labels[0]
+    allowed = [*evaluation.values, *([] if evaluation.ignore_label is None else [evaluation.ignore_label])]
+    unknown = np.setdiff1d(np.unique(labels), allowed)
+    if unknown.size:
+        raise ValueError(f"case {case}: {path} has label {unknown[0]:g}, dataset.json only {allowed}")
+    spacing = [float(width) for width in properties["spacing"]]
+    if labels.shape[0] == 1:  # nnU-Net reads 2-D images as one slice, of a thickness it makes up
+        labels, spacing = labels[0], spacing[1:]
+    return labels, spacing
+
+
+def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["method", "case", "structure", *METRICS])
+    for row in rows:
+        writer.writerow(
+            [row.method, row.case, row.structure, *("" if math.isnan(v) else v for v in row.values.values())]
+        )
+    records = [
+        {"method": row.method, "case": row.case, "structure": row.structure, **_without_nan(row.values)} for row in rows
+    ]
+    written = []
+    for name, content in (("metrics.csv", table.getvalue()), ("metrics.json", json.dumps(records, indent=1))):
+        write_whole(folder / name, content)
+        written.append(folder / name)
+    return written
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write a text file so that it is complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(content, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
