@@ -56,7 +56,8 @@ def read_evaluation(
     dataset_json: Mapping[str, Any],
     plans: Mapping[str, Any] | None,
     example_file: Path,
-    tolerances: Mapping[str, float] | float = 1.0,
+    tolerance: float = 1.0,
+    tolerances: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """What a data set's description asks for.
 
@@ -64,7 +65,8 @@ def read_evaluation(
         dataset_json: nnU-Net's ``dataset.json``.
         plans: nnU-Net's plans, for the reader; found by the file ending if left out.
         example_file: Any of the segmentations.
-        tolerances: Of the NSD in mm: one for all structures, or by name, 1 for those that are not named.
+        tolerance: Of the NSD, in mm.
+        tolerances: Structure -> another tolerance.
 
     Raises:
         ValueError: For a tolerance of a structure that is not there.
@@ -81,11 +83,10 @@ def read_evaluation(
         values.update(listed)
         if listed != (0,):
             structures[name] = listed
-    by_name = {} if isinstance(tolerances, int | float) else dict(tolerances)
+    by_name = dict(tolerances or {})
     for name in by_name:
         if name not in structures:
             raise ValueError(f"there is no structure {name!r} to have a tolerance: {', '.join(structures)}")
-    default = float(tolerances) if isinstance(tolerances, int | float) else 1.0
     if plans is not None:
         reader = PlansManager(dict(plans)).image_reader_writer_class
     else:
@@ -96,7 +97,7 @@ def read_evaluation(
         tuple(sorted(values)),
         dataset_json["file_ending"],
         reader,
-        {name: float(by_name.get(name, default)) for name in structures},
+        {name: float(by_name.get(name, tolerance)) for name in structures},
     )
 
 
@@ -182,13 +183,17 @@ def _evaluate_case(reference: Path, predictions: Mapping[str, Path], case: str, 
         if labels.shape != truth.shape:
             raise ValueError(f"case {case}: {folder} has shape {labels.shape}, the reference {truth.shape}")
         if not np.allclose(own_spacing, spacing, rtol=1e-3):
-            raise ValueError(f"case {case}: {folder} has spacing {own_spacing} mm, the reference {spacing} mm")
+            raise ValueError(f"case {case}: {folder} has spacing {_mm(own_spacing)}, the reference {_mm(spacing)}")
         for structure, values in evaluation.structures.items():
             real, found = np.isin(truth, values), np.isin(labels, values)
             metrics = overlap_metrics(real, found, valid)
             metrics |= surface_metrics(real, found, spacing, evaluation.tolerances[structure], valid)
             rows.append(Row(method, case, structure, {metric: metrics[metric] for metric in METRICS}))
     return rows
+
+
+def _mm(spacing: list[float]) -> str:
+    return "[" + ", ".join(f"{width:g}" for width in spacing) + "] mm"
 
 
 def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float]]:

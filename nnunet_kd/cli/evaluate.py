@@ -1,0 +1,117 @@
+"""``nnunet_kd evaluate``: metrics of segmentations, case by case, and their statistics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
+specificity, accuracy, HD95 (mm), NSD and volume difference of every case and structure (label or region).
+
+  nnunet_kd evaluate -ref labelsTs -pred DIR_NoKD -pred DIR_DCD -djfile dataset.json -pfile plans.json -o OUT
+      writes OUT/metrics.csv and OUT/metrics.json (every case) and OUT/summary.md (means and tests)
+  nnunet_kd evaluate ... -pred NoKD=DIR1 -pred DCD=DIR2 --tolerance 2 --tolerance core=1
+      names the methods; a tolerance of the NSD for all structures, and another for one
+
+The first -pred is the baseline the others are tested against. A structure that is missing in both images has no
+value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "evaluate",
+        help="metrics of segmentations and their statistics",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-ref", metavar="DIR", type=Path, required=True, help="folder of references")
+    command.add_argument(
+        "-pred", metavar="[NAME=]DIR", action="append", required=True, help="folder of segmentations; may be repeated"
+    )
+    command.add_argument("-djfile", metavar="FILE", type=Path, required=True, help="the data set's dataset.json")
+    command.add_argument("-pfile", metavar="FILE", type=Path, help="plans.json: says how images are read")
+    command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder to write to")
+    command.add_argument(
+        "--tolerance", metavar="[NAME=]MM", action="append", default=[], help="tolerance of the NSD (default: 1)"
+    )
+    command.add_argument("-np", metavar="N", type=int, default=2, help="processes (default: 2)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate; returns the exit status."""
+    predictions = _named_folders(arguments.pred)
+    tolerances = _tolerances(arguments.tolerance)
+    if arguments.np < 1:
+        raise ValueError(f"-np must be at least 1, got {arguments.np}")
+    dataset_json = _read_json(arguments.djfile)
+    plans = None if arguments.pfile is None else _read_json(arguments.pfile)
+    for key in ("labels", "file_ending"):
+        if key not in dataset_json:
+            raise ValueError(f"{arguments.djfile} has no {key!r}: it is no dataset.json of nnU-Net")
+
+    from tqdm import tqdm
+
+    from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows, write_whole
+    from nnunet_kd.evaluation.summary import summary_table
+
+    ending = dataset_json["file_ending"]
+    cases = find_cases(arguments.ref, predictions, ending)
+    example = arguments.ref / f"{cases[0]}{ending}"
+    evaluation = read_evaluation(dataset_json, plans, example, tolerances.pop("", 1.0), tolerances)
+    rows = evaluate_folders(
+        arguments.ref,
+        predictions,
+        evaluation,
+        arguments.np,
+        lambda work, count: tqdm(work, total=count, unit="case", desc="evaluating"),
+    )
+    table = summary_table(rows, baseline=next(iter(predictions)))
+    written = write_rows(rows, arguments.o)
+    write_whole(arguments.o / "summary.md", table + "\n")
+    print(table)
+    print("\nwrote " + ", ".join(str(path) for path in [*written, arguments.o / "summary.md"]))
+    return 0
+
+
+def _named_folders(given: list[str]) -> dict[str, Path]:
+    """Method -> folder; a folder without a name is called after its last part."""
+    named: dict[str, Path] = {}
+    for entry in given:
+        name, equals, folder = entry.partition("=")
+        path = Path(folder if equals else entry)
+        name = name if equals else path.resolve().name
+        if name in named:
+            raise ValueError(f"two folders are called {name!r}: name them, -pred NAME=DIR")
+        named[name] = path
+    return named
+
+
+def _tolerances(given: list[str]) -> dict[str, float]:
+    """Structure -> mm; the key "" is for all others."""
+    tolerances = {}
+    for entry in given:
+        name, equals, number = entry.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--tolerance must be [NAME=]MM above 0, got {entry!r}")
+        tolerances[name if equals else ""] = value
+    return tolerances
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object")
+    return content

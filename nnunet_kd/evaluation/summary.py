@@ -1,0 +1,198 @@
+"""Tables over cases: means with standard errors, tests and intervals, in the layout of the papers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunet_kd.evaluation.folders import Row
+from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.statistics import (
+    Interval,
+    PairedTests,
+    Values,
+    gap_closed,
+    mean_and_error,
+    mean_interval,
+    paired_tests,
+)
+
+ALL = "mean"  # of the structures of a case
+
+LABELS = {
+    "dice": "Dice (%)",
+    "hd95": "HD95 (mm)",
+    "nsd": "NSD (%)",
+    "iou": "IoU (%)",
+    "precision": "precision (%)",
+    "sensitivity": "sensitivity (%)",
+    "specificity": "specificity (%)",
+    "accuracy": "accuracy (%)",
+    "volume_difference": "volume difference (%)",
+}
+
+
+class Scores:
+    """Metrics by method, structure and case, and the mean of a case's structures.
+
+    The mean of a case is over the structures that have a value in it; cases weigh the same however many they have.
+
+    Args:
+        rows: Of any number of methods that have the same cases and structures.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.methods = list(dict.fromkeys(row.method for row in rows))
+        self.cases = list(dict.fromkeys(row.case for row in rows))
+        self.structures = list(dict.fromkeys(row.structure for row in rows))
+        index = {(row.method, row.structure, row.case): row.values for row in rows}
+        self._values: dict[tuple[str, str, str], Values] = {}
+        for method in self.methods:
+            for metric in METRICS:
+                each = np.array([[index[method, s, case][metric] for case in self.cases] for s in self.structures])
+                for structure, values in zip(self.structures, each, strict=True):
+                    self._values[method, structure, metric] = values
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # a case without any structure has no mean
+                    self._values[method, ALL, metric] = np.nanmean(each, axis=0)
+
+    def of(self, method: str, metric: str = "dice", structure: str = ALL) -> Values:
+        """One value a case, not a number where there is none."""
+        return self._values[method, structure, metric]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method beside a baseline, by the mean Dice of the structures.
+
+    Attributes:
+        dice: Mean with its 95 % interval, fraction of 1.
+        difference: To the baseline, likewise.
+        tests: Of that difference.
+        gap: Share of the gap between baseline and teacher that is closed; ``None`` without a teacher.
+    """
+
+    dice: Interval
+    difference: Interval
+    tests: PairedTests
+    gap: Interval | None
+
+
+def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[str, Comparison]:
+    """Every method but the baseline against it; Holm's correction is over the students, not the teacher."""
+    reference = scores.of(baseline)
+    others = [method for method in scores.methods if method != baseline]
+    students = {method: scores.of(method) for method in others if method != teacher}
+    tests = paired_tests(students, reference)
+    if teacher is not None:
+        tests |= paired_tests({teacher: scores.of(teacher)}, reference)
+    return {
+        method: Comparison(
+            mean_interval(scores.of(method)),
+            mean_interval(scores.of(method) - reference),
+            tests[method],
+            None if teacher is None else gap_closed(scores.of(method), reference, scores.of(teacher)),
+        )
+        for method in others
+    }
+
+
+def metric_table(scores: Scores, metrics: Iterable[str] = ("dice", "hd95", "nsd")) -> str:
+    """Mean +- standard error over cases, a row a method, a column a structure and metric (Markdown)."""
+    columns = [(structure, metric) for metric in metrics for structure in (ALL, *scores.structures)]
+    rows = []
+    for method in scores.methods:
+        cells = [mean_with_error(scores.of(method, metric, structure), metric) for structure, metric in columns]
+        rows.append([method, *cells])
+    return markdown(["method", *(f"{structure} {LABELS[metric]}" for structure, metric in columns)], rows)
+
+
+def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> str:
+    """Differences to the baseline, tests, and the gap closed (Markdown)."""
+    header = ["method", "mean Dice (%) [95 %]", f"minus {baseline} [95 %]", "cases", "t-test p", "Wilcoxon p", "Holm p"]
+    rows = []
+    for method, result in compare(scores, baseline, teacher).items():
+        row = [method, _percent(result.dice), _percent(result.difference, sign="+"), str(result.tests.cases)]
+        row += [_p_value(p) for p in (result.tests.t, result.tests.wilcoxon, result.tests.wilcoxon_holm)]
+        rows.append([*row, _interval(result.gap)] if result.gap is not None else row)
+    return markdown(header if teacher is None else [*header, "gap closed [95 %]"], rows)
+
+
+def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
+    """Both tables with what they mean (Markdown)."""
+    scores = Scores(rows)
+    parts = [
+        f"{len(scores.cases)} cases; mean ± standard error over cases; 'mean' is over the structures of a case.",
+        metric_table(scores),
+        metric_table(scores, [metric for metric in METRICS if metric not in ("dice", "hd95", "nsd")]),
+    ]
+    if len(scores.methods) > 1:
+        parts += [
+            f"Mean Dice against {baseline}, paired by case; intervals: bootstrap over cases; Holm: over the methods.",
+            comparison_table(scores, baseline, teacher),
+        ]
+    return "\n\n".join(parts)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, columns aligned."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def joined(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join(
+        [joined(lines[0]), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(joined, lines[1:])]
+    )
+
+
+def mean_with_error(values: Values, metric: str) -> str:
+    """``"83.26 ± 0.41"``: per cent, HD95 in mm."""
+    mean, error = mean_and_error(values)
+    scale = 1 if metric == "hd95" else 100
+    if math.isnan(mean):
+        return "-"
+    return f"{scale * mean:.2f}" + ("" if math.isnan(error) else f" ± {scale * error:.2f}")
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    scaled = Interval(*(100 * value for value in (interval.value, interval.low, interval.high)))
+    return _interval(scaled, sign)
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    if math.isnan(interval.value):
+        return "-"
+    return f"{interval.value:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else ("< 0.0001" if p < 1e-4 else f"{p:.4f}")
+
+
+def as_records(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, object]]:
+    """For JSON: plain numbers, ``None`` where there is none."""
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    def interval(entry: Interval) -> list[float | None]:
+        return [number(entry.value), number(entry.low), number(entry.high)]
+
+    return {
+        name: {
+            "dice": interval(one.dice),
+            "difference": interval(one.difference),
+            "cases": one.tests.cases,
+            "p_t": number(one.tests.t),
+            "p_wilcoxon": number(one.tests.wilcoxon),
+            "p_wilcoxon_holm": number(one.tests.wilcoxon_holm),
+            "gap_closed": None if one.gap is None else interval(one.gap),
+        }
+        for name, one in comparisons.items()
+    }

@@ -1,0 +1,216 @@
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from nnunet_kd.cli import main
+from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows
+
+LABELS = {"background": 0, "a": 1, "b": 2}
+SPACING = (2.5, 1.2, 0.8)
+
+
+def write(path, labels, spacing=SPACING):
+    image = SimpleITK.GetImageFromArray(labels.astype(np.uint8))
+    image.SetSpacing(spacing[::-1][: labels.ndim])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(path))
+
+
+def random_labels(seed, shape=(6, 11, 9)):
+    """Blobs of two labels."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.2)
+    return np.digitize(noise, [0.1, 0.3])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four cases, two methods, and a description."""
+    for case in range(4):
+        truth = random_labels(case)
+        write(tmp_path / "ref" / f"c{case}.nii.gz", truth)
+        for number, method in enumerate(("one", "two")):
+            noisy = np.where(np.random.default_rng(case).random(truth.shape) < 0.1 * (number + 1), 0, truth)
+            write(tmp_path / method / f"c{case}.nii.gz", noisy)
+    empty = np.zeros((6, 11, 9))
+    write(tmp_path / "ref" / "d.nii.gz", empty)
+    write(tmp_path / "one" / "d.nii.gz", empty)
+    write(tmp_path / "two" / "d.nii.gz", np.where(random_labels(9) == 1, 1, 0))
+    (tmp_path / "dataset.json").write_text(json.dumps(description()))
+    return tmp_path
+
+
+def description(**changes):
+    return {"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "T1"}, "numTraining": 4, **changes}
+
+
+def evaluated(folder, workers=1, **changes):
+    evaluation = read_evaluation(description(**changes), None, folder / "ref" / "c0.nii.gz")
+    predictions = {"one": folder / "one", "two": folder / "two"}
+    return evaluate_folders(folder / "ref", predictions, evaluation, workers)
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions"),
+    [(LABELS, [1, 2]), ({"background": 0, "whole": [1, 2], "b": 2}, [(1, 2), 2])],
+    ids=["labels", "regions"],
+)
+def test_dice_and_iou_are_nnunets(folders, labels, regions):
+    rows = evaluated(folders, labels=labels)
+    for method in ("one", "two"):
+        theirs = compute_metrics_on_folder(
+            str(folders / "ref"), str(folders / method), None, SimpleITKIO(), ".nii.gz", regions, None, 1
+        )
+        own = [row for row in rows if row.method == method]
+        expected = [
+            (case["metrics"][region]["Dice"], case["metrics"][region]["IoU"])
+            for case in theirs["metric_per_case"]
+            for region in regions
+        ]
+        np.testing.assert_allclose([(row.values["dice"], row.values["iou"]) for row in own], expected, atol=1e-12)
+        assert math.isnan(expected[-1][0])  # case d has no b
+
+
+def test_ignored_voxels_do_not_count(folders):
+    rows = evaluated(folders, labels={"background": 0, "a": 1, "ignore": 2})
+    for method in ("one", "two"):
+        theirs = compute_metrics_on_folder(
+            str(folders / "ref"), str(folders / method), None, SimpleITKIO(), ".nii.gz", [1], 2, 1
+        )
+        expected = [case["metrics"][1]["Dice"] for case in theirs["metric_per_case"]]
+        np.testing.assert_allclose([row.values["dice"] for row in rows if row.method == method], expected)
+
+
+def test_several_processes_give_the_same(folders):
+    one, two = (write_rows(evaluated(folders, workers), folders / str(workers)) for workers in (1, 2))
+    assert [path.read_text() for path in one] == [path.read_text() for path in two]
+
+
+def test_files_hold_every_row(folders):
+    rows = evaluated(folders)
+    table, records = write_rows(rows, folders / "out")
+    lines = list(csv.DictReader(table.open()))
+    content = json.loads(records.read_text())
+    assert len(lines) == len(content) == len(rows) == 2 * 5 * 2
+    for line, record, row in zip(lines, content, rows, strict=True):
+        assert line["case"] == record["case"] == row.case
+        for name, value in row.values.items():
+            if math.isnan(value):
+                assert line[name] == "" and record[name] is None
+            else:
+                assert float(line[name]) == record[name] == value
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["metrics.csv", "metrics.json"]
+
+
+def test_two_dimensions(tmp_path):
+    for folder in ("ref", "one", "two"):
+        write(tmp_path / folder / "c0.nii.gz", random_labels(0)[0][None], (999.0, 1.2, 0.8))
+    rows = evaluated(tmp_path)
+    distances = [row.values["hd95"] for row in rows]
+    assert 0 in distances and all(distance == 0 or math.isnan(distance) for distance in distances)
+
+
+def test_cases_of_one_side_only(folders):
+    (folders / "two" / "c1.nii.gz").unlink()
+    predictions = {"one": folders / "one", "two": folders / "two"}
+    with pytest.raises(ValueError, match=f"case c1 is in {folders}/ref, but not in {folders}/two"):
+        find_cases(folders / "ref", predictions, ".nii.gz")
+    (folders / "two" / "c2.nii.gz").unlink()
+    with pytest.raises(ValueError, match="case c1 and 1 more is in .*/ref, but not in .*/two"):
+        find_cases(folders / "ref", predictions, ".nii.gz")
+    (folders / "ref" / "d.nii.gz").unlink()
+    with pytest.raises(ValueError, match="case d is in .*/one, but not in .*/ref"):
+        find_cases(folders / "ref", {"one": folders / "one"}, ".nii.gz")
+
+
+def command(folders, *more, predictions=("one", "two")):
+    words = ["evaluate", "-ref", str(folders / "ref"), "-djfile", str(folders / "dataset.json")]
+    words += ["-o", str(folders / "out")]
+    for name in predictions:
+        words += ["-pred", str(folders / name)]
+    return main([*words, "-np", "1", *more])
+
+
+def test_the_command_writes_and_prints(folders, capsys):
+    assert command(folders, "--tolerance", "2", "--tolerance", "b=0.5") == 0
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["metrics.csv", "metrics.json", "summary.md"]
+    summary = (folders / "out" / "summary.md").read_text()
+    assert summary.strip() in printed
+    assert "5 cases" in summary and "| one " in summary and "minus one [95 %]" in summary and "Wilcoxon p" in summary
+    dice = {}
+    for row in json.loads((folders / "out" / "metrics.json").read_text()):
+        if row["method"] == "two" and row["dice"] is not None:
+            dice.setdefault(row["case"], []).append(row["dice"])
+    mean = np.mean([np.mean(values) for values in dice.values()])
+    assert f"{100 * mean:.2f} ± " in summary
+
+
+def test_methods_are_named(folders, capsys):
+    assert command(folders, "-pred", f"again={folders / 'one'}", predictions=("one",)) == 0
+    assert "minus one" in capsys.readouterr().out
+    assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
+    assert "two folders are called 'one': name them, -pred NAME=DIR" in capsys.readouterr().err
+
+
+def spoil(folders, kind):
+    path = folders / "two" / "c2.nii.gz"
+    if kind == "shape":
+        write(path, random_labels(2, (6, 11, 10)))
+    elif kind == "spacing":
+        write(path, random_labels(2), (2.5, 1.2, 0.9))
+    elif kind == "label":
+        write(path, random_labels(2) + 5)
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("shape", r"case c2: .*/two has shape \(6, 11, 10\), the reference \(6, 11, 9\)"),
+        ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, the reference \[2.5, 1.2, 0.8\] mm"),
+        ("label", r"case c2: .*/two/c2.nii.gz has label [567], dataset.json only \[0, 1, 2\]"),
+        ("truncated", "case c2: cannot read .*/two/c2.nii.gz"),
+        ("missing", "case c2 is in .*/ref, but not in .*/two"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, message):
+    spoil(folders, kind)
+    assert command(folders, "-np", "2" if kind == "shape" else "1") == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("nnunet_kd: ")]
+    assert len(errors) == 1 and re.search(message, errors[0]), errors
+    assert not (folders / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tolerance", "0"], "--tolerance must be [NAME=]MM above 0, got '0'"),
+        (["--tolerance", "c=1"], "there is no structure 'c' to have a tolerance: a, b"),
+        (["-np", "0"], "-np must be at least 1, got 0"),
+        (["-pfile", "nowhere.json"], "cannot read nowhere.json"),
+        (["-pred", "nowhere"], "there is no folder nowhere"),
+        (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
+    ],
+)
+def test_wrong_arguments(folders, capsys, words, message):
+    assert command(folders, *words) == 1
+    assert message in capsys.readouterr().err
+    assert not (folders / "out").exists()
+
+
+def test_a_description_that_is_none(folders, capsys):
+    (folders / "dataset.json").write_text("{}")
+    assert command(folders) == 1
+    assert "has no 'labels': it is no dataset.json of nnU-Net" in capsys.readouterr().err
