@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from nnunet_kd.evaluation.commands import Commands, default_device
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -70,7 +67,9 @@ class _Demo:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.started = time.monotonic()
+        self.commands = Commands(out)
+        self.say = self.commands.say
+        self.command = self.commands.run
         self.folders = {name: out / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         self.raw = self.folders["nnUNet_raw"] / NAME
         self.preprocessed = self.folders["nnUNet_preprocessed"] / NAME
@@ -80,10 +79,6 @@ class _Demo:
         # nnU-Net starts eight exporting processes for eight small cases unless told otherwise.
         os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, min(4, (os.cpu_count() or 2) - 1))))
         os.environ.setdefault("nnUNet_def_n_proc", "2")
-
-    def say(self, text: str) -> None:
-        elapsed = int(time.monotonic() - self.started)
-        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
 
     def prepare(self) -> None:
         """Make the data, then nnU-Net's own planning and preprocessing."""
@@ -120,7 +115,7 @@ class _Demo:
         if (fold / "validation" / "summary.json").is_file():
             return
         resume = ["--c"] if fold.is_dir() else []
-        options = ["599", "3d_fullres", "0", "-tr", trainer, "-p", plans, "-device", _device(), *resume]
+        options = ["599", "3d_fullres", "0", "-tr", trainer, "-p", plans, "-device", default_device(), *resume]
         self.command(f"train_{model}", "nnUNetv2_train", *options, epochs=SCHEDULES[plans]["num_epochs"])
 
     def predict(self, model: str) -> None:
@@ -131,62 +126,28 @@ class _Demo:
         if len(list(output.glob("*.nii.gz"))) == cases:
             return
         data = ["-i", str(self.raw / "imagesTs"), "-o", str(output), "-d", "599", "-c", "3d_fullres", "-f", "0"]
-        workers = ["-npp", "1", "-nps", "1", "-device", _device()]
+        workers = ["-npp", "1", "-nps", "1", "-device", default_device()]
         self.command(f"predict_{model}", "nnUNetv2_predict", *data, "-tr", trainer, "-p", plans, *workers)
-
-    def command(self, log: str, *words: str, epochs: int = 0) -> None:
-        """One nnU-Net command: its epochs as progress, everything it prints in a log file."""
-        program = Path(sys.executable).parent / words[0]
-        found = str(program) if program.is_file() else shutil.which(words[0])
-        if found is None:
-            raise FileNotFoundError(f"{words[0]} is not installed beside {sys.executable}")
-        self.say("$ " + " ".join(words))
-        path = self.out / f"{log}.log"
-        with path.open("w") as file:
-            process = subprocess.Popen(
-                [found, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-            )
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    file.write(line)
-                    text = line.split(": ", 1)[-1].strip()
-                    if text.startswith(("Pseudo dice", "Mean Validation Dice")):
-                        self.say(f"    {text}")
-                    elif text.startswith("Epoch ") and text[6:].isdecimal():
-                        self.say(f"    epoch {int(text[6:]) + 1} of {epochs}")
-                status = process.wait()
-            except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-                raise
-        if status:
-            last = [line for line in path.read_text().splitlines() if line.strip()][-1:]
-            raise RuntimeError(f"{words[0]} failed ({' '.join(last)}); its output is in {path}")
 
     def report(self) -> None:
         """The table and the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
-        from nnunet_kd.evaluation.cost import configuration_cost, seconds_per_case
+        from nnunet_kd.evaluation.measure import measure
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
         lines = [head + f"{'parameters':>14}{'seconds a case':>16}"]
-        dataset_json = json.loads((self.raw / "dataset.json").read_text())
         for model in MODELS:
             dice = self.dice(model, list(foreground))
-            plans = json.loads((self.model_folder(model) / "plans.json").read_text())
-            parameters = configuration_cost(plans, "3d_fullres", dataset_json).parameters
-            seconds = seconds_per_case(self.model_folder(model), 0, self.raw / "imagesTs", _device())
+            cost = measure(self.model_folder(model), 0, self.raw / "imagesTs", default_device())
             scores = "".join(f"{dice[value]:>16.3f}" for value in foreground)
-            lines.append(f"{model:<10}{scores}{parameters:>14,}{seconds:>16.2f}")
+            lines.append(f"{model:<10}{scores}{cost.network.parameters:>14,}{cost.seconds:>16.2f}")
         table = "\n".join(lines)
         (self.out / "table.txt").write_text(table + "\n")
         picture = self.out / "comparison.png"
         self.draw(picture, foreground)
-        minutes = (time.monotonic() - self.started) / 60
         self.say(f"8 held-out cases, one short training each; seconds in the network, mirroring on\n\n{table}\n")
-        print(f"picture {picture}\ntable   {self.out / 'table.txt'}\ndone in {minutes:.1f} minutes")
+        print(f"picture {picture}\ntable   {self.out / 'table.txt'}\ndone in {self.commands.minutes:.1f} minutes")
 
     def dice(self, model: str, labels: list[int]) -> dict[int, float]:
         """Mean Dice a class over the held-out cases, by nnU-Net's own evaluation."""
@@ -217,9 +178,3 @@ class _Demo:
             models = {model: read(self.out / "predictions" / model / path.name)[z] for model in MODELS}
             rows[case] = (image, {"reference": reference[z], **models})
         draw_comparison(rows, foreground, aspect=1.2 / 1.3).savefig(picture, dpi=130)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,34 +87,3 @@ def cost_table(teacher: dict[str, Any], student: dict[str, Any], dataset_json: d
         ):
             lines.append(f"{configuration:<20} {label:<26} {a / unit:>10.3f} {b / unit:>10.3f} {a / b:>6.1f}")
     return "\n".join(lines)
-
-
-def seconds_per_case(model_folder: Path, fold: int | str, images: Path, device: str) -> float:
-    """Mean seconds nnU-Net's own predictor spends in the network for a case, mirroring on, after one warm-up case.
-
-    Reading, resampling and writing are not counted.
-
-    Args:
-        model_folder: Results folder with ``plans.json`` and ``fold_*``.
-        fold: The fold to load.
-        images: Folder of raw images, as for ``nnUNetv2_predict``.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
-    with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
-    predictor.network.to(predictor.device).eval()
-    assert predictor.dataset_json is not None and predictor.configuration_manager is not None
-    cases = create_lists_from_splitted_dataset_folder(str(images), predictor.dataset_json["file_ending"])
-    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
-    seconds = []
-    for files in [cases[0], *cases]:
-        data, _, _ = preprocessor.run_case(
-            files, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-        )
-        start = time.perf_counter()
-        predictor.predict_sliding_window_return_logits(torch.from_numpy(data))
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return sum(seconds[1:]) / len(cases)

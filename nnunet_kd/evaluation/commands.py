@@ -1,0 +1,85 @@
+"""Run nnU-Net's own commands: their epochs as progress, everything they print in a log file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+class Commands:
+    """Runs commands one after the other and says how long it has been.
+
+    Args:
+        logs: Folder of the log files.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.started = time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Since the start."""
+        return (time.monotonic() - self.started) / 60
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        elapsed = int(time.monotonic() - self.started)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
+
+    def run(self, log: str, *words: str, epochs: int | None = None) -> None:
+        """One command. It ends with this process, however that ends.
+
+        Args:
+            log: Name of its log file, without ending; an older one is kept, the new output goes below.
+            words: The command and its arguments.
+            epochs: How many it will train, for the progress.
+
+        Raises:
+            FileNotFoundError: Where the command is not installed.
+            RuntimeError: Where it fails, with its last line and the log file.
+        """
+        program = Path(sys.executable).parent / words[0]
+        found = str(program) if program.is_file() else shutil.which(words[0])
+        if found is None:
+            raise FileNotFoundError(f"{words[0]} is not installed beside {sys.executable}")
+        self.say("$ " + " ".join(words))
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{log}.log"
+        last = ""
+        with path.open("a") as file:
+            process = subprocess.Popen(
+                [found, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    file.write(line)
+                    last = line.strip() or last
+                    self._follow(line, epochs)
+                status = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+                raise
+        if status:
+            raise RuntimeError(f"{words[0]} failed ({last}); its output is in {path}")
+
+    def _follow(self, line: str, epochs: int | None) -> None:
+        text = line.split(": ", 1)[-1].strip()
+        if text.startswith(("Pseudo dice", "Mean Validation Dice")):
+            self.say(f"    {text}")
+        elif text.startswith("Epoch ") and text[6:].isdecimal():
+            self.say(f"    epoch {int(text[6:]) + 1}" + (f" of {epochs}" if epochs else ""))
+
+
+def default_device() -> str:
+    """``"cuda"`` where there is such a device, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,132 @@
+"""What a trained model costs on this device, measured through nnU-Net's own predictor."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+from nnunet_kd.evaluation.cost import Cost, configuration_cost
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on one device.
+
+    Attributes:
+        network: Parameters, FLOPs and activations a patch.
+        passes: Forward passes a case: patches times mirrored copies, mean over the cases.
+        seconds: In the network a case, median over the cases, after one warm-up case.
+        peak_bytes: Of memory, beyond what was in use before the model was loaded.
+        device: What it ran on.
+        cases: How many were measured.
+    """
+
+    network: Cost
+    passes: float
+    seconds: float
+    peak_bytes: int
+    device: str
+    cases: int
+
+    @property
+    def flops(self) -> float:
+        """Floating point operations a case."""
+        return self.network.flops * self.passes
+
+
+def measure(model_folder: Path, fold: int | str, images: Path, device: str, cases: int = 5) -> Measured:
+    """Predict a few cases in a process of its own, so that its peak memory is that of this model.
+
+    Reading, resampling and writing are not timed.
+
+    Args:
+        model_folder: Results folder with ``plans.json`` and ``fold_*``.
+        fold: The fold to load.
+        images: Folder of raw images, as for ``nnUNetv2_predict``.
+        device: ``"cpu"`` or ``"cuda"``.
+        cases: At most so many, in the order of their names.
+
+    Raises:
+        ValueError: For a folder without images.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, model_folder, fold, images, device, cases).result()
+
+
+def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cases: int) -> Measured:
+    plans = json.loads((model_folder / "plans.json").read_text())
+    dataset_json = json.loads((model_folder / "dataset.json").read_text())
+    configuration = model_folder.name.split("__")[-1]
+    network = configuration_cost(plans, configuration, dataset_json)
+    files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
+    if not files:
+        raise ValueError(f"there are no images in {images}")
+
+    before = _memory_in_use(device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
+    assert predictor.configuration_manager is not None
+    counter = _Passes()
+    module: torch.nn.Module = predictor.network
+    module.to(predictor.device).eval()
+    module.register_forward_hook(counter)
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    seconds = []
+    for number, case in enumerate([files[0], *files]):
+        data, _, _ = preprocessor.run_case(
+            case, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+        )
+        if number == 1:
+            counter.count = 0
+        start = time.perf_counter()
+        predictor.predict_sliding_window_return_logits(torch.from_numpy(data))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Measured(
+        network,
+        counter.count / len(files),
+        statistics.median(seconds[1:]),
+        max(_peak_memory(device) - before, 0),
+        name,
+        len(files),
+    )
+
+
+class _Passes:
+    """Counts what goes through a network."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *_: object) -> None:
+        self.count += 1
+
+
+def _memory_in_use(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    return _peak_memory(device)  # a fresh process that has so far only grown
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,247 @@
+"""A study: the same student by several methods, on the same folds and seeds, trained with stock nnU-Net.
+
+Every run is an ordinary nnU-Net training in ``nnUNet_results``. What a run differs in beside its trainer, a seed or a
+row of an ablation, is written into plans of its own, ``PLANS_seed0`` or ``PLANS_dcd-lll``, beside the given ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.evaluation.folders import write_whole
+from nnunet_kd.planning import BLOCK, read_settings
+
+TEACHER = "teacher"
+
+# Rows of the papers' ablation tables: name -> keywords of the method's loss.
+ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "dcd": (
+        "DCD",
+        {
+            "lll": {"bands": "lll"},
+            "hhh": {"bands": "hhh"},
+            "detail": {"bands": "detail"},
+            "all": {"bands": "all"},
+            "without-idwt": {"reconstruct": False},
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        method: Its row in the tables.
+        trainer: Class name.
+        plans: ``plans_name``.
+        fold: Of the cross-validation.
+        seed: ``None``: the plans'.
+        numbers: Keywords of the method's loss that the plans' do not have.
+    """
+
+    method: str
+    trainer: str
+    plans: str
+    fold: int
+    seed: int | None
+    numbers: Mapping[str, Any]
+
+
+def list_runs(
+    plans: str, methods: Sequence[str], folds: Sequence[int], seeds: Sequence[int | None], ablation: str | None
+) -> list[Run]:
+    """All trainings of a study, fold by fold, so that a stopped study has whole folds.
+
+    Raises:
+        ValueError: For an unknown ablation.
+    """
+    variants: list[tuple[str, str, str, dict[str, Any]]] = [(m, f"nnUNetTrainer{m}", "", {}) for m in methods]
+    if ablation is not None:
+        if ablation not in ABLATIONS:
+            raise ValueError(f"there is no ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}")
+        method, rows = ABLATIONS[ablation]
+        variants += [(f"{method} {row}", f"nnUNetTrainer{method}", f"_{ablation}-{row}", n) for row, n in rows.items()]
+    return [
+        Run(method, trainer, plans + suffix + ("" if seed is None else f"_seed{seed}"), fold, seed, numbers)
+        for fold in folds
+        for seed in seeds
+        for method, trainer, suffix, numbers in variants
+    ]
+
+
+class Study:
+    """Trains, predicts and knows where everything lies.
+
+    Args:
+        dataset: ``DatasetXXX_Name``.
+        configuration: nnU-Net's.
+        plans: The student's plans as a dictionary.
+        folders: nnU-Net's three: raw, preprocessed, results.
+        out: Folder for predictions, logs and the report.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        configuration: str,
+        plans: dict[str, Any],
+        folders: tuple[Path, Path, Path],
+        out: Path,
+        device: str,
+    ) -> None:
+        self.dataset = dataset
+        self.configuration = configuration
+        self.plans = plans
+        self.raw, self.preprocessed, self.results = (folder / dataset for folder in folders)
+        self.out = out
+        self.device = device
+        self.commands = Commands(out / "logs")
+        self.dataset_json: dict[str, Any] = json.loads((self.preprocessed / "dataset.json").read_text())
+
+    # ---- plans
+
+    def plans_of(self, run: Run) -> dict[str, Any]:
+        """The given plans with the run's seed and numbers; the teacher is that of the given plans."""
+        plans = deepcopy(self.plans)
+        if run.plans == plans["plans_name"]:
+            return plans
+        settings = read_settings(plans)
+        source = (settings.student.source_plans if settings.student else None) or plans["plans_name"]
+        block = plans.setdefault(BLOCK, {})
+        teachers = block.setdefault("teacher", {})
+        for teacher in teachers if isinstance(teachers, list) else [teachers]:
+            if teacher.get("plans") is None:
+                teacher["plans"] = source
+        if run.seed is not None:
+            block.setdefault("training", {})["seed"] = run.seed
+        if run.numbers:
+            block["method"] = {**block.get("method", {}), **run.numbers}
+        plans["plans_name"] = run.plans
+        return plans
+
+    def write_plans(self, runs: Sequence[Run]) -> None:
+        """Plans of all runs that need their own; complete or not there.
+
+        Raises:
+            FileExistsError: Where other plans have the name.
+        """
+        wanted = {run.plans: self.plans_of(run) for run in runs if run.plans != self.plans["plans_name"]}
+        for name, plans in wanted.items():
+            path = self.preprocessed / f"{name}.json"
+            if path.is_file() and json.loads(path.read_text()) != plans:
+                raise FileExistsError(
+                    f"{path} is there with other settings, of an earlier study perhaps: remove it with the results "
+                    f"that belong to it, or give -p another name"
+                )
+        for name, plans in wanted.items():
+            write_whole(self.preprocessed / f"{name}.json", json.dumps(plans, indent=4))
+
+    # ---- models
+
+    def folder_of(self, run: Run) -> Path:
+        """Results of a run, all folds."""
+        return self.results / f"{run.trainer}__{run.plans}__{self.configuration}"
+
+    def is_trained(self, run: Run) -> bool:
+        """Whether its last checkpoint is there."""
+        return (self.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth").is_file()
+
+    def train(self, run: Run) -> None:
+        """With nnUNetv2_train; goes on where it was stopped, does nothing where it has ended.
+
+        Raises:
+            RuntimeError: Where the command fails.
+        """
+        if self.is_trained(run):
+            return
+        fold = self.folder_of(run) / f"fold_{run.fold}"
+        begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
+        words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
+        epochs = read_settings(self.plans).training.num_epochs or 1000
+        self.commands.run(
+            f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
+            "nnUNetv2_train",
+            *words,
+            "-device",
+            self.device,
+            *(["--c"] if begun else []),
+            epochs=epochs,
+        )
+
+    # ---- cases and predictions
+
+    def cases_of(self, fold: int) -> list[str]:
+        """The fold's validation cases: no student of that fold has seen them.
+
+        Raises:
+            ValueError: Where nnU-Net has not split the data set yet, or has no such fold.
+        """
+        path = self.preprocessed / "splits_final.json"
+        if not path.is_file():
+            raise ValueError(f"there is no {path}: nnU-Net makes it when the first training of the data set begins")
+        splits = json.loads(path.read_text())
+        if fold >= len(splits):
+            raise ValueError(f"{path} has {len(splits)} folds, there is no fold {fold}")
+        return sorted(splits[fold]["val"])
+
+    def images_of(self, fold: int) -> Path:
+        """A folder of links to the raw images of the fold's validation cases.
+
+        Raises:
+            ValueError: Where a case has no image.
+        """
+        folder = self.out / "images" / f"fold_{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        ending = self.dataset_json["file_ending"]
+        for case in self.cases_of(fold):
+            channels = [self.raw / "imagesTr" / f"{case}_{channel:04d}{ending}" for channel in range(self.channels)]
+            for path in channels:
+                if not path.is_file():
+                    raise ValueError(f"case {case} has no image {path}")
+                link = folder / path.name
+                if not link.exists():
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(path.resolve())
+        return folder
+
+    @property
+    def channels(self) -> int:
+        """Images a case."""
+        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+
+    def predict(self, model_folder: Path, fold: int, name: str) -> Path:
+        """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
+
+        Args:
+            model_folder: Results folder of any nnU-Net.
+            fold: The fold of model and cases.
+            name: Of the folder for predictions.
+
+        Raises:
+            RuntimeError: Where the prediction fails.
+        """
+        ending = self.dataset_json["file_ending"]
+        cases = self.cases_of(fold)
+        own = model_folder / f"fold_{fold}" / "validation"
+        if (own / "summary.json").is_file() and all((own / f"{case}{ending}").is_file() for case in cases):
+            return own
+        folder = self.out / "predictions" / f"{name}_fold_{fold}"
+        if (folder / "complete").is_file():
+            return folder
+        self.commands.run(
+            f"predict_{name}_fold_{fold}",
+            "nnUNetv2_predict_from_modelfolder",
+            *("-i", str(self.images_of(fold)), "-o", str(folder), "-m", str(model_folder), "-f", str(fold)),
+            *("-npp", "1", "-nps", "1", "-device", self.device, "--continue_prediction"),
+        )
+        (folder / "complete").touch()
+        return folder
