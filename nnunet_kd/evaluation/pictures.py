@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -56,4 +57,60 @@ def draw_comparison(
     handles = [Line2D([], [], color=colours[value - 1], label=name) for value, name in label_names.items()]
     figure.legend(handles=handles, loc="lower center", ncol=len(handles), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def worst_slice(reference: NDArray[np.integer], segmentations: Mapping[str, NDArray[np.integer]], axis: int) -> int:
+    """Index along ``axis`` of the slice where the segmentations differ from the reference in most voxels."""
+    others = tuple(other for other in range(reference.ndim) if other != axis)
+    wrong = np.sum([(labels != reference).sum(others) for labels in segmentations.values()], axis=0)
+    return int(np.argmax(wrong)) if wrong.any() else int(np.argmax((reference != 0).sum(others)))
+
+
+def draw_disagreement(
+    cases: Mapping[str, tuple[NDArray[np.floating], NDArray[np.integer], Mapping[str, NDArray[np.integer]]]],
+    structures: Mapping[str, tuple[int, ...]],
+    aspect: float,
+) -> Figure:
+    """Two rows a case: contours of reference and methods over the image, and below where each method is wrong.
+
+    Args:
+        cases: Caption -> (image ``(y, x)``, reference labels, method -> labels).
+        structures: Name -> label values, drawn in order.
+        aspect: Voxel size along y over that along x.
+    """
+    from matplotlib import colormaps
+    from matplotlib.artist import Artist
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    colours = dict(zip(structures, itertools.cycle(colormaps["Set1"].colors), strict=False))  # type: ignore[attr-defined]
+    kinds = {"false positive": "#d62728", "false negative": "#1f77b4", "another structure": "#9467bd"}
+    methods = list(next(iter(cases.values()))[2])
+    figure = Figure(figsize=(2.3 * (len(methods) + 2), 4.4 * len(cases)))
+    axes = figure.subplots(2 * len(cases), len(methods) + 2, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for number, (caption, (image, reference, segmentations)) in enumerate(cases.items()):
+        low, high = np.percentile(image, (1, 99.5))
+        grey = {"cmap": "gray", "vmin": low, "vmax": high, "aspect": aspect, "interpolation": "nearest"}
+        drawn = {caption: np.zeros_like(reference), "reference": reference, **segmentations}
+        for axis, (title, labels) in zip(axes[2 * number], drawn.items(), strict=True):
+            axis.imshow(image, **grey)
+            axis.set_title(title, fontsize=8, loc="left")
+            for name, values in structures.items():
+                if np.isin(labels, values).any():
+                    axis.contour(np.isin(labels, values), levels=[0.5], colors=[colours[name]], linewidths=1.2)
+        for axis, labels in zip(axes[2 * number + 1][2:], segmentations.values(), strict=True):
+            wrong = np.select([reference == labels, reference == 0, labels == 0], [0, 1, 2], 3)
+            axis.imshow(image, **grey, alpha=0.6)
+            shown = np.ma.masked_equal(wrong, 0)
+            palette = ListedColormap(list(kinds.values()))
+            axis.imshow(shown, cmap=palette, vmin=1, vmax=3, aspect=aspect, interpolation="nearest")
+    handles: list[Artist] = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles += [Patch(color=colour, label=name) for name, colour in kinds.items()]
+    figure.legend(handles=handles, loc="lower center", ncol=min(len(handles), 6), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
     return figure

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,14 @@ from nnunet_kd.evaluation.statistics import (
 )
 
 ALL = "mean"  # of the structures of a case
+
+OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
+MEANS = "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case."
+TESTS = (
+    "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over cases. t-test and Wilcoxon's signed rank "
+    "test are two-sided; Holm corrects Wilcoxon's for the number of methods. Gap closed: (method - {baseline}) / "
+    "(teacher - {baseline})."
+)
 
 LABELS = {
     "dice": "Dice (%)",
@@ -101,54 +110,63 @@ def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[s
     }
 
 
-def metric_table(scores: Scores, metrics: Iterable[str] = ("dice", "hd95", "nsd")) -> str:
-    """Mean +- standard error over cases, a row a method, a column a structure and metric (Markdown)."""
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, for Markdown and HTML."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Columns aligned."""
+        lines = [list(self.header), *(list(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+
+        def joined(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+        return "\n".join([joined(lines[0]), rule, *map(joined, lines[1:])])
+
+    def html(self) -> str:
+        """A table element; text is escaped."""
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self.rows)
+        return f"<table><thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
+    """Mean +- standard error over cases, a row a method, a column a structure and metric."""
     columns = [(structure, metric) for metric in metrics for structure in (ALL, *scores.structures)]
     rows = []
     for method in scores.methods:
         cells = [mean_with_error(scores.of(method, metric, structure), metric) for structure, metric in columns]
         rows.append([method, *cells])
-    return markdown(["method", *(f"{structure} {LABELS[metric]}" for structure, metric in columns)], rows)
+    return Table(["method", *(f"{structure} {LABELS[metric]}" for structure, metric in columns)], rows)
 
 
-def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> str:
-    """Differences to the baseline, tests, and the gap closed (Markdown)."""
+def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> Table:
+    """Differences to the baseline, tests, and the gap closed."""
     header = ["method", "mean Dice (%) [95 %]", f"minus {baseline} [95 %]", "cases", "t-test p", "Wilcoxon p", "Holm p"]
     rows = []
     for method, result in compare(scores, baseline, teacher).items():
         row = [method, _percent(result.dice), _percent(result.difference, sign="+"), str(result.tests.cases)]
         row += [_p_value(p) for p in (result.tests.t, result.tests.wilcoxon, result.tests.wilcoxon_holm)]
         rows.append([*row, _interval(result.gap)] if result.gap is not None else row)
-    return markdown(header if teacher is None else [*header, "gap closed [95 %]"], rows)
+    return Table(header if teacher is None else [*header, "gap closed [95 %]"], rows)
 
 
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
-    """Both tables with what they mean (Markdown)."""
+    """All tables with what they mean (Markdown)."""
     scores = Scores(rows)
-    parts = [
-        f"{len(scores.cases)} cases; mean ± standard error over cases; 'mean' is over the structures of a case.",
-        metric_table(scores),
-        metric_table(scores, [metric for metric in METRICS if metric not in ("dice", "hd95", "nsd")]),
-    ]
+    parts = [MEANS.format(cases=len(scores.cases))]
+    parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
     if len(scores.methods) > 1:
-        parts += [
-            f"Mean Dice against {baseline}, paired by case; intervals: bootstrap over cases; Holm: over the methods.",
-            comparison_table(scores, baseline, teacher),
-        ]
+        parts += [TESTS.format(baseline=baseline), comparison_table(scores, baseline, teacher).markdown()]
     return "\n\n".join(parts)
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, columns aligned."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-
-    def joined(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join(
-        [joined(lines[0]), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(joined, lines[1:])]
-    )
 
 
 def mean_with_error(values: Values, metric: str) -> str:

@@ -1,0 +1,78 @@
+"""``nnunet_kd compare``: train methods with stock commands, evaluate them, write the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
+evaluate them, and write one report: tables in the papers' layout, tests, costs, pictures, curves. What is trained
+already is not trained again; a study that was stopped goes on where it was; a method that fails is named in the
+report and does not stop the others.
+
+  nnunet_kd compare -d 501 -c 3d_fullres -f 0 -p nnUNetPlans -m NoKD LogitsKD FitNets CWD IFVD FreeKD DCD -o study
+      trains fold 0 of each, writes study/report.html and study/report.md
+  nnunet_kd compare ... -f 0 1 2 3 4 --seeds 0 1 2
+      five folds, three seeds each (plans nnUNetPlans_seed0, ...)
+  nnunet_kd compare ... -m NoKD DCD --ablation dcd
+      the rows of DCD's ablation beside them
+
+-m are trainers without their prefix nnUNetTrainer; the first is the baseline. The schedule is that of the plans
+(nnunet_kd.training), so it is the same for all.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "compare",
+        help="train methods, evaluate them, write the report",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
+    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
+    command.add_argument("-f", metavar="FOLD", type=int, nargs="+", default=[0], help="folds (default: 0)")
+    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
+    command.add_argument("-m", metavar="METHOD", nargs="+", required=True, help="methods; the first is the baseline")
+    command.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="train every method with each of these")
+    command.add_argument("--ablation", metavar="NAME", help="add the rows of an ablation: dcd")
+    command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder for the report, logs, predictions")
+    command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD (default: 1)")
+    command.add_argument("-np", metavar="N", type=int, default=2, help="processes of the evaluation (default: 2)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study; returns 1 where a method failed."""
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+    from nnunet_kd.cli.dataset_folder import preprocessed_folder
+    from nnunet_kd.evaluation.commands import default_device
+    from nnunet_kd.evaluation.comparison import compare_methods
+    from nnunet_kd.evaluation.study import Study, list_runs
+
+    for name, values in (("-f", arguments.f), ("-m", arguments.m), ("--seeds", arguments.seeds or [])):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} has an entry twice: {' '.join(map(str, values))}")
+    if arguments.np < 1 or not 0 < arguments.tolerance < float("inf"):
+        raise ValueError("-np must be at least 1 and --tolerance above 0")
+    folder = preprocessed_folder(arguments.d)
+    path = folder / f"{arguments.p}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no plans {path}. Make them: nnunet_kd plan -d {arguments.d}")
+    plans = json.loads(path.read_text())
+    if plans["plans_name"] != arguments.p:
+        raise ValueError(f"{path} calls itself {plans['plans_name']}: set plans_name to {arguments.p}")
+    if arguments.c not in plans["configurations"]:
+        raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
+    runs = list_runs(arguments.p, arguments.m, arguments.f, arguments.seeds or [None], arguments.ablation)
+    folders = tuple(Path(where.require()) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
+    device = arguments.device or default_device()
+    study = Study(folder.name, arguments.c, plans, folders, arguments.o.resolve(), device)  # type: ignore[arg-type]
+    failed = compare_methods(study, runs, arguments.tolerance, arguments.np)
+    return 1 if failed else 0

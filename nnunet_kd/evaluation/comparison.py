@@ -1,0 +1,286 @@
+"""Carry out a study: train, predict, evaluate, measure, report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_kd.evaluation.cost import Cost
+from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows, write_whole
+from nnunet_kd.evaluation.measure import Measured, measure
+from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.report import Report, write_report
+from nnunet_kd.evaluation.study import TEACHER, Run, Study
+from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.planning import read_settings, recorded_leakage
+from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.nnunet import Experiment, find_teachers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers: int) -> list[str]:
+    """All of it; returns a sentence a training that failed.
+
+    Raises:
+        ValueError: For settings or teachers that do not fit, before anything is trained.
+        RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
+    """
+    _check_trainers(runs)
+    teachers = _find_teachers(study, runs)
+    study.write_plans(runs)
+    failed = _train(study, runs)
+    baseline = runs[0].method
+    done = [run for run in runs if study.is_trained(run)]
+    whole = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
+    if baseline not in whole:
+        raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
+    done = [run for run in done if run.method in whole]
+
+    rows, seeds = _evaluate(study, done, teachers, tolerance, workers)
+    costs = _measure(study, done, teachers)
+    notes = [recorded_leakage(json.loads((study.folder_of(run) / "plans.json").read_text())) for run in done]
+    warnings = [*dict.fromkeys(note for note in notes if note), *failed]
+    methods = [method for method in (TEACHER, *whole) if method == TEACHER or method in whole]
+    report = Report(
+        title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
+        facts=_facts(study, runs, tolerance),
+        warnings=warnings,
+        rows=sorted(rows, key=lambda row: methods.index(row.method)),
+        baseline=baseline,
+        teacher=TEACHER if teachers else None,
+        costs=costs,
+        seeds=seeds,
+        curves=_curves(study, done),
+        pictures=_pictures(study, done, rows, baseline),
+    )
+    written = [*write_rows(report.rows, study.out), *write_report(report, study.out)]
+    print("\n" + (study.out / "report.md").read_text())
+    print("wrote " + ", ".join(str(path) for path in written))
+    return failed
+
+
+def _methods(runs: Iterable[Run]) -> list[str]:
+    return list(dict.fromkeys(run.method for run in runs))
+
+
+def _check_trainers(runs: Sequence[Run]) -> None:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    for run in runs:
+        try:
+            with redirect_stdout(io.StringIO()):
+                recursive_find_trainer_class_by_name(run.trainer)
+        except RuntimeError:
+            raise ValueError(f"nnU-Net finds no trainer {run.trainer} for the method {run.method}") from None
+
+
+def _find_teachers(study: Study, runs: Sequence[Run]) -> dict[int, Path]:
+    """Fold -> results folder of its teacher; empty where several teach together, or another fold does."""
+    settings = read_settings(study.plans).teachers
+    found = {}
+    for fold in sorted({run.fold for run in runs}):
+        student = Experiment(study.plans, study.configuration, study.dataset_json)
+        files, leakage = find_teachers(settings, student, fold)
+        if len(files) == 1 and leakage is None:
+            found[fold] = files[0].checkpoint.parents[1]
+    return found
+
+
+def _train(study: Study, runs: Sequence[Run]) -> list[str]:
+    failed = []
+    for number, run in enumerate(runs, 1):
+        state = "done already" if study.is_trained(run) else "training"
+        study.commands.say(f"{number} of {len(runs)}: {run.method}, fold {run.fold}, plans {run.plans}: {state}")
+        try:
+            study.train(run)
+        except RuntimeError as error:
+            failed.append(f"{run.method} (fold {run.fold}, plans {run.plans}) failed: {error}.")
+            study.commands.say(failed[-1])
+    return failed
+
+
+def _evaluate(
+    study: Study, runs: Sequence[Run], teachers: Mapping[int, Path], tolerance: float, workers: int
+) -> tuple[list[Row], dict[str, list[float]]]:
+    """Rows with the seeds of a method averaged, and the mean Dice of every seed."""
+    from tqdm import tqdm
+
+    each: dict[str, list[Row]] = {}
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, count: tqdm(  # noqa: E731
+        work, total=count, unit="case", desc="evaluating"
+    )
+    for fold in sorted({run.fold for run in runs}):
+        folders = {}
+        if fold in teachers:
+            folders[TEACHER] = study.predict(teachers[fold], fold, TEACHER)
+        for run in (run for run in runs if run.fold == fold):
+            folders[_key(run)] = study.predict(study.folder_of(run), fold, f"{run.trainer}__{run.plans}")
+        reference = _references(study, fold)
+        evaluation = _evaluation(study, next(reference.iterdir()), tolerance)
+        for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress):
+            each.setdefault(row.method, []).append(row)
+    rows, seeds = [], {}
+    by_method: dict[str, list[str]] = {TEACHER: [TEACHER]} if TEACHER in each else {}
+    for run in runs:
+        keys = by_method.setdefault(run.method, [])
+        if _key(run) not in keys:
+            keys.append(_key(run))
+    for method, keys in by_method.items():
+        rows += _averaged(method, [each[key] for key in keys])
+        if method != TEACHER:
+            seeds[method] = [float(np.nanmean(Scores(each[key]).of(key))) for key in keys]
+    return rows, seeds
+
+
+def _key(run: Run) -> str:
+    return f"{run.method} seed {run.seed}"
+
+
+def _averaged(method: str, runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Mean over the runs of one method, case by case; not a number only where all are."""
+    rows = []
+    for same in zip(*runs, strict=True):
+        values = {}
+        for metric in METRICS:
+            numbers = [row.values[metric] for row in same if not np.isnan(row.values[metric])]
+            values[metric] = float(np.mean(numbers)) if numbers else float("nan")
+        rows.append(Row(method, same[0].case, same[0].structure, values))
+    return rows
+
+
+def _evaluation(study: Study, example: Path, tolerance: float) -> Evaluation:
+    return read_evaluation(study.dataset_json, study.plans, example, tolerance)
+
+
+def _references(study: Study, fold: int) -> Path:
+    """A folder of links to the labels of the fold's validation cases."""
+    return _links(study.out / "references" / f"fold_{fold}", study.raw / "labelsTr", study, fold)
+
+
+def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, Path]:
+    """The same for predictions, whose folders may hold more than segmentations."""
+    return {
+        name: _links(study.out / "segmentations" / f"{name.replace(' ', '_')}_fold_{fold}", folder, study, fold)
+        for name, folder in folders.items()
+    }
+
+
+def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in study.cases_of(fold):
+        name = f"{case}{study.dataset_json['file_ending']}"
+        if not (source / name).is_file():
+            raise ValueError(f"case {case}: there is no {source / name}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to((source / name).resolve())
+    return folder
+
+
+def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, Path]) -> dict[str, Measured]:
+    """One model a method, on the first fold; kept in ``costs.json``, so that a report can be written again."""
+    fold = runs[0].fold
+    models = {TEACHER: teachers[fold]} if fold in teachers else {}
+    for run in runs:
+        if run.fold == fold:
+            models.setdefault(run.method, study.folder_of(run))
+    path = study.out / "costs.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if any(name not in known or known[name]["folder"] != str(folder) for name, folder in models.items()):
+        known = {}
+        for name, folder in models.items():
+            study.commands.say(f"measuring {name}")
+            known[name] = {**asdict(measure(folder, fold, study.images_of(fold), study.device)), "folder": str(folder)}
+        write_whole(path, json.dumps(known, indent=1))
+    costs = {}
+    for name in models:
+        entry = {key: value for key, value in known[name].items() if key != "folder"}
+        costs[name] = Measured(**{**entry, "network": Cost(**entry["network"])})
+    return costs
+
+
+def _curves(study: Study, runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """Logged terms of one run a method: the first fold and seed."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        if run.method in curves:
+            continue
+        checkpoint = read_checkpoint(study.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth", trust=False)
+        logged = checkpoint["logging"]
+        known = {"ema_fg_dice", "dice_per_class_or_region", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"}
+        curves[run.method] = {name: [float(v) for v in values] for name, values in logged.items() if name not in known}
+    return curves
+
+
+def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
+    """Worst, median and best case of the last method by its Dice minus the baseline's."""
+    from nnunet_kd.evaluation.pictures import draw_disagreement, worst_slice
+
+    scores = Scores(rows)
+    methods = _methods(runs)
+    shown = methods[-1]
+    difference = scores.of(shown) - scores.of(baseline) if shown != baseline else scores.of(shown)
+    order = [int(i) for i in np.argsort(difference) if np.isfinite(difference[i])]
+    if not order:
+        return {}
+    cases = {}
+    for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+        case = scores.cases[index]
+        image, reference, labels, spacing = _read_case(study, runs, case)
+        axis = int(np.argmax(spacing))
+        where = worst_slice(reference, labels, axis)
+        aspect = [width for number, width in enumerate(spacing) if number != axis]
+        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice"
+        cases[caption] = (
+            image.take(where, axis),
+            reference.take(where, axis),
+            {name: segmentation.take(where, axis) for name, segmentation in labels.items()},
+        )
+    structures = _evaluation(study, next(_references(study, runs[0].fold).iterdir()), 1.0).structures
+    what = f"{shown} minus {baseline}" if shown != baseline else shown
+    return {f"Cases by Dice of {what}": draw_disagreement(cases, structures, aspect[0] / aspect[1])}
+
+
+def _read_case(study: Study, runs: Sequence[Run], case: str) -> tuple[Any, Any, dict[str, Any], list[float]]:
+    """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    reader = PlansManager(study.plans).image_reader_writer_class()
+    ending = study.dataset_json["file_ending"]
+    fold = next(run.fold for run in runs if case in study.cases_of(run.fold))
+    image, properties = reader.read_images([str(study.raw / "imagesTr" / f"{case}_0000{ending}")])
+    reference = reader.read_seg(str(study.raw / "labelsTr" / f"{case}{ending}"))[0][0]
+    labels = {}
+    teacher = study.out / "segmentations" / f"{TEACHER}_fold_{fold}" / f"{case}{ending}"
+    if teacher.is_file():
+        labels[TEACHER] = reader.read_seg(str(teacher))[0][0]
+    for run in runs:
+        if run.fold == fold and run.method not in labels:
+            folder = study.out / "segmentations" / f"{_key(run).replace(' ', '_')}_fold_{fold}"
+            labels[run.method] = reader.read_seg(str(folder / f"{case}{ending}"))[0][0]
+    return image[0], reference, labels, [float(width) for width in properties["spacing"]]
+
+
+def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str]:
+    from importlib.metadata import version
+
+    schedule = read_settings(study.plans).training
+    folds = sorted({run.fold for run in runs})
+    seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
+    return {
+        "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
+        "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
+        "Schedule": f"{schedule.num_epochs or 1000} epochs of {schedule.num_iterations_per_epoch or 250} iterations, "
+        f"initial learning rate {schedule.initial_lr or 0.01:g}, "
+        f"seed {', '.join(str(schedule.seed if seed is None else seed) for seed in seeds)}",
+        "NSD": f"tolerance {tolerance:g} mm",
+        "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),
+    }
