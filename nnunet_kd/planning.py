@@ -64,7 +64,8 @@ class TeacherSettings:
         checkpoint: File name of the checkpoint.
         folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
         trust_checkpoint: Unpickle whatever the checkpoint holds. Runs code in it.
-        leakage: Written by the trainer into the results' plans where the teacher has seen validation cases.
+        leakage: Written by the trainer into the results' plans where the teacher has seen validation cases: student
+            fold -> warning.
     """
 
     trainer: str = "nnUNetTrainer"
@@ -74,9 +75,11 @@ class TeacherSettings:
     checkpoint: str = "checkpoint_final.pth"
     folder: str | None = None
     trust_checkpoint: bool = False
-    leakage: str | None = None
+    leakage: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        alone = self.folder is None or (self.plans is None and self.trainer == "nnUNetTrainer")
+        _require(alone, "teacher.folder", "given without trainer and plans, which it says itself", self.folder)
         listed = isinstance(self.folds, list) and self.folds and all(_is_integer(fold) for fold in self.folds)
         _require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
 
@@ -150,18 +153,30 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
     )
 
 
-def with_leakage(block: Mapping[str, Any], leakage: str) -> dict[str, Any]:
-    """The block with a warning noted at its teacher, at the first one where there are several."""
-    teachers = deepcopy(block.get("teacher", {}))
+def with_leakage(plans: Mapping[str, Any], warnings: Mapping[str, str]) -> Plans:
+    """The plans with the warnings of student folds noted at their teacher, at the first one where there are several.
+
+    Args:
+        plans: Plans of a student; not changed.
+        warnings: Fold -> warning. They replace what was noted before.
+    """
+    noted = deepcopy(dict(plans))
+    teachers = noted.setdefault(BLOCK, {}).setdefault("teacher", {})
     first = teachers[0] if isinstance(teachers, list) else teachers
-    first["leakage"] = leakage
-    return {**block, "teacher": teachers}
+    first.pop("leakage", None)
+    if warnings:
+        first["leakage"] = dict(warnings)
+    elif not teachers:
+        del noted[BLOCK]["teacher"]
+    return noted
 
 
-def recorded_leakage(plans: Mapping[str, Any]) -> str | None:
-    """What the results' plans say of a teacher that has seen the student's validation cases."""
-    notes = [teacher.leakage for teacher in read_settings(plans).teachers if teacher.leakage]
-    return notes[0] if notes else None
+def recorded_leakage(plans: Mapping[str, Any]) -> dict[str, str]:
+    """What results' plans say of teachers that have seen validation cases: student fold -> warning."""
+    notes: dict[str, str] = {}
+    for teacher in read_settings(plans).teachers:
+        notes.update(teacher.leakage or {})
+    return notes
 
 
 def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any], where: str) -> None:
@@ -194,6 +209,7 @@ def _fits(value: Any, annotation: str) -> bool:
         "int": _is_integer(value),
         "float": _is_integer(value) or (isinstance(value, float) and abs(value) < float("inf")),
         "list[int]": isinstance(value, list) and all(_is_integer(entry) for entry in value),
+        "dict[str, str]": isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values()),
     }
     return any(checks[name] for name in annotation.split(" | "))
 
@@ -210,6 +226,7 @@ def _spoken(annotation: str) -> str:
         "int": "a whole number",
         "float": "a number",
         "list[int]": "a list of whole numbers",
+        "dict[str, str]": "an object of texts",
     }
     return " or ".join(words[name] for name in annotation.split(" | "))
 

@@ -68,6 +68,8 @@ def select_bands(bands: Bands, dim: int) -> frozenset[str]:
     Raises:
         ValueError: For an unknown selection.
     """
+    if not isinstance(bands, str):
+        raise ValueError(f"bands must be the name of a selection, got {bands!r}")
     names = set(band_names(dim))
     lowest, highest = "a" * dim, "d" * dim
     selections = {

@@ -174,8 +174,13 @@ def test_errors_of_several_teachers(teacher, message):
 
 @pytest.mark.parametrize("teacher", [None, {"trainer": "A"}, [{"trainer": "A"}, {"folds": [1]}]], ids=str)
 def test_a_leak_is_recorded_and_read_again(teacher):
-    block = {} if teacher is None else {"teacher": teacher}
-    noted = {"nnunet_kd": with_leakage(block, "LEAKAGE: all of it")}
-    assert recorded_leakage(noted) == "LEAKAGE: all of it"
-    assert recorded_leakage({"nnunet_kd": block}) is None
-    assert len(read_settings(noted).teachers) == len(read_settings({"nnunet_kd": block}).teachers)
+    plans = {} if teacher is None else {"nnunet_kd": {"teacher": teacher}}
+    noted = with_leakage(plans, {"0": "LEAKAGE: all of it"})
+    assert recorded_leakage(noted) == {"0": "LEAKAGE: all of it"} and recorded_leakage(plans) == {}
+    assert recorded_leakage(with_leakage(noted, {"1": "x"})) == {"1": "x"}
+    assert read_settings(with_leakage(noted, {})) == read_settings(plans)
+
+
+def test_a_folder_says_trainer_and_plans_itself():
+    with pytest.raises(ValueError, match="nnunet_kd.teacher.folder must be given without trainer and plans"):
+        read_settings({"nnunet_kd": {"teacher": {"folder": "here", "plans": "nnUNetPlans"}}})

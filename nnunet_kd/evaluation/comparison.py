@@ -47,8 +47,7 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
 
     rows, seeds = _evaluate(study, done, teachers, tolerance, workers)
     costs = _measure(study, done, teachers)
-    notes = [recorded_leakage(json.loads((study.folder_of(run) / "plans.json").read_text())) for run in done]
-    warnings = [*dict.fromkeys(note for note in notes if note), *failed]
+    warnings = [*_leaks(study, done), *failed]
     methods = [method for method in (TEACHER, *whole) if method == TEACHER or method in whole]
     report = Report(
         title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
@@ -66,6 +65,15 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
     print("\n" + (study.out / "report.md").read_text())
     print("wrote " + ", ".join(str(path) for path in written))
     return failed
+
+
+def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
+    """What the results say of teachers that have seen validation cases, once each."""
+    notes = []
+    for run in runs:
+        plans = json.loads((study.folder_of(run) / "plans.json").read_text())
+        notes.append(recorded_leakage(plans).get(str(run.fold)))
+    return list(dict.fromkeys(note for note in notes if note is not None))
 
 
 def _methods(runs: Iterable[Run]) -> list[str]:
@@ -89,8 +97,8 @@ def _find_teachers(study: Study, runs: Sequence[Run]) -> dict[int, Path]:
     found = {}
     for fold in sorted({run.fold for run in runs}):
         student = Experiment(study.plans, study.configuration, study.dataset_json)
-        files, leakage = find_teachers(settings, student, fold)
-        if len(files) == 1 and leakage is None:
+        files = find_teachers(settings, student, fold)
+        if len(files) == 1 and files[0].checkpoint.parent.name == f"fold_{fold}":
             found[fold] = files[0].checkpoint.parents[1]
     return found
 

@@ -119,7 +119,7 @@ class Study:
         block = plans.setdefault(BLOCK, {})
         teachers = block.setdefault("teacher", {})
         for teacher in teachers if isinstance(teachers, list) else [teachers]:
-            if teacher.get("plans") is None:
+            if teacher.get("plans") is None and teacher.get("folder") is None:
                 teacher["plans"] = source
         if run.seed is not None:
             block.setdefault("training", {})["seed"] = run.seed

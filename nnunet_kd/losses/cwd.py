@@ -49,11 +49,11 @@ class CWDLoss(nn.Module):
         """
         check_logits(student, teacher, valid)
         with in_single_precision(student, teacher.detach()) as (student, teacher):
+            student, teacher = student.flatten(2) / self.temperature, teacher.flatten(2) / self.temperature
             if valid is not None:  # so low that the probability is exactly 0; finite, so that 0 * log stays 0
-                lowest = torch.finfo(student.dtype).min / 4
-                student, teacher = student.masked_fill(~valid, lowest), teacher.masked_fill(~valid, lowest)
-            log_student = F.log_softmax(student.flatten(2) / self.temperature, 2)
-            log_teacher = F.log_softmax(teacher.flatten(2) / self.temperature, 2)
+                ignored, lowest = ~valid.flatten(2), torch.finfo(student.dtype).min / 4
+                student, teacher = student.masked_fill(ignored, lowest), teacher.masked_fill(ignored, lowest)
+            log_student, log_teacher = F.log_softmax(student, 2), F.log_softmax(teacher, 2)
             divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(2)
             return self.temperature**2 * divergence.mean()
 

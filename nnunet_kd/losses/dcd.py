@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_kd.losses.features import check_features, in_single_precision, is_pointwise, pointwise_convolution
-from nnunet_kd.wavelets import Bands, analysis_matrix, select_bands, selected_components
+from nnunet_kd.losses.features import (
+    check_features,
+    check_wavelet,
+    in_single_precision,
+    is_pointwise,
+    pointwise_convolution,
+)
+from nnunet_kd.wavelets import Bands, select_bands, selected_components
 
 LevelWeighting = Literal["level_mean", "energy"]
 
@@ -64,7 +70,7 @@ class DCDLoss(nn.Module):
         if level_weighting not in ("level_mean", "energy"):
             raise ValueError(f"level_weighting must be 'level_mean' or 'energy', got {level_weighting!r}")
         select_bands(bands, 3)
-        analysis_matrix(2, wavelet)
+        check_wavelet(wavelet)
         self.wavelet = wavelet
         self.levels = levels
         self.bands: Bands = bands

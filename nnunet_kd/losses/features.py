@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from nnunet_kd.wavelets import analysis_matrix
+
 
 def check_pair(student: Tensor, teacher: Tensor, what: str = "features") -> None:
     """Refuse tensors that do not lie on the same grid.
@@ -79,6 +81,17 @@ def check_number(name: str, value: object, positive: bool = True) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
         raise ValueError(f"{name} must be a number {'above 0' if positive else 'of at least 0'}, got {value!r}")
+
+
+def check_wavelet(wavelet: object) -> None:
+    """Refuse what is not the name of an orthogonal wavelet.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if not isinstance(wavelet, str):
+        raise ValueError(f"wavelet must be a name such as 'db4', got {wavelet!r}")
+    analysis_matrix(2, wavelet)
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from torch.autograd.function import once_differentiable
 from nnunet_kd.losses.features import (
     check_features,
     check_number,
+    check_wavelet,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
 )
-from nnunet_kd.wavelets import WaveletCoefficients, analysis_matrix, band_names, dwt, idwt
+from nnunet_kd.wavelets import WaveletCoefficients, band_names, dwt, idwt
 
 
 class FrequencyPrompts(nn.Module):
@@ -86,7 +87,7 @@ class FreeKDLoss(nn.Module):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         check_number("feature_weight", feature_weight, positive=False)
-        analysis_matrix(2, wavelet)
+        check_wavelet(wavelet)
         self.levels = levels
         self.tokens = tokens
         self.wavelet = wavelet

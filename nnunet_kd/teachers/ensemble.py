@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,7 +54,7 @@ class TeacherEnsemble(nn.Module):
             return inside - outside
         constants = stacked.logsumexp(2, keepdim=True)
         log_sums = (stacked - constants).logsumexp(0)
-        return log_sums + constants.mean(0) - torch.tensor(float(len(logits)), device=stacked.device).log()
+        return log_sums + constants.mean(0) - math.log(len(logits))
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """There is no one decoder.

@@ -17,9 +17,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.planning import TeacherSettings
+from nnunet_kd.planning import TeacherSettings, recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
-from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
+from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, has_encoder_stages
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,27 @@ class TeacherFiles:
 
     Attributes:
         deep_supervision: Whether its heads at lower resolutions were trained.
+        leakage: Why it may have seen the student's validation cases, as far as its own files say.
     """
 
     experiment: Experiment
     checkpoint: Path
     deep_supervision: bool
     trust_checkpoint: bool
+    leakage: str | None
 
 
-def find_teachers(
-    settings: Sequence[TeacherSettings], student: Experiment, fold: int | str
-) -> tuple[list[TeacherFiles], str | None]:
+def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:
     """Locate the teachers of one student fold and check that all see the same images and labels.
 
     Returns:
-        One entry a teacher and fold, and a warning where any has seen the student's validation cases.
+        One entry a teacher and fold.
 
     Raises:
         FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
         ValueError: Where a teacher does not fit, or its plans cannot be read.
     """
-    found = [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
-    return found, leakage(settings, fold)
+    return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
 
 
 def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> TeacherFiles:
@@ -88,7 +87,23 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
         )
     teacher = Experiment(_read_json(folder / "plans.json"), configuration, _read_json(folder / "dataset.json"))
     check_teacher(teacher, student)
-    return TeacherFiles(teacher, checkpoint, _had_deep_supervision(fold_folder), settings.trust_checkpoint)
+    note = _second_hand_leakage(teacher, student, fold)
+    return TeacherFiles(teacher, checkpoint, _had_deep_supervision(fold_folder), settings.trust_checkpoint, note)
+
+
+def _second_hand_leakage(teacher: Experiment, student: Experiment, fold: int | str) -> str | None:
+    """What the teacher's own plans say against it."""
+    dataset = teacher.plans.get("dataset_name")
+    if dataset != student.plans["dataset_name"]:
+        return (
+            f"LEAKAGE is possible: the teacher was trained on {dataset}, whose folds are not those of "
+            f"{student.plans['dataset_name']}: it may have seen the student's validation cases."
+        )
+    try:
+        inherited = recorded_leakage(teacher.plans).get(str(fold))
+    except ValueError:  # a block of another version
+        return None
+    return None if inherited is None else f"{inherited} That teacher's student is the teacher here."
 
 
 def _had_deep_supervision(fold_folder: Path) -> bool:
@@ -107,7 +122,7 @@ def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]
 
 
 def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
-    """A warning where a teacher has seen the student's validation cases, else ``None``."""
+    """A warning where the settings let a teacher see the student's validation cases, else ``None``."""
     chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
     leaking = list(dict.fromkeys(one for one in chosen if one != fold))
     if not leaking or fold == "all":  # fold all keeps no case back in the first place
@@ -146,7 +161,8 @@ def _facts(experiment: Experiment, whose: str) -> dict[str, Any]:
     facts = {
         "number of input channels": len(channels),
         "list of input channels": [str(channel).lower() for channel in channels],
-        "label list": dataset["labels"],
+        # The order of regions is that of the network's channels.
+        "label list": list(dataset["labels"].items()) if "regions_class_order" in dataset else dataset["labels"],
         "order of regions": dataset.get("regions_class_order"),
         "number of spatial axes": len(configuration["patch_size"]),
         "spacing (mm)": [float(spacing) for spacing in configuration["spacing"]],
@@ -205,7 +221,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.gives_features = features
         self.stages: EncoderStages | None = None
-        if features or hasattr(network, "encoder"):
+        if features or has_encoder_stages(network):
             self.stages = encoder_stages(network)
         decoder: Any = getattr(network, "decoder", None)
         if hasattr(decoder, "deep_supervision"):

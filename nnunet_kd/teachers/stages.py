@@ -26,18 +26,24 @@ class EncoderStages:
         return len(self.strides[0])
 
 
+def has_encoder_stages(network: nn.Module) -> bool:
+    """Whether the network has nnU-Net's encoder interface."""
+    encoder = getattr(network, "encoder", None)
+    return hasattr(encoder, "output_channels") and hasattr(encoder, "strides")
+
+
 def encoder_stages(network: nn.Module) -> EncoderStages:
     """Stages of a network with nnU-Net's encoder interface.
 
     Raises:
         NotImplementedError: For a network without ``encoder.output_channels`` and ``encoder.strides``.
     """
-    encoder: Any = getattr(network, "encoder", None)
-    if not hasattr(encoder, "output_channels") or not hasattr(encoder, "strides"):
+    if not has_encoder_stages(network):
         raise NotImplementedError(
             f"{type(network).__name__} has no encoder that lists output_channels and strides: "
             "its features cannot be distilled"
         )
+    encoder: Any = network.encoder
     cumulative: list[tuple[int, ...]] = []
     for stride in encoder.strides:
         before = cumulative[-1] if cumulative else (1,) * len(stride)

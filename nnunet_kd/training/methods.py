@@ -60,7 +60,7 @@ def active_terms(
     for where, entry in listed:
         rest = dict(entry)
         name = rest.pop("name", None)
-        if name is None:
+        if not isinstance(name, str):
             raise ValueError(f"{where} needs a name: {', '.join(known)}")
         check_keys({name: None}, known, f"{where}.name")
         declared.append((known[name].changed(rest, where), where))

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.planning import BLOCK, Settings, read_settings, student_plans, with_leakage
+from nnunet_kd.planning import (
+    BLOCK,
+    Plans,
+    Settings,
+    StudentSettings,
+    TrainingSettings,
+    read_settings,
+    student_plans,
+)
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, load_teacher
+from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.training.methods import active_terms
+from nnunet_kd.training.step import LabelCodes
 from nnunet_kd.training.terms import ActiveStageTerm, ActiveTerm
 
 if TYPE_CHECKING:
@@ -31,6 +40,11 @@ class Preparation:
     fold: int | str
     settings: Settings
     terms: list[ActiveTerm]
+
+    @property
+    def leakage(self) -> str | None:
+        """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
+        return leakage(self.settings.teachers, self.fold) if self.terms else None
 
     @property
     def reads_features(self) -> bool:
@@ -54,16 +68,33 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
         ValueError: For a block that is not valid.
     """
     settings = read_settings(student.plans)
-    plans = deepcopy(student.plans) if settings.student else student_plans(student.plans, trainer.reduction)
-    epochs = settings.training.num_epochs
-    if epochs is None:
-        epochs = int(getattr(trainer, "num_epochs", NNUNET_EPOCHS))
+    settings = replace(settings, training=_with_class_attributes(trainer, settings.training, student.plans))
+    plans = _student_plans(trainer, student.plans, settings.student)
+    epochs = settings.training.num_epochs or NNUNET_EPOCHS
     terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms)
 
 
+def _with_class_attributes(
+    trainer: type[DistillationTrainer], training: TrainingSettings, plans: Plans
+) -> TrainingSettings:
+    """Class attributes of the trainer where the block says nothing."""
+    given = plans.get(BLOCK, {}).get("training", {})
+    names = [entry.name for entry in fields(TrainingSettings) if entry.name not in given]
+    return replace(training, **{name: getattr(trainer, name) for name in names if hasattr(trainer, name)})
+
+
+def _student_plans(trainer: type[DistillationTrainer], plans: Plans, student: StudentSettings | None) -> Plans:
+    """Plans of a student as they are; others with the widths the block, or else the trainer, asks for."""
+    if student is not None and student.source_plans not in (None, plans["plans_name"]):
+        return deepcopy(plans)
+    if student is not None:
+        return student_plans(plans, student.reduction, student.min_features)
+    return student_plans(plans, trainer.reduction)
+
+
 def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation) -> AttachedTeacher:
-    """Find, check and load the teacher; a leak is noted in the student's plans, which nnU-Net saves with the results.
+    """Find, check and load the teacher.
 
     Raises:
         FileNotFoundError: Where the teacher is missing.
@@ -71,7 +102,9 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
         NotImplementedError: For networks or teachers a term cannot be distilled from.
     """
     student, terms = preparation.student, preparation.terms
-    files, leakage = find_teachers(preparation.settings.teachers, student, preparation.fold)
+    files = find_teachers(preparation.settings.teachers, student, preparation.fold)
+    notes = [preparation.leakage, *(one.leakage for one in files)]
+    leaks = " ".join(dict.fromkeys(note for note in notes if note is not None)) or None
     features = preparation.reads_features
     tuned = [term.name for term in terms if term.tuning_name is not None]
     logits = bool(tuned) or any(term.reads_logits for term in terms)
@@ -80,20 +113,20 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     own_stages = _stages_of_student(trainer, student) if features else None
 
     teachers = [load_teacher(one, features, logits) for one in files]
-    regions = PlansManager(student.plans).get_label_manager(student.dataset_json).has_regions
-    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, regions)
+    labels = PlansManager(student.plans).get_label_manager(student.dataset_json)
+    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, labels.has_regions)
     pairs: list[tuple[int, int]] = []
     if own_stages is not None and teacher.stages is not None:
         pairs = match_stages(own_stages, teacher.stages)
         for term in terms:
             if isinstance(term, ActiveStageTerm):
                 term.pairs(pairs)
+                if getattr(term.loss, "needs_classes", False):
+                    LabelCodes(labels).check_classes()
     for one in teachers:
         if one.stages is not None:
             _check_patch(student, one.stages)
-    if leakage is not None:
-        student.plans[BLOCK] = with_leakage(student.plans.get(BLOCK, {}), leakage)
-    return AttachedTeacher(teacher, pairs, leakage)
+    return AttachedTeacher(teacher, pairs, leaks)
 
 
 def _check_patch(student: Experiment, teacher: EncoderStages) -> None:

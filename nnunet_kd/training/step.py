@@ -25,6 +25,8 @@ class LabelCodes:
 
     def __init__(self, label_manager: Any) -> None:
         self.regions: bool = label_manager.has_regions
+        self._num_regions = 0
+        self._sorted: Tensor | None = None
         self.ignore_label: int | None = label_manager.ignore_label
         if self.regions:
             labels = [label for label in label_manager.all_labels if label != self.ignore_label]
@@ -33,10 +35,19 @@ class LabelCodes:
             ]
             codes = sorted({sum(1 << i for i, region in enumerate(regions) if label in region) for label in labels})
             self.num_classes = len(codes)
-            self._number_of_code = torch.full((1 << len(regions),), -1)
-            self._number_of_code[codes] = torch.arange(len(codes))
+            self._num_regions = len(regions)
+            self._codes = codes
         else:
             self.num_classes = label_manager.num_segmentation_heads
+
+    def check_classes(self) -> None:
+        """Whether :meth:`classes` can tell the regions apart.
+
+        Raises:
+            NotImplementedError: For more regions than a whole number has bits.
+        """
+        if self._num_regions > 62:
+            raise NotImplementedError(f"classes of {self._num_regions} regions: at most 62 can be told apart")
 
     def valid(self, target: Tensor) -> Tensor | None:
         """Voxels that count, boolean ``(B, 1, *spatial)``; ``None`` where all do."""
@@ -50,7 +61,9 @@ class LabelCodes:
             regions = target if self.ignore_label is None else target[:, :-1]
             bits = 1 << torch.arange(regions.shape[1], device=target.device)
             codes = (regions.long() * bits.view(-1, *[1] * (target.ndim - 2))).sum(1)
-            classes = self._number_of_code.to(target.device)[codes]
+            if self._sorted is None or self._sorted.device != target.device:
+                self._sorted = torch.tensor(self._codes, device=target.device)
+            classes = torch.searchsorted(self._sorted, codes)
         else:
             classes = target[:, 0].long()
         valid = self.valid(target)

@@ -63,12 +63,12 @@ class Term(ABC):
         """
         try:
             check_number("weight", self.weight)
-            return self._build(self.loss(**self.options), read_ramp(self.ramp, num_epochs), num_epochs)
+            return self._build(self.loss(**self.options), num_epochs)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
 
     @abstractmethod
-    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm: ...
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class StageTerm(Term):
 
     stages: Sequence[int] | None = None
 
-    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
+        ramp = read_ramp(self.ramp, num_epochs)
         return ActiveStageTerm(self.name, loss, float(self.weight), ramp, stages=_read_stages(self.stages))
 
 
@@ -95,17 +96,19 @@ class PromptTerm(StageTerm):
 
     Attributes:
         prompt_epochs: Length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0).
+            The ramp begins after it.
     """
 
     prompt_epochs: float = 0.05
 
-    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
         check_number("prompt_epochs", self.prompt_epochs)
         epochs = self.prompt_epochs
         if isinstance(epochs, float):
             epochs = math.ceil(epochs * num_epochs)
         if epochs >= num_epochs:
             raise ValueError(f"prompt_epochs {self.prompt_epochs:g} leaves none of {num_epochs} epochs for the student")
+        ramp = read_ramp(self.ramp, num_epochs - int(epochs))
         stages = _read_stages(self.stages)
         return ActivePromptTerm(self.name, loss, float(self.weight), ramp, stages=stages, prompt_epochs=int(epochs))
 
@@ -124,7 +127,8 @@ class LogitsTerm(Term):
     scales: str = "full"
     convex: bool = False
 
-    def _build(self, loss: Any, ramp: Ramp | None, num_epochs: int) -> ActiveTerm:
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
+        ramp = read_ramp(self.ramp, num_epochs)
         if self.scales not in ("all", "full"):
             raise ValueError(f"scales must be 'all' or 'full', got {self.scales!r}")
         if not isinstance(self.convex, bool):
@@ -243,8 +247,8 @@ class ActivePromptTerm(ActiveStageTerm):
     prompt_epochs: int = 1
 
     def weight_at(self, epoch: int) -> float:
-        """0 while the prompts are tuned."""
-        return 0.0 if self.tunes_at(epoch) else super().weight_at(epoch)
+        """0 while the prompts are tuned, from whose end the ramp counts."""
+        return 0.0 if self.tunes_at(epoch) else super().weight_at(epoch - self.prompt_epochs)
 
     def tunes_at(self, epoch: int) -> bool:
         """The first epochs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
-from nnunet_kd.planning import BLOCK, Plans
+from nnunet_kd.planning import BLOCK, Plans, recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
@@ -72,8 +73,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self._attach_teacher()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
-            if key not in ("seed", "ema_decay") and (value is not None or hasattr(kind, key)):
-                setattr(self, key, getattr(kind, key) if value is None else value)
+            if key not in ("seed", "ema_decay") and value is not None:
+                setattr(self, key, value)
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
         self._add_log_entries()
@@ -165,7 +166,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
         attached = self._attach_teacher() if self.preparation.terms and unfinished else None
+        leakage = self._note_leakage(attached)
+        if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
+            self.average = WeightAverage(self._joint().student, self.average.decay)
         super().on_train_start()
+        if leakage is not None:
+            self.print_to_log_file(leakage)
         if (
             self.preparation.settings.method and not self.preparation.terms
         ):  # so that NoKD can share its plans with a method
@@ -174,8 +180,21 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             attached.teacher.to(self.device)
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
-            if attached.leakage is not None:
-                self.print_to_log_file(attached.leakage)
+
+    def _note_leakage(self, attached: AttachedTeacher | None) -> str | None:
+        """Put this fold's warning into the plans nnU-Net is about to save for all folds; the others' stay."""
+        saved = Path(self.output_folder_base) / "plans.json"
+        notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
+        fold = str(self.fold)
+        # Where nothing is trained any more, what was noted then holds.
+        warning = notes.get(fold, self.preparation.leakage) if attached is None else attached.leakage
+        notes.pop(fold, None)
+        if warning is not None:
+            notes[fold] = warning
+        noted = with_leakage(self.plans_manager.plans, notes)
+        self.plans_manager.plans.clear()
+        self.plans_manager.plans.update(noted)
+        return warning
 
     def on_train_epoch_start(self) -> None:
         """Train the student's own weights, with random numbers that depend on the epoch alone."""
@@ -276,6 +295,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         terms = self.preparation.terms
         return [SEGMENTATION, *(t.name for t in terms), *(t.tuning_name for t in terms if t.tuning_name is not None)]
 
+    def _term_places(self) -> list[Any]:
+        """What adapters and the optimizer's state depend on: names of the terms, in order, and their stages."""
+        return [[term.name, getattr(term, "stages", None)] for term in self.preparation.terms]
+
     def _add_log_entries(self) -> None:
         for name in self._logged_terms():
             self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
@@ -321,6 +344,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[BLOCK] = {
             "adapters": self._joint().adapters.state_dict(),
+            "terms": self._term_places(),
             "teacher_stages": None if self.teacher_stages is None else asdict(self.teacher_stages),
             "average": None if self.average is None else self.average.state_dict(),
             "average_shown": self.average is not None and self.average.shown,
@@ -330,6 +354,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Student, adapters, optimizer, average and log of a saved training."""
         saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)[BLOCK]
+        if saved.get("terms", self._term_places()) != self._term_places():
+            before, now = (", ".join(name for name, _ in places) for places in (saved["terms"], self._term_places()))
+            raise ValueError(
+                f"this training was begun with other terms or stages ({before or 'none'}) than nnunet_kd.method of the "
+                f"plans has now ({now or 'none'}): restore it, or train anew without --c"
+            )
         if self.teacher_stages is None and saved["teacher_stages"] is not None:
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
         super().load_checkpoint(filename_or_checkpoint)

@@ -116,7 +116,7 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")
     doctor_says(capsys, "calls itself nnUNetPlans. Mend: set plans_name to copy", "-d", "598", "-p", "copy")
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
-    doctor_says(capsys, "nnU-Net cannot find nnUNetTrainerDCD, nnUNetTrainerNoKD", "-d", "598", "-tr", "nnUNetTrainer")
+    doctor_says(capsys, "nnU-Net cannot find nnUNetTrainerCWD, nnUNetTrainerDCD,", "-d", "598", "-tr", "nnUNetTrainer")
     monkeypatch.undo()
 
 

@@ -56,6 +56,15 @@ def test_ignored_voxels_do_not_matter():
     assert nothing == 0 and student.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 100])
+def test_masked_voxels_are_finite_at_any_temperature(temperature):
+    student, teacher, valid = random_maps((5, 6), 3, 0, torch.float32), random_maps((5, 6), 3, 1), random_valid((5, 6))
+    student.requires_grad_()
+    value = CWDLoss(temperature)(student, teacher.float(), valid=valid)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(student.grad).all()
+
+
 def test_gradient_reaches_the_student_only():
     student, teacher = random_maps((5, 6), 3, 0).requires_grad_(), random_maps((5, 6), 3, 1).requires_grad_()
     CWDLoss()(student, teacher).backward()

@@ -11,6 +11,7 @@ import torch
 from nnunet_kd.planning import recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from tests.conftest import SHORT, make_trainer
 
@@ -76,6 +77,15 @@ def test_other_channels(workspace):
 def test_other_labels(workspace):
     edit(workspace.teacher / "dataset.json", labels={"background": 0, "enhancing": 1, "oedema": 2})
     refused(workspace, ValueError, "its label list is .*'enhancing': 1")
+
+
+def test_regions_in_another_order(workspace):
+    """Their order is that of the network's channels."""
+    labels = {"background": 0, "whole": [1, 2], "enhancing": 2}
+    swapped = {"background": 0, "enhancing": 2, "whole": [1, 2]}
+    edit(workspace.teacher / "dataset.json", labels=swapped, regions_class_order=[1, 2])
+    edit(workspace.preprocessed / "dataset.json", labels=labels, regions_class_order=[1, 2])
+    refused(workspace, ValueError, "its label list is .*enhancing.*whole.*, the student's .*whole.*enhancing")
 
 
 def test_other_spacing(workspace):
@@ -174,7 +184,7 @@ def test_several_teachers_teach_together(workspace, teacher):
     folder = workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres"
     warning = "LEAKAGE: the teacher (fold 1) was trained on validation cases of student fold 0"
     assert warning in next((folder / "fold_0").glob("training_log*")).read_text()
-    assert recorded_leakage(json.loads((folder / "plans.json").read_text())).startswith(warning)
+    assert recorded_leakage(json.loads((folder / "plans.json").read_text()))["0"].startswith(warning)
 
 
 def test_several_teachers_have_no_common_prompts(workspace):
@@ -236,8 +246,42 @@ def test_teacher_of_another_fold_is_a_leak_that_is_written_down(workspace):
     log = next((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0").glob("training_log*"))
     warning = "LEAKAGE: the teacher (fold 1) was trained on validation cases of student fold 0"
     assert warning in log.read_text()
-    saved = json.loads((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "plans.json").read_text())
-    assert saved["nnunet_kd"]["teacher"]["leakage"].startswith(warning)
+    assert notes(workspace)["0"].startswith(warning)
+
+
+def notes(workspace):
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres"
+    return recorded_leakage(json.loads((folder / "plans.json").read_text()))
+
+
+def test_every_fold_keeps_its_own_note(workspace):
+    """All folds share one plans.json; a finished training that is validated again has no teacher any more."""
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [0]}, method={"ramp": None})
+    make_trainer(nnUNetTrainerDCD, plans, workspace, fold=1).run_training()
+    make_trainer(nnUNetTrainerDCD, plans, workspace, fold=0).on_train_start()
+    assert list(notes(workspace)) == ["1"]
+    shutil.rmtree(workspace.teacher)
+    again = make_trainer(nnUNetTrainerDCD, plans, workspace, fold=1, resume=True)
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_1"
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    again.on_train_start()
+    assert list(notes(workspace)) == ["1"] and "(fold 0)" in notes(workspace)["1"]
+    assert "LEAKAGE" in max(folder.glob("training_log*")).read_text()
+
+
+def test_a_teacher_that_learnt_from_a_leaking_one_leaks_too(workspace):
+    (workspace.teacher / "fold_0").rename(workspace.teacher / "fold_1")
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
+    make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
+    plans = workspace.plans("nnUNetPlans", teacher={"trainer": "nnUNetTrainerDCD"}, method={"ramp": None})
+    attached = make_trainer(nnUNetTrainerFitNets, plans, workspace).attached
+    assert "That teacher's student is the teacher here." in attached.leakage
+
+
+def test_a_teacher_of_another_data_set_may_leak(workspace):
+    edit(workspace.teacher / "plans.json", dataset_name="Dataset999_Other")
+    attached = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans"), workspace).attached
+    assert attached.leakage.startswith("LEAKAGE is possible: the teacher was trained on Dataset999_Other, whose folds")
 
 
 def test_teacher_is_the_network_nnunet_predicts_with(workspace):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -39,6 +40,22 @@ def test_regions_overlap():
     assert torch.equal(classes, codes.classes(target.float()))
     assert classes[0, 0, 1] == classes[0, 1, 2] and classes[0, 0, 2] == classes[0, 1, 0]
     assert len(classes.unique()) == 4 and classes.min() >= 0 and classes.max() == 3
+
+
+@pytest.mark.parametrize("count", [40, 62])
+def test_many_regions_need_no_table(count):
+    organs = range(1, count)
+    manager = LabelManager({"background": 0, "all": list(organs), **{str(i): i for i in organs}}, [1] * count)
+    codes = LabelCodes(manager)
+    codes.check_classes()
+    label_map = torch.arange(count).view(1, 1, count)
+    assert torch.equal(codes.classes(regions_of(label_map, manager)).unique(), torch.arange(count))
+
+
+def test_more_regions_than_bits():
+    manager = LabelManager({"background": 0, "all": list(range(1, 63)), **{str(i): i for i in range(1, 63)}}, [1] * 63)
+    with pytest.raises(NotImplementedError, match="classes of 63 regions: at most 62 can be told apart"):
+        LabelCodes(manager).check_classes()
 
 
 def test_regions_and_ignore_label():

@@ -58,6 +58,9 @@ def test_plan_goes_before_declaration_before_loss():
         (TERM, {"level": 2}, "unknown key 'level' in here: did you mean 'levels'"),
         (TERM, {"weight": "a"}, "here: weight must be a number above 0, got 'a'"),
         (TERM, {"weight": 0}, "here: weight must be a number above 0, got 0"),
+        (TERM, {"wavelet": 4}, "here: wavelet must be a name such as 'db4', got 4"),
+        (TERM, {"wavelet": ["db4"]}, "here: wavelet must be a name such as 'db4', got"),
+        (TERM, {"bands": ["lll"]}, "here: bands must be the name of a selection, got"),
         (TERM, {"levels": 0}, "here: levels must be a positive integer, got 0"),
         (TERM, {"ramp": [200, 1]}, r"here: ramp \[200, 1\] leaves the weight at 0"),
         (TERM, {"stages": []}, r"here: stages must be null or a list of stage numbers from 0, got \[\]"),
@@ -141,6 +144,8 @@ def test_prompts_are_tuned_first():
     assert (term.prompt_epochs, term.tunes_at(1), term.tunes_at(2)) == (2, True, False)
     assert term.weight_at(1) == 0 and term.weight_at(2) == 1
     assert built(FREEKD, num_epochs=2).prompt_epochs == 1 and built(FREEKD, prompt_epochs=7).prompt_epochs == 7
+    ramped = built(FREEKD, num_epochs=20, prompt_epochs=10, ramp=[2, 4])
+    assert [ramped.weight_at(epoch) for epoch in (9, 11, 14, 16)] == [0, 0, pytest.approx(0.5), 1]
     adapters = term.adapters(STUDENT, TEACHER)
     assert len(list(term.frozen(2, adapters))) == 3 and not list(term.frozen(1, adapters))
 
@@ -184,6 +189,7 @@ def test_a_trainers_numbers_are_those_of_its_own_term():
         ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
         ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
         ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),
+        ((DCD,), {"terms": [{"name": ["dcd"]}]}, r"nnunet_kd.method.terms\[0\] needs a name: dcd, logits"),
         ((DCD,), {"terms": [{"weight": 1}]}, r"nnunet_kd.method.terms\[0\] needs a name: dcd, logits"),
         ((DCD,), {"terms": [{"name": "logit"}]}, r"'logit' in nnunet_kd.method.terms\[0\].name: did you mean 'logits'"),
         ((DCD,), {"terms": [{"name": "dcd", "lvels": 1}]}, r"'lvels' in nnunet_kd.method.terms\[0\]: .*'levels'"),

@@ -121,7 +121,7 @@ def test_average_is_what_is_saved_and_validated(workspace):
 
 def test_settings_of_the_block_reach_nnunet(workspace):
     training = {**SHORT, "initial_lr": 0.003, "save_every": 7, "seed": None}
-    plans = workspace.plans("nnUNetPlans", training=training, student={"source_plans": "nnUNetPlans", "reduction": 1})
+    plans = workspace.plans("nnUNetPlans", training=training, student={"source_plans": "other"})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     got = (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch)
     assert got == (2, 2, 1) and trainer.initial_lr == 0.003 and trainer.save_every == 7 and trainer.seed is None
@@ -136,9 +136,56 @@ def test_class_attributes_come_after_the_block(workspace):
     class Short(nnUNetTrainerNoKD):
         num_epochs = 7
         initial_lr = 0.5
+        seed = 3
+        ema_decay = 0.5
 
     trainer = make_trainer(Short, workspace.plans("nnUNetPlans", training={"num_epochs": 3}), workspace)
     assert (trainer.num_epochs, trainer.initial_lr, trainer.num_iterations_per_epoch) == (3, 0.5, 250)
+    trainer.initialize()
+    assert trainer.seed == 3 and trainer.average.decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("student", "divisor"),
+    [
+        ({"reduction": 8, "min_features": 2}, 8),
+        ({"source_plans": "nnUNetPlans", "reduction": 2}, 2),
+        ({"source_plans": "other", "reduction": 8}, 1),
+        (None, 4),
+    ],
+    ids=str,
+)
+def test_widths_are_derived_unless_the_plans_are_a_students(workspace, student, divisor):
+    before = workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    block = {} if student is None else {"student": student}
+    trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT, **block), workspace)
+    widths = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
+    assert widths == [width // divisor for width in before]
+
+
+def test_the_average_begins_with_the_weights_training_begins_with(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.9})
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    trainer.initialize()
+    with torch.no_grad():  # as nnU-Net's -pretrained_weights does
+        for parameter in trainer._joint().student.parameters():
+            parameter.fill_(3.0)
+    trainer.on_train_start()
+    trainer.average.show()
+    assert all((parameter == 3).all() for parameter in trainer._joint().student.parameters())
+
+
+def test_resuming_with_other_terms_is_refused(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
+    make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
+    path = str(workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth")
+    for method in ({**NOW, "add": [{"name": "cwd"}]}, {**NOW, "stages": [0]}):
+        plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
+        changed = make_trainer(nnUNetTrainerDCD, plans, workspace)
+        with pytest.raises(ValueError, match=r"begun with other terms or stages \(dcd\) than nnunet_kd.method"):
+            changed.load_checkpoint(path)
+    heavier = workspace.plans("nnUNetPlans", training=SHORT, method={**NOW, "weight": 1})
+    make_trainer(nnUNetTrainerDCD, heavier, workspace).load_checkpoint(path)  # numbers may change
 
 
 def test_residual_encoder_student_of_a_plain_teacher(workspace):
@@ -159,7 +206,8 @@ def test_a_trainer_without_a_method_can_share_its_plans_with_one(workspace):
 
 
 def test_network_without_an_encoder_is_refused_before_training(workspace):
-    plans = workspace.plans("nnUNetPlans", training=SHORT, student={"source_plans": "nnUNetPlans"})
+    teacher = {"plans": "nnUNetPlans"}
+    plans = workspace.plans("nnUNetPlans", training=SHORT, student={"source_plans": "other"}, teacher=teacher)
     plans["configurations"]["3d_fullres"]["architecture"] = {
         "network_class_name": "tests.training.test_trainer.NoEncoder",
         "arch_kwargs": {},
