@@ -52,7 +52,7 @@ class Commands:
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{log}.log"
         last = ""
-        with path.open("a") as file:
+        with path.open("a", buffering=1) as file:  # a line at a time, for who watches it
             process = subprocess.Popen(
                 [found, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
             )

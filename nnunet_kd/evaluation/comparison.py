@@ -34,8 +34,7 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
         ValueError: For settings or teachers that do not fit, before anything is trained.
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
     """
-    _check_trainers(runs)
-    teachers = _find_teachers(study, runs)
+    teachers = _find_teachers(study, runs, needed=_check_trainers(runs))
     study.write_plans(runs)
     failed = _train(study, runs)
     baseline = runs[0].method
@@ -80,24 +79,33 @@ def _methods(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
-def _check_trainers(runs: Sequence[Run]) -> None:
+def _check_trainers(runs: Sequence[Run]) -> bool:
+    """Whether any of the trainers distils, and so needs a teacher."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    distils = False
     for run in runs:
         try:
             with redirect_stdout(io.StringIO()):
-                recursive_find_trainer_class_by_name(run.trainer)
+                trainer = recursive_find_trainer_class_by_name(run.trainer)
         except RuntimeError:
             raise ValueError(f"nnU-Net finds no trainer {run.trainer} for the method {run.method}") from None
+        distils |= getattr(trainer, "terms", ()) != ()
+    return distils
 
 
-def _find_teachers(study: Study, runs: Sequence[Run]) -> dict[int, Path]:
+def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, Path]:
     """Fold -> results folder of its teacher; empty where several teach together, or another fold does."""
     settings = read_settings(study.plans).teachers
     found = {}
     for fold in sorted({run.fold for run in runs}):
         student = Experiment(study.plans, study.configuration, study.dataset_json)
-        files = find_teachers(settings, student, fold)
+        try:
+            files = find_teachers(settings, student, fold)
+        except FileNotFoundError:
+            if needed:
+                raise
+            return {}
         if len(files) == 1 and files[0].checkpoint.parent.name == f"fold_{fold}":
             found[fold] = files[0].checkpoint.parents[1]
     return found

@@ -24,6 +24,8 @@ CASES = {
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "fitnets"}]}, 0),
 }
+pytestmark = pytest.mark.xdist_group("ddp")  # one pair of processes for all of them
+
 CONFIGURATIONS = ("3d_fullres", "2d")  # Dice a case, Dice of the batch
 
 

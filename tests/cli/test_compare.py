@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from nnunet_kd.cli import main
+from nnunet_kd.evaluation.commands import Commands
+from tests.conftest import SHORT
+
+TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
+
+
+def compare(workspace, *words):
+    return main(["compare", "-d", "598", "-o", str(workspace.root / "study"), "-device", "cpu", "-np", "1", *words])
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypatch):
+    """Two methods train, one fails; stopped before the second, then to the end, then written again."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
+    words = ("-p", "tiny", "-m", "NoKD", "KD", "LogitsKD")
+    run = Commands.run
+
+    def stopped(self, log, *command, epochs=None):
+        if "LogitsKD" in log:
+            raise KeyboardInterrupt
+        run(self, log, *command, epochs=epochs)
+
+    monkeypatch.setattr(Commands, "run", stopped)
+    assert compare(workspace, *words) == 130
+    captured = capsys.readouterr()
+    assert (
+        "KD (fold 0, plans tiny) failed: nnUNetv2_train failed (ValueError: nnUNetTrainerKD takes its terms"
+        in captured.out
+    )
+    assert captured.err.endswith("nnunet_kd: stopped\n")
+    study = workspace.root / "study"
+    assert not (study / "report.md").exists()
+
+    monkeypatch.setattr(Commands, "run", run)
+    assert compare(workspace, *words) == 1  # one method failed
+    printed = capsys.readouterr().out
+    assert "1 of 3: NoKD, fold 0, plans tiny: done already" in printed
+    report = (study / "report.md").read_text()
+    assert "**KD (fold 0, plans tiny) failed" in report
+    for method in ("teacher", "NoKD", "LogitsKD"):
+        assert f"| {method} " in report
+    assert "gap closed" in report and "GFLOPs a case" in report and "LEAKAGE" not in report
+    methods = {row["method"] for row in json.loads((study / "metrics.json").read_text())}
+    assert methods == {"teacher", "NoKD", "LogitsKD"}
+    page = (study / "report.html").read_text()
+    assert page.count("<img ") == 3 and "worst" not in page.split("<img")[0]
+
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 0
+    again = (study / "report.md").read_text()
+    tables = [line for line in report.splitlines() if line.startswith("|")]
+    assert [line for line in again.splitlines() if line.startswith("|")] == tables
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "NoKD", "Nothing"], "nnU-Net finds no trainer nnUNetTrainerNothing for the method Nothing"),
+        (["-m", "NoKD", "NoKD"], "-m has an entry twice: NoKD NoKD"),
+        (["-m", "NoKD", "-p", "other"], "there are no plans"),
+        (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
+        (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
+        (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),
+        (["-m", "NoKD", "--tolerance", "0"], "--tolerance above 0"),
+    ],
+)
+def test_wrong_arguments(workspace, capsys, words, message):
+    assert compare(workspace, *words) == 1
+    assert message in capsys.readouterr().err
+    assert not (workspace.root / "study").exists()

@@ -1,0 +1,58 @@
+import math
+
+import numpy as np
+import pytest
+
+from nnunet_kd.evaluation.folders import Row
+from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.summary import Scores, Table, compare, metric_table, summary_table
+
+
+def rows(**dice):
+    """Method -> Dice of (case 0: a, b), (case 1: a, b), ...; the other metrics are 0.5."""
+    made = []
+    for method, values in dice.items():
+        for number, value in enumerate(values):
+            metrics = {**dict.fromkeys(METRICS, 0.5), "dice": value}
+            made.append(Row(method, f"c{number // 2}", "ab"[number % 2], metrics))
+    return made
+
+
+def test_the_mean_of_a_case_is_over_the_structures_it_has():
+    scores = Scores(rows(one=[0.2, 0.4, math.nan, 0.8, math.nan, math.nan]))
+    np.testing.assert_allclose(scores.of("one"), [0.3, 0.8, math.nan])
+    np.testing.assert_allclose(scores.of("one", structure="b"), [0.4, 0.8, math.nan])
+    assert (scores.methods, scores.cases, scores.structures) == (["one"], ["c0", "c1", "c2"], ["a", "b"])
+
+
+def test_means_and_errors_are_shown():
+    table = metric_table(Scores(rows(one=[0.2, 0.4, 0.6, 0.8])))
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert cells["mean Dice (%)"] == "50.00 ± 20.00"
+    assert cells["a Dice (%)"] == "40.00 ± 20.00" and cells["b HD95 (mm)"] == "0.50 ± 0.00"
+
+
+def test_methods_are_compared_with_the_baseline_and_the_teacher():
+    result = compare(
+        Scores(rows(base=[0.4, 0.4, 0.5, 0.5], kd=[0.5, 0.5, 0.6, 0.6], teacher=[0.6, 0.6, 0.7, 0.7])),
+        "base",
+        "teacher",
+    )
+    assert list(result) == ["kd", "teacher"]
+    assert result["kd"].difference.value == pytest.approx(0.1) and result["kd"].gap.value == pytest.approx(0.5)
+    assert result["teacher"].gap.value == pytest.approx(1)
+    # the teacher is not one of the methods Holm's correction counts
+    assert result["kd"].tests.wilcoxon_holm == result["kd"].tests.wilcoxon
+
+
+def test_summary_has_every_method_and_no_tests_for_one():
+    one = summary_table(rows(one=[0.2, 0.4]), "one")
+    assert "1 cases" in one and "Wilcoxon" not in one and "20.00" in one
+    two = summary_table(rows(one=[0.2, 0.4, 0.5, 0.6], two=[0.3, 0.5, 0.5, 0.7]), "one")
+    assert "minus one [95 %]" in two and "| two " in two and "Holm" in two
+
+
+def test_table_is_markdown_and_html():
+    table = Table(["method", "x"], [["a<b", "1"], ["c", "22"]])
+    assert table.markdown().splitlines() == ["| method | x  |", "|--------|----|", "| a<b    | 1  |", "| c      | 22 |"]
+    assert "<td>a&lt;b</td><td>1</td>" in table.html() and table.html().count("<tr>") == 3
