@@ -3,14 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
 import torch
+from scipy.ndimage import binary_erosion
 
+from nnunet_kd.evaluation.metrics import surface_metrics
 from nnunet_kd.planning import student_plans
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.training.preparation import attach_teacher, prepare
+from tests.evaluation.test_metrics import brute_force
 
+LABELS = Path(__file__).parents[2] / "shared" / "data" / "Dataset004_Hippocampus" / "labelsTr"
 TEACHERS = Path(__file__).parents[2] / "shared" / "data" / "teachers"
 
 pytestmark = pytest.mark.skipif(not TEACHERS.is_dir(), reason=f"no real teachers in {TEACHERS}")
@@ -39,3 +45,16 @@ def test_a_real_teacher_teaches(dataset, channels):
         loss = loss + term.loss(narrow, features, phi)
     loss.backward()
     assert torch.isfinite(loss) and loss > 0 and torch.isfinite(narrow.grad).all()
+
+
+@pytest.mark.skipif(not LABELS.is_dir(), reason=f"no real labels in {LABELS}")
+def test_surface_metrics_of_real_shapes_against_brute_force():
+    """Hippocampi against themselves, shifted and eroded, on a spacing they do not have."""
+    for path in sorted(LABELS.glob("*.nii.gz"))[:4]:
+        labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+        for value in (1, 2):
+            reference = labels == value
+            prediction = np.roll(binary_erosion(reference), (1, 0, 2), (0, 1, 2))
+            hd95, nsd = brute_force(reference, prediction, (2.0, 1.0, 0.7), 1.5)
+            found = surface_metrics(reference, prediction, (2.0, 1.0, 0.7), 1.5)
+            assert found["hd95"] == pytest.approx(hd95, rel=1e-6) and found["nsd"] == pytest.approx(nsd)

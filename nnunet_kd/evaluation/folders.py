@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ def evaluate_folders(
 def _one_thread() -> None:
     import torch
 
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries about themselves, once a process
     torch.set_num_threads(1)
 
 

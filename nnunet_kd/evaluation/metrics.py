@@ -12,6 +12,7 @@ What an empty mask scores:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,9 +83,11 @@ def surface_metrics(
     if not has_reference or not has_prediction:
         diagonal = math.hypot(*(size * width for size, width in zip(reference.shape, spacing, strict=True)))
         return {"hd95": diagonal, "nsd": 0.0}
-    _, distances, _ = get_edge_surface_distance(
-        torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument it gives itself
+        _, distances, _ = get_edge_surface_distance(
+            torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
+        )
     there, back = (np.asarray(distance, dtype=np.float64) for distance in distances)
     within = np.count_nonzero(there <= tolerance) + np.count_nonzero(back <= tolerance)
     return {
