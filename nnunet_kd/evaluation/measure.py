@@ -28,7 +28,7 @@ class Measured:
         network: Parameters, FLOPs and activations a patch.
         passes: Forward passes a case: patches times mirrored copies, mean over the cases.
         seconds: In the network a case, median over the cases, after one warm-up case.
-        peak_bytes: Of memory, beyond what was in use before the model was loaded.
+        peak_bytes: Of memory: the weights, and what predicting takes at most beyond them and the images.
         device: What it ran on.
         cases: How many were measured.
     """
@@ -74,7 +74,6 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
     if not files:
         raise ValueError(f"there are no images in {images}")
 
-    before = _memory_in_use(device)
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
@@ -84,11 +83,15 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
     module.to(predictor.device).eval()
     module.register_forward_hook(counter)
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
-    seconds = []
-    for number, case in enumerate([files[0], *files]):
-        data, _, _ = preprocessor.run_case(
+    arrays = [
+        preprocessor.run_case(
             case, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-        )
+        )[0]
+        for case in files
+    ]
+    before = _start_of_peak(device)
+    seconds = []
+    for number, data in enumerate([arrays[0], *arrays]):
         if number == 1:
             counter.count = 0
         start = time.perf_counter()
@@ -101,7 +104,7 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
         network,
         counter.count / len(files),
         statistics.median(seconds[1:]),
-        max(_peak_memory(device) - before, 0),
+        _peak_memory(device) - before + sum(p.numel() * p.element_size() for p in module.parameters()),
         name,
         len(files),
     )
@@ -117,16 +120,29 @@ class _Passes:
         self.count += 1
 
 
-def _memory_in_use(device: str) -> int:
+def _start_of_peak(device: str) -> int:
+    """Bytes in use now; from here on the peak counts."""
     if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    return _peak_memory(device)  # a fresh process that has so far only grown
+    if sys.platform != "linux":
+        return _peak_memory(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _linux_memory("VmRSS")
 
 
 def _peak_memory(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        return _linux_memory("VmHWM")
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _linux_memory(entry: str) -> int:
+    """A line of ``/proc/self/status``, in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
+    return 1024 * int(line.split()[1])

@@ -86,7 +86,7 @@ def draw_disagreement(
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    colours = dict(zip(structures, itertools.cycle(colormaps["Set1"].colors), strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(structures, itertools.cycle(colormaps["Set2"].colors), strict=False))  # type: ignore[attr-defined]
     kinds = {"false positive": "#d62728", "false negative": "#1f77b4", "another structure": "#9467bd"}
     methods = list(next(iter(cases.values()))[2])
     figure = Figure(figsize=(2.3 * (len(methods) + 2), 4.4 * len(cases)))

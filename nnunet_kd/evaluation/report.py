@@ -154,6 +154,7 @@ def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool)
 def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) -> Figure:
     """Mean Dice over parameters and over FLOPs a case, a point a method."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     figure = Figure(figsize=(11, 4.2))
     quantities = {
@@ -166,6 +167,9 @@ def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) ->
             colour = f"C{number % 10}"
             axes.scatter(quantity[method], dice, s=50, color=colour, label=f"{method} ({dice:.1f})", zorder=3)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_minor_formatter(EngFormatter())
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.set_xlabel(label)
         axes.set_ylabel("mean Dice (%)")
         axes.grid(True, alpha=0.3)
@@ -177,6 +181,7 @@ def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) ->
 def draw_curves(curves: Curves) -> Figure:
     """A panel a logged name, a line a method that has it."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(name for logged in curves.values() for name in logged))
     columns = min(3, len(names))
@@ -190,6 +195,7 @@ def draw_curves(curves: Curves) -> Figure:
                 axes.plot(epochs, logged[name], color=f"C{number % 10}", label=method, marker=".", markersize=4)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, alpha=0.3)
         axes.legend(fontsize=7, frameon=False)
     for axes in panels[len(names) :]:
