@@ -17,11 +17,11 @@ from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
-    TESTS,
     Scores,
     Table,
     comparison_table,
     metric_table,
+    tests_note,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
     ]
     if len(scores.methods) > 1:
         table = comparison_table(scores, report.baseline, report.teacher)
-        sections.append(("Is the difference real?", TESTS.format(baseline=report.baseline), [table]))
+        sections.append(("Is the difference real?", tests_note(report.baseline, report.teacher), [table]))
     if any(len(values) > 1 for values in report.seeds.values()):
         note = "Mean Dice (%) of each seed, and their standard deviation. All other tables average the seeds by case."
         sections.append(("Seeds", note, [_seed_table(report.seeds)]))

@@ -28,9 +28,9 @@ OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd
 MEANS = "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case."
 TESTS = (
     "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over cases. t-test and Wilcoxon's signed rank "
-    "test are two-sided; Holm corrects Wilcoxon's for the number of methods. Gap closed: (method - {baseline}) / "
-    "(teacher - {baseline})."
+    "test are two-sided; Holm corrects Wilcoxon's for the number of methods."
 )
+GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
 
 LABELS = {
     "dice": "Dice (%)",
@@ -159,13 +159,18 @@ def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) 
     return Table(header if teacher is None else [*header, "gap closed [95 %]"], rows)
 
 
+def tests_note(baseline: str, teacher: str | None) -> str:
+    """What the columns of :func:`comparison_table` are."""
+    return (TESTS if teacher is None else TESTS + GAP).format(baseline=baseline)
+
+
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
     """All tables with what they mean (Markdown)."""
     scores = Scores(rows)
     parts = [MEANS.format(cases=len(scores.cases))]
     parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
     if len(scores.methods) > 1:
-        parts += [TESTS.format(baseline=baseline), comparison_table(scores, baseline, teacher).markdown()]
+        parts += [tests_note(baseline, teacher), comparison_table(scores, baseline, teacher).markdown()]
     return "\n\n".join(parts)
 
 

@@ -50,6 +50,7 @@ def test_summary_has_every_method_and_no_tests_for_one():
     assert "1 cases" in one and "Wilcoxon" not in one and "20.00" in one
     two = summary_table(rows(one=[0.2, 0.4, 0.5, 0.6], two=[0.3, 0.5, 0.5, 0.7]), "one")
     assert "minus one [95 %]" in two and "| two " in two and "Holm" in two
+    assert "Gap closed" not in two and "Gap closed" in summary_table(rows(one=[0.2], t=[0.3]), "one", "t")
 
 
 def test_table_is_markdown_and_html():
