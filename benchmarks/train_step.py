@@ -5,7 +5,8 @@
 A step of a distilled student is set beside the step of the same student alone plus the forward pass of what the
 method needs of the teacher: its encoder for features, all of it for logits. Both run the trainer's own
 ``train_step``, on random images. "FreeKD prompts" is a step of the epochs in which prompts are tuned: the teacher's
-decoder runs once more, forward and backward.
+decoder runs once more, forward and backward. Self-distillation has no teacher; its step is set beside that of the same
+network alone, at full and at a quarter of the width, in time and in peak memory (each in a process of its own).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import json
 import os
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +81,14 @@ DATASET_JSON = {
 }
 
 
-def trainer(name: str, method: dict[str, Any], patch: list[int], batch: int) -> Any:
-    """An initialised trainer."""
+def trainer(name: str, patch: list[int], batch: int, reduction: float | None = None) -> Any:
+    """An initialised trainer; without a reduction, the width it takes by itself."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     kind = recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}")
     content = plans(patch, batch)
-    if method:
-        content["nnunet_kd"] = {"method": method}
+    if reduction is not None:
+        content["nnunet_kd"] = {"student": {"reduction": reduction}}
     made = kind({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
     made.initialize()
     made.network.train()
@@ -123,15 +126,13 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
     stock.save_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
 
-    alone = trainer("NoKD", {}, patch, batch)
-    distilled = {name: trainer(name, {}, patch, batch) for name in METHODS}
-    distilled["FreeKD prompts"] = trainer("FreeKD", {}, patch, batch)
+    alone = trainer("NoKD", patch, batch)
+    distilled = {name: trainer(name, patch, batch) for name in METHODS}
+    distilled["FreeKD prompts"] = trainer("FreeKD", patch, batch)
     for name, one in distilled.items():
         one.current_epoch = 0 if name == "FreeKD prompts" else one.num_epochs - 1  # past ramps and tuning
-    images = torch.randn(batch, 4, *patch)
-    scales = [[size // 2**level for size in patch] for level in range(4)]
-    step = {"data": images, "target": [torch.randint(0, 4, (batch, 1, *scale)).float() for scale in scales]}
-
+    step = random_batch(patch, batch)
+    images = step["data"]
     candidates = {"NoKD": lambda: alone.train_step(step)}
     for name, one in distilled.items():
         reads_logits = any(term.reads_logits for term in one.preparation.terms)
@@ -145,6 +146,44 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
             f"{name}: step {seconds[name]:.3f} s; student alone {seconds['NoKD']:.3f} s, needed teacher forward "
             f"{seconds[f'{name} teacher']:.3f} s; ratio {seconds[name] / needed:.2f}"
         )
+
+    for reduction, widths in ((1, "32..320"), (4, "8..80")):
+        compare_self_distillation(patch, batch, repeats, reduction, widths)
+
+
+def random_batch(patch: list[int], batch: int) -> dict[str, Any]:
+    """Images and targets of every resolution."""
+    scales = [[size // 2**level for size in patch] for level in range(4)]
+    targets = [torch.randint(0, 4, (batch, 1, *scale)).float() for scale in scales]
+    return {"data": torch.randn(batch, 4, *patch), "target": targets}
+
+
+def compare_self_distillation(patch: list[int], batch: int, repeats: int, reduction: float, widths: str) -> None:
+    """Print time and memory of a step with and without it."""
+    names = ("NoKD", "DualSelfKD")
+    step = random_batch(patch, batch)
+    trainers = {name: trainer(name, patch, batch, reduction) for name in names}
+    seconds = medians({name: lambda one=one: one.train_step(step) for name, one in trainers.items()}, repeats)
+    peaks = {}
+    for name in names:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks[name] = pool.submit(peak_of_a_step, name, patch, batch, reduction).result() / 2**20
+    print(
+        f"DualSelfKD, widths {widths}: step {seconds['DualSelfKD']:.3f} s, alone {seconds['NoKD']:.3f} s, ratio "
+        f"{seconds['DualSelfKD'] / seconds['NoKD']:.2f}; peak memory {peaks['DualSelfKD']:.0f} MB, alone "
+        f"{peaks['NoKD']:.0f} MB, ratio {peaks['DualSelfKD'] / peaks['NoKD']:.2f}"
+    )
+
+
+def peak_of_a_step(name: str, patch: list[int], batch: int, reduction: float) -> int:
+    """Bytes three steps take at most beyond what the process had with the network made."""
+    from nnunet_kd.evaluation.measure import peak_memory, start_of_peak
+
+    one, step = trainer(name, patch, batch, reduction), random_batch(patch, batch)
+    before = start_of_peak("cpu")
+    for _ in range(3):
+        one.train_step(step)
+    return peak_memory("cpu") - before
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def _band_matrix(length: int, wavelet: str, letter: str, dtype: torch.dtype, dev
     return rows.to(device, dtype).contiguous()
 
 
-def _multiply(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+def multiply_axis(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """``matrix`` applied along spatial axis ``axis`` of ``(B, C, *spatial)``, without moving the axis."""
     shape, position = x.shape, axis + 2
     new_shape = (*shape[:position], matrix.shape[0], *shape[position + 1 :])
@@ -170,7 +170,7 @@ def _multiply(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 def _filter(x: Tensor, wavelet: str, letter: str, axis: int) -> Tensor:
-    return _multiply(x, _band_matrix(x.shape[axis + 2], wavelet, letter, x.dtype, x.device), axis)
+    return multiply_axis(x, _band_matrix(x.shape[axis + 2], wavelet, letter, x.dtype, x.device), axis)
 
 
 def _check(x: Tensor, wavelet: str, levels: int) -> int:
@@ -230,7 +230,7 @@ def _merge(level: dict[str, Tensor], wavelet: str) -> Tensor:
             low, high = level[name + "a"], level[name + "d"]
             length = low.shape[axis + 2] + high.shape[axis + 2]
             from_low, from_high = (
-                _multiply(part, _band_matrix(length, wavelet, letter, part.dtype, part.device).t(), axis)
+                multiply_axis(part, _band_matrix(length, wavelet, letter, part.dtype, part.device).t(), axis)
                 for letter, part in (("a", low), ("d", high))
             )
             merged[name] = from_low + from_high

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.evaluation.study import ABLATIONS
+
 _DESCRIPTION = """\
 Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
 evaluate them, and write one report: tables in the papers' layout, tests, costs, pictures, curves. What is trained
@@ -18,10 +20,11 @@ report and does not stop the others.
   nnunet_kd compare ... -f 0 1 2 3 4 --seeds 0 1 2
       five folds, three seeds each (plans nnUNetPlans_seed0, ...)
   nnunet_kd compare ... -m NoKD DCD --ablation dcd
-      the rows of DCD's ablation beside them
+      the rows of DCD's ablation beside them; dual_self has those of dual self-distillation
 
 -m are trainers without their prefix nnUNetTrainer; the first is the baseline. The schedule is that of the plans
-(nnunet_kd.training), so it is the same for all.
+(nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student, some
+trainers take a quarter of the width and others all of it, and the study is refused.
 """
 
 
@@ -39,7 +42,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
     command.add_argument("-m", metavar="METHOD", nargs="+", required=True, help="methods; the first is the baseline")
     command.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="train every method with each of these")
-    command.add_argument("--ablation", metavar="NAME", help="add the rows of an ablation: dcd")
+    command.add_argument("--ablation", metavar="NAME", help=f"add the rows of an ablation: {', '.join(ABLATIONS)}")
     command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder for the report, logs, predictions")
     command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD (default: 1)")

@@ -187,7 +187,7 @@ class _Experiment:
         dataset_json = json.loads((self.folder / "dataset.json").read_text())
         fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
-        if not preparation.terms:
+        if not preparation.needs_teacher:
             return f"{self.arguments.tr} needs no teacher"
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows, write_whole
@@ -19,7 +20,7 @@ from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.study import TEACHER, Run, Study
 from nnunet_kd.evaluation.summary import Scores
-from nnunet_kd.planning import read_settings, recorded_leakage
+from nnunet_kd.planning import read_settings, recorded_leakage, stage_widths
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, find_teachers
 
@@ -34,7 +35,7 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
         ValueError: For settings or teachers that do not fit, before anything is trained.
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
     """
-    teachers = _find_teachers(study, runs, needed=_check_trainers(runs))
+    teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     study.write_plans(runs)
     failed = _train(study, runs)
     baseline = runs[0].method
@@ -79,19 +80,39 @@ def _methods(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
-def _check_trainers(runs: Sequence[Run]) -> bool:
-    """Whether any of the trainers distils, and so needs a teacher."""
+def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
+    """Whether any run needs a teacher; that all train the same network."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    distils = False
+    from nnunet_kd.training.preparation import prepare
+    from nnunet_kd.training.trainer import DistillationTrainer
+
+    needed = False
+    networks: dict[str, Any] = {}
     for run in runs:
         try:
             with redirect_stdout(io.StringIO()):
                 trainer = recursive_find_trainer_class_by_name(run.trainer)
         except RuntimeError:
             raise ValueError(f"nnU-Net finds no trainer {run.trainer} for the method {run.method}") from None
-        distils |= getattr(trainer, "terms", ()) != ()
-    return distils
+        plans = study.plans_of(run)
+        if issubclass(trainer, DistillationTrainer):
+            try:
+                preparation = prepare(trainer, Experiment(plans, study.configuration, study.dataset_json), run.fold)
+            except ValueError:
+                continue  # its training will say so and not stop the others
+            needed |= preparation.needs_teacher
+            plans = preparation.student.plans
+        networks[run.method] = PlansManager(plans).get_configuration(study.configuration).configuration["architecture"]
+    first = next(iter(networks), "")
+    for method, network in networks.items():
+        if network != networks[first]:
+            raise ValueError(
+                f"{first} and {method} would train different networks ({stage_widths(networks[first])} and "
+                f"{stage_widths(network)} channels): write plans of one student, nnunet_kd plan -d {study.dataset} "
+                "-r R, and give them with -p"
+            )
+    return needed
 
 
 def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, Path]:
@@ -267,8 +288,6 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
 
 def _read_case(study: Study, runs: Sequence[Run], case: str) -> tuple[Any, Any, dict[str, Any], list[float]]:
     """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     reader = PlansManager(study.plans).image_reader_writer_class()
     ending = study.dataset_json["file_ending"]
     fold = next(run.fold for run in runs if case in study.cases_of(run.fold))

@@ -89,7 +89,7 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
         )[0]
         for case in files
     ]
-    before = _start_of_peak(device)
+    before = start_of_peak(device)
     seconds = []
     for number, data in enumerate([arrays[0], *arrays]):
         if number == 1:
@@ -104,7 +104,7 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
         network,
         counter.count / len(files),
         statistics.median(seconds[1:]),
-        _peak_memory(device) - before + sum(p.numel() * p.element_size() for p in module.parameters()),
+        peak_memory(device) - before + sum(p.numel() * p.element_size() for p in module.parameters()),
         name,
         len(files),
     )
@@ -120,18 +120,19 @@ class _Passes:
         self.count += 1
 
 
-def _start_of_peak(device: str) -> int:
-    """Bytes in use now; from here on the peak counts."""
+def start_of_peak(device: str) -> int:
+    """Bytes this process uses on ``"cpu"`` or ``"cuda"`` now; from here on :func:`peak_memory` counts."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if sys.platform != "linux":
-        return _peak_memory(device)
+        return peak_memory(device)
     Path("/proc/self/clear_refs").write_text("5")
     return _linux_memory("VmRSS")
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Most bytes in use since :func:`start_of_peak`; on a CPU that is no Linux, since the process began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":

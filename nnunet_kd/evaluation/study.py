@@ -31,6 +31,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "without-idwt": {"reconstruct": False},
         },
     ),
+    "dual_self": ("DualSelfKD", {"projection": {"beta": 0}, "progressive": {"alpha": 0}}),
 }
 
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from nnunet_kd.losses.features import (
     check_features,
     check_wavelet,
+    energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
@@ -169,8 +170,7 @@ class _ResidualEnergy(torch.autograd.Function):
         by_student = weight.t() @ residual if ctx.needs_input_grad[0] else None
         by_weight = (residual @ student.transpose(1, 2)).sum(0) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(by_student, by_weight)
-        norm: Tensor = torch.linalg.vector_norm(residual)
-        return norm.square()
+        return energy(residual)
 
     @staticmethod
     @once_differentiable

@@ -94,6 +94,15 @@ def check_wavelet(wavelet: object) -> None:
     analysis_matrix(2, wavelet)
 
 
+def energy(tensor: Tensor) -> Tensor:
+    """Sum of squares, in one pass over the tensor and nothing kept but its rows' norms.
+
+    Row by row, because a single float32 sum over a feature map of usual size is wrong in its fourth digit.
+    """
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=-1)
+    return norms.square().sum()
+
+
 @contextmanager
 def in_single_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors in their common floating type, float32 at least, with autocast off inside."""

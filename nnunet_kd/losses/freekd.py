@@ -17,6 +17,7 @@ from nnunet_kd.losses.features import (
     check_features,
     check_number,
     check_wavelet,
+    energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
@@ -205,8 +206,7 @@ class _ResidualCost(torch.autograd.Function):
         ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
     ) -> Tensor:
         residual = torch.baddbmm(teacher, weight.expand(student.shape[0], -1, -1), student, beta=-1)
-        norm: Tensor = torch.linalg.vector_norm(residual)
-        cost = square * norm.square()
+        cost = square * energy(residual)
         slope = 2 * square * residual
         if mask is not None:
             cost = cost + absolute * (mask * residual.abs().sum(1, keepdim=True)).sum()

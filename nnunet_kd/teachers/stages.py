@@ -1,4 +1,4 @@
-"""The encoder stages of a network: their widths and how coarse they are."""
+"""The stages of a network: their widths and how coarse they are."""
 
 from __future__ import annotations
 
@@ -49,6 +49,21 @@ def encoder_stages(network: nn.Module) -> EncoderStages:
         before = cumulative[-1] if cumulative else (1,) * len(stride)
         cumulative.append(tuple(int(a * b) for a, b in zip(before, stride, strict=True)))
     return EncoderStages(tuple(int(width) for width in encoder.output_channels), tuple(cumulative))
+
+
+def decoder_stages(network: nn.Module) -> list[nn.Module]:
+    """Decoder stages of a network with nnU-Net's interface, in the order they are computed, lowest resolution first.
+
+    Raises:
+        NotImplementedError: For a network without ``decoder.stages``, one for each encoder stage but the deepest.
+    """
+    stages = getattr(getattr(network, "decoder", None), "stages", None)
+    if not isinstance(stages, nn.ModuleList) or len(stages) != len(encoder_stages(network).widths) - 1:
+        raise NotImplementedError(
+            f"{type(network).__name__} has no decoder.stages, one for each encoder stage but the deepest: "
+            "its decoder's features cannot be distilled"
+        )
+    return list(stages)
 
 
 def match_stages(student: EncoderStages, teacher: EncoderStages) -> list[tuple[int, int]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_kd.losses import CWDLoss, DCDLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
+from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
 from nnunet_kd.planning import check_keys
-from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, StageTerm, Term
+from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTerm, StageTerm, Term
 
 DCD = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8))
 LOGITS = LogitsTerm("logits", LogitsKDLoss, weight=0.3, scales="all", convex=True)
@@ -18,8 +18,9 @@ FITNETS = StageTerm("fitnets", FitNetsLoss, weight=1.0)
 CWD = LogitsTerm("cwd", CWDLoss, weight=3.0)
 IFVD = StageTerm("ifvd", IFVDLoss, weight=200.0)
 FREEKD = PromptTerm("freekd", FreeKDLoss, weight=1.0)
+DUAL_SELF = SelfTerm("dual_self", DualSelfLoss, weight=1.0)
 
-TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD)}
+TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, DUAL_SELF)}
 
 METHOD = "nnunet_kd.method"
 

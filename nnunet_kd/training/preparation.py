@@ -44,12 +44,27 @@ class Preparation:
     @property
     def leakage(self) -> str | None:
         """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
-        return leakage(self.settings.teachers, self.fold) if self.terms else None
+        return leakage(self.settings.teachers, self.fold) if self.needs_teacher else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term does."""
+        return any(term.needs_teacher for term in self.terms)
 
     @property
     def reads_features(self) -> bool:
-        """Whether any term reads encoder features."""
+        """Whether any term reads the student's encoder features."""
         return any(term.reads_features for term in self.terms)
+
+    @property
+    def reads_teacher_features(self) -> bool:
+        """Whether any term sets the student's encoder features beside the teacher's."""
+        return any(term.needs_teacher and term.reads_features for term in self.terms)
+
+    @property
+    def reads_levels(self) -> bool:
+        """Whether any term reads the student's decoder features."""
+        return any(term.reads_levels for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ def _student_plans(trainer: type[DistillationTrainer], plans: Plans, student: St
         return deepcopy(plans)
     if student is not None:
         return student_plans(plans, student.reduction, student.min_features)
-    return student_plans(plans, trainer.reduction)
+    return deepcopy(plans) if trainer.reduction == 1 else student_plans(plans, trainer.reduction)
 
 
 def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation) -> AttachedTeacher:
@@ -105,7 +120,7 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     files = find_teachers(preparation.settings.teachers, student, preparation.fold)
     notes = [preparation.leakage, *(one.leakage for one in files)]
     leaks = " ".join(dict.fromkeys(note for note in notes if note is not None)) or None
-    features = preparation.reads_features
+    features = preparation.reads_teacher_features
     tuned = [term.name for term in terms if term.tuning_name is not None]
     logits = bool(tuned) or any(term.reads_logits for term in terms)
     if tuned and len(files) > 1:

@@ -72,11 +72,12 @@ class LabelCodes:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Outputs of student and teacher for one batch.
+    """Outputs of student and teacher for one batch; of the teacher only where a term needs one.
 
     Attributes:
         student_logits: Finest first; one without deep supervision.
         student_features: Encoder stages, highest resolution first; empty where no term reads them.
+        student_levels: Decoder stages, highest resolution (the last) first; empty where no term reads them.
         teacher_logits: As the student's, of the resolutions the teacher was trained at.
         teacher_features: As the student's.
         stages: Pairs (student stage, teacher stage) on the same grid.
@@ -88,10 +89,11 @@ class TrainStep:
 
     student_logits: list[Tensor]
     student_features: list[Tensor]
+    student_levels: list[Tensor]
     teacher_logits: list[Tensor]
     teacher_features: list[Tensor]
     stages: list[tuple[int, int]]
     targets: list[Tensor]
     labels: LabelCodes
-    teacher: Teacher | TeacherEnsemble
+    teacher: Teacher | TeacherEnsemble | None
     task_loss: Callable[[Tensor, Tensor], Tensor]

@@ -140,6 +140,18 @@ class LogitsTerm(Term):
         )
 
 
+@dataclass(frozen=True)
+class SelfTerm(Term):
+    """A loss on the student's own encoder and decoder levels; there is no teacher (DSVM-UNet, eq. 2 and 3).
+
+    Its class has ``forward(encoder, decoder, adapters)``, finest level first, and ``adapters(encoder_widths,
+    decoder_widths, dim)``.
+    """
+
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
+        return ActiveSelfTerm(self.name, loss, float(self.weight), read_ramp(self.ramp, num_epochs))
+
+
 def _read_stages(stages: Any) -> tuple[int, ...] | None:
     if stages is None:
         return None
@@ -151,7 +163,11 @@ def _read_stages(stages: Any) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class ActiveTerm(ABC):
-    """A term as one training uses it."""
+    """A term as one training uses it.
+
+    What it reads decides what is computed: encoder ``features`` of the student and, where it needs one, of the
+    teacher; the student's decoder ``levels``; ``logits`` of the teacher.
+    """
 
     name: str
     loss: Any
@@ -159,7 +175,9 @@ class ActiveTerm(ABC):
     ramp: Ramp | None
     convex: bool = False
 
+    needs_teacher: ClassVar[bool] = True
     reads_features: ClassVar[bool] = False
+    reads_levels: ClassVar[bool] = False
     reads_logits: ClassVar[bool] = False
 
     def weight_at(self, epoch: int) -> float:
@@ -170,7 +188,7 @@ class ActiveTerm(ABC):
         """Whether ``epoch`` belongs to what the term has to learn from the teacher alone."""
         return False
 
-    def tune(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+    def tune(self, step: TrainStep, adapters: Any) -> Tensor:
         """The loss of that."""
         raise NotImplementedError
 
@@ -179,16 +197,16 @@ class ActiveTerm(ABC):
         """Name of that loss in the log; ``None`` where there is nothing to learn."""
         return None
 
-    def frozen(self, epoch: int, adapters: nn.ModuleList) -> Iterable[nn.Parameter]:
+    def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
         """Parameters of the adapters that must stay as they are in ``epoch``."""
         return ()
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.ModuleList:
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
         """What trains with the student for this term."""
         return nn.ModuleList()
 
     @abstractmethod
-    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """The unweighted value."""
 
     def __str__(self) -> str:
@@ -219,7 +237,7 @@ class ActiveStageTerm(ActiveTerm):
                 raise ValueError(f"{self.name}: stage {stage} cannot be distilled, only {available}")
         return [pair for pair in pairs if pair[0] in self.stages]
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.ModuleList:
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
         """One projection a pair of stages."""
         assert student is not None and teacher is not None
         return nn.ModuleList(
@@ -227,7 +245,7 @@ class ActiveStageTerm(ActiveTerm):
             for i, j in self.pairs(match_stages(student, teacher))
         )
 
-    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Sum over the stages."""
         options: dict[str, Any] = {}
         if getattr(self.loss, "needs_classes", False):
@@ -259,17 +277,18 @@ class ActivePromptTerm(ActiveStageTerm):
         """The prompts'."""
         return f"{self.name}_prompts"
 
-    def frozen(self, epoch: int, adapters: nn.ModuleList) -> Iterable[nn.Parameter]:
+    def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
         """The prompts, once they are tuned."""
-        return () if self.tunes_at(epoch) else [p for adapter in adapters for p in adapter.prompts.parameters()]  # type: ignore[union-attr]
+        return () if self.tunes_at(epoch) else [p for adapter in adapters for p in adapter.prompts.parameters()]
 
-    def tune(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+    def tune(self, step: TrainStep, adapters: Any) -> Tensor:
         """nnU-Net's loss of the teacher, decoding what the prompts keep of its features, and their redundancy."""
         features = list(step.teacher_features)
         redundancies = []
         for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
             redundancies.append(self.loss.redundancy(features[j], adapter))
             features[j] = self.loss.filtered(features[j], adapter)
+        assert step.teacher is not None
         segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
         redundancy: Tensor = sum(redundancies[1:], redundancies[0])
         return segmentation + redundancy / len(redundancies)
@@ -286,7 +305,7 @@ class ActiveLogitsTerm(ActiveTerm):
 
     reads_logits: ClassVar[bool] = True
 
-    def __call__(self, step: TrainStep, adapters: nn.ModuleList) -> Tensor:
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Weighted mean over the resolutions."""
         taught = {logits.shape[2:]: logits for logits in step.teacher_logits}
         count = len(step.student_logits)
@@ -304,3 +323,23 @@ class ActiveLogitsTerm(ActiveTerm):
             weights += weight
         assert total is not None, "both networks have the full resolution"
         return total / weights
+
+
+@dataclass(frozen=True)
+class ActiveSelfTerm(ActiveTerm):
+    """Of a :class:`SelfTerm`."""
+
+    needs_teacher: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = True
+    reads_levels: ClassVar[bool] = True
+
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
+        """The loss's own; nnU-Net's decoder levels are as wide as the encoder's, without the deepest."""
+        assert student is not None
+        adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:-1], student.dim)
+        return adapters
+
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
+        """Of all levels."""
+        value: Tensor = self.loss(step.student_features, step.student_levels, adapters)
+        return value

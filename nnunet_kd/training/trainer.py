@@ -69,7 +69,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.attached: AttachedTeacher | None = None
         self.teacher_stages: EncoderStages | None = None
         self.average: WeightAverage | None = None
-        if self.preparation.terms and not self._is_finished():
+        if self.preparation.needs_teacher and not self._is_finished():
             self._attach_teacher()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
@@ -99,7 +99,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def initialize(self) -> None:
         """nnU-Net's, with the student and its adapters as the network."""
-        if self.preparation.reads_features and self.teacher_stages is None:
+        if self.preparation.reads_teacher_features and self.teacher_stages is None:
             self._attach_teacher()
         if self.seed is not None:
             seed_everything(self.seed, NETWORK)
@@ -129,7 +129,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             own_stages = encoder_stages(student) if features else None
             for term in self.preparation.terms:
                 adapters[term.name] = term.adapters(own_stages, self.teacher_stages)
-            return joint(student, adapters, features)
+            return joint(student, adapters, features, self.preparation.reads_levels)
 
         self.build_network_architecture = build
         try:
@@ -165,7 +165,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
-        attached = self._attach_teacher() if self.preparation.terms and unfinished else None
+        attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
         leakage = self._note_leakage(attached)
         if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
             self.average = WeightAverage(self._joint().student, self.average.decay)
@@ -178,6 +178,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.print_to_log_file("nnunet_kd.method of the plans is not used: this trainer distils nothing")
         if attached is not None:
             attached.teacher.to(self.device)
+        if unfinished:
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
 
@@ -187,7 +188,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
         fold = str(self.fold)
         # Where nothing is trained any more, what was noted then holds.
-        warning = notes.get(fold, self.preparation.leakage) if attached is None else attached.leakage
+        warning = None
+        if self.preparation.needs_teacher:
+            warning = notes.get(fold, self.preparation.leakage) if attached is None else attached.leakage
         notes.pop(fold, None)
         if warning is not None:
             notes[fold] = warning
@@ -215,9 +218,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            logits, features = self.network(images)
+            logits, features, levels = self.network(images)
             segmentation = self.loss(logits, target)
-            values, tuned = self._term_values(images, logits, features, target)
+            values, tuned = self._term_values(images, logits, features, levels, target)
         share = 1.0
         total = torch.zeros_like(segmentation)
         for term in self.preparation.terms:
@@ -236,7 +239,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return dict(zip(named, numbers.cpu().numpy(), strict=True))
 
     def _term_values(
-        self, images: Tensor, logits: Any, features: list[Tensor], target: Any
+        self, images: Tensor, logits: Any, features: list[Tensor], levels: list[Tensor], target: Any
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Unweighted value of every term whose weight is not 0 in this epoch, and what terms still tune.
 
@@ -247,17 +250,22 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         tuning = [term for term in self.preparation.terms if term.tunes_at(epoch)]
         if not active and not tuning:
             return {}, {}
-        attached = self._attach_teacher()
-        taught_logits, taught = attached.teacher(images, any(term.reads_logits for term in active))
+        attached = None
+        taught_logits: list[Tensor] = []
+        taught: list[Tensor] = []
+        if any(term.needs_teacher for term in (*active, *tuning)):
+            attached = self._attach_teacher()
+            taught_logits, taught = attached.teacher(images, any(term.reads_logits for term in active))
         step = TrainStep(
             student_logits=[logits] if isinstance(logits, Tensor) else list(logits),
             student_features=features,
+            student_levels=levels,
             teacher_logits=taught_logits,
             teacher_features=taught,
-            stages=attached.matched_stages,
+            stages=[] if attached is None else attached.matched_stages,
             targets=target if isinstance(target, list) else [target],
             labels=self.label_codes,
-            teacher=attached.teacher,
+            teacher=None if attached is None else attached.teacher,
             task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
         )
         adapters: Any = self._joint().adapters

@@ -36,7 +36,7 @@ def test_rows_of_an_ablation_are_settings_of_its_method(name):
 
 
 def test_an_ablation_that_is_not_there():
-    with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd"):
+    with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
         list_runs("P", ["NoKD"], [0], [None], "dc")
 
 

@@ -17,9 +17,22 @@ METHODS = {  # numbers that make every term active within one epoch
     "IFVD": {},
     "FreeKD": {"prompt_epochs": 1},
     "DCD": {"ramp": None},
-    "KD": {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "ifvd", "weight": 1}]},
+    "DualSelfKD": {},
+    "KD": {
+        "terms": [
+            {"name": "dcd", "ramp": None},
+            {"name": "logits"},
+            {"name": "ifvd", "weight": 1},
+            {"name": "dual_self"},
+        ]
+    },
 }
-TERMS = {"IFVD": ["ifvd", "logits"], "KD": ["dcd", "logits", "ifvd"], "LogitsKD": ["logits"]}
+TERMS = {
+    "IFVD": ["ifvd", "logits"],
+    "KD": ["dcd", "logits", "ifvd", "dual_self"],
+    "DualSelfKD": ["dual_self"],
+    "LogitsKD": ["logits"],
+}
 
 
 def trainer_class(method):

@@ -20,9 +20,10 @@ CASES = {
     "LogitsKD": ("LogitsKD", {}, 0),
     "CWD": ("CWD", {}, 0),
     "IFVD": ("IFVD", {"weight": 1}, 0),
+    "DualSelfKD": ("DualSelfKD", {}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
-    "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "fitnets"}]}, 0),
+    "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "dual_self"}]}, 0),
 }
 pytestmark = pytest.mark.xdist_group("ddp")  # one pair of processes for all of them
 

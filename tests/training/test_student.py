@@ -26,12 +26,29 @@ def test_state_is_the_students_and_parameters_are_all(joint):
 
 def test_features_in_training_only(joint):
     images = torch.randn(1, 2, 16, 12)
-    logits, features = joint.train()(images)
+    logits, features, levels = joint.train()(images)
+    assert levels == []
     assert [tuple(f.shape[1:]) for f in features] == [(4, 16, 12), (8, 8, 6), (16, 4, 3)]
     torch.testing.assert_close(joint.eval()(images), logits)
     assert len(logits) == 2
     joint.decoder.deep_supervision = False
     torch.testing.assert_close(joint(images), logits[0])
+
+
+def test_levels_of_the_decoder_finest_first():
+    images, student = torch.randn(1, 2, 16, 12), unet()
+    joint = StudentWithAdapters(student, nn.ModuleDict(), levels=True).train()
+    logits, _, levels = joint(images)
+    assert [tuple(level.shape[1:]) for level in levels] == [(4, 16, 12), (8, 8, 6)]
+    torch.testing.assert_close(student.decoder.seg_layers[-1](levels[0]), logits[0])
+    joint.eval()(images)
+    assert len(joint.train()(images)[2]) == 2  # nothing is left of the pass in evaluation mode
+    assert joint._levels == []
+    with pytest.raises(NotImplementedError, match="Linear has no decoder.stages, one for each encoder stage"):
+        StudentWithAdapters(nn.Linear(1, 1), nn.ModuleDict(), levels=True)
+    student.decoder.stages = student.decoder.stages[:1]
+    with pytest.raises(NotImplementedError, match="PlainConvUNet has no decoder.stages, one for each encoder stage"):
+        StudentWithAdapters(student, nn.ModuleDict(), levels=True)
 
 
 def test_teacher_is_frozen_and_stays_in_evaluation_mode():

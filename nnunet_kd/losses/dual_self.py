@@ -1,0 +1,206 @@
+"""Dual self-distillation: a network's last decoder level teaches all its levels, and each level its neighbour.
+
+Shao et al., "DSVM-UNet: Enhancing VM-UNet with Dual Self-distillation for Medical Image Segmentation", eq. 2 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_kd.losses.features import check_number, energy, in_single_precision, pointwise_convolution
+from nnunet_kd.wavelets import multiply_axis
+
+
+class DualSelfAdapters(nn.Module):
+    """The learnable 1x1(x1) convolutions of the loss, with bias; levels from the finest.
+
+    Attributes:
+        encoder: Every encoder level to the width of the last decoder level.
+        decoder: Every decoder level but the last to the same width.
+        encoder_steps: Encoder level l + 1 to the width of level l.
+        decoder_steps: Decoder level l + 1 to the width of level l.
+
+    Args:
+        encoder_widths: Channels of the encoder's levels, finest first.
+        decoder_widths: Of the decoder's; its finest level, the last to be computed, comes first.
+        dim: Number of spatial axes.
+        projection: Build the first two.
+        progressive: Build the last two.
+    """
+
+    def __init__(
+        self,
+        encoder_widths: Sequence[int],
+        decoder_widths: Sequence[int],
+        dim: int,
+        projection: bool = True,
+        progressive: bool = True,
+    ) -> None:
+        super().__init__()
+        target = decoder_widths[0]
+        self.encoder = _convolutions([(width, target) for width in encoder_widths], dim, projection)
+        self.decoder = _convolutions([(width, target) for width in decoder_widths[1:]], dim, projection)
+        self.encoder_steps = _convolutions(_deeper_to_finer(encoder_widths), dim, progressive)
+        self.decoder_steps = _convolutions(_deeper_to_finer(decoder_widths), dim, progressive)
+
+
+class DualSelfLoss(nn.Module):
+    r"""Projection and progressive self-distillation, :math:`\alpha L_{proj} + \beta L_{prog}`.
+
+    With encoder levels :math:`f^e_1 .. f^e_M` and decoder levels :math:`f^d_1 .. f^d_D`, level 1 the finest, D the
+    mean squared error, R linear resizing, :math:`\phi` a convolution of its own each time, and
+    :math:`\bar f` a level that teaches and receives no gradient:
+
+    .. math::
+        L_{proj} = \sum_{l=1}^{M} D(R\,\phi f^e_l, \bar f^d_1) + \sum_{l=2}^{D} D(R\,\phi f^d_l, \bar f^d_1)
+
+        L_{prog} = \sum_{l=2}^{M} D(f^e_{l-1}, R\,\phi \bar f^e_l) + \sum_{l=2}^{D} D(R\,\phi f^d_l, \bar f^d_{l-1})
+
+    The level nearer to the output teaches: in the encoder the deeper one, in the decoder the finer. (Eq. 2 prints
+    :math:`f^e_1` as the target of the encoder; the text says the decoder's last layer.) The convolution of a teaching
+    encoder level does learn. nnU-Net's decoder has one level less than its encoder.
+
+    A 1x1 convolution and linear resizing commute, so levels are convolved on their own grid; they are compared there,
+    too (:func:`resized_errors`).
+
+    Args:
+        alpha: Weight of the projection (paper: 1); 0 leaves it and its adapters out.
+        beta: Weight of the progressive part (paper: 0.5); 0 leaves it out.
+
+    Raises:
+        ValueError: For a weight below 0, or both 0.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.5) -> None:
+        super().__init__()
+        check_number("alpha", alpha, positive=False)
+        check_number("beta", beta, positive=False)
+        if not alpha and not beta:
+            raise ValueError("alpha and beta are both 0: nothing is distilled")
+        self.alpha = float(alpha)
+        self.beta = float(beta)
+
+    def adapters(self, encoder_widths: Sequence[int], decoder_widths: Sequence[int], dim: int) -> DualSelfAdapters:
+        """The convolutions of a network with these widths, finest level first."""
+        return DualSelfAdapters(encoder_widths, decoder_widths, dim, self.alpha > 0, self.beta > 0)
+
+    def forward(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
+        """Loss of one network.
+
+        Args:
+            encoder: Features of the encoder's levels, finest first, any floating type; computed in float32 at least.
+            decoder: Features of the decoder's, finest (that is last) first.
+            adapters: What :meth:`adapters` returned for their widths.
+
+        Shape:
+            ``(B, C_l, *spatial_l)`` each, two or three spatial axes, to a scalar.
+
+        Raises:
+            ValueError: For features that are not ``(B, C, *spatial)`` or of different batches.
+        """
+        _check_levels(encoder, decoder)
+        with in_single_precision(*encoder, *decoder) as tensors:
+            encoder, decoder = tensors[: len(encoder)], tensors[len(encoder) :]
+            total = decoder[0].new_zeros(())
+            if self.alpha:
+                total = total + self.alpha * self.projection(encoder, decoder, adapters)
+            if self.beta:
+                total = total + self.beta * self.progressive(encoder, decoder, adapters)
+            return total
+
+    def projection(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
+        """Eq. 2: every level against the last decoder level; arguments as for :meth:`forward`."""
+        convolutions = (*adapters.encoder, *adapters.decoder)
+        levels = zip(convolutions, (*encoder, *decoder[1:]), strict=True)
+        return resized_errors([convolution(level) for convolution, level in levels], decoder[0].detach())
+
+    def progressive(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
+        """Eq. 3: adjacent levels; arguments as for :meth:`forward`."""
+        steps = zip(adapters.encoder_steps, encoder[1:], encoder[:-1], strict=True)
+        errors = [resized_errors([convolution(deeper.detach())], finer) for convolution, deeper, finer in steps]
+        steps = zip(adapters.decoder_steps, decoder[1:], decoder[:-1], strict=True)
+        errors += [resized_errors([convolution(deeper)], finer.detach()) for convolution, deeper, finer in steps]
+        return torch.stack(errors).sum()
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}, beta={self.beta:g}"
+
+
+def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
+    r"""Sum of the mean squared errors of maps, each linearly resized to the target's grid; computed on their own grids.
+
+    Resizing is a matrix R with orthonormal factor Q, :math:`R = Q U`, so an error has two parts, what the coarse grid
+    can express and what it cannot:
+
+    .. math:: \|R x - t\|^2 = \|U x - Q^T t\|^2 + \|t\|^2 - \|Q^T t\|^2
+
+    No map is made of the target's size, which matters where every level of a network is compared with the finest.
+
+    Args:
+        maps: ``(B, C, *spatial)`` each, two or three spatial axes.
+        target: ``(B, C, *other_spatial)``.
+
+    Returns:
+        A scalar, differentiable with respect to all. Rounding is relative to the target's mean square.
+    """
+    total = target.new_zeros(())
+    whole = energy(target) if any(features.shape != target.shape for features in maps) else total
+    seen: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+    for features in maps:
+        if features.shape == target.shape:
+            total = total + energy(features - target)
+            continue
+        pairs = zip(features.shape[2:], target.shape[2:], strict=True)
+        factors = [_resizing(before, after, target.dtype, target.device) for before, after in pairs]
+        if features.shape not in seen:
+            expressible = _along_axes(target, [orthonormal.T for orthonormal, _ in factors])
+            seen[features.shape] = expressible, whole - energy(expressible)
+        expressible, rest = seen[features.shape]
+        total = total + energy(_along_axes(features, [upper for _, upper in factors]) - expressible) + rest
+    return total / target.numel()
+
+
+@lru_cache(maxsize=256)
+def _resizing(before: int, after: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Q and U of linear resizing along one axis, ``align_corners=False``: R is ``(after, before)``."""
+    unit = torch.eye(before, dtype=torch.float64)
+    matrix = F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
+    orthonormal, upper = torch.linalg.qr(matrix)
+    return orthonormal.to(device, dtype), upper.to(device, dtype)
+
+
+def _along_axes(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Each spatial axis multiplied with its matrix, the last first: it is contiguous."""
+    for axis, matrix in reversed(list(enumerate(matrices))):
+        tensor = multiply_axis(tensor, matrix, axis)
+    return tensor
+
+
+def _convolutions(widths: Sequence[tuple[int, int]], dim: int, wanted: bool) -> nn.ModuleList:
+    chosen = widths if wanted else ()
+    return nn.ModuleList(pointwise_convolution(inputs, outputs, dim, bias=True) for inputs, outputs in chosen)
+
+
+def _deeper_to_finer(widths: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(widths[1:], widths[:-1], strict=True))
+
+
+def _check_levels(encoder: Sequence[Tensor], decoder: Sequence[Tensor]) -> None:
+    if not encoder or not decoder:
+        raise ValueError("features of both encoder and decoder are needed")
+    batch, ndim = decoder[0].shape[0], decoder[0].ndim
+    for name, levels in (("encoder", encoder), ("decoder", decoder)):
+        for number, level in enumerate(levels, 1):
+            if level.ndim not in (4, 5):
+                shape = tuple(level.shape)
+                raise ValueError(f"expected {name} level {number} (B, C, *spatial) in 2-D or 3-D, got {shape}")
+            if level.ndim != ndim or level.shape[0] != batch:
+                raise ValueError(
+                    f"{name} level {number} is {tuple(level.shape)}: batch or number of axes is not that of the last "
+                    f"decoder level, {tuple(decoder[0].shape)}"
+                )

@@ -1,0 +1,113 @@
+"""Self-distillation needs no teacher, and joins terms that do."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_kd.planning import student_plans
+from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from tests.conftest import SHORT, make_trainer
+
+RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+def use_residual_encoder(plans):
+    """nnU-Net's ResEnc architecture instead of its plain one, in every configuration."""
+    for content in plans["configurations"].values():
+        if "architecture" not in content:
+            continue
+        content["architecture"]["network_class_name"] = RESENC
+        arguments = content["architecture"]["arch_kwargs"]
+        arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+@pytest.mark.parametrize("network", ["plain", "resenc"])
+@pytest.mark.parametrize("reduction", [None, 4])
+def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network, configuration, reduction):
+    shutil.rmtree(workspace.results)
+    plans = workspace.plans("nnUNetPlans")
+    if network == "resenc":
+        use_residual_encoder(plans)
+    widths = plans["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"]
+    if reduction is not None:
+        plans = student_plans(plans, reduction, 4, name="small")
+        widths = [max(width // reduction, 4) for width in widths]
+    plans.setdefault("nnunet_kd", {})["training"] = SHORT
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace, configuration=configuration)
+    trainer.run_training()
+    logged = trainer.logger.get_checkpoint()
+    np.testing.assert_allclose(logged["train_losses"], np.add(logged["segmentation"], logged["dual_self"]), rtol=1e-5)
+    assert trainer.attached is None
+    assert list(trainer._joint().student.encoder.output_channels) == widths
+    checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    assert checkpoint["network_weights"].keys() == trainer._joint().student.state_dict().keys()
+    (folder,) = workspace.results.iterdir()
+    log = next(iter(folder.glob("fold_0/training_log*"))).read_text()
+    assert "distilling dual_self: weight 1, DualSelfLoss(alpha=1, beta=0.5)" in log
+    assert "leakage" not in (folder / "plans.json").read_text()
+
+
+def test_the_loss_falls(workspace):
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
+    trainer.on_train_start()
+    trainer.network.train()
+    batch = next(trainer.dataloader_train)
+    values = [float(trainer.train_step(batch)["dual_self"]) for _ in range(12)]
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_joins_a_term_with_a_teacher(workspace):
+    terms = [{"name": "dual_self", "beta": 0}, {"name": "dcd", "ramp": [1, 0]}]
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    passes = []
+    trainer.attached.teacher.register_forward_hook(lambda *_: passes.append(1))
+    trainer.run_training()
+    logged = trainer.logger.get_checkpoint()
+    assert np.isfinite(logged["dual_self"]).all() and np.isfinite(logged["dcd"]).tolist() == [False, True]
+    assert len(passes) == 2  # not before the term that needs it
+    adapters = trainer._joint().adapters
+    assert len(adapters["dual_self"].encoder_steps) == 0 and len(adapters["dcd"]) > 0
+
+
+def test_resumes_exactly(workspace):
+    """Stopped after the first of two epochs, as nnU-Net is; adapters and optimizer go on."""
+    whole = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("whole", training=SHORT), workspace)
+    whole.run_training()
+    plans = workspace.plans("parted", training=SHORT)
+    first = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace)
+    first.num_epochs = 1
+    first.on_train_start()
+    first.on_epoch_start()
+    first.on_train_epoch_start()
+    first.on_train_epoch_end([first.train_step(next(first.dataloader_train)) for _ in range(2)])
+    with torch.no_grad():
+        first.on_validation_epoch_start()
+        first.on_validation_epoch_end([first.validation_step(next(first.dataloader_val))])
+    first.on_epoch_end()
+    second = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace, resume=True)
+    second.initialize()
+    second.load_checkpoint(f"{first.output_folder}/checkpoint_best.pth")
+    assert second.current_epoch == 1
+    second.run_training()
+    for (name, expected), (_, ours) in zip(
+        whole._joint().named_parameters(), second._joint().named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_compiled_network_gives_the_same_levels(workspace):
+    """Under torch.compile, which nnU-Net uses on CUDA."""
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
+    trainer.initialize()
+    trainer.network.train()
+    images = torch.randn(2, 3, *trainer.configuration_manager.patch_size)
+    compiled = torch.compile(trainer.network, backend="aot_eager")
+    for _ in range(2):
+        for expected, ours in zip(trainer.network(images), compiled(images), strict=True):
+            torch.testing.assert_close(list(ours), list(expected), rtol=1e-4, atol=1e-4)
