@@ -27,7 +27,15 @@ from typing import Any, TypeVar
 BLOCK = "nnunet_kd"
 
 # Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
-REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
+REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet")
+
+# Networks of this package: name -> class, and which keywords of a plan's architecture it shares.
+NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dra_unet": (
+        "nnunet_kd.networks.dra_unet.DRAUNet",
+        ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides"),
+    ),
+}
 
 Plans = dict[str, Any]
 _Section = TypeVar("_Section")
@@ -251,6 +259,7 @@ def student_plans(
     min_features: int = 8,
     widths: Mapping[str, Sequence[int]] | None = None,
     name: str | None = None,
+    network: str | None = None,
 ) -> Plans:
     """Plans of a student: the same preprocessing and topology, smaller widths in every configuration.
 
@@ -260,10 +269,11 @@ def student_plans(
         min_features: Least width of a stage.
         widths: Configuration name -> widths of its stages, instead of the factor.
         name: ``plans_name`` of the result; the same name as before if left out.
+        network: One of :data:`NETWORKS` instead of the teacher's, with its stages, strides, kernels and axes.
 
     Raises:
         ValueError: For an architecture whose widths are not known, a wrong number of widths, a width below 1, or
-            an unknown configuration.
+            an unknown configuration or network.
     """
     settings = StudentSettings(plans["plans_name"], reduction, min_features)
     widths = dict(widths or {})
@@ -286,10 +296,19 @@ def student_plans(
         )
         _check_widths(after, len(before), configuration)
         arguments["features_per_stage"] = after
+        if network is not None:
+            content["architecture"] = _other_network(content["architecture"], network)
     if name is not None:
         reduced["plans_name"] = name
     reduced[BLOCK] = {**reduced.get(BLOCK, {}), "student": asdict(settings)}
     return reduced
+
+
+def _other_network(architecture: Mapping[str, Any], network: str) -> dict[str, Any]:
+    check_keys({network: None}, NETWORKS, "the networks")
+    name, shared = NETWORKS[network]
+    arguments = {key: architecture["arch_kwargs"][key] for key in shared}
+    return {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
 
 
 def stage_widths(architecture: Mapping[str, Any]) -> list[int]:

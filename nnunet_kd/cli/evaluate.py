@@ -57,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows, write_whole
+    from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows
     from nnunet_kd.evaluation.summary import summary_table
+    from nnunet_kd.writing import write_whole
 
     ending = dataset_json["file_ending"]
     cases = find_cases(arguments.ref, predictions, ending)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import Any
+
+from nnunet_kd.planning import NETWORKS
 
 _DESCRIPTION = """\
 Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
@@ -17,6 +18,9 @@ teacher and student.
       nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_r4
   nnunet_kd plan -d 501 -c 3d_fullres --widths 8 16 32 64 80 80 -o nnUNetPlans_mine
       sets the widths of one configuration by hand; the others are divided by -r
+  nnunet_kd plan -d 501 --network dra_unet
+      writes nnUNetPlans_dra_unet_r4.json: another network with the teacher's stages; any trainer can train it, stock
+      nnUNetTrainer too
 """
 
 
@@ -36,7 +40,8 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
     command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
     command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration --widths is for")
-    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS_rFACTOR)")
+    command.add_argument("--network", choices=sorted(NETWORKS), help="a network of this package instead of nnU-Net's")
+    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK]_rFACTOR)")
     command.add_argument("--force", action="store_true", help="replace a plans file of that name")
     command.set_defaults(run=run)
 
@@ -46,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
     from nnunet_kd.planning import student_plans
+    from nnunet_kd.writing import write_whole
 
     folder = preprocessed_folder(arguments.d)
     source = folder / f"{arguments.p}.json"
@@ -55,19 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
     plans = json.loads(source.read_text())
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    name = arguments.o or f"{arguments.p}_{'w' if arguments.widths else 'r'}{_short(arguments)}"
+    name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, _short(arguments)]))
     target = folder / f"{name}.json"
     if target == source:
         raise ValueError(f"the student's plans need a name of their own, not {name}")
     if target.exists() and not arguments.force:
         raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
     widths = {arguments.c: arguments.widths} if arguments.widths else None
-    student = student_plans(plans, arguments.r, arguments.min_features, widths, name)
+    student = student_plans(plans, arguments.r, arguments.min_features, widths, name, arguments.network)
     table = cost_table(plans, student, dataset_json)
 
-    temporary = target.with_suffix(".json.partial")
-    temporary.write_text(json.dumps(student, indent=4))
-    os.replace(temporary, target)
+    write_whole(target, json.dumps(student, indent=4))
     print(table)
     print(f"\nwrote {target}")
     print(f"train it: nnUNetv2_train {arguments.d} {arguments.c} 0 -tr nnUNetTrainerDCD -p {name}")
@@ -75,4 +79,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _short(arguments: argparse.Namespace) -> str:
-    return "_".join(map(str, arguments.widths)) if arguments.widths else f"{arguments.r:g}"
+    return "w" + "_".join(map(str, arguments.widths)) if arguments.widths else f"r{arguments.r:g}"

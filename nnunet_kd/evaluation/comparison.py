@@ -14,7 +14,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows, write_whole
+from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.report import Report, write_report
@@ -23,6 +23,7 @@ from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.planning import read_settings, recorded_leakage, stage_widths
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, find_teachers
+from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]
 
@@ -233,14 +233,6 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
         write_whole(folder / name, content)
         written.append(folder / name)
     return written
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file so that it is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:

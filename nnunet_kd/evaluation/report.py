@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_kd.evaluation.folders import Row, write_whole
+from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.summary import (
     MEANS,
@@ -23,6 +23,7 @@ from nnunet_kd.evaluation.summary import (
     metric_table,
     tests_note,
 )
+from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

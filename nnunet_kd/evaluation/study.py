@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.evaluation.folders import write_whole
 from nnunet_kd.planning import BLOCK, read_settings
+from nnunet_kd.writing import write_whole
 
 TEACHER = "teacher"
 

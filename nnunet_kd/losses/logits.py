@@ -17,20 +17,25 @@ class LogitsKDLoss(nn.Module):
     .. math:: L = T^2\, \mathrm{mean}_x \sum_c p^T_c(x) \log \frac{p^T_c(x)}{p^S_c(x)},
         \qquad p = \mathrm{softmax}(z / T)
 
-    :math:`T^2` keeps the size of the gradient independent of the temperature (section 2.1). Regions, which may
+    :math:`T^2` keeps the size of the gradient independent of the temperature (section 2.1); SAM-DRA-UNet, eq. 15, does
+    without. Regions, which may
     overlap, are one Bernoulli distribution each, ``p = sigmoid(z / T)``; their divergences are summed.
 
     Args:
         temperature: T.
+        rescale: Whether the factor T^2 is there.
 
     Raises:
         ValueError: For a temperature that is no number above 0.
     """
 
-    def __init__(self, temperature: float = 3.0) -> None:
+    def __init__(self, temperature: float = 3.0, rescale: bool = True) -> None:
         super().__init__()
         check_number("temperature", temperature)
+        if not isinstance(rescale, bool):
+            raise ValueError(f"rescale must be true or false, got {rescale!r}")
         self.temperature = float(temperature)
+        self.rescale = rescale
 
     def forward(self, student: Tensor, teacher: Tensor, regions: bool = False, valid: Tensor | None = None) -> Tensor:
         """Loss of one resolution. The teacher's logits receive no gradient.
@@ -57,10 +62,11 @@ class LogitsKDLoss(nn.Module):
             if valid is not None:
                 divergence = divergence * valid[:, 0]
             voxels = divergence.numel() if valid is None else valid.sum().clamp(min=1)
-            return self.temperature**2 * divergence.sum() / voxels
+            factor = self.temperature**2 if self.rescale else 1.0
+            return factor * divergence.sum() / voxels
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature:g}"
+        return f"temperature={self.temperature:g}" + ("" if self.rescale else ", rescale=False")
 
 
 def _divergence(student: Tensor, teacher: Tensor, log_probabilities: object) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -279,7 +283,11 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
             holds weights that are not finite.
         NotImplementedError: For features of a network without encoder stages.
     """
-    checkpoint = read_checkpoint(files.checkpoint, files.trust_checkpoint)
+    network = _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
+    return Teacher(network, features, logits, logits and files.deep_supervision)
+
+
+def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
     network = _build_network(checkpoint["trainer_name"], files.experiment)
     try:
         network.load_state_dict(checkpoint["network_weights"])
@@ -288,7 +296,46 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
     for name, weight in network.named_parameters():
         if not torch.isfinite(weight).all():
             raise ValueError(f"the teacher's weights are not finite: {name} in {files.checkpoint}")
-    return Teacher(network, features, logits, logits and files.deep_supervision)
+    return network
+
+
+def case_predictor(
+    files: TeacherFiles, device: torch.device, mirroring: bool = True
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Logits of whole preprocessed cases by nnU-Net's own sliding window.
+
+    Args:
+        files: The teacher.
+        device: Where it runs.
+        mirroring: Average over mirrored copies, along the axes the teacher was trained with.
+
+    Returns:
+        A function of images ``(channels, z, y, x)`` that gives logits ``(heads, z, y, x)``.
+
+    Raises:
+        ValueError: As :func:`load_teacher`.
+    """
+    experiment = files.experiment
+    checkpoint = read_checkpoint(files.checkpoint, files.trust_checkpoint)
+    network = _load_network(files, checkpoint).requires_grad_(False).eval()
+    plans = PlansManager(experiment.plans)
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
+        predictor.manual_initialization(
+            network.to(device),
+            plans,
+            plans.get_configuration(experiment.configuration),
+            None,
+            experiment.dataset_json,
+            checkpoint["trainer_name"],
+            checkpoint.get("inference_allowed_mirroring_axes"),
+        )
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        logits: Tensor = predictor.predict_sliding_window_return_logits(torch.from_numpy(images))
+        return logits.float().cpu().numpy()
+
+    return predict
 
 
 def _build_network(trainer_name: str, experiment: Experiment) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
 from nnunet_kd.planning import check_keys
-from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTerm, StageTerm, Term
+from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
 
 DCD = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8))
 LOGITS = LogitsTerm("logits", LogitsKDLoss, weight=0.3, scales="all", convex=True)
@@ -18,9 +18,10 @@ FITNETS = StageTerm("fitnets", FitNetsLoss, weight=1.0)
 CWD = LogitsTerm("cwd", CWDLoss, weight=3.0)
 IFVD = StageTerm("ifvd", IFVDLoss, weight=200.0)
 FREEKD = PromptTerm("freekd", FreeKDLoss, weight=1.0)
+SOFT_LABELS = SoftLabelTerm("soft_labels", LogitsKDLoss, weight=0.5, options={"temperature": 3.0, "rescale": False})
 DUAL_SELF = SelfTerm("dual_self", DualSelfLoss, weight=1.0)
 
-TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, DUAL_SELF)}
+TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
 
 METHOD = "nnunet_kd.method"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -21,10 +24,11 @@ from nnunet_kd.planning import (
 )
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
+from nnunet_kd.teachers.soft_labels import SoftLabelStore, data_of, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.training.methods import active_terms
 from nnunet_kd.training.step import LabelCodes
-from nnunet_kd.training.terms import ActiveStageTerm, ActiveTerm
+from nnunet_kd.training.terms import ActiveSoftLabelTerm, ActiveStageTerm, ActiveTerm
 
 if TYPE_CHECKING:
     from nnunet_kd.training.trainer import DistillationTrainer
@@ -142,6 +146,43 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
         if one.stages is not None:
             _check_patch(student, one.stages)
     return AttachedTeacher(teacher, pairs, leaks)
+
+
+def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
+    """The stored soft labels a term reads, checked; ``None`` where none does.
+
+    Raises:
+        FileNotFoundError: Where there are none, with the command that makes them.
+        ValueError: Where they belong to other data, or a training case has none.
+    """
+    terms = [term for term in preparation.terms if isinstance(term, ActiveSoftLabelTerm)]
+    if not terms:
+        return None
+    (term,) = terms
+    student = preparation.student
+    plans = PlansManager(student.plans)
+    data = data_of(plans, student.configuration, student.dataset_json)
+    folder = Path(nnUNet_preprocessed.require()) / plans.dataset_name
+    command = (
+        f"nnunet_kd soft-labels -d {plans.dataset_name} -c {student.configuration} -p {plans.plans_name} "
+        "--sam vit_b --checkpoint FILE"
+    )
+    try:
+        store = find_store(folder, data["preprocessed"], term.store)
+        store.check(data, _training_cases(folder, data["preprocessed"], preparation.fold))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}. Make them: {command}") from error
+    return store
+
+
+def _training_cases(folder: Path, identifier: str, fold: int | str) -> list[str]:
+    """Of a fold, where nnU-Net has split the data set already; else all preprocessed cases."""
+    splits = folder / "splits_final.json"
+    if fold != "all" and splits.is_file():
+        folds = json.loads(splits.read_text())
+        if int(fold) < len(folds):
+            return list(folds[int(fold)]["train"])
+    return sorted(path.stem for path in (folder / identifier).glob("*.pkl"))
 
 
 def _check_patch(student: Experiment, teacher: EncoderStages) -> None:

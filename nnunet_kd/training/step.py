@@ -84,6 +84,8 @@ class TrainStep:
         targets: nnU-Net's, one for each of the student's logits.
         labels: Reads the targets.
         teacher: For terms that run a part of it again.
+        soft_labels: Stored logits of a teacher, ``(B, heads, *patch)``; ``None`` where no term reads them.
+        soft_valid: Where there are any, boolean ``(B, 1, *patch)``.
         task_loss: nnU-Net's loss of logits and target at the finest resolution.
     """
 
@@ -97,3 +99,5 @@ class TrainStep:
     labels: LabelCodes
     teacher: Teacher | TeacherEnsemble | None
     task_loss: Callable[[Tensor, Tensor], Tensor]
+    soft_labels: Tensor | None = None
+    soft_valid: Tensor | None = None

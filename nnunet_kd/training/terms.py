@@ -29,7 +29,7 @@ class Term(ABC):
     Attributes:
         name: Its name in plans and in the log.
         loss: Class of the loss.
-        weight: Factor in the total loss.
+        weight: Factor in the total loss; with 0 it is not computed.
         ramp: See :func:`nnunet_kd.training.ramp.read_ramp`.
         options: Keywords of ``loss`` that differ from its defaults.
     """
@@ -62,7 +62,7 @@ class Term(ABC):
             ValueError: Naming ``where`` and what is wrong with a number.
         """
         try:
-            check_number("weight", self.weight)
+            check_number("weight", self.weight, positive=False)
             return self._build(self.loss(**self.options), num_epochs)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
@@ -131,12 +131,9 @@ class LogitsTerm(Term):
         ramp = read_ramp(self.ramp, num_epochs)
         if self.scales not in ("all", "full"):
             raise ValueError(f"scales must be 'all' or 'full', got {self.scales!r}")
-        if not isinstance(self.convex, bool):
-            raise ValueError(f"convex must be true or false, got {self.convex!r}")
-        if self.convex and self.weight > 1:
-            raise ValueError(f"a convex term's weight is at most 1, got {self.weight:g}")
+        convex = _read_convex(self.convex, self.weight)
         return ActiveLogitsTerm(
-            self.name, loss, float(self.weight), ramp, convex=self.convex, all_scales=self.scales == "all"
+            self.name, loss, float(self.weight), ramp, convex=convex, all_scales=self.scales == "all"
         )
 
 
@@ -150,6 +147,46 @@ class SelfTerm(Term):
 
     def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
         return ActiveSelfTerm(self.name, loss, float(self.weight), read_ramp(self.ramp, num_epochs))
+
+
+@dataclass(frozen=True)
+class SoftLabelTerm(Term):
+    """A loss between the student's logits and stored ones (SAM-DRA-UNet, eq. 17); there is no teacher at training.
+
+    Its class has ``forward(student, teacher, regions, valid)``, as that of a :class:`LogitsTerm`.
+
+    Attributes:
+        convex: nnU-Net's own loss gets ``1 - weight``.
+        store: Name of the soft labels (:mod:`nnunet_kd.teachers.soft_labels`); ``None``: the only ones there are.
+        hard_loss: What the labels themselves train with: ``"dice_ce"``, nnU-Net's own, or ``"ce"`` alone, as eq. 16.
+    """
+
+    convex: bool = True
+    store: str | None = None
+    hard_loss: str = "dice_ce"
+
+    def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
+        if self.store is not None and not isinstance(self.store, str):
+            raise ValueError(f"store must be null or a name, got {self.store!r}")
+        if self.hard_loss not in ("dice_ce", "ce"):
+            raise ValueError(f"hard_loss must be 'dice_ce' or 'ce', got {self.hard_loss!r}")
+        return ActiveSoftLabelTerm(
+            self.name,
+            loss,
+            float(self.weight),
+            read_ramp(self.ramp, num_epochs),
+            convex=_read_convex(self.convex, self.weight),
+            store=self.store,
+            hard_loss=self.hard_loss,
+        )
+
+
+def _read_convex(convex: Any, weight: float) -> bool:
+    if not isinstance(convex, bool):
+        raise ValueError(f"convex must be true or false, got {convex!r}")
+    if convex and weight > 1:
+        raise ValueError(f"a convex term's weight is at most 1, got {weight:g}")
+    return convex
 
 
 def _read_stages(stages: Any) -> tuple[int, ...] | None:
@@ -342,4 +379,24 @@ class ActiveSelfTerm(ActiveTerm):
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Of all levels."""
         value: Tensor = self.loss(step.student_features, step.student_levels, adapters)
+        return value
+
+
+@dataclass(frozen=True)
+class ActiveSoftLabelTerm(ActiveTerm):
+    """Of a :class:`SoftLabelTerm`."""
+
+    store: str | None = None
+    hard_loss: str = "dice_ce"
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
+        """At full resolution, where there are soft labels and no voxel is ignored."""
+        assert step.soft_labels is not None and step.soft_valid is not None
+        valid = step.soft_valid
+        annotated = step.labels.valid(step.targets[0])
+        if annotated is not None:
+            valid = valid & annotated
+        value: Tensor = self.loss(step.student_logits[0], step.soft_labels, regions=step.labels.regions, valid=valid)
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +23,14 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import BLOCK, Plans, recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.loading import NETWORK, TRAINING, VALIDATION, seed_everything, seeded_augmenter
-from nnunet_kd.training.preparation import AttachedTeacher, attach_teacher, prepare
+from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.step import LabelCodes, TrainStep
 from nnunet_kd.training.student import StudentWithAdapters
 from nnunet_kd.training.terms import Term
@@ -69,8 +71,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.attached: AttachedTeacher | None = None
         self.teacher_stages: EncoderStages | None = None
         self.average: WeightAverage | None = None
-        if self.preparation.needs_teacher and not self._is_finished():
-            self._attach_teacher()
+        self.soft_labels: SoftLabelStore | None = None
+        if not self._is_finished():
+            self.soft_labels = attach_soft_labels(self.preparation)
+            if self.preparation.needs_teacher:
+                self._attach_teacher()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
             if key not in ("seed", "ema_decay") and value is not None:
@@ -162,11 +167,32 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             seeded_augmenter(val.data_loader, self.seed, VALIDATION, self.local_rank, first_val, val_workers, pin),
         )
 
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's; training images carry soft labels where a term reads them."""
+        train, val = super().get_tr_and_val_datasets()
+        return (train if self.soft_labels is None else DatasetWithSoftLabels(train, self.soft_labels)), val
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's, for images that may carry soft labels."""
+        transforms = super().get_training_transforms(*args, **kwargs)
+        if self.soft_labels is None:
+            return transforms
+        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+        return with_soft_labels(transforms, channels)
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's; cross-entropy alone where a term asks for it."""
+        loss: nn.Module = super()._build_loss()
+        if any(getattr(term, "hard_loss", None) == "ce" for term in self.preparation.terms):
+            inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+            inner.weight_dice = 0
+        return loss
+
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
-        leakage = self._note_leakage(attached)
+        leakage = self._note_leakage(attached, unfinished)
         if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
             self.average = WeightAverage(self._joint().student, self.average.decay)
         super().on_train_start()
@@ -182,15 +208,17 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
 
-    def _note_leakage(self, attached: AttachedTeacher | None) -> str | None:
+    def _note_leakage(self, attached: AttachedTeacher | None, unfinished: bool) -> str | None:
         """Put this fold's warning into the plans nnU-Net is about to save for all folds; the others' stay."""
         saved = Path(self.output_folder_base) / "plans.json"
         notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
         fold = str(self.fold)
-        # Where nothing is trained any more, what was noted then holds.
-        warning = None
-        if self.preparation.needs_teacher:
-            warning = notes.get(fold, self.preparation.leakage) if attached is None else attached.leakage
+        if unfinished:
+            teacher = None if attached is None else attached.leakage
+            stored = None if self.soft_labels is None else self.soft_labels.leakage(self.fold)
+            warning = " ".join(dict.fromkeys(filter(None, (teacher, stored)))) or None
+        else:  # what was noted when it was trained holds
+            warning = notes.get(fold, self.preparation.leakage)
         notes.pop(fold, None)
         if warning is not None:
             notes[fold] = warning
@@ -210,6 +238,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of nnU-Net with the terms added; every value leaves the device in one transfer."""
         images = batch["data"].to(self.device, non_blocking=True)
+        soft: Sequence[Tensor] | None = None
+        if self.soft_labels is not None:
+            images, *soft = split_batch(images, self.num_input_channels)
         target = batch["target"]
         if isinstance(target, list):
             target = [scale.to(self.device, non_blocking=True) for scale in target]
@@ -220,7 +251,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             logits, features, levels = self.network(images)
             segmentation = self.loss(logits, target)
-            values, tuned = self._term_values(images, logits, features, levels, target)
+            values, tuned = self._term_values(images, logits, features, levels, target, soft)
         share = 1.0
         total = torch.zeros_like(segmentation)
         for term in self.preparation.terms:
@@ -239,7 +270,13 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return dict(zip(named, numbers.cpu().numpy(), strict=True))
 
     def _term_values(
-        self, images: Tensor, logits: Any, features: list[Tensor], levels: list[Tensor], target: Any
+        self,
+        images: Tensor,
+        logits: Any,
+        features: list[Tensor],
+        levels: list[Tensor],
+        target: Any,
+        soft: Sequence[Tensor] | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Unweighted value of every term whose weight is not 0 in this epoch, and what terms still tune.
 
@@ -267,6 +304,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             labels=self.label_codes,
             teacher=None if attached is None else attached.teacher,
             task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
+            soft_labels=None if soft is None else soft[0],
+            soft_valid=None if soft is None else soft[1],
         )
         adapters: Any = self._joint().adapters
         return (

@@ -7,7 +7,7 @@ from nnunet_kd.teachers.stages import encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.student import StudentWithAdapters
-from tests.networks import unet
+from tests.small_networks import unet
 
 
 @pytest.fixture

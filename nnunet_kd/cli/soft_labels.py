@@ -1,0 +1,120 @@
+"""``nnunet_kd soft-labels``: compute a teacher's logits of every training case once, and store them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
+follow each case through nnU-Net's augmentation during training. One file a case, in a folder beside the preprocessed
+data, with a manifest; a file is whole or not there.
+
+  nnunet_kd soft-labels -d 501 -c 3d_fullres --sam vit_b --checkpoint sam_vit_b_01ec64.pth
+      asks SAM slice by slice, across the axis of the largest voxels; a box around every connected component of the
+      training labels is its prompt. Weights of the same format, MedSAM's for example, do as well.
+  nnunet_kd soft-labels -d 501 -c 2d --sam vit_h --checkpoint FILE --channels 0 1 3 --prompt points
+      three of the input channels as red, green and blue; a point in every component instead of a box
+  nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher
+      an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
+      plans); each case by the fold that was not trained on it. -f 0 has fold 0 do all cases.
+  nnunet_kd soft-labels ... -num_parts 4 -part_id 0        (and 1, 2, 3 on other machines)
+  nnunet_kd soft-labels ... --continue                     after an interruption, or where a file was damaged
+
+Intensities between the 0.5th and the 99.5th percentile of a channel (of voxels inside the body, as nnU-Net crops it)
+are what SAM sees.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "soft-labels",
+        help="store a teacher's logits (SAM's, or an nnU-Net's) of every training case",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
+    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
+    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
+    teacher = command.add_mutually_exclusive_group(required=True)
+    teacher.add_argument("--sam", metavar="TYPE", help="SAM of this size: vit_b, vit_l, vit_h")
+    teacher.add_argument("--teacher", action="store_true", help="the nnU-Net teacher the plans name")
+    command.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights of SAM")
+    command.add_argument(
+        "--channels", metavar="N", type=int, nargs="+", help="one to three input channels for SAM (default: the first)"
+    )
+    command.add_argument("--prompt", metavar="KIND", default="box", help="box or points (default: box)")
+    command.add_argument("--margin", metavar="N", type=int, default=2, help="voxels added to a box (default: 2)")
+    command.add_argument("-f", metavar="FOLD", type=int, help="with --teacher: this fold for all cases")
+    command.add_argument("--disable_tta", action="store_true", help="with --teacher: no mirrored copies")
+    command.add_argument("--name", metavar="NAME", help="of the store (default: sam or nnunet)")
+    command.add_argument("-num_parts", metavar="N", type=int, default=1, help="share the cases among N commands")
+    command.add_argument("-part_id", metavar="K", type=int, default=0, help="which of them this is, from 0")
+    command.add_argument("--continue", dest="resume", action="store_true", help="make what is not there yet")
+    command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the store; returns the exit status."""
+    import torch
+    from tqdm import tqdm
+
+    from nnunet_kd.cli.dataset_folder import preprocessed_folder
+    from nnunet_kd.evaluation.commands import default_device
+    from nnunet_kd.teachers.nnunet import Experiment
+    from nnunet_kd.teachers.sam import SamSettings
+    from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
+    from nnunet_kd.teachers.sources import NnUNetSource, PreprocessedCases, SamSource, Source
+
+    _check(arguments)
+    folder = preprocessed_folder(arguments.d)
+    path = folder / f"{arguments.p}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no plans {path}. Make them: nnUNetv2_plan_and_preprocess -d {arguments.d}")
+    plans = json.loads(path.read_text())
+    if arguments.c not in plans["configurations"]:
+        raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    cases = PreprocessedCases(folder, Experiment(plans, arguments.c, dataset_json))
+    name = arguments.name or ("sam" if arguments.sam else "nnunet")
+    store = SoftLabelStore(store_folder(folder, cases.configuration.data_identifier, name))
+    mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
+    there = sum(store.is_whole(case) for case in mine)
+    if there and not arguments.resume:
+        raise FileExistsError(
+            f"{store.folder} has {there} of {len(mine)} cases already: add --continue to make the others, or remove it"
+        )
+    device = torch.device(arguments.device or default_device())
+    source: Source
+    if arguments.sam:
+        channels = tuple(arguments.channels or range(min(cases.channels, 3)))
+        settings = SamSettings(arguments.sam, channels, arguments.prompt, arguments.margin)
+        source = SamSource(cases, settings, arguments.checkpoint, device)
+    else:
+        source = NnUNetSource(cases, arguments.f, not arguments.disable_tta, device)
+    store.begin(cases.data, source.description, cases.identifiers)
+
+    def progress(todo: Sequence[str]) -> Iterable[str]:
+        bar: Iterable[str] = tqdm(todo, unit="case", desc=f"soft labels '{store.name}'")
+        return bar
+
+    make_soft_labels(store, source.ordered(mine), source.logits, cases.configuration.patch_size, progress)
+    made = sum(store.is_whole(case) for case in cases.identifiers)
+    print(f"{made} of {len(cases.identifiers)} cases in {store.folder}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
+        raise ValueError(f"-part_id must be from 0 to {arguments.num_parts - 1}, got {arguments.part_id}")
+    if arguments.sam and arguments.checkpoint is None:
+        raise ValueError("--sam needs its weights: --checkpoint FILE")
+    if arguments.sam and (arguments.f is not None or arguments.disable_tta):
+        raise ValueError("-f and --disable_tta belong to --teacher")
+    if arguments.teacher and (arguments.checkpoint is not None or arguments.channels is not None):
+        raise ValueError("--checkpoint and --channels belong to --sam")

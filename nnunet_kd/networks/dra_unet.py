@@ -1,0 +1,278 @@
+"""DRA-UNet: a U-Net of depthwise-pointwise reinforced modules and residual parameter-free attention.
+
+The student of "SAM-DRA-UNet" (section 3.3, eq. 8-12), in 2-D as published and in 3-D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from dynamic_network_architectures.building_blocks.helper import (
+    convert_conv_op_to_dim,
+    get_matching_batchnorm,
+    get_matching_pool_op,
+    maybe_convert_scalar_to_list,
+)
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from torch import Tensor, nn
+
+SIMAM_LAMBDA = 1e-4
+
+
+def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
+    r"""Parameter-free attention: each voxel is weighted by how far it stands out in its channel.
+
+    .. math:: y = x\, \sigma\!\left(\frac{(x - \mu)^2}{4 (s^2 + \lambda)} + \frac12\right)
+
+    with mean and variance (divisor n - 1) over all spatial axes of a channel. Yang et al., "SimAM: A Simple,
+    Parameter-Free Attention Module for Convolutional Neural Networks", ICML 2021, eq. 5 and appendix.
+
+    Args:
+        features: ``(B, C, *spatial)``; statistics are computed in float32 at least.
+        regularisation: :math:`\lambda`.
+    """
+    axes = tuple(range(2, features.ndim))
+    precise = features.to(torch.promote_types(features.dtype, torch.float32))
+    deviation = (precise - precise.mean(axes, keepdim=True)).square()
+    samples = max(features[0, 0].numel() - 1, 1)
+    variance = deviation.sum(axes, keepdim=True) / samples
+    return features * torch.sigmoid(deviation / (4 * (variance + regularisation)) + 0.5).to(features.dtype)
+
+
+class DPRM(nn.Module):
+    r"""Depthwise-pointwise reinforced module, eq. 8 and 9, without biases.
+
+    .. math:: f_1 = x + D(\sigma\{B(x)\}), \qquad f_2 = P(\sigma\{B(f_1)\})
+
+    Args:
+        inputs: Channels of x.
+        outputs: Channels of f_2.
+        conv_op: Convolution of the right number of axes.
+        kernel_size: Of the depthwise convolution D, one odd number an axis.
+        norm_op: B; the paper has batch normalisation.
+        norm_op_kwargs: Its keywords.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        conv_op: Any,
+        kernel_size: Sequence[int],
+        norm_op: Any,
+        norm_op_kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        padding = [size // 2 for size in kernel_size]
+        self.norm1 = norm_op(inputs, **norm_op_kwargs)
+        self.depthwise = conv_op(inputs, inputs, tuple(kernel_size), padding=padding, groups=inputs, bias=False)
+        self.norm2 = norm_op(inputs, **norm_op_kwargs)
+        self.pointwise = conv_op(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
+        reinforced = x + self.depthwise(torch.relu(self.norm1(x)))
+        result: Tensor = self.pointwise(torch.relu(self.norm2(reinforced)))
+        return result
+
+
+class ConvNormReLU(nn.Sequential):
+    """A convolution that keeps the grid, normalisation and ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        conv_op: Any,
+        kernel_size: Sequence[int],
+        norm_op: Any,
+        norm_op_kwargs: dict[str, Any],
+    ) -> None:
+        padding = [size // 2 for size in kernel_size]
+        super().__init__(
+            conv_op(inputs, outputs, tuple(kernel_size), padding=padding, bias=False),
+            norm_op(outputs, **norm_op_kwargs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResSimAM(nn.Module):
+    r"""Residual simple attention module, eq. 10-12: the attention adds no parameter to the two convolutions.
+
+    .. math:: g_1 = \sigma(B\{\mathrm{Conv}(x)\}), \qquad g_2 = S\{\sigma(B\{\mathrm{Conv}(g_1)\})\}, \qquad
+        g_3 = g_1 + g_2
+
+    (Eq. 11 prints :math:`f_1` inside; :math:`g_1` is meant.)
+
+    Args:
+        inputs: Channels of x.
+        outputs: Channels of g_1, g_2, g_3.
+        conv_op: Convolution of the right number of axes.
+        kernel_size: One odd number an axis.
+        norm_op: B.
+        norm_op_kwargs: Its keywords.
+        attention: Whether S is :func:`simam` and its input is added; without, two plain convolutions remain.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        conv_op: Any,
+        kernel_size: Sequence[int],
+        norm_op: Any,
+        norm_op_kwargs: dict[str, Any],
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.first = ConvNormReLU(inputs, outputs, conv_op, kernel_size, norm_op, norm_op_kwargs)
+        self.second = ConvNormReLU(outputs, outputs, conv_op, kernel_size, norm_op, norm_op_kwargs)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
+        before: Tensor = self.first(x)
+        after: Tensor = self.second(before)
+        return before + simam(after) if self.attention else after
+
+
+class _Encoder(nn.Module):
+    """Stages with what nnU-Net's decoder asks of an encoder; ``forward`` gives the features of all, finest first."""
+
+    def __init__(
+        self,
+        input_channels: int,
+        output_channels: list[int],
+        conv_op: Any,
+        kernel_sizes: list[list[int]],
+        strides: list[list[int]],
+        norm_op: Any,
+        norm_op_kwargs: dict[str, Any],
+        dprm: bool,
+        attention: bool,
+        dprm_kernel_size: int,
+    ) -> None:
+        super().__init__()
+        self.output_channels, self.strides, self.kernel_sizes = output_channels, strides, kernel_sizes
+        self.conv_op, self.conv_bias = conv_op, True
+        self.norm_op, self.norm_op_kwargs = norm_op, norm_op_kwargs
+        self.dropout_op = self.dropout_op_kwargs = None
+        self.nonlin, self.nonlin_kwargs = nn.ReLU, {"inplace": True}
+        pool = get_matching_pool_op(conv_op=conv_op, pool_type="max")
+        norm = (norm_op, norm_op_kwargs)
+        stages = []
+        for number, (width, kernel, stride) in enumerate(zip(output_channels, kernel_sizes, strides, strict=True)):
+            before = output_channels[max(number - 1, 0)]
+            parts: list[nn.Module] = []
+            if number == 0:  # to as many channels as the first module's depthwise convolution has
+                padding = [size // 2 for size in kernel]
+                parts.append(conv_op(input_channels, width, tuple(kernel), padding=padding, bias=False))
+            if any(step > 1 for step in stride):
+                parts.append(pool(tuple(stride), tuple(stride)))
+            if dprm:  # along axes nnU-Net's plans do not convolve, neither does this
+                wide = [dprm_kernel_size if size > 1 else 1 for size in kernel]
+                parts.append(DPRM(before, width, conv_op, wide, *norm))
+            else:
+                parts.append(ConvNormReLU(before, width, conv_op, kernel, *norm))
+            parts.append(ResSimAM(width, width, conv_op, kernel, *norm, attention))
+            stages.append(nn.Sequential(*parts))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class DRAUNet(nn.Module):
+    """The network a plan names as ``nnunet_kd.networks.dra_unet.DRAUNet``.
+
+    Every encoder stage is max pooling, :class:`DPRM` and :class:`ResSimAM`; the first starts with a convolution to its
+    width, since the paper's depthwise convolution has 64 channels. The decoder is nnU-Net's, with transposed
+    convolutions, skip connections and deep supervision, its blocks being :class:`ResSimAM`.
+
+    Args:
+        input_channels: Of the images.
+        num_classes: Output channels.
+        n_stages: Resolutions (paper: 5).
+        features_per_stage: Widths, or the first one, which then doubles with every stage.
+        conv_op: ``torch.nn.Conv2d`` or ``Conv3d``.
+        kernel_sizes: One number, or a list an axis for every stage.
+        strides: As the kernel sizes; pooling of each stage, the first usually 1. A number is that of all but the first.
+        norm_op: Normalisation; batch normalisation as published if left out.
+        norm_op_kwargs: Its keywords.
+        deep_supervision: Give the logits of all resolutions, finest first.
+        dprm: Use :class:`DPRM`; else a plain convolution (Table 2).
+        attention: Use the attention of :class:`ResSimAM` (Table 2); without both it is a U-Net.
+        dprm_kernel_size: Of the depthwise convolution.
+
+    Shape:
+        ``(B, input_channels, *spatial)`` to ``(B, num_classes, *spatial)``, sizes divisible by the product of strides;
+        under deep supervision a list of such, a resolution each but the coarsest.
+
+    Raises:
+        ValueError: For numbers of stages that disagree, or an even kernel.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        n_stages: int = 5,
+        features_per_stage: int | Sequence[int] = 64,
+        conv_op: Any = nn.Conv2d,
+        kernel_sizes: int | Sequence[Sequence[int]] = 3,
+        strides: int | Sequence[Sequence[int]] = 2,
+        norm_op: Any = None,
+        norm_op_kwargs: dict[str, Any] | None = None,
+        deep_supervision: bool = False,
+        dprm: bool = True,
+        attention: bool = True,
+        dprm_kernel_size: int = 7,
+    ) -> None:
+        super().__init__()
+        if isinstance(features_per_stage, int):
+            features_per_stage = [features_per_stage * 2**stage for stage in range(n_stages)]
+        if isinstance(strides, int):
+            strides = [[1 if stage == 0 else strides] * convert_conv_op_to_dim(conv_op) for stage in range(n_stages)]
+        if isinstance(kernel_sizes, int):
+            kernel_sizes = [[kernel_sizes] * convert_conv_op_to_dim(conv_op)] * n_stages
+        for name, given in (("features", features_per_stage), ("kernel_sizes", kernel_sizes), ("strides", strides)):
+            if len(given) != n_stages:
+                raise ValueError(f"{n_stages} stages need as many {name}, got {len(given)}")
+        kernels = [list(maybe_convert_scalar_to_list(conv_op, kernel)) for kernel in kernel_sizes]
+        if dprm_kernel_size % 2 == 0 or any(size % 2 == 0 for kernel in kernels for size in kernel):
+            raise ValueError("an even kernel does not keep the grid")
+        self.encoder = _Encoder(
+            input_channels,
+            list(features_per_stage),
+            conv_op,
+            kernels,
+            [list(maybe_convert_scalar_to_list(conv_op, stride)) for stride in strides],
+            get_matching_batchnorm(conv_op) if norm_op is None else norm_op,
+            norm_op_kwargs or {},
+            dprm,
+            attention,
+            dprm_kernel_size,
+        )
+        encoder = self.encoder
+        self.decoder = UNetDecoder(encoder, num_classes, 1, deep_supervision)
+        skips = list(zip(encoder.output_channels, encoder.kernel_sizes, strict=True))[-2::-1]
+        self.decoder.stages = nn.ModuleList(
+            ResSimAM(2 * width, width, conv_op, kernel, encoder.norm_op, encoder.norm_op_kwargs, attention)
+            for width, kernel in skips
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits, or a list of them."""
+        return self.decoder(self.encoder(x))
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """He's initialisation of convolutions, as nnU-Net's own networks have it; nnU-Net calls it."""
+        InitWeights_He(1e-2)(module)

@@ -1,0 +1,217 @@
+"""The Segment Anything Model as a teacher: a volume and its labels in, one map of logits a structure out.
+
+Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` package; used as in SAM-DRA-UNet, section
+3.2. SAM segments slices of RGB images where a prompt points; prompts come from the training labels.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+PROMPTS = ("box", "points")
+
+# What SAM would say of a structure that is not on a slice: it is not asked. Its sigmoid is 4.5e-5.
+ABSENT = -10.0
+
+# Intensities between these percentiles of a channel's body voxels become 0..255.
+WINDOW = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class SamSettings:
+    """How SAM is asked; kept with what it answered.
+
+    Attributes:
+        model_type: Key of ``segment_anything.sam_model_registry``: ``vit_b``, ``vit_l``, ``vit_h``.
+        channels: Up to three input channels that become red, green and blue; fewer are repeated in turn.
+        prompt: ``"box"``: around each connected component in the slice; ``"points"``: its innermost voxel.
+        margin: Voxels a box is larger on each side.
+    """
+
+    model_type: str = "vit_b"
+    channels: tuple[int, ...] = (0,)
+    prompt: str = "box"
+    margin: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"a prompt is one of {', '.join(PROMPTS)}, got {self.prompt!r}")
+        if not 1 <= len(self.channels) <= 3:
+            raise ValueError(f"SAM sees one to three channels, got {len(self.channels)}")
+        if self.margin < 0:
+            raise ValueError(f"the margin of boxes is at least 0, got {self.margin}")
+
+
+def load_sam(model_type: str, checkpoint: Path) -> Any:
+    """SAM with the weights of a file in the published format, frozen, on the CPU.
+
+    Raises:
+        ValueError: For an unknown type, or a file that is no state dict or not that of this type.
+        FileNotFoundError: Where there is no file.
+    """
+    from segment_anything import sam_model_registry
+
+    if model_type not in sam_model_registry:
+        raise ValueError(f"segment_anything has no model {model_type!r}, only {', '.join(sorted(sam_model_registry))}")
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    try:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"cannot read {checkpoint}: it is damaged, or holds more than weights") from error
+    sam = sam_model_registry[model_type](checkpoint=None)
+    try:
+        sam.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint} does not hold the weights of {model_type}") from error
+    return sam.eval().requires_grad_(False)
+
+
+class SamTeacher:
+    """Asks SAM slice by slice; the embedding of a slice is computed once, whatever the number of prompts.
+
+    Args:
+        sam: From :func:`load_sam`.
+        settings: How it is asked.
+        device: Where it runs; in half precision on CUDA.
+        prompts_at_once: Prompts decoded in one batch.
+    """
+
+    def __init__(self, sam: Any, settings: SamSettings, device: torch.device, prompts_at_once: int = 32) -> None:
+        from segment_anything import SamPredictor
+
+        self.settings = settings
+        self.device = device
+        self._prompts_at_once = prompts_at_once
+        self._predictor = SamPredictor(sam.to(device))
+
+    def logits(self, images: np.ndarray, structures: np.ndarray, body: np.ndarray, axis: int) -> np.ndarray:
+        """SAM's mask logits of every structure, the largest of its components' at each voxel.
+
+        Slices without any structure are not shown to SAM; there, and for structures a slice has not, the logit is
+        :data:`ABSENT`.
+
+        Args:
+            images: ``(channels, z, y, x)``.
+            structures: Boolean ``(K, z, y, x)``, from the labels.
+            body: Boolean ``(z, y, x)``: voxels whose intensities count for the window.
+            axis: Slices lie across this axis of ``(z, y, x)``.
+
+        Returns:
+            float32 ``(K, z, y, x)``.
+
+        Raises:
+            ValueError: For a channel the images do not have.
+        """
+        for channel in self.settings.channels:
+            if not 0 <= channel < len(images):
+                raise ValueError(f"there is no channel {channel}: the images have {len(images)}")
+        red_green_blue = as_rgb(images[list(self.settings.channels)], body)
+        slices = np.moveaxis(red_green_blue, axis + 1, 0)  # (slices, 3, height, width)
+        present = np.moveaxis(structures, axis + 1, 0)
+        result = np.full(structures.shape, ABSENT, dtype=np.float32)
+        answers = np.moveaxis(result, axis + 1, 0)
+        for number in range(len(slices)):
+            if present[number].any():
+                answers[number] = self.slice_logits(slices[number], present[number])
+        return result
+
+    @torch.inference_mode()
+    def slice_logits(self, image: np.ndarray, structures: np.ndarray) -> np.ndarray:
+        """Of one slice.
+
+        Args:
+            image: uint8 ``(3, height, width)``.
+            structures: Boolean ``(K, height, width)``.
+
+        Returns:
+            float32 ``(K, height, width)``; :data:`ABSENT` for structures that are not there.
+        """
+        places = [component_places(one, self.settings.prompt, self.settings.margin) for one in structures]
+        owners = np.repeat(np.arange(len(structures)), [len(entry) for entry in places])
+        result = np.full(structures.shape, ABSENT, dtype=np.float32)
+        if not len(owners):
+            return result
+        prompts = torch.from_numpy(np.concatenate([entry for entry in places if len(entry)])).to(self.device)
+        with self._precision():
+            self._predictor.set_image(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            parts = [self._decode(part) for part in torch.split(prompts, self._prompts_at_once)]
+        masks = torch.cat(parts).float().cpu().numpy()
+        for owner in np.unique(owners):
+            result[owner] = masks[owners == owner].max(0)
+        return result
+
+    def _decode(self, prompts: Tensor) -> Tensor:
+        """Mask logits ``(N, height, width)`` of prompts on the slice that is set."""
+        predictor: Any = self._predictor
+        size = predictor.original_size
+        if self.settings.prompt == "box":
+            boxes = predictor.transform.apply_boxes_torch(prompts, size)
+            masks, _, _ = predictor.predict_torch(None, None, boxes, multimask_output=False, return_logits=True)
+            single: Tensor = masks[:, 0]
+            return single
+        points = predictor.transform.apply_coords_torch(prompts[:, None], size)
+        inside = torch.ones(points.shape[:2], dtype=torch.int, device=points.device)
+        # A point is ambiguous: of SAM's three answers the one it expects to fit best is taken.
+        masks, quality, _ = predictor.predict_torch(points, inside, multimask_output=True, return_logits=True)
+        best: Tensor = masks[torch.arange(len(masks), device=masks.device), quality.argmax(1)]
+        return best
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+
+def as_rgb(channels: np.ndarray, body: np.ndarray) -> np.ndarray:
+    """One to three channels as uint8 red, green and blue, each from :data:`WINDOW` of its body voxels.
+
+    Args:
+        channels: ``(1 to 3, z, y, x)``.
+        body: Boolean ``(z, y, x)``; all voxels where it is empty.
+
+    Returns:
+        ``(3, z, y, x)``; fewer channels are repeated in turn.
+    """
+    windowed = []
+    for channel in channels:
+        low, high = np.percentile(channel[body] if body.any() else channel, WINDOW)
+        scaled = (channel - low) / max(float(high - low), 1e-8)
+        windowed.append((255 * np.clip(scaled, 0, 1)).round().astype(np.uint8))
+    return np.stack([windowed[i % len(windowed)] for i in range(3)])
+
+
+def component_places(structure: np.ndarray, prompt: str, margin: int) -> np.ndarray:
+    """A prompt for each connected component of a structure in a slice, in voxels.
+
+    Args:
+        structure: Boolean ``(height, width)``; voxels that touch at a corner belong together.
+        prompt: ``"box"`` or ``"points"``.
+        margin: Of boxes, in voxels; they end at the border of the slice.
+
+    Returns:
+        float32: boxes ``(N, 4)`` as x and y of the first and of the last voxel, or points ``(N, 2)`` as x, y: the
+        voxel farthest from the component's border.
+    """
+    labelled, count = ndimage.label(structure, structure=np.ones((3, 3), dtype=int))
+    places: list[Sequence[float]] = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labelled), 1):
+        if prompt == "box":
+            height, width = structure.shape
+            left, top = max(columns.start - margin, 0), max(rows.start - margin, 0)
+            right, bottom = min(columns.stop - 1 + margin, width - 1), min(rows.stop - 1 + margin, height - 1)
+            places.append((left, top, right, bottom))
+        else:
+            component = np.pad(labelled[rows, columns] == number, 1)
+            depth = ndimage.distance_transform_edt(component)[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            places.append((columns.start + int(column), rows.start + int(row)))
+    return np.array(places, dtype=np.float32).reshape(count, 4 if prompt == "box" else 2)

@@ -1,0 +1,183 @@
+"""Where soft labels come from: SAM or an nnU-Net, case by case of a preprocessed data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.planning import read_settings
+from nnunet_kd.teachers.nnunet import Experiment, case_predictor, find_teachers
+from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
+from nnunet_kd.teachers.soft_labels import data_of, file_digest
+
+
+class PreprocessedCases:
+    """The preprocessed cases of one configuration.
+
+    Args:
+        folder: The data set's in ``nnUNet_preprocessed``.
+        experiment: Plans, configuration and ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: Where nothing is preprocessed.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        plans = PlansManager(experiment.plans)
+        self.folder = folder
+        self.experiment = experiment
+        self.configuration = plans.get_configuration(experiment.configuration)
+        self.labels = plans.get_label_manager(experiment.dataset_json)
+        self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
+        source = folder / self.configuration.data_identifier
+        self.identifiers = sorted(entry.stem for entry in source.glob("*.pkl"))
+        if not self.identifiers:
+            raise FileNotFoundError(
+                f"nothing is preprocessed in {source}. Do it: nnUNetv2_preprocess -d {plans.dataset_name} "
+                f"-plans_name {plans.plans_name} -c {experiment.configuration}"
+            )
+        self._dataset = infer_dataset_class(str(source))(str(source))
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        description = self.experiment.dataset_json
+        return len(description.get("channel_names", description.get("modality", {})))
+
+    def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body."""
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        return np.asarray(images[:]), np.asarray(segmentation[0])
+
+
+class Source(Protocol):
+    """What makes soft labels."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything that decides what they are, for the manifest."""
+
+    def ordered(self, cases: Sequence[str]) -> Sequence[str]:
+        """The cases in the order that suits best."""
+
+    def logits(self, case: str) -> np.ndarray:
+        """Of a case, ``(heads, z, y, x)``."""
+
+
+class SamSource:
+    """SAM with prompts from the training labels.
+
+    For labels the logits are [0, s_1 .. s_K] with SAM's mask logit s_k of class k, whose softmax over two classes is
+    SAM's sigmoid; for regions [s_1 .. s_K].
+
+    Args:
+        cases: The data.
+        settings: How SAM is asked.
+        checkpoint: Its weights.
+        device: Where it runs.
+
+    Raises:
+        ValueError: For a channel the images do not have, or weights that cannot be read.
+        FileNotFoundError: Where there is no checkpoint.
+    """
+
+    def __init__(self, cases: PreprocessedCases, settings: SamSettings, checkpoint: Path, device: torch.device) -> None:
+        for channel in settings.channels:
+            if not 0 <= channel < cases.channels:
+                raise ValueError(f"there is no channel {channel}: the images have {cases.channels}")
+        self._cases = cases
+        self._teacher = SamTeacher(load_sam(settings.model_type, checkpoint), settings, device)
+        spacing = list(cases.configuration.spacing)
+        self._axis = int(np.argmax(spacing)) if len(spacing) == 3 else 0
+        self.description: dict[str, Any] = {
+            "kind": "sam",
+            "checkpoint_sha256": file_digest(checkpoint),
+            **asdict(settings),
+            "window": WINDOW,
+            "absent": ABSENT,
+            "axis": self._axis,
+        }
+
+    def ordered(self, cases: Sequence[str]) -> Sequence[str]:
+        """As they are."""
+        return cases
+
+    def logits(self, case: str) -> np.ndarray:
+        """Of a case, ``(heads, z, y, x)``."""
+        images, segmentation = self._cases.load(case)
+        labels = self._cases.labels
+        wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+        structures = np.stack([np.isin(segmentation, region) for region in wanted])
+        logits = self._teacher.logits(images, structures, segmentation >= 0, self._axis)
+        return logits if labels.has_regions else np.concatenate([np.zeros_like(logits[:1]), logits])
+
+
+class NnUNetSource:
+    """The nnU-Net teacher the plans name, by its own sliding window.
+
+    Args:
+        cases: The data.
+        fold: Of the teacher that does all cases; ``None``: each case by the fold that was not trained on it.
+        mirroring: Average over mirrored copies.
+        device: Where it runs.
+
+    Raises:
+        FileNotFoundError: Where a teacher is missing, with the command that makes it.
+        ValueError: Where one does not fit, or a case is a validation case of no fold.
+        NotImplementedError: For several teachers.
+    """
+
+    def __init__(self, cases: PreprocessedCases, fold: int | None, mirroring: bool, device: torch.device) -> None:
+        settings = read_settings(cases.experiment.plans).teachers
+        if len(settings) > 1:
+            raise NotImplementedError("the plans name several teachers: soft labels are of one")
+        self._cases = cases
+        self._mirroring = mirroring
+        self._device = device
+        self._fold_of = _folds(cases.folder / "splits_final.json", cases.identifiers, fold)
+        folds = sorted(set(self._fold_of.values()))
+        self._teachers = {
+            one: find_teachers([replace(settings[0], folds=[one])], cases.experiment, one)[0] for one in folds
+        }
+        self._loaded: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
+        self.description: dict[str, Any] = {
+            "kind": "nnunet",
+            "teacher": self._teachers[folds[0]].checkpoint.parents[1].name,
+            "folds": folds,
+            "out_of_fold": fold is None,
+            "mirroring": mirroring,
+            "checkpoint_sha256": {str(one): file_digest(files.checkpoint) for one, files in self._teachers.items()},
+        }
+
+    def ordered(self, cases: Sequence[str]) -> Sequence[str]:
+        """Fold by fold, so that each teacher is loaded once."""
+        return sorted(cases, key=lambda case: (self._fold_of[case], case))
+
+    def logits(self, case: str) -> np.ndarray:
+        """Of a case, ``(heads, z, y, x)``."""
+        fold = self._fold_of[case]
+        if fold not in self._loaded:
+            self._loaded.clear()
+            self._loaded[fold] = case_predictor(self._teachers[fold], self._device, self._mirroring)
+        return self._loaded[fold](self._cases.load(case)[0])
+
+
+def _folds(splits: Path, cases: Sequence[str], fold: int | None) -> dict[str, int]:
+    """Case -> fold of the teacher that makes its soft labels."""
+    if fold is not None:
+        return dict.fromkeys(cases, fold)
+    if not splits.is_file():
+        raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training makes: no fold is known")
+    found = {case: number for number, split in enumerate(json.loads(splits.read_text())) for case in split["val"]}
+    for case in cases:
+        if case not in found:
+            raise ValueError(f"case {case} is a validation case of no fold in {splits}: give a fold with -f")
+    return {case: found[case] for case in cases}
