@@ -9,3 +9,30 @@ def unet(width=4):
     widths, strides = [width, 2 * width, 4 * width], [[1, 1], [2, 2], [2, 2]]
     norm = {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
     return PlainConvUNet(2, 3, widths, nn.Conv2d, 3, strides, 1, 3, 1, conv_bias=True, deep_supervision=True, **norm)
+
+
+def tiny_sam(checkpoint=None):
+    """The published classes of SAM at a width of 32, for images of 64 x 64."""
+    from functools import partial
+
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    assert checkpoint is None
+    encoder = ImageEncoderViT(
+        img_size=64,
+        patch_size=16,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        out_chans=32,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=3,
+        global_attn_indexes=(1,),
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4)
+    return Sam(
+        encoder,
+        PromptEncoder(embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4),
+        MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=32),
+    )

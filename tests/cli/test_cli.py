@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main, parser
+from tests.conftest import make_trainer
 
 
 def test_help_of_every_command_teaches(capsys):
-    commands = [[], ["plan"], ["doctor"], ["demo"]]
+    commands = [[], ["plan"], ["doctor"], ["soft-labels"], ["compare"], ["evaluate"], ["demo"]]
     for words in commands:
         with pytest.raises(SystemExit) as left:
             main([*words, "--help"])
@@ -47,6 +49,28 @@ def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
         next(line for line in printed.splitlines() if "3d_fullres" in line and "parameters" in line).split()[-1]
     )
     assert 10 < ratio < 17
+
+
+@pytest.mark.slow
+def test_plan_of_another_network_that_stock_nnunet_trains_and_predicts(workspace, capsys):
+    """DRA-UNet in 3-D and 2-D, by nnU-Net's own trainer; nothing but the plans names it."""
+    assert main(["plan", "-d", "598", "--network", "dra_unet"]) == 0
+    assert "wrote" in capsys.readouterr().out
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans_dra_unet_r4.json").read_text())
+    for configuration in ("3d_fullres", "2d"):
+        architecture = plans["configurations"][configuration]["architecture"]
+        before = workspace.plans()["configurations"][configuration]["architecture"]["arch_kwargs"]
+        assert architecture["network_class_name"] == "nnunet_kd.networks.dra_unet.DRAUNet"
+        assert architecture["arch_kwargs"]["strides"] == before["strides"]
+        trainer = make_trainer(nnUNetTrainer, plans, workspace, configuration=configuration)
+        trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
+        trainer.num_iterations_per_epoch = 2
+        trainer.run_training()
+        words = ("-d", "598", "-c", configuration, "-f", "0", "-p", "nnUNetPlans_dra_unet_r4", "-device", "cpu")
+        images, out = str(workspace.raw / "imagesTs"), workspace.root / f"out_{configuration}"
+        done = workspace.command("nnUNetv2_predict", "-i", images, "-o", str(out), *words, "-npp", "1", "-nps", "1")
+        assert done.returncode == 0, done.stderr
+        assert len(list(out.glob("*.nii.gz"))) == 1
 
 
 def test_plan_by_hand(workspace):
