@@ -179,7 +179,7 @@ class _Experiment:
 
     def teacher(self) -> str:
         from nnunet_kd.teachers.nnunet import Experiment
-        from nnunet_kd.training.preparation import attach_teacher, prepare
+        from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, prepare
         from nnunet_kd.training.trainer import DistillationTrainer
 
         if not issubclass(self.trainer, DistillationTrainer):
@@ -187,8 +187,10 @@ class _Experiment:
         dataset_json = json.loads((self.folder / "dataset.json").read_text())
         fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
+        store = attach_soft_labels(preparation)
+        stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
         if not preparation.needs_teacher:
-            return f"{self.arguments.tr} needs no teacher"
+            return f"{self.arguments.tr} needs no teacher{stored}"
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:

@@ -113,7 +113,7 @@ def test_plan_replaces_only_when_forced(workspace, capsys):
 def test_doctor_finds_all_well(workspace, capsys):
     assert main(["doctor", "-d", "598"]) == 0
     printed = capsys.readouterr().out
-    names = ("CWD", "DCD", "FitNets", "FreeKD", "IFVD", "KD", "LogitsKD", "NoKD")
+    names = ("CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "LogitsKD", "NoKD", "SAMKD")
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
     assert "the teacher is there and fits" in printed and printed.endswith("all is well\n")
     assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()

@@ -1,0 +1,357 @@
+"""From a published layout to nnU-Net's raw format: what every converter declares, and the work they share.
+
+A converter finds cases and writes one case at a time; this module runs it over all of them in several processes,
+and lets the finished data set appear in ``nnUNet_raw`` at once, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_kd.writing import write_whole
+
+SEED = 12345  # nnU-Net's own for splits
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person can choose; each format takes some of these.
+
+    Attributes:
+        regions: Overlapping regions as nnU-Net's region-based training wants them, instead of classes.
+        grid: ISLES: ``"flair"`` or ``"dwi"``.
+        volumes: TCGA: stack the slices of a patient.
+        classes: BUSI: benign and malignant are two classes.
+        organs: Synapse: 13, or the 8 of the papers' tables.
+        t2: FCD: a third channel, zeros where a case has none.
+    """
+
+    regions: bool = False
+    grid: str = "flair"
+    volumes: bool = False
+    classes: bool = False
+    organs: int = 13
+    t2: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case in the source.
+
+    Attributes:
+        identifier: Its name in nnU-Net.
+        files: Role -> file or files.
+        test: Belongs into ``imagesTs``.
+        validation: Belongs to the official validation set.
+        group: Cases of one group (a patient) are never parted by a split; ``None``: it is alone.
+        problem: Why it cannot be converted.
+    """
+
+    identifier: str
+    files: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = False
+    validation: bool = False
+    group: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a case is written to.
+
+    Attributes:
+        folder: Of the data set that is being made.
+        ending: Of its files.
+    """
+
+    folder: Path
+    ending: str
+
+    def image(self, case: Case, channel: int = 0) -> Path:
+        """Path of a channel."""
+        return self.folder / ("imagesTs" if case.test else "imagesTr") / f"{case.identifier}_{channel:04d}{self.ending}"
+
+    def label(self, case: Case) -> Path:
+        """Path of the label."""
+        return self.folder / ("labelsTs" if case.test else "labelsTr") / f"{case.identifier}{self.ending}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What goes into ``dataset.json``."""
+
+    channel_names: tuple[str, ...]
+    labels: Mapping[str, int | list[int]]
+    file_ending: str
+    regions_class_order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One published data set.
+
+    Attributes:
+        id: Its number in nnU-Net.
+        name: Its name, without spaces.
+        modality: What the images are.
+        size: How many cases, as published.
+        licence: On what terms.
+        where: Where a person gets it.
+        layout: Files that are expected, relative to the folder a person gives.
+        find: All cases of a source folder, and remarks.
+        describe: ``dataset.json``.
+        convert: Writes one case; raises ``ValueError`` naming the file that is wrong.
+        options: Names of the :class:`Options` it takes.
+        test_share: Part of the cases that becomes the test set, drawn by group, where the source has none.
+    """
+
+    id: int
+    name: str
+    modality: str
+    size: str
+    licence: str
+    where: str
+    layout: str
+    find: Callable[[Path, Options], tuple[list[Case], list[str]]]
+    describe: Callable[[Options], Description]
+    convert: Callable[[Case, Target, Options], None]
+    options: tuple[str, ...] = ()
+    test_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was made.
+
+    Attributes:
+        folder: The data set in ``nnUNet_raw``.
+        training: Number of training cases.
+        test: Number of test cases.
+        skipped: A sentence a case that was left out.
+        notes: Remarks of the converter.
+        splits: Whether it brings ``splits_final.json``.
+    """
+
+    folder: Path
+    training: int
+    test: int
+    skipped: list[str]
+    notes: list[str]
+    splits: bool
+
+
+def convert_dataset(
+    form: Format,
+    source: Path,
+    raw: Path,
+    number: int,
+    options: Options,
+    skip_bad: bool = False,
+    workers: int = 2,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, _: work,
+) -> Converted:
+    """Make ``DatasetXXX_Name`` in ``raw``.
+
+    Args:
+        form: The data set.
+        source: Folder in its published layout.
+        raw: nnU-Net's ``nnUNet_raw``.
+        number: XXX.
+        options: What was chosen.
+        skip_bad: Leave cases out that cannot be converted.
+        workers: Processes; each holds one case at a time.
+        progress: Shows the work.
+
+    Raises:
+        ValueError: Naming the first file that is missing, cannot be read, or has labels it should not have.
+        FileExistsError: Where the data set is there already.
+        FileNotFoundError: Where the source is not there, or holds no case.
+    """
+    folder = raw / f"Dataset{number:03d}_{form.name}"
+    taken = [path.name for path in raw.glob(f"Dataset{number:03d}_*")] if raw.is_dir() else []
+    if taken:
+        raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d, or remove it")
+    if not source.is_dir():
+        raise FileNotFoundError(f"there is no folder {source}")
+    cases, notes = form.find(source, options)
+    if not cases:
+        raise FileNotFoundError(f"{source} has no case of {form.name}. Expected: {form.layout}")
+    _check_identifiers(cases)
+    skipped = [f"{case.identifier}: {case.problem}" for case in cases if case.problem is not None]
+    if skipped and not skip_bad:
+        raise ValueError(f"{skipped[0]}. --skip-bad leaves such cases out")
+    cases = _with_test_set([case for case in cases if case.problem is None], form.test_share)
+
+    unfinished = raw / f".unfinished_{folder.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        description = form.describe(options)
+        bad = _convert_all(
+            form, cases, Target(unfinished, description.file_ending), options, skip_bad, workers, progress
+        )
+        skipped += [f"{identifier}: {problem}" for identifier, problem in bad.items()]
+        cases = [case for case in cases if case.identifier not in bad]
+        training = sum(not case.test for case in cases)
+        if not training:
+            raise ValueError(f"no training case is left: {skipped[0]}")
+        _write_json(unfinished / "dataset.json", _dataset_json(form, description, training))
+        splits = official_or_grouped_splits(cases)
+        if splits is not None:
+            _write_json(unfinished / "splits_final.json", splits)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Converted(folder, training, len(cases) - training, skipped, notes, splits is not None)
+
+
+def _convert_all(
+    form: Format,
+    cases: Sequence[Case],
+    target: Target,
+    options: Options,
+    skip_bad: bool,
+    workers: int,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
+) -> dict[str, str]:
+    """Write every case; identifier -> problem of those that could not be."""
+    for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if any(case.test for case in cases) else ())):
+        (target.folder / name).mkdir(parents=True)
+    bad: dict[str, str] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_convert_one, form.name, case, target, options): case for case in cases}
+        try:
+            for future in progress(as_completed(futures), len(futures)):
+                problem = future.result()
+                if problem is not None:
+                    bad[futures[future].identifier] = problem
+                    if not skip_bad:
+                        raise ValueError(f"{futures[future].identifier}: {problem}. --skip-bad leaves such cases out")
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return bad
+
+
+def _convert_one(name: str, case: Case, target: Target, options: Options) -> str | None:
+    """In a worker: the problem, where there is one; then nothing of the case is left."""
+    from nnunet_kd.datasets.formats import FORMATS
+
+    try:
+        FORMATS[name].convert(case, target, options)
+    except (ValueError, OSError) as error:
+        for path in target.folder.glob(f"*/{case.identifier}*"):
+            if path.name.startswith((f"{case.identifier}_", f"{case.identifier}.")):
+                path.unlink()
+        return str(error)
+    return None
+
+
+def _check_identifiers(cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.identifier in seen:
+            raise ValueError(f"there are two cases {case.identifier}")
+        seen.add(case.identifier)
+
+
+def _with_test_set(cases: list[Case], share: float) -> list[Case]:
+    """A share of the cases, in whole groups drawn with nnU-Net's seed, becomes the test set."""
+    wanted = round(share * len(cases))
+    if not wanted or any(case.test for case in cases):
+        return cases
+    chosen: set[str] = set()
+    count = 0
+    groups = _groups(cases)
+    for name in _shuffled(groups):
+        if count + len(groups[name]) <= wanted:
+            chosen.update(groups[name])
+            count += len(groups[name])
+    return [
+        Case(**{**{f.name: getattr(case, f.name) for f in fields(Case)}, "test": case.identifier in chosen})
+        for case in cases
+    ]
+
+
+def _groups(cases: Iterable[Case]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(case.group or case.identifier, []).append(case.identifier)
+    return groups
+
+
+def _shuffled(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    names = sorted(groups)
+    order = np.random.RandomState(SEED).permutation(len(names))
+    return [names[i] for i in order]
+
+
+def official_or_grouped_splits(cases: Sequence[Case]) -> list[dict[str, list[str]]] | None:
+    """What goes into ``splits_final.json``; ``None`` where nnU-Net's own random split is as good.
+
+    The official training and validation set where there are such; else five folds of whole groups.
+    """
+    training = [case for case in cases if not case.test]
+    validation = sorted(case.identifier for case in training if case.validation)
+    if validation:
+        rest = sorted(case.identifier for case in training if not case.validation)
+        return [{"train": rest, "val": validation}]
+    groups = _groups(training)
+    if len(groups) == len(training) or len(groups) < FOLDS:
+        return None
+    names = _shuffled(groups)
+    splits = []
+    for fold in range(FOLDS):
+        held = {identifier for name in names[fold::FOLDS] for identifier in groups[name]}
+        everyone = sorted(case.identifier for case in training)
+        splits.append({"train": [one for one in everyone if one not in held], "val": sorted(held)})
+    return splits
+
+
+def _dataset_json(form: Format, description: Description, training: int) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "channel_names": {str(i): name for i, name in enumerate(description.channel_names)},
+        "labels": dict(description.labels),
+        "numTraining": training,
+        "file_ending": description.file_ending,
+        "name": form.name,
+        "licence": form.licence,
+        "reference": form.where,
+    }
+    if description.regions_class_order is not None:
+        content["regions_class_order"] = list(description.regions_class_order)
+    return content
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_whole(path, json.dumps(content, indent=1))
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, without the files desktops leave behind, by name."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
+
+
+def find_file(folder: Path, *endings: str) -> Path | None:
+    """The file of a folder whose name ends so, in capitals or not; ``None`` where there is none."""
+    if not folder.is_dir():
+        return None
+    for path in entries(folder):
+        if path.name.lower().endswith(tuple(ending.lower() for ending in endings)) and path.is_file():
+            return path
+    return None
+
+
+def missing(files: Mapping[str, Path | None], folder: Path) -> str | None:
+    """A sentence naming the roles without a file."""
+    lost = [role for role, path in files.items() if path is None]
+    return f"{folder} has no {', '.join(lost)}" if lost else None

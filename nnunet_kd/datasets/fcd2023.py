@@ -1,0 +1,62 @@
+"""Focal cortical dysplasia, OpenNeuro ds004199; data of BrainSegDMIF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, find_file, missing
+from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_volume
+
+
+def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
+    """Subjects with a region of interest; those without are the controls and are left out."""
+    cases, controls = [], 0
+    for subject in sorted(source.glob("sub-*")):
+        folder = subject / "anat"
+        roi = find_file(folder, "_roi.nii.gz")
+        if not folder.is_dir() or roi is None:
+            controls += subject.is_dir()
+            continue
+        wanted = {"T1w": find_file(folder, "_T1w.nii.gz"), "FLAIR": find_file(folder, "_FLAIR.nii.gz")}
+        files = {**wanted, "T2w": find_file(folder, "_T2w.nii.gz"), "roi": roi}
+        cases.append(Case(subject.name, files, problem=missing(wanted, subject)))
+    return cases, [f"{controls} subjects without a region of interest (controls) were left out"] if controls else []
+
+
+def describe(options: Options) -> Description:
+    """T1w and FLAIR, with ``t2`` T2w too."""
+    channels = ("T1w", "FLAIR", "T2w") if options.t2 else ("T1w", "FLAIR")
+    return Description(channels, {"background": 0, "FCD": 1}, ".nii.gz")
+
+
+def convert(case: Case, target: Target, options: Options) -> None:
+    """All on the FLAIR's grid, on which lesions were drawn; a T2w that is not there is a channel of zeros."""
+    grid = read_volume(case.files["FLAIR"])
+    roles = ("T1w", "FLAIR", "T2w") if options.t2 else ("T1w", "FLAIR")
+    for channel, role in enumerate(roles):
+        path = case.files[role]
+        if path is None:
+            write_volume(np.zeros(grid.GetSize()[::-1], np.float32), grid, target.image(case, channel))
+            continue
+        image = resampled(sitk.Cast(read_volume(path), sitk.sitkFloat32), grid)
+        sitk.WriteImage(image, str(target.image(case, channel)), useCompression=True)
+    roi = resampled(read_volume(case.files["roi"]), grid, nearest=True)
+    write_volume(label_array(roi, case.files["roi"], {0: 0, 1: 1}), grid, target.label(case))
+
+
+FORMAT = Format(
+    id=505,
+    name="FCD2023",
+    modality="MRI: T1w, FLAIR (T2w)",
+    size="85 patients with a lesion, 85 controls",
+    licence="CC0",
+    where="https://openneuro.org/datasets/ds004199",
+    layout="sub-NNNNN/anat/*_{T1w,FLAIR,T2w}.nii.gz, *_roi.nii.gz",
+    find=find,
+    describe=describe,
+    convert=convert,
+    options=("t2",),
+)

@@ -1,0 +1,79 @@
+"""HC18, the fetal head in ultrasound; data of KD-SAM's Table 1."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from skimage.morphology import convex_hull_image
+
+from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, entries
+from nnunet_kd.datasets.pictures import read_mask, read_picture
+
+
+def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
+    """Pictures with the outline beside them, and the size of their pixels from the table."""
+    folder = source / "training_set"
+    if not folder.is_dir():
+        return [], []
+    sizes = _pixel_sizes(source)
+    cases = []
+    for image in entries(folder):
+        if not image.stem.upper().endswith("HC") or image.suffix.lower() != ".png":
+            continue
+        outline = image.with_name(f"{image.stem}_Annotation.png")
+        size = sizes.get(image.name.lower())
+        problem = None if outline.is_file() else f"there is no outline {outline}"
+        if size is None:
+            problem = f"{source} has no table with the pixel size of {image.name}"
+        cases.append(Case(image.stem, {"image": image, "outline": outline, "size": size}, problem=problem))
+    return cases, []
+
+
+def _pixel_sizes(source: Path) -> dict[str, float]:
+    """Name of a picture -> mm."""
+    sizes = {}
+    for path in entries(source):
+        if path.suffix.lower() != ".csv" or "pixel_size" not in path.name.lower():
+            continue
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.reader(file)):
+                if number and len(row) > 1:
+                    try:
+                        sizes[row[0].strip().lower()] = float(row[1])
+                    except ValueError:
+                        raise ValueError(f"{path}, line {number + 1}: {row[1]!r} is no pixel size") from None
+    return sizes
+
+
+def describe(options: Options) -> Description:
+    """One channel; NIfTI, which knows the pixel size."""
+    return Description(("ultrasound",), {"background": 0, "head": 1}, ".nii.gz")
+
+
+def convert(case: Case, target: Target, options: Options) -> None:
+    """The outline of an ellipse becomes its inside, also where the border of the picture cuts it."""
+    picture = read_picture(case.files["image"], "L")
+    outline = read_mask(case.files["outline"], picture.shape)
+    if not outline.any():
+        raise ValueError(f"{case.files['outline']} is empty")
+    for array, path in ((picture, target.image(case)), (convex_hull_image(outline), target.label(case))):
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.uint8))
+        image.SetSpacing([case.files["size"]] * 2)
+        sitk.WriteImage(image, str(path), useCompression=True)
+
+
+FORMAT = Format(
+    id=509,
+    name="FetalHeadHC18",
+    modality="ultrasound",
+    size="999 with outlines",
+    licence="CC BY 4.0",
+    where="https://zenodo.org/records/1327317",
+    layout="training_set/NNN_HC.png, NNN_HC_Annotation.png, training_set_pixel_size_and_HC.csv",
+    find=find,
+    describe=describe,
+    convert=convert,
+)

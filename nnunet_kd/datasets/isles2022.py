@@ -1,0 +1,64 @@
+"""ISLES 2022, ischaemic stroke; the data of DCD's Table 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, find_file, missing
+from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_volume
+
+CHANNELS = ("adc", "dwi", "flair")
+
+
+def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
+    """BIDS subjects with their three images and the mask of the derivatives."""
+    cases = []
+    for subject in sorted(source.glob("rawdata/sub-*")):
+        if not subject.is_dir():
+            continue
+        files: dict[str, Path | None] = {}
+        for role in CHANNELS:
+            folder = "anat" if role == "flair" else "dwi"
+            files[role] = _first(sorted(subject.glob(f"ses-*/{folder}")), f"_{role}.nii.gz")
+        files["msk"] = _first(sorted(source.glob(f"derivatives/{subject.name}/ses-*")), "_msk.nii.gz")
+        cases.append(Case(subject.name.removeprefix("sub-"), files, problem=missing(files, subject)))
+    return cases, []
+
+
+def _first(folders: list[Path], ending: str) -> Path | None:
+    return next((path for path in (find_file(folder, ending) for folder in folders) if path is not None), None)
+
+
+def describe(options: Options) -> Description:
+    """ADC, DWI and FLAIR."""
+    return Description(("ADC", "DWI", "FLAIR"), {"background": 0, "lesion": 1}, ".nii.gz")
+
+
+def convert(case: Case, target: Target, options: Options) -> None:
+    """All on one grid: images linearly, the mask by nearest neighbour."""
+    volumes = {role: read_volume(path) for role, path in case.files.items()}
+    grid = volumes["flair" if options.grid == "flair" else "dwi"]
+    for channel, role in enumerate(CHANNELS):
+        image = sitk.Cast(volumes[role], sitk.sitkFloat32)
+        sitk.WriteImage(resampled(image, grid), str(target.image(case, channel)), useCompression=True)
+    mask = resampled(volumes["msk"], grid, nearest=True)
+    write_volume(label_array(mask, case.files["msk"], {0: 0, 1: 1}), grid, target.label(case))
+
+
+FORMAT = Format(
+    id=502,
+    name="ISLES2022",
+    modality="MRI: ADC, DWI, FLAIR",
+    size="250 (200 for training, 50 for testing in the DCD paper)",
+    licence="CC BY-SA 4.0",
+    where="https://zenodo.org/records/7153326",
+    layout="rawdata/sub-strokecaseNNNN/ses-0001/{dwi,anat}/*_{adc,dwi,flair}.nii.gz, "
+    "derivatives/sub-strokecaseNNNN/ses-0001/*_msk.nii.gz",
+    find=find,
+    describe=describe,
+    convert=convert,
+    options=("grid",),
+    test_share=0.2,
+)

@@ -1,0 +1,54 @@
+"""2-D pictures for the converters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+
+def read_picture(path: Path, mode: str) -> np.ndarray:
+    """A picture as uint8.
+
+    Args:
+        path: PNG, JPEG or TIFF.
+        mode: Pillow's: ``"L"`` gives ``(y, x)``, ``"RGB"`` ``(y, x, 3)``.
+
+    Raises:
+        ValueError: Where it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert(mode))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {path}") from error
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask as booleans ``(y, x)``.
+
+    JPEG leaves grey around edges, so there the upper half of the greys is inside; anywhere else a mask has two values.
+
+    Args:
+        path: PNG, JPEG or TIFF.
+        shape: ``(y, x)`` it must have.
+
+    Raises:
+        ValueError: Where it cannot be read, has another shape, or other values than black and white.
+    """
+    grey = read_picture(path, "L")
+    if grey.shape != tuple(shape[:2]):
+        raise ValueError(f"{path} has {grey.shape[1]} x {grey.shape[0]} pixels, its image {shape[1]} x {shape[0]}")
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        inside: np.ndarray = grey > 127
+        return inside
+    values = set(np.unique(grey).tolist())
+    if not (values <= {0, 1} or values <= {0, 255}):
+        raise ValueError(f"{path} has the values {', '.join(map(str, sorted(values)[:5]))}..., expected are 0 and 255")
+    return grey > 0
+
+
+def write_picture(array: np.ndarray, path: Path) -> None:
+    """uint8 ``(y, x)`` or ``(y, x, 3)`` as PNG."""
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")

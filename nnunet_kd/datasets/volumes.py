@@ -1,0 +1,102 @@
+"""3-D images for the converters: read, check, resample and write without losing their place in space."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+PLACE_TOLERANCE = 1e-2  # mm, of origins and of the far corner
+
+
+def read_volume(path: Path) -> sitk.Image:
+    """A 3-D image.
+
+    Raises:
+        ValueError: Where it cannot be read, or is not 3-D.
+    """
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        raise ValueError(f"cannot read {path}") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(f"{path} is no 3-D image of one channel")
+    return image
+
+
+def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
+    """Whether voxels of both lie at the same places, up to what headers round."""
+    if one.GetSize() != other.GetSize():
+        return False
+    corners = [(0, 0, 0), tuple(length - 1 for length in one.GetSize()), (one.GetSize()[0] - 1, 0, 0)]
+    return all(
+        np.allclose(
+            one.TransformIndexToPhysicalPoint(corner),
+            other.TransformIndexToPhysicalPoint(corner),
+            rtol=0,
+            atol=PLACE_TOLERANCE,
+        )
+        for corner in corners
+    )
+
+
+def resampled(image: sitk.Image, grid: sitk.Image, nearest: bool = False) -> sitk.Image:
+    """The image on another's grid; 0 outside it. Linear, or nearest neighbour for labels."""
+    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    return sitk.Resample(image, grid, sitk.Transform(), interpolator, 0.0, image.GetPixelID())
+
+
+def label_array(image: sitk.Image, path: Path, mapping: Mapping[int, int]) -> np.ndarray:
+    """Labels ``(z, y, x)`` as uint8 after a mapping; whole numbers stored as floats are fine.
+
+    Raises:
+        ValueError: Naming a value that is no key of the mapping.
+    """
+    given = sitk.GetArrayFromImage(image)
+    result = np.zeros(given.shape, dtype=np.uint8)
+    for value in np.unique(given):
+        if float(value) not in mapping:
+            raise ValueError(f"{path} has the label {value:g}, expected are {', '.join(map(str, sorted(mapping)))}")
+        result[given == value] = mapping[int(value)]
+    return result
+
+
+def write_volume(array: np.ndarray, grid: sitk.Image, path: Path) -> None:
+    """``(z, y, x)`` with the place of another image, compressed."""
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(grid)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def place_file(source: Path, path: Path) -> None:
+    """The same file under another name: a hard link, or a copy on another disk."""
+    try:
+        os.link(source.resolve(), path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def write_case(
+    images: Sequence[Path], label: Path, mapping: Mapping[int, int], image_paths: Sequence[Path], label_path: Path
+) -> None:
+    """A case whose images are on one grid already, with its label; images stay the files they are.
+
+    Raises:
+        ValueError: For a file that cannot be read, a grid of its own, or a label that is not expected.
+    """
+    grid = read_volume(images[0])
+    for path in (*images[1:], label):
+        if not same_grid(read_volume(path), grid):
+            raise ValueError(f"{path} is not on the grid of {images[0].name}")
+    for source, path in zip(images, image_paths, strict=True):
+        if source.name.lower().endswith(".nii.gz"):
+            place_file(source, path)
+        else:
+            sitk.WriteImage(read_volume(source), str(path), useCompression=True)
+    write_volume(label_array(read_volume(label), label, mapping), grid, label_path)
