@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import shutil
 import textwrap
 from collections.abc import Iterable
@@ -56,6 +55,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, or list; returns the exit status."""
+    from nnunetv2.paths import nnUNet_raw
+
     from nnunet_kd.datasets.conversion import Options, convert_dataset
     from nnunet_kd.datasets.formats import FORMATS
 
@@ -80,12 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"a data set's number is from 1 to 999, got {number}")
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
-    raw = arguments.raw or os.environ.get("nnUNet_raw")
-    if raw is None:
+    if arguments.raw is None and not nnUNet_raw.is_set():
         raise ValueError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, or give --raw")
+    raw = arguments.raw or Path(nnUNet_raw.require())
 
     made = convert_dataset(
-        form, arguments.source, Path(raw), number, Options(**chosen), arguments.skip_bad, arguments.np, _progress
+        form, arguments.source, raw, number, Options(**chosen), arguments.skip_bad, arguments.np, _progress
     )
     _report(made, number)
     return 0
@@ -99,14 +100,17 @@ def _progress(work: Iterable[Any], count: int) -> Iterable[Any]:
 
 
 def _report(made: Converted, number: int) -> None:
+    from nnunetv2.paths import nnUNet_preprocessed
+
     for line in made.notes:
         print(line)
     for line in made.skipped:
         print(f"skipped {line}")
     print(f"{made.training} cases for training, {made.test} for testing in {made.folder}")
     if made.splits:
-        preprocessed = os.environ.get("nnUNet_preprocessed")
-        target = None if preprocessed is None else Path(preprocessed) / made.folder.name / "splits_final.json"
+        target = None
+        if nnUNet_preprocessed.is_set():
+            target = Path(nnUNet_preprocessed.require()) / made.folder.name / "splits_final.json"
         if target is not None and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(made.folder / "splits_final.json", target)

@@ -11,7 +11,7 @@ def describe(options: Options) -> Description:
     channels = ("T1", "T1ce", "T2", "FLAIR")
     if not options.regions:
         return Description(channels, {"background": 0, "NCR": 1, "ED": 2, "ET": 3}, ".nii.gz")
-    regions = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
+    regions: dict[str, int | list[int]] = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
     return Description(channels, regions, ".nii.gz", regions_class_order=(2, 1, 3))
 
 

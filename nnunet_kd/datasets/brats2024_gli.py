@@ -11,7 +11,7 @@ def describe(options: Options) -> Description:
     channels = ("T1n", "T1c", "T2w", "T2f")
     if not options.regions:
         return Description(channels, {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}, ".nii.gz")
-    regions = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4]}
+    regions: dict[str, int | list[int]] = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4]}
     return Description(channels, regions, ".nii.gz", regions_class_order=(2, 1, 3, 4))
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -91,7 +92,7 @@ class Description:
     """What goes into ``dataset.json``."""
 
     channel_names: tuple[str, ...]
-    labels: Mapping[str, int | list[int]]
+    labels: Mapping[str, int | Sequence[int]]
     file_ending: str
     regions_class_order: tuple[int, ...] | None = None
 
@@ -169,7 +170,7 @@ def convert_dataset(
         number: XXX.
         options: What was chosen.
         skip_bad: Leave cases out that cannot be converted.
-        workers: Processes; each holds one case at a time.
+        workers: Processes, one being this; each holds one case at a time.
         progress: Shows the work.
 
     Raises:
@@ -227,23 +228,34 @@ def _convert_all(
     for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if any(case.test for case in cases) else ())):
         (target.folder / name).mkdir(parents=True)
     bad: dict[str, str] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_convert_one, form.name, case, target, options): case for case in cases}
-        try:
-            for future in progress(as_completed(futures), len(futures)):
-                problem = future.result()
-                if problem is not None:
-                    bad[futures[future].identifier] = problem
-                    if not skip_bad:
-                        raise ValueError(f"{futures[future].identifier}: {problem}. --skip-bad leaves such cases out")
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with closing(_problems(form, cases, target, options, workers)) as problems:
+        for case, problem in progress(problems, len(cases)):
+            if problem is not None:
+                bad[case.identifier] = problem
+                if not skip_bad:
+                    raise ValueError(f"{case.identifier}: {problem}. --skip-bad leaves such cases out")
     return bad
 
 
+def _problems(
+    form: Format, cases: Sequence[Case], target: Target, options: Options, workers: int
+) -> Generator[tuple[Case, str | None], None, None]:
+    """Write every case, in this process or in several; each with its problem, in the order they are done."""
+    if workers == 1:
+        for case in cases:
+            yield case, _convert_one(form.name, case, target, options)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_convert_one, form.name, case, target, options): case for case in cases}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _convert_one(name: str, case: Case, target: Target, options: Options) -> str | None:
-    """In a worker: the problem, where there is one; then nothing of the case is left."""
+    """The problem, where there is one; then nothing of the case is left."""
     from nnunet_kd.datasets.formats import FORMATS
 
     try:

@@ -106,7 +106,7 @@ def make_dataset(
             kind = folder / f"{'images' if name else 'labels'}{split}"
             kind.mkdir(parents=True, exist_ok=True)
             image = SimpleITK.GetImageFromArray(volume)
-            image.SetSpacing(tuple(reversed(spacing)))  # type: ignore[no-untyped-call]
+            image.SetSpacing(tuple(reversed(spacing)))
             SimpleITK.WriteImage(image, str(kind / f"head_{index:03d}{name}.nii.gz"))
     description = {
         "channel_names": {str(index): name for index, name in enumerate(CHANNELS)},

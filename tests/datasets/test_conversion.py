@@ -1,0 +1,473 @@
+"""Every data set of the papers: published layout in, nnU-Net's raw format out, checked by nnU-Net's own command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from nnunet_kd.cli import main
+from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
+from nnunet_kd.datasets.formats import FORMATS
+from tests.datasets import layouts
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "raw_samples"
+every_dataset = pytest.mark.parametrize("name", FORMATS)
+
+
+def convert(name, source, raw, skip_bad=False, number=None, **options):
+    form = FORMATS[name]
+    return convert_dataset(form, source, raw, number or form.id, Options(**options), skip_bad, workers=1)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """All data sets in one ``nnUNet_raw``."""
+    root = tmp_path_factory.mktemp("datasets")
+    made = {}
+    for name, layout in layouts.LAYOUTS.items():
+        source = root / name
+        source.mkdir()
+        layout(source)
+        made[name] = convert(name, source, root / "nnUNet_raw")
+    return root, made
+
+
+@pytest.fixture(scope="module")
+def preprocessed(converted):
+    """Checked, planned and preprocessed by one stock command."""
+    root, _ = converted
+    environment = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    command = [
+        str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
+        *("-d", *(str(form.id) for form in FORMATS.values())),
+        *("--verify_dataset_integrity", "-c", "2d", "-np", "1", "-npfp", "1"),
+    ]
+    settings = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "1"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return root / "nnUNet_preprocessed"
+
+
+def test_every_format_has_a_layout_a_number_and_a_name():
+    assert layouts.LAYOUTS.keys() == FORMATS.keys()
+    assert sorted(form.id for form in FORMATS.values()) == list(range(501, 512))
+
+
+@every_dataset
+def test_stock_nnunet_verifies_and_preprocesses_it(converted, preprocessed, name):
+    root, made = converted
+    description = json.loads((made[name].folder / "dataset.json").read_text())
+    assert description["numTraining"] == made[name].training > 0
+    folder = preprocessed / made[name].folder.name
+    assert len(list((folder / "nnUNetPlans_2d").glob("*.pkl"))) == made[name].training
+    assert len(list((made[name].folder / "labelsTr").iterdir())) == made[name].training
+    assert not list((root / "nnUNet_raw").glob(".unfinished*"))
+
+
+def read(path):
+    image = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(image), image
+
+
+def brightest(path):
+    """Where the landmark is, in mm."""
+    array, image = read(path)
+    z, y, x = np.unravel_index(int(array.argmax()), array.shape)
+    return np.array(image.TransformIndexToPhysicalPoint((int(x), int(y), int(z))))
+
+
+LANDMARKS = {  # result's image, source's image
+    "BraTS2024GLI": ("BraTS-GLI-00006-100_0002.nii.gz", "BraTS-GLI-00006-100/BraTS-GLI-00006-100-T2W.nii.gz"),
+    "BraTS2021": ("BraTS2021_00001_0003.nii.gz", "BraTS2021_00001/BraTS2021_00001_flair.nii"),
+    "Synapse": ("synapse_0040_0000.nii.gz", "img/img0040.nii.gz"),
+    "ISLES2022": (
+        "strokecase0002_0002.nii.gz",
+        "rawdata/sub-strokecase0002/ses-0001/anat/sub-strokecase0002_ses-0001_FLAIR.nii.gz",
+    ),
+    "FCD2023": ("sub-00003_0001.nii.gz", "sub-00003/anat/sub-00003_acq-x_FLAIR.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("name", LANDMARKS)
+def test_a_landmark_stays_where_it_was(converted, name):
+    root, made = converted
+    result, source = LANDMARKS[name]
+    (path,) = made[name].folder.glob(f"images*/{result}")
+    np.testing.assert_allclose(brightest(path), brightest(root / name / source), atol=1e-3)
+    one, other = read(path)[1], read(root / name / source)[1]
+    label = read(next(made[name].folder.glob(f"labels*/{result[:-12]}.nii.gz")))[1]
+    for what in ("GetOrigin", "GetSpacing", "GetDirection", "GetSize"):
+        np.testing.assert_allclose(getattr(one, what)(), getattr(other, what)(), atol=1e-5)
+        np.testing.assert_allclose(getattr(label, what)(), getattr(one, what)(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "channel"), [("ISLES2022", 1), ("FCD2023", 0)])
+def test_a_resampled_landmark_is_within_a_voxel(converted, name, channel):
+    """On the FLAIR's grid."""
+    root, made = converted
+    result = LANDMARKS[name][0].replace("_0002", "_0001") if name == "ISLES2022" else "sub-00003_0000.nii.gz"
+    (path,) = made[name].folder.glob(f"images*/{result}")
+    pattern = "rawdata/sub-strokecase0002/*/dwi/*_dwi.nii.gz" if channel else "sub-00003/anat/*_T1w.nii.gz"
+    (source,) = (root / name).glob(pattern)
+    distance = np.abs(brightest(path) - brightest(source))
+    assert (distance <= np.linalg.norm(layouts.FLAIR["spacing"])).all()
+    assert read(path)[0].shape == layouts.FLAIR_SHAPE and read(path)[0].dtype == np.float32
+
+
+def test_brats_files_are_linked_labels_are_bytes_and_visits_stay_together(converted):
+    root, made = converted
+    folder = made["BraTS2024GLI"].folder
+    assert (made["BraTS2024GLI"].training, made["BraTS2024GLI"].test) == (5, 1)  # a fifth of six, in whole patients
+    assert made["BraTS2024GLI"].notes == ["1 cases without labels were left out: BraTS-GLI-99999-000, ..."]
+    source = root / "BraTS2024GLI" / "BraTS-GLI-00005-101"
+    (image,) = folder.glob("images*/BraTS-GLI-00005-101_0001.nii.gz")
+    assert image.samefile(source / "BraTS-GLI-00005-101-t1c.nii.gz")
+    (label,) = folder.glob("labels*/BraTS-GLI-00005-101.nii.gz")
+    assert read(label)[0].dtype == np.uint8 and set(np.unique(read(label)[0])) == {0, 1, 2, 3, 4}
+    (other,) = folder.glob("labels*/BraTS-GLI-00005-100.nii.gz")
+    assert label.parent == other.parent
+
+
+def test_brats2021_label_4_becomes_3(converted):
+    root, made = converted
+    ours, _ = read(made["BraTS2021"].folder / "labelsTr" / "BraTS2021_00001.nii.gz")
+    given, _ = read(root / "BraTS2021" / "BraTS2021_00001" / "BraTS2021_00001_seg.nii")
+    np.testing.assert_array_equal(ours, np.where(given == 4, 3, given))
+
+
+def test_isles_on_the_grid_of_the_labels(converted, tmp_path):
+    root, _ = converted
+    made = convert("ISLES2022", root / "ISLES2022", tmp_path, grid="dwi")
+    mask = next((root / "ISLES2022").glob("derivatives/sub-strokecase0003/*/*_msk.nii.gz"))
+    (label,) = made.folder.glob("labels*/strokecase0003.nii.gz")
+    np.testing.assert_array_equal(read(label)[0], read(mask)[0])
+    (flair,) = made.folder.glob("images*/strokecase0003_0002.nii.gz")
+    assert read(flair)[0].shape == layouts.SHAPE and (made.training, made.test) == (4, 1)
+
+
+def test_isles_mask_on_the_flairs_grid_is_the_nearest_voxels(converted):
+    root, made = converted
+    (path,) = made["ISLES2022"].folder.glob("labels*/strokecase0002.nii.gz")
+    ours, grid = read(path)
+    _, mask = read(next((root / "ISLES2022").glob("derivatives/sub-strokecase0002/*/*_msk.nii.gz")))
+    checked = 0
+    for z, y, x in np.argwhere(ours >= 0)[::37]:
+        place = grid.TransformIndexToPhysicalPoint((int(x), int(y), int(z)))
+        index = mask.TransformPhysicalPointToContinuousIndex(place)
+        if any(abs(i - round(i)) > 0.45 for i in index):
+            continue  # halfway between two
+        nearest = tuple(round(i) for i in index)
+        inside = all(0 <= i < n for i, n in zip(nearest, mask.GetSize(), strict=True))
+        assert ours[z, y, x] == (mask[nearest] if inside else 0)
+        checked += 1
+    assert checked > 50
+
+
+def test_tcga_slices_and_volumes(converted, tmp_path):
+    root, made = converted
+    folder = made["TCGALGG"].folder
+    picture = np.asarray(Image.open(folder / "imagesTr" / "TCGA_CS_4940_19960909_10_0000.png"))
+    source = root / "TCGALGG" / "kaggle_3m" / "TCGA_CS_4940_19960909" / "TCGA_CS_4940_19960909_10.tif"
+    np.testing.assert_array_equal(picture, np.asarray(Image.open(source)))
+    splits = json.loads((folder / "splits_final.json").read_text())
+    assert len(splits) == 5 and made["TCGALGG"].splits
+    for split in splits:
+        patients = [{identifier.rsplit("_", 1)[0] for identifier in split[part]} for part in ("train", "val")]
+        assert not patients[0] & patients[1] and len(split["train"]) + len(split["val"]) == 18
+    assert sorted(one for split in splits for one in split["val"]) == sorted(splits[0]["train"] + splits[0]["val"])
+    stacked = convert("TCGALGG", root / "TCGALGG", tmp_path, volumes=True)
+    images, _ = read(stacked.folder / "imagesTr" / "TCGA_CS_4940_19960909_0001.nii.gz")
+    assert stacked.training == 6 and images.shape == (3, 40, 36) and images[:, 0, 0].tolist() == [1, 2, 10]
+    label, _ = read(stacked.folder / "labelsTr" / "TCGA_CS_4940_19960909.nii.gz")
+    assert label.sum((1, 2)).tolist() == [10, 20, 100]
+
+
+def test_fcd_controls_and_missing_modalities(converted, tmp_path):
+    root, made = converted
+    assert made["FCD2023"].notes == ["1 subjects without a region of interest (controls) were left out"]
+    with_t2 = convert("FCD2023", root / "FCD2023", tmp_path, t2=True)
+    assert read(with_t2.folder / "imagesTr" / "sub-00002_0002.nii.gz")[0].max() == 0
+    assert read(with_t2.folder / "imagesTr" / "sub-00003_0002.nii.gz")[0].max() > 100
+    source = tmp_path / "source"
+    shutil.copytree(root / "FCD2023", source)
+    (source / "sub-00001" / "anat" / "sub-00001_acq-x_T1w.nii.gz").unlink()
+    with pytest.raises(ValueError, match="sub-00001: .*sub-00001 has no T1w. --skip-bad leaves such cases out"):
+        convert("FCD2023", source, tmp_path, number=600)
+
+
+def test_grey_of_jpeg_masks_is_cut_in_the_middle(converted):
+    _, made = converted
+    mask = np.asarray(Image.open(made["KvasirSEG"].folder / "labelsTr" / "cju1.png"))
+    assert set(np.unique(mask)) == {0, 1}
+    assert (mask.astype(bool) == layouts._disc(44, 52)).mean() > 0.97
+
+
+def test_isic_official_parts(converted):
+    _, made = converted
+    assert (made["ISIC2017"].training, made["ISIC2017"].test) == (5, 2)
+    splits = json.loads((made["ISIC2017"].folder / "splits_final.json").read_text())
+    assert splits == [
+        {"train": ["ISIC_0000000", "ISIC_0000001", "ISIC_0000002"], "val": ["ISIC_0000003", "ISIC_0000004"]}
+    ]
+    assert made["ISIC2018"].notes == ["ISIC2018_Task1-2_Test_Input has no masks beside it and was left out"]
+    assert not made["ISIC2018"].splits
+
+
+def test_outlines_of_heads_are_filled_and_have_their_size(converted):
+    _, made = converted
+    for number in range(3):
+        label, image = read(made["FetalHeadHC18"].folder / "labelsTr" / f"00{number}_HC.nii.gz")
+        y, x = np.mgrid[:60, :80]
+        inside = np.hypot((y - 30) / 20, (x - (40 if number < 2 else 6)) / 30) < 1.05  # the line's outer edge
+        assert (label.astype(bool) == inside).mean() > 0.99
+        np.testing.assert_allclose(image.GetSpacing(), [0.15 + 0.1 * number] * 2, rtol=1e-5)
+
+
+def test_masks_of_one_picture_are_joined_and_classes_are_an_option(converted, tmp_path):
+    root, made = converted
+    joined = np.asarray(Image.open(made["BUSI"].folder / "labelsTr" / "benign_0002.png"))
+    assert joined[:5, :5].all() and joined[layouts._disc(44, 52)].all() and joined.max() == 1
+    classes = convert("BUSI", root / "BUSI", tmp_path, classes=True)
+    values = {}
+    for kind in ("benign", "malignant", "normal"):
+        label = np.asarray(Image.open(classes.folder / "labelsTr" / f"{kind}_0001.png"))
+        values[kind] = set(np.unique(label).tolist())
+    assert values == {"benign": {0, 1}, "malignant": {0, 2}, "normal": {0}}
+
+
+def test_eight_organs(converted, tmp_path):
+    root, made = converted
+    eight = convert("Synapse", root / "Synapse", tmp_path, organs=8)
+    names = json.loads((eight.folder / "dataset.json").read_text())["labels"]
+    published = json.loads((made["Synapse"].folder / "dataset.json").read_text())["labels"]
+    all_organs, _ = read(made["Synapse"].folder / "labelsTr" / "synapse_0002.nii.gz")
+    ours, _ = read(eight.folder / "labelsTr" / "synapse_0002.nii.gz")
+    assert len(names) == 9 and len(published) == 14
+    for organ, number in names.items():
+        if number:
+            np.testing.assert_array_equal(ours == number, all_organs == published[organ])
+    assert (ours > 0).sum() < (all_organs > 0).sum()
+
+
+@pytest.mark.parametrize("name", ["BraTS2024GLI", "BraTS2021"])
+def test_regions(converted, tmp_path, name):
+    """What nnU-Net reads out of them is the challenge's regions."""
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    root, _ = converted
+    made = convert(name, root / name, tmp_path, regions=True)
+    description = json.loads((made.folder / "dataset.json").read_text())
+    manager = LabelManager(description["labels"], description["regions_class_order"])
+    assert manager.has_regions
+    label, _ = read(next((made.folder / "labelsTr").iterdir()))
+    masks = np.stack([np.isin(label, region) for region in manager.foreground_regions])
+    again = manager.convert_probabilities_to_segmentation(masks.astype(np.float32))
+    np.testing.assert_array_equal(again, label)
+
+
+# ---- what is wrong with a source
+
+BREAKS = {
+    "truncated image": (
+        "BraTS2021",
+        lambda root: _truncate(root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz"),
+        "BraTS2021_00002: cannot read .*BraTS2021_00002_t2.nii.gz",
+    ),
+    "missing modality": (
+        "BraTS2021",
+        lambda root: (root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz").unlink(),
+        "BraTS2021_00002: .*BraTS2021_00002 has no t2",
+    ),
+    "unexpected label": (
+        "BraTS2021",
+        lambda root: _relabel(root / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz", 3),
+        "BraTS2021_00002_seg.nii.gz has the label 3, expected are 0, 1, 2, 4",
+    ),
+    "half a label": (
+        "Synapse",
+        lambda root: _relabel(root / "label" / "label0002.nii.gz", 1.5),
+        "label0002.nii.gz has the label 1.5",
+    ),
+    "another grid": (
+        "Synapse",
+        lambda root: layouts.write(
+            layouts.volume(layouts.labels((1,)), origin=(0, 0, 0)), root / "label/label0002.nii.gz"
+        ),
+        "label0002.nii.gz is not on the grid of img0002.nii.gz",
+    ),
+    "no label": (
+        "Synapse",
+        lambda root: (root / "label" / "label0002.nii.gz").unlink(),
+        "synapse_0002: there is no label .*label0002.nii.gz",
+    ),
+    "grey in a PNG mask": (
+        "ISIC2018",
+        lambda root: layouts.write(
+            np.full((44, 52), 7, np.uint8), root / "ISIC2018_Task1_Training_GroundTruth/ISIC_0000001_segmentation.png"
+        ),
+        "ISIC_0000001_segmentation.png has the values 7",
+    ),
+    "mask of another size": (
+        "KvasirSEG",
+        lambda root: layouts.write(np.zeros((9, 9, 3), np.uint8), root / "masks/cju1.jpg"),
+        "cju1.jpg has 9 x 9 pixels, its image 52 x 44",
+    ),
+    "no mask": ("KvasirSEG", lambda root: (root / "masks/cju1.jpg").unlink(), "cju1: there is no mask .*cju1.jpg"),
+    "not a picture": (
+        "BUSI",
+        lambda root: (root / "malignant" / "malignant (2).png").write_bytes(b"PNG"),
+        r"malignant_0002: cannot read .*malignant \(2\).png",
+    ),
+    "empty outline": (
+        "FetalHeadHC18",
+        lambda root: layouts.write(np.zeros((60, 80), np.uint8), root / "training_set/001_HC_Annotation.png"),
+        "001_HC_Annotation.png is empty",
+    ),
+    "no pixel size": (
+        "FetalHeadHC18",
+        lambda root: (root / "training_set_pixel_size_and_HC.csv").write_text("filename,size\n000_HC.png,0.1\n"),
+        "001_HC: .* has no table with the pixel size of 001_HC.png",
+    ),
+    "mask lost": (
+        "TCGALGG",
+        lambda root: next(root.glob("kaggle_3m/*/*_10_mask.tif")).unlink(),
+        "there is no mask .*_10_mask.tif",
+    ),
+    "no mask of a stroke": (
+        "ISLES2022",
+        lambda root: shutil.rmtree(root / "derivatives" / "sub-strokecase0004"),
+        "strokecase0004: .*sub-strokecase0004 has no msk",
+    ),
+}
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _relabel(path, value):
+    array, image = read(path)
+    array = array.astype(np.float32)
+    array[0, 0, 0] = value
+    changed = sitk.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(path))
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_bad_source_is_one_line_and_leaves_nothing(tmp_path, capsys, what):
+    name, spoil, message = BREAKS[what]
+    source, raw = tmp_path / "source", tmp_path / "raw"
+    source.mkdir()
+    layouts.LAYOUTS[name](source)
+    spoil(source)
+    with pytest.raises(ValueError, match=message) as raised:
+        convert(name, source, raw)
+    assert "--skip-bad" in str(raised.value) and len(str(raised.value).splitlines()) == 1
+    assert not raw.exists() or not list(raw.iterdir())
+    made = convert(name, source, raw, skip_bad=True)
+    assert made.skipped and made.training >= 1
+    images = list((made.folder / "imagesTr").iterdir())
+    channels = len(json.loads((made.folder / "dataset.json").read_text())["channel_names"])
+    files = channels if made.folder.joinpath("imagesTr").glob("*.nii.gz") and images[0].suffix == ".gz" else 1
+    assert len(images) == made.training * files
+
+
+def test_interrupted_leaves_nothing(tmp_path):
+    source, raw = tmp_path / "source", tmp_path / "raw"
+    source.mkdir()
+    layouts.kvasir_seg(source)
+
+    def stopped(work, count):
+        yield next(iter(work))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_dataset(FORMATS["KvasirSEG"], source, raw, 506, Options(), workers=1, progress=stopped)
+    assert not list(raw.iterdir())
+
+
+def test_splits_keep_groups_and_official_parts():
+    cases = [Case(f"{patient}_{visit}", group=str(patient)) for patient in range(7) for visit in range(patient % 3 + 1)]
+    splits = official_or_grouped_splits(cases)
+    assert splits == official_or_grouped_splits(list(reversed(cases)))
+    for split in splits:
+        assert not {one.split("_")[0] for one in split["train"]} & {one.split("_")[0] for one in split["val"]}
+    assert official_or_grouped_splits([Case(str(number)) for number in range(9)]) is None
+    assert official_or_grouped_splits(cases[:3]) is None  # fewer patients than folds
+
+
+def test_every_converter_runs_on_real_files_where_there_are_some(tmp_path):
+    """The published layouts' own files, as far as they lie beside the project."""
+    names = [name for name in FORMATS if (SAMPLES / name).is_dir()]
+    if not names:
+        pytest.skip("no real files beside the project")
+    expected = {"BraTS2024GLI": 1, "ISLES2022": 1, "ISIC2018": 200, "FetalHeadHC18": 40, "BUSI": 36}
+    for name in names:
+        made = convert(name, SAMPLES / name, tmp_path)
+        assert made.training == expected[name] and not made.skipped
+        for path in list((made.folder / "labelsTr").iterdir())[:5]:
+            label = np.asarray(Image.open(path)) if path.suffix == ".png" else read(path)[0]
+            known = json.loads((made.folder / "dataset.json").read_text())["labels"].values()
+            assert set(np.unique(label).tolist()) <= set(known)
+
+
+# ---- the command
+
+
+def test_several_processes_make_the_same_files(converted, tmp_path):
+    root, made = converted
+    form = FORMATS["BUSI"]
+    again = convert_dataset(form, root / "BUSI", tmp_path, form.id, Options(), workers=2)
+    for path in made["BUSI"].folder.rglob("*.*"):
+        assert (again.folder / path.relative_to(made["BUSI"].folder)).read_bytes() == path.read_bytes()
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    layouts.tcga_lgg(source)
+    raw, preprocessed = tmp_path / "nnUNet_raw", tmp_path / "nnUNet_preprocessed"
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    assert main(["dataset", "tcgalgg", str(source), "-d", "777", "-np", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "18 cases for training, 0 for testing in" in printed and "-d 777 --verify" in printed
+    assert (preprocessed / "Dataset777_TCGALGG" / "splits_final.json").is_file()
+    assert main(["dataset", "TCGALGG", str(source), "-d", "777"]) == 1
+    assert "is there already: choose another number with -d" in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert main(["dataset", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for form in FORMATS.values():
+        assert f"{form.id}  {form.name}" in printed and form.where in printed
+    assert "--regions" in printed and "NETC, SNFH, ET, RC" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["BraTS2024GL", "."], "there is no data set 'BraTS2024GL': did you mean BraTS2024GLI?"),
+        (["BUSI"], "give NAME and SOURCE, or --list"),
+        (["BUSI", "nowhere"], "there is no folder nowhere"),
+        (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
+        (["BUSI", ".", "--regions"], "--regions is not for BUSI"),
+        (["BUSI", ".", "-d", "1000"], "a data set's number is from 1 to 999, got 1000"),
+        (["BUSI", ".", "-np", "0"], "-np must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    assert main(["dataset", *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "raw").exists()
