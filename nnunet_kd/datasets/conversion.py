@@ -204,7 +204,7 @@ def convert_dataset(
         cases = [case for case in cases if case.identifier not in bad]
         training = sum(not case.test for case in cases)
         if not training:
-            raise ValueError(f"no training case is left: {skipped[0]}")
+            raise ValueError(f"{source} has no training case" + (f" that is left: {skipped[0]}" if skipped else ""))
         _write_json(unfinished / "dataset.json", _dataset_json(form, description, training))
         splits = official_or_grouped_splits(cases)
         if splits is not None:

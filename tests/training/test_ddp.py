@@ -31,7 +31,18 @@ CONFIGURATIONS = ("3d_fullres", "2d")  # Dice a case, Dice of the batch
 
 
 def gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
-    """Of student and adapters after one step on this process's share of a batch of two."""
+    """Of student and adapters after one step on this process's share of a batch of two.
+
+    In double precision, where nnU-Net lets it be, so that only a real difference is one.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _gradients(root, case, configuration, rank, processes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     name, method, epoch = CASES[case]
     kind = getattr(importlib.import_module(f"nnunet_kd.trainers.nnUNetTrainer{name}"), f"nnUNetTrainer{name}")
     workspace = Workspace(root)
@@ -49,7 +60,7 @@ def gradients(root: Path, case: str, configuration: str, rank: int, processes: i
     generator = torch.Generator().manual_seed(0)
     patch = trainer.configuration_manager.patch_size
     images = torch.randn(2, 3, *patch, generator=generator)
-    target = torch.randint(0, 3, (2, 1, *patch), generator=generator).float()
+    target = torch.randint(0, 3, (2, 1, *patch), generator=generator).double()
     scales = [[int(size * factor) for size, factor in zip(patch, s)] for s in trainer._get_deep_supervision_scales()]  # noqa: B905
     targets = [torch.nn.functional.interpolate(target, scale, mode="nearest-exact") for scale in scales]
     share = slice(rank, rank + 1) if processes > 1 else slice(None)
@@ -100,4 +111,4 @@ def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configur
     assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], second[case, configuration][name], rtol=0, atol=0)
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

@@ -25,10 +25,10 @@ class Labels:
 
 
 def step(**given):
-    empty = {"student_logits": [], "student_features": [], "teacher_logits": [], "teacher_features": []}
+    lists = ("student_logits", "student_features", "student_levels", "teacher_logits", "teacher_features")
     return TrainStep(
         **{
-            **empty,
+            **dict.fromkeys(lists, []),
             "stages": [],
             "targets": [None] * 9,
             "labels": Labels(),
@@ -56,8 +56,8 @@ def test_plan_goes_before_declaration_before_loss():
     ("term", "numbers", "message"),
     [
         (TERM, {"level": 2}, "unknown key 'level' in here: did you mean 'levels'"),
-        (TERM, {"weight": "a"}, "here: weight must be a number above 0, got 'a'"),
-        (TERM, {"weight": 0}, "here: weight must be a number above 0, got 0"),
+        (TERM, {"weight": "a"}, "here: weight must be a number of at least 0, got 'a'"),
+        (TERM, {"weight": -1}, "here: weight must be a number of at least 0, got -1"),
         (TERM, {"wavelet": 4}, "here: wavelet must be a name such as 'db4', got 4"),
         (TERM, {"wavelet": ["db4"]}, "here: wavelet must be a name such as 'db4', got"),
         (TERM, {"bands": ["lll"]}, "here: bands must be the name of a selection, got"),
@@ -151,7 +151,7 @@ def test_prompts_are_tuned_first():
 
 
 def test_every_term_can_be_built_and_says_its_numbers():
-    assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd"]
+    assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
     for name, term in TERMS.items():
         assert str(built(term)).startswith(f"{name}: weight {term.weight:g}")
 
