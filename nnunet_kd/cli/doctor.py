@@ -188,6 +188,8 @@ class _Experiment:
         fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
         store = attach_soft_labels(preparation)
+        if store is not None and (leak := store.leakage(fold)) is not None:
+            raise ValueError(f"{leak} Mend: nnunet_kd soft-labels --teacher -f {fold} --name NAME, and store: NAME")
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
         if not preparation.needs_teacher:
             return f"{self.arguments.tr} needs no teacher{stored}"

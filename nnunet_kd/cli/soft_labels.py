@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ data, with a manifest; a file is whole or not there.
 
   nnunet_kd soft-labels -d 501 -c 3d_fullres --sam vit_b --checkpoint sam_vit_b_01ec64.pth
       asks SAM slice by slice, across the axis of the largest voxels; a box around every connected component of the
-      training labels is its prompt. Weights of the same format, MedSAM's for example, do as well.
+      training labels is its prompt.
   nnunet_kd soft-labels -d 501 -c 2d --sam vit_h --checkpoint FILE --channels 0 1 3 --prompt points
       three of the input channels as red, green and blue; a point in every component instead of a box
   nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher
       an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
-      plans); each case by the fold that was not trained on it. -f 0 has fold 0 do all cases.
+      plans); each case by the fold that was not trained on it, whatever folds the plans name. -f 0 has fold 0 do
+      all cases.
   nnunet_kd soft-labels ... -num_parts 4 -part_id 0        (and 1, 2, 3 on other machines)
   nnunet_kd soft-labels ... --continue                     after an interruption, or where a file was damaged
 
@@ -45,10 +45,14 @@ def add_parser(commands: Any) -> None:
     teacher.add_argument("--teacher", action="store_true", help="the nnU-Net teacher the plans name")
     command.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights of SAM")
     command.add_argument(
-        "--channels", metavar="N", type=int, nargs="+", help="one to three input channels for SAM (default: the first)"
+        "--channels",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="one to three input channels for SAM (default: the first three)",
     )
-    command.add_argument("--prompt", metavar="KIND", default="box", help="box or points (default: box)")
-    command.add_argument("--margin", metavar="N", type=int, default=2, help="voxels added to a box (default: 2)")
+    command.add_argument("--prompt", metavar="KIND", help="box or points (default: box)")
+    command.add_argument("--margin", metavar="N", type=int, help="voxels added to a box on each side (default: 2)")
     command.add_argument("-f", metavar="FOLD", type=int, help="with --teacher: this fold for all cases")
     command.add_argument("--disable_tta", action="store_true", help="with --teacher: no mirrored copies")
     command.add_argument("--name", metavar="NAME", help="of the store (default: sam or nnunet)")
@@ -67,9 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.teachers.nnunet import Experiment
+    from nnunet_kd.teachers.preprocessed import PreprocessedCases
     from nnunet_kd.teachers.sam import SamSettings
     from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
-    from nnunet_kd.teachers.sources import NnUNetSource, PreprocessedCases, SamSource, Source
+    from nnunet_kd.teachers.sources import NnUNetSource, SamSource, Source
 
     _check(arguments)
     folder = preprocessed_folder(arguments.d)
@@ -84,27 +89,25 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name or ("sam" if arguments.sam else "nnunet")
     store = SoftLabelStore(store_folder(folder, cases.configuration.data_identifier, name))
     mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
-    there = sum(store.is_whole(case) for case in mine)
-    if there and not arguments.resume:
+    todo = [case for case in mine if store.fault(case, cases, thorough=arguments.resume) is not None]
+    if len(todo) < len(mine) and not arguments.resume:
         raise FileExistsError(
-            f"{store.folder} has {there} of {len(mine)} cases already: add --continue to make the others, or remove it"
+            f"{store.folder} has {len(mine) - len(todo)} of {len(mine)} cases already: add --continue to make the "
+            "others, or remove it"
         )
     device = torch.device(arguments.device or default_device())
     source: Source
     if arguments.sam:
         channels = tuple(arguments.channels or range(min(cases.channels, 3)))
-        settings = SamSettings(arguments.sam, channels, arguments.prompt, arguments.margin)
+        given = {"prompt": arguments.prompt, "margin": arguments.margin}
+        settings = SamSettings(arguments.sam, channels, **{k: v for k, v in given.items() if v is not None})
         source = SamSource(cases, settings, arguments.checkpoint, device)
     else:
         source = NnUNetSource(cases, arguments.f, not arguments.disable_tta, device)
     store.begin(cases.data, source.description, cases.identifiers)
-
-    def progress(todo: Sequence[str]) -> Iterable[str]:
-        bar: Iterable[str] = tqdm(todo, unit="case", desc=f"soft labels '{store.name}'")
-        return bar
-
-    make_soft_labels(store, source.ordered(mine), source.logits, cases.configuration.patch_size, progress)
-    made = sum(store.is_whole(case) for case in cases.identifiers)
+    progress = tqdm(source.ordered(todo), unit="case", desc=f"soft labels '{store.name}'")
+    make_soft_labels(store, cases, progress, source.logits)
+    made = sum(store.fault(case) is None for case in cases.identifiers)
     print(f"{made} of {len(cases.identifiers)} cases in {store.folder}")
     return 0
 
@@ -116,5 +119,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--sam needs its weights: --checkpoint FILE")
     if arguments.sam and (arguments.f is not None or arguments.disable_tta):
         raise ValueError("-f and --disable_tta belong to --teacher")
-    if arguments.teacher and (arguments.checkpoint is not None or arguments.channels is not None):
-        raise ValueError("--checkpoint and --channels belong to --sam")
+    of_sam = (arguments.checkpoint, arguments.channels, arguments.prompt, arguments.margin)
+    if arguments.teacher and any(value is not None for value in of_sam):
+        raise ValueError("--checkpoint, --channels, --prompt and --margin belong to --sam")

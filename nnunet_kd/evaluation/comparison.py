@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     """Whether any run needs a teacher; that all train the same network."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunet_kd.training.preparation import prepare
+    from nnunet_kd.training.preparation import attach_soft_labels, prepare
     from nnunet_kd.training.trainer import DistillationTrainer
 
     needed = False
@@ -103,6 +103,9 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
             except ValueError:
                 continue  # its training will say so and not stop the others
             needed |= preparation.needs_teacher
+            if not study.is_trained(run):  # of the same data whatever the seed; these plans are written already
+                given = Experiment(study.plans, study.configuration, study.dataset_json)
+                attach_soft_labels(replace(preparation, student=given))
             plans = preparation.student.plans
         networks[run.method] = PlansManager(plans).get_configuration(study.configuration).configuration["architecture"]
     first = next(iter(networks), "")
@@ -124,7 +127,7 @@ def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
         student = Experiment(study.plans, study.configuration, study.dataset_json)
         try:
             files = find_teachers(settings, student, fold)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             if needed:
                 raise
             return {}

@@ -7,6 +7,7 @@ Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` pack
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
     """SAM with the weights of a file in the published format, frozen, on the CPU.
 
     Raises:
-        ValueError: For an unknown type, or a file that is no state dict or not that of this type.
+        ValueError: For an unknown type, for a file that is no state dict or not that of this type, or for weights
+            that are not finite.
         FileNotFoundError: Where there is no file.
     """
     from segment_anything import sam_model_registry
@@ -66,7 +68,8 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
     if not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
     try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        # Only files of PyTorch 1.6 and later can be mapped; older ones are read.
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"cannot read {checkpoint}: it is damaged, or holds more than weights") from error
     sam = sam_model_registry[model_type](checkpoint=None)
@@ -74,6 +77,9 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{checkpoint} does not hold the weights of {model_type}") from error
+    for name, weight in sam.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the weights in {checkpoint} are not finite: {name}")
     return sam.eval().requires_grad_(False)
 
 

@@ -5,7 +5,8 @@ It is a folder beside the preprocessed cases, named after them and the store, th
 - ``manifest.json``: what made the logits, and for which data,
 - ``CASE.b2nd``: float16 ``(heads, z, y, x)`` on the grid of the preprocessed case, compressed and chunked with blosc2
   as nnU-Net's own data,
-- ``CASE.json``: size and SHA-256 of that file, written after it: a case without it is not there yet.
+- ``CASE.json``: size and SHA-256 of that file and the fingerprint of the case it was made from, written after it: a
+  case without it is not there yet.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.writing import replacing, write_whole
 
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch", "segment_anything", "blosc2")
@@ -61,7 +63,7 @@ class SoftLabelStore:
         """Write the manifest, or check that the one that is there says the same.
 
         Args:
-            data: Which data the labels belong to (see :func:`data_of`).
+            data: Which data the labels belong to (see :func:`nnunet_kd.teachers.preprocessed.data_of`).
             source: Everything that decides what the labels are.
             cases: All cases the store will have, whoever makes them.
 
@@ -85,13 +87,14 @@ class SoftLabelStore:
         versions = {package: version(package) for package in PACKAGES}
         write_whole(self.folder / "manifest.json", json.dumps({**wanted, "versions": versions}, indent=1))
 
-    def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int]) -> None:
+    def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: str) -> None:
         """Store one case: its file is whole or not there.
 
         Args:
             case: nnU-Net's identifier.
             logits: ``(heads, z, y, x)``, any floating type.
             patch_size: nnU-Net's, for the chunks.
+            made_from: Fingerprint of the case.
 
         Raises:
             ValueError: For logits that are not finite in half precision.
@@ -105,7 +108,12 @@ class SoftLabelStore:
         path = self.path(case)
         with replacing(path) as unfinished:
             blosc2.asarray(half, urlpath=str(unfinished), mode="w", chunks=chunks, blocks=blocks, cparams=parameters)
-        record = {"shape": list(half.shape), "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        record = {
+            "shape": list(half.shape),
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+            "made_from": made_from,
+        }
         write_whole(self._record(case), json.dumps(record))
 
     def open(self, case: str) -> Any:
@@ -120,15 +128,44 @@ class SoftLabelStore:
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"cannot read the soft labels {self.path(case)}: missing or damaged") from error
 
-    def is_whole(self, case: str) -> bool:
-        """Whether the file of a case has the size it was written with."""
+    def fault(self, case: str, cases: PreprocessedCases | None = None, thorough: bool = False) -> str | None:
+        """What is wrong with the labels of a case; ``None``: nothing.
+
+        Args:
+            case: nnU-Net's identifier.
+            cases: If given, the labels must be of the case as it is preprocessed now.
+            thorough: Read the file and compare its SHA-256, not its size alone.
+        """
         record, path = self._record(case), self.path(case)
-        if not record.is_file() or not path.is_file():
-            return False
+        if not path.is_file():
+            return "is missing"
         try:
-            return bool(path.stat().st_size == json.loads(record.read_text())["bytes"])
-        except (ValueError, KeyError, TypeError):
-            return False
+            known = json.loads(record.read_text())
+            if path.stat().st_size != known["bytes"] or (thorough and file_digest(path) != known["sha256"]):
+                return "is damaged"
+            if (
+                cases is not None
+                and cases.changed_since(case, record)
+                and cases.fingerprint(case) != known["made_from"]
+            ):
+                return "is older than the preprocessed case, whose labels have changed"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "is damaged"
+        return None
+
+    @property
+    def arguments(self) -> str:
+        """Of ``nnunet_kd soft-labels``, to make the labels again from the same source."""
+        source = self.manifest.get("source", {})
+        if source.get("kind") == "nnunet":
+            words = ["--teacher"]
+            words += [] if source.get("out_of_fold") else ["-f", str(source["folds"][0])]
+            words += [] if source.get("mirroring") else ["--disable_tta"]
+        else:
+            words = ["--sam", str(source.get("model_type", "vit_b")), "--checkpoint", "FILE"]
+            words += ["--channels", *map(str, source["channels"])] if "channels" in source else []
+            words += [f"--{key} {source[key]}" for key in ("prompt", "margin") if key in source]
+        return " ".join([*words, "--name", self.name])
 
     def path(self, case: str) -> Path:
         """File of a case."""
@@ -137,53 +174,47 @@ class SoftLabelStore:
     def _record(self, case: str) -> Path:
         return self.folder / f"{case}.json"
 
-    def check(self, data: Mapping[str, Any], cases: Iterable[str]) -> None:
-        """Whether a training on these data and cases can use the store.
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Whether the labels belong to these data.
 
         Raises:
-            ValueError: Saying what differs, or which file is missing or damaged.
+            ValueError: Saying what differs.
         """
-        manifest = self.manifest
+        made_for = self.manifest.get("data", {})
         for key, value in json.loads(json.dumps(data)).items():
-            if manifest.get("data", {}).get(key) != value:
+            if made_for.get(key) != value:
                 raise ValueError(
-                    f"the soft labels in {self.folder} are for {key} = {_short(manifest.get('data', {}).get(key))}, "
-                    f"this training has {_short(value)}"
+                    f"the soft labels in {self.folder} are for {key} = {_short(made_for.get(key))}, this training has "
+                    f"{_short(value)}: make others under another --name, or remove the folder"
                 )
-        for case in cases:
-            if not self.is_whole(case):
-                state = "is damaged" if self.path(case).is_file() else "is missing"
-                raise ValueError(f"the soft labels {self.path(case)}: the file {state}")
+
+    def check_cases(self, cases: PreprocessedCases, wanted: Iterable[str]) -> None:
+        """Whether a training on some of the cases can use the labels.
+
+        Raises:
+            ValueError: Saying which file is missing, damaged or out of date.
+        """
+        for case in wanted:
+            fault = self.fault(case, cases)
+            if fault is not None:
+                raise ValueError(f"the soft labels {self.path(case)}: the file {fault}")
 
     def leakage(self, fold: int | str) -> str | None:
-        """A warning where the labels come from an nnU-Net that has seen validation cases of student fold ``fold``."""
-        folds = self.manifest.get("source", {}).get("folds")
-        if folds is None or fold == "all":
-            return None
-        leaking = [one for one in folds if one != fold]
-        if not leaking:
-            return None
-        return (
-            f"LEAKAGE: the soft labels '{self.name}' are of teachers (fold {', '.join(map(str, leaking))}) that were "
-            f"trained on validation cases of student fold {fold}. The student's validation scores are optimistic and "
-            "no estimate for new cases."
-        )
+        """A warning where the labels come from an nnU-Net that has seen validation cases of student fold ``fold``.
 
-
-def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an experiment soft labels depend on: its data and its labels."""
-    settings = plans_manager.get_configuration(configuration)
-    labels = plans_manager.get_label_manager(dataset_json)
-    return {
-        "dataset": plans_manager.dataset_name,
-        "preprocessed": settings.data_identifier,
-        "spacing": [float(width) for width in settings.spacing],
-        "labels": dataset_json["labels"],
-        "regions": [list(np.atleast_1d(region).tolist()) for region in labels.foreground_regions]
-        if labels.has_regions
-        else None,
-        "heads": labels.num_segmentation_heads,
-    }
+        What its own files say against it counts too.
+        """
+        source = self.manifest.get("source", {})
+        notes = list(source.get("leakage", []))
+        leaking = [one for one in source.get("folds", []) if one != fold]
+        if leaking and fold != "all":  # fold all keeps no case back in the first place
+            notes.insert(
+                0,
+                f"LEAKAGE: the soft labels '{self.name}' are of teachers (fold {', '.join(map(str, leaking))}) that "
+                f"were trained on validation cases of student fold {fold}. The student's validation scores are "
+                "optimistic and no estimate for new cases.",
+            )
+        return " ".join(notes) or None
 
 
 def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLabelStore:
@@ -195,11 +226,12 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
         name: Of the store.
 
     Raises:
-        FileNotFoundError: Where there is none, with the command that makes one.
+        FileNotFoundError: Where there is none.
         ValueError: Where there are several and no name.
     """
     prefix = f"{identifier}_soft_"
-    stores = sorted(path for path in preprocessed.glob(f"{prefix}*") if (path / "manifest.json").is_file())
+    # A folder whose first case failed is none yet.
+    stores = sorted({path.parent for path in preprocessed.glob(f"{prefix}*/*.b2nd")})
     names = [path.name[len(prefix) :] for path in stores]
     if name is None and len(stores) > 1:
         raise ValueError(
@@ -227,14 +259,13 @@ def store_folder(preprocessed: Path, identifier: str, name: str) -> Path:
 
 def make_soft_labels(
     store: SoftLabelStore,
-    cases: Sequence[str],
+    cases: PreprocessedCases,
+    wanted: Iterable[str],
     logits_of: Callable[[str], np.ndarray],
-    patch_size: Sequence[int],
-    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> None:
-    """Compute and store the cases that are not there yet."""
-    for case in progress([case for case in cases if not store.is_whole(case)]):
-        store.write(case, logits_of(case), patch_size)
+    """Compute and store the labels of some cases."""
+    for case in wanted:
+        store.write(case, logits_of(case), cases.configuration.patch_size, cases.fingerprint(case))
 
 
 def file_digest(path: Path) -> str:

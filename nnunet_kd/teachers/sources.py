@@ -10,52 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import read_settings
-from nnunet_kd.teachers.nnunet import Experiment, case_predictor, find_teachers
+from nnunet_kd.teachers.nnunet import case_predictor, find_teachers
+from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
-from nnunet_kd.teachers.soft_labels import data_of, file_digest
-
-
-class PreprocessedCases:
-    """The preprocessed cases of one configuration.
-
-    Args:
-        folder: The data set's in ``nnUNet_preprocessed``.
-        experiment: Plans, configuration and ``dataset.json``.
-
-    Raises:
-        FileNotFoundError: Where nothing is preprocessed.
-    """
-
-    def __init__(self, folder: Path, experiment: Experiment) -> None:
-        plans = PlansManager(experiment.plans)
-        self.folder = folder
-        self.experiment = experiment
-        self.configuration = plans.get_configuration(experiment.configuration)
-        self.labels = plans.get_label_manager(experiment.dataset_json)
-        self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
-        source = folder / self.configuration.data_identifier
-        self.identifiers = sorted(entry.stem for entry in source.glob("*.pkl"))
-        if not self.identifiers:
-            raise FileNotFoundError(
-                f"nothing is preprocessed in {source}. Do it: nnUNetv2_preprocess -d {plans.dataset_name} "
-                f"-plans_name {plans.plans_name} -c {experiment.configuration}"
-            )
-        self._dataset = infer_dataset_class(str(source))(str(source))
-
-    @property
-    def channels(self) -> int:
-        """Of the images."""
-        description = self.experiment.dataset_json
-        return len(description.get("channel_names", description.get("modality", {})))
-
-    def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body."""
-        images, segmentation, _, _ = self._dataset.load_case(case)
-        return np.asarray(images[:]), np.asarray(segmentation[0])
+from nnunet_kd.teachers.soft_labels import file_digest
 
 
 class Source(Protocol):
@@ -132,13 +92,18 @@ class NnUNetSource:
     Raises:
         FileNotFoundError: Where a teacher is missing, with the command that makes it.
         ValueError: Where one does not fit, or a case is a validation case of no fold.
-        NotImplementedError: For several teachers.
+        NotImplementedError: For several teachers, or a cascade's second stage.
     """
 
     def __init__(self, cases: PreprocessedCases, fold: int | None, mirroring: bool, device: torch.device) -> None:
         settings = read_settings(cases.experiment.plans).teachers
         if len(settings) > 1:
             raise NotImplementedError("the plans name several teachers: soft labels are of one")
+        if cases.configuration.previous_stage_name is not None:
+            raise NotImplementedError(
+                f"{cases.experiment.configuration} sees the segmentation of the stage before: an nnU-Net's soft labels "
+                "of a cascade's second stage cannot be stored"
+            )
         self._cases = cases
         self._mirroring = mirroring
         self._device = device
@@ -155,6 +120,7 @@ class NnUNetSource:
             "out_of_fold": fold is None,
             "mirroring": mirroring,
             "checkpoint_sha256": {str(one): file_digest(files.checkpoint) for one, files in self._teachers.items()},
+            "leakage": list(dict.fromkeys(f.leakage for f in self._teachers.values() if f.leakage is not None)),
         }
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:

@@ -7,27 +7,28 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Keeps an average of a module's parameters and changes places with it.
+    """Keeps an average of a module's parameters and running statistics and changes places with it.
 
     While the module trains it holds its own weights; :meth:`show` puts the average into it for validation and
     saving, :meth:`hide` puts its own back.
 
     Args:
-        module: The module; its parameters are exchanged in place, so compiled and wrapped copies see it too.
+        module: The module; its tensors are exchanged in place, so compiled and wrapped copies see it too.
         decay: ``average = decay * average + (1 - decay) * weights`` after every step.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.shown = False
-        self._parameters = dict(module.named_parameters())
-        self._other = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._own: dict[str, Tensor] = dict(module.named_parameters())
+        self._own |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+        self._other = {name: tensor.detach().clone() for name, tensor in self._own.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take one training step into the average."""
         assert not self.shown, "the average is in the module: hide() it before training"
-        torch._foreach_lerp_(list(self._other.values()), list(self._parameters.values()), 1 - self.decay)
+        torch._foreach_lerp_(list(self._other.values()), list(self._own.values()), 1 - self.decay)
 
     def show(self) -> None:
         """Put the average into the module."""
@@ -41,9 +42,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, parameter in self._parameters.items():
-            held = parameter.detach().clone()
-            parameter.copy_(self._other[name])
+        for name, tensor in self._own.items():
+            held = tensor.detach().clone()
+            tensor.copy_(self._other[name])
             self._other[name].copy_(held)
         self.shown = not self.shown
 

@@ -24,7 +24,8 @@ from nnunet_kd.planning import (
 )
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
-from nnunet_kd.teachers.soft_labels import SoftLabelStore, data_of, find_store
+from nnunet_kd.teachers.preprocessed import PreprocessedCases
+from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.training.methods import active_terms
 from nnunet_kd.training.step import LabelCodes
@@ -153,36 +154,40 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
 
     Raises:
         FileNotFoundError: Where there are none, with the command that makes them.
-        ValueError: Where they belong to other data, or a training case has none.
+        ValueError: Where they belong to other data or to an earlier state of them, or a training case has none.
     """
-    terms = [term for term in preparation.terms if isinstance(term, ActiveSoftLabelTerm)]
+    terms = [term for term in preparation.terms if isinstance(term, ActiveSoftLabelTerm) and term.weight > 0]
     if not terms:
         return None
     (term,) = terms
     student = preparation.student
-    plans = PlansManager(student.plans)
-    data = data_of(plans, student.configuration, student.dataset_json)
-    folder = Path(nnUNet_preprocessed.require()) / plans.dataset_name
+    folder = Path(nnUNet_preprocessed.require()) / student.plans["dataset_name"]
+    cases = PreprocessedCases(folder, student)
     command = (
-        f"nnunet_kd soft-labels -d {plans.dataset_name} -c {student.configuration} -p {plans.plans_name} "
-        "--sam vit_b --checkpoint FILE"
+        f"nnunet_kd soft-labels -d {student.plans['dataset_name']} -c {student.configuration} "
+        f"-p {student.plans['plans_name']}"
     )
     try:
-        store = find_store(folder, data["preprocessed"], term.store)
-        store.check(data, _training_cases(folder, data["preprocessed"], preparation.fold))
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error}. Make them: {command}") from error
+        store = find_store(folder, cases.configuration.data_identifier, term.store)
+    except FileNotFoundError as error:
+        name = "" if term.store is None else f" --name {term.store}"
+        raise FileNotFoundError(f"{error}. Make them: {command} --sam vit_b --checkpoint FILE{name}") from None
+    store.check_data(cases.data)
+    try:
+        store.check_cases(cases, _training_cases(cases, preparation.fold))
+    except ValueError as error:
+        raise ValueError(f"{error}. Make it: {command} {store.arguments} --continue") from None
     return store
 
 
-def _training_cases(folder: Path, identifier: str, fold: int | str) -> list[str]:
+def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:
     """Of a fold, where nnU-Net has split the data set already; else all preprocessed cases."""
-    splits = folder / "splits_final.json"
+    splits = cases.folder / "splits_final.json"
     if fold != "all" and splits.is_file():
         folds = json.loads(splits.read_text())
         if int(fold) < len(folds):
             return list(folds[int(fold)]["train"])
-    return sorted(path.stem for path in (folder / identifier).glob("*.pkl"))
+    return cases.identifiers
 
 
 def _check_patch(student: Experiment, teacher: EncoderStages) -> None:

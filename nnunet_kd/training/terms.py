@@ -29,7 +29,7 @@ class Term(ABC):
     Attributes:
         name: Its name in plans and in the log.
         loss: Class of the loss.
-        weight: Factor in the total loss; with 0 it is not computed.
+        weight: Factor in the total loss.
         ramp: See :func:`nnunet_kd.training.ramp.read_ramp`.
         options: Keywords of ``loss`` that differ from its defaults.
     """
@@ -39,6 +39,8 @@ class Term(ABC):
     weight: float
     ramp: Sequence[float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    may_weigh_nothing: ClassVar[bool] = False
 
     def changed(self, numbers: Mapping[str, Any], where: str) -> Term:
         """The term with numbers of a plan instead of its own: its own keys and the keywords of its loss.
@@ -62,7 +64,7 @@ class Term(ABC):
             ValueError: Naming ``where`` and what is wrong with a number.
         """
         try:
-            check_number("weight", self.weight, positive=False)
+            check_number("weight", self.weight, positive=not self.may_weigh_nothing)
             return self._build(self.loss(**self.options), num_epochs)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
@@ -153,6 +155,8 @@ class SelfTerm(Term):
 class SoftLabelTerm(Term):
     """A loss between the student's logits and stored ones (SAM-DRA-UNet, eq. 17); there is no teacher at training.
 
+    With the weight 0 it is not computed and no soft labels are read: the "hard targets only" of table 3.
+
     Its class has ``forward(student, teacher, regions, valid)``, as that of a :class:`LogitsTerm`.
 
     Attributes:
@@ -164,6 +168,8 @@ class SoftLabelTerm(Term):
     convex: bool = True
     store: str | None = None
     hard_loss: str = "dice_ce"
+
+    may_weigh_nothing: ClassVar[bool] = True
 
     def _build(self, loss: Any, num_epochs: int) -> ActiveTerm:
         if self.store is not None and not isinstance(self.store, str):

@@ -191,6 +191,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
+        if unfinished and self.soft_labels is None:  # trained anew, or longer than the checkpoint that was there
+            self.soft_labels = attach_soft_labels(self.preparation)
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
         leakage = self._note_leakage(attached, unfinished)
         if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
@@ -409,6 +411,13 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             )
         if self.teacher_stages is None and saved["teacher_stages"] is not None:
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
+        if not self.was_initialized:
+            self.initialize()
+        if _shapes(saved["adapters"]) != _shapes(self._joint().adapters.state_dict()):
+            raise ValueError(
+                "this training was begun with other options of its terms, which need other adapters, than "
+                "nnunet_kd.method of the plans has now: restore it, or train anew without --c"
+            )
         super().load_checkpoint(filename_or_checkpoint)
         self._joint().adapters.load_state_dict(saved["adapters"])
         if self.average is not None and saved["average"] is not None:
@@ -416,6 +425,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         elif self.average is not None:  # asked for since: starts from the weights just loaded
             self.average = WeightAverage(self._joint().student, self.average.decay)
         self._add_log_entries()
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 @contextmanager

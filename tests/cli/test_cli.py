@@ -144,6 +144,15 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     monkeypatch.undo()
 
 
+def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
+    assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD"]) == 0
+    assert "needs no teacher, the soft labels 'nnunet' are there and fit" in capsys.readouterr().out
+    words = ("-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1")
+    doctor_says(capsys, "no estimate for new cases. Mend: nnunet_kd soft-labels --teacher -f 1 --name NAME", *words)
+
+
 def test_doctor_without_folders(workspace, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
     doctor_says(capsys, "nnUNet_results is not set. Mend: export nnUNet_results=")

@@ -65,6 +65,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
         (["-m", "NoKD", "-p", "other"], "there are no plans"),
         (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
+        (["-m", "NoKD", "SAMKD"], "there are no soft labels in"),
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),
         (["-m", "NoKD", "--tolerance", "0"], "--tolerance above 0"),
     ],

@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 
+import blosc2
 import numpy as np
 import pytest
 import segment_anything
@@ -9,7 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_kd.cli import main
-from nnunet_kd.teachers.sam import ABSENT
+from nnunet_kd.teachers.sam import ABSENT, SamTeacher
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from tests.conftest import SHORT
 from tests.small_networks import tiny_sam
@@ -116,7 +118,8 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (("SAM", "-p", "other"), "there are no plans"),
         (("SAM", "--name", "a/b"), "a name of soft labels has letters"),
-        (("--teacher", "--checkpoint", "x"), "--checkpoint and --channels belong to --sam"),
+        (("--teacher", "--checkpoint", "x"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
+        (("--teacher", "--margin", "3"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
         (("--teacher",), "has fold_0, but not fold_1. Train it: nnUNetv2_train"),
     ],
 )
@@ -125,6 +128,56 @@ def test_wrong_arguments_are_one_line_and_write_nothing(workspace, sam, capsys, 
     assert make(*words) == 1
     assert message in capsys.readouterr().err
     assert not list(workspace.preprocessed.glob("*_soft_*"))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sam_walks_along_the_largest_voxels_and_knows_the_body(workspace, sam, monkeypatch, axis):
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0 if number == axis else 1.0 for number in range(3)]
+    (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    asked = {}
+
+    def logits(self, images, structures, body, axis):
+        asked[len(asked)] = body, axis
+        return np.zeros(structures.shape, np.float32)
+
+    monkeypatch.setattr(SamTeacher, "logits", logits)
+    assert make(*sam) == 0
+    dataset = nnUNetDatasetBlosc2(str(workspace.preprocessed / "nnUNetPlans_3d_fullres"))
+    outside = 0
+    for case, (body, along) in zip(dataset.identifiers, asked.values(), strict=True):
+        segmentation = np.asarray(dataset.load_case(case)[1][0])
+        assert along == axis
+        np.testing.assert_array_equal(body, segmentation != -1)
+        outside += int((~body).sum())
+    assert outside > 0
+
+
+def test_soft_labels_of_a_cascade_are_sams_only(workspace, sam, capsys):
+    plans = workspace.plans("nnUNetPlans")
+    variants.use_cascade(workspace, plans, "nnUNetTrainerSAMKD")
+    (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert make("-c", "3d_cascade_fullres", "--teacher", "-f", "0") == 1
+    assert "3d_cascade_fullres sees the segmentation of the stage before" in capsys.readouterr().err
+    assert make("-c", "3d_cascade_fullres", *sam) == 0
+
+
+def test_labels_corrected_since_are_made_again(workspace, sam):
+    assert make(*sam) == 0
+    folder = workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam"
+    before = files_of(folder)
+    case = json.loads((folder / "manifest.json").read_text())["cases"][0]
+    data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
+    for name in (f"{case}.pkl", f"{case}_seg.b2nd"):  # links to what other tests use
+        content = (data / name).read_bytes()
+        (data / name).unlink()
+        (data / name).write_bytes(content)
+    os.utime(data / f"{case}.pkl", (2e9, 2e9))
+    blosc2.open(str(data / f"{case}_seg.b2nd"), mode="a")[:] = 0
+    assert make(*sam, "--continue") == 0
+    after = files_of(folder)
+    assert {name for name in after if after[name] != before[name]} == {f"{case}.b2nd", f"{case}.json"}
+    assert (SoftLabelStore(folder).open(case)[1:] == ABSENT).all()
 
 
 def test_logits_of_an_nnunet_teacher(workspace, capsys):

@@ -154,6 +154,15 @@ def test_loading_a_checkpoint(registry, tmp_path):
     assert not sam.training
 
 
+def test_a_checkpoint_of_the_format_before_pytorch_1_6(registry, tmp_path):
+    path = tmp_path / "sam.pth"
+    torch.manual_seed(3)
+    torch.save(tiny_sam().state_dict(), path, _use_new_zipfile_serialization=False)
+    torch.manual_seed(3)
+    for ours, expected in zip(load_sam("tiny", path).parameters(), tiny_sam().parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_checkpoints_that_cannot_be_used(registry, tmp_path):
     path = tmp_path / "sam.pth"
     with pytest.raises(ValueError, match="segment_anything has no model 'vit_x', only .*vit_b"):
@@ -165,6 +174,11 @@ def test_checkpoints_that_cannot_be_used(registry, tmp_path):
         load_sam("tiny", path)
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not hold the weights of tiny"):
+        load_sam("tiny", path)
+    weights = tiny_sam().state_dict()
+    weights["mask_decoder.mask_tokens.weight"][0, 0] = float("nan")
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=r"are not finite: mask_decoder\.mask_tokens\.weight"):
         load_sam("tiny", path)
     torch.save(["a", "list"], path)
     with pytest.raises(ValueError, match="does not hold the weights of tiny"):

@@ -1,4 +1,6 @@
+import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,24 @@ def logits_of(case, shape=(2, 11, 30, 25)):
     return np.random.default_rng(len(case)).normal(scale=8, size=shape)
 
 
+class Cases:
+    """Preprocessed cases whose labels are their names."""
+
+    configuration = SimpleNamespace(patch_size=(8, 16, 16))
+    changed: tuple = ()
+
+    def fingerprint(self, case):
+        return hashlib.sha256(case.encode()).hexdigest() + ("changed" if case in self.changed else "")
+
+    def changed_since(self, case, file):
+        return case in self.changed
+
+
+def write(store, case, logits=None):
+    logits = logits_of(case) if logits is None else logits
+    store.write(case, logits, Cases.configuration.patch_size, Cases().fingerprint(case))
+
+
 @pytest.fixture
 def store(tmp_path):
     made = SoftLabelStore(store_folder(tmp_path, "P_3d", "sam"))
@@ -21,31 +41,31 @@ def store(tmp_path):
 
 
 def test_what_is_written_is_read(store):
-    store.write("a", logits_of("a"), (8, 16, 16))
+    write(store, "a")
     read = store.open("a")
     np.testing.assert_array_equal(read[:], logits_of("a").astype(np.float16))
     assert read.dtype == np.float16 and read.chunks[0] == 1 and read.chunks[1:] != read.shape[1:]
     np.testing.assert_array_equal(read[:, 2:4, 5:9, 0:3], logits_of("a").astype(np.float16)[:, 2:4, 5:9, 0:3])
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert manifest["cases"] == ["a", "bb", "ccc"] and manifest["versions"]["segment_anything"]
-    assert store.name == "sam" and store.is_whole("a") and not store.is_whole("bb")
+    assert store.name == "sam" and store.fault("a") is None and store.fault("bb") == "is missing"
 
 
 def test_large_logits_are_cut_to_half_precision_and_nan_is_refused(store):
     logits = logits_of("a")
     logits[0, 0, 0, 0] = 1e9
-    store.write("a", logits, (8, 16, 16))
+    write(store, "a", logits)
     assert store.open("a")[0, 0, 0, 0] == np.finfo(np.float16).max
     logits[0, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="case bb: the teacher's logits are not finite"):
-        store.write("bb", logits, (8, 16, 16))
+        write(store, "bb", logits)
     assert sorted(path.name for path in store.folder.iterdir()) == ["a.b2nd", "a.json", "manifest.json"]
 
 
 def test_interrupted_and_resumed_is_byte_identical(store, tmp_path):
     other = SoftLabelStore(tmp_path / "whole_soft_sam")
     other.begin(DATA, SOURCE, ["a", "bb", "ccc"])
-    make_soft_labels(other, ["a", "bb", "ccc"], logits_of, (8, 16, 16))
+    make_soft_labels(other, Cases(), ["a", "bb", "ccc"], logits_of)
 
     def interrupted(case):
         if case == "bb":
@@ -53,11 +73,10 @@ def test_interrupted_and_resumed_is_byte_identical(store, tmp_path):
         return logits_of(case)
 
     with pytest.raises(KeyboardInterrupt):
-        make_soft_labels(store, ["a", "bb", "ccc"], interrupted, (8, 16, 16))
-    assert [store.is_whole(case) for case in ("a", "bb", "ccc")] == [True, False, False]
-    made = []
-    make_soft_labels(store, ["a", "bb", "ccc"], lambda case: made.append(case) or logits_of(case), (8, 16, 16))
-    assert made == ["bb", "ccc"]
+        make_soft_labels(store, Cases(), ["a", "bb", "ccc"], interrupted)
+    todo = [case for case in ("a", "bb", "ccc") if store.fault(case, Cases(), thorough=True)]
+    assert todo == ["bb", "ccc"]
+    make_soft_labels(store, Cases(), todo, logits_of)
     for path in other.folder.iterdir():
         assert path.read_bytes() == (store.folder / path.name).read_bytes(), path.name
 
@@ -79,21 +98,36 @@ def test_another_source_is_refused_in_the_same_folder(store):
 
 def test_missing_and_truncated_files_are_named(store):
     with pytest.raises(ValueError, match=r"a\.b2nd: the file is missing"):
-        store.check(DATA, ["a"])
-    store.write("a", logits_of("a"), (8, 16, 16))
-    store.check(DATA, ["a"])
+        store.check_cases(Cases(), ["a"])
+    write(store, "a")
+    store.check_cases(Cases(), ["a"])
     path = store.path("a")
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:-100], whole[-100] ^ 1, *whole[-99:]]))
+    assert store.fault("a") is None and store.fault("a", thorough=True) == "is damaged"  # one bit
+    path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=r"a\.b2nd: the file is damaged"):
-        store.check(DATA, ["a"])
-    assert not store.is_whole("a")
+        store.check_cases(Cases(), ["a"])
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"cannot read the soft labels .*a\.b2nd: missing or damaged"):
         store.open("a")
-    with pytest.raises(ValueError, match="are for heads = 2, this training has 5"):
-        store.check({**DATA, "heads": 5}, [])
+    with pytest.raises(ValueError, match="are for heads = 2, this training has 5: make others under another --name"):
+        store.check_data({**DATA, "heads": 5})
+    path.write_bytes(whole)
+    assert store.fault("a", thorough=True) is None
     (store.folder / "a.json").write_text("{")
-    assert not store.is_whole("a")
+    assert store.fault("a") == "is damaged"
+
+
+def test_labels_of_a_case_that_has_changed_since_are_out_of_date(store):
+    write(store, "a")
+    write(store, "bb")
+    now = Cases()
+    now.changed = ("bb",)
+    store.check_cases(now, ["a"])
+    with pytest.raises(ValueError, match=r"bb\.b2nd: the file is older than the preprocessed case"):
+        store.check_cases(now, ["a", "bb"])
+    assert store.fault("bb") is None  # of itself it is whole
 
 
 def test_leakage_is_that_of_the_teachers_folds(store, tmp_path):
@@ -105,15 +139,45 @@ def test_leakage_is_that_of_the_teachers_folds(store, tmp_path):
     same = SoftLabelStore(tmp_path / "P_soft_same")
     same.begin(DATA, {"kind": "nnunet", "folds": [0]}, ["a"])
     assert same.leakage(0) is None and same.leakage(3) is not None
+    inherited = SoftLabelStore(tmp_path / "P_soft_inherited")
+    inherited.begin(DATA, {"kind": "nnunet", "folds": [0], "leakage": ["LEAKAGE is possible: other data."]}, ["a"])
+    assert inherited.leakage(0) == inherited.leakage("all") == "LEAKAGE is possible: other data."
+    assert inherited.leakage(1).endswith("no estimate for new cases. LEAKAGE is possible: other data.")
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        (
+            {"kind": "sam", "model_type": "vit_l", "channels": [0, 2], "prompt": "points", "margin": 3},
+            "--sam vit_l --checkpoint FILE --channels 0 2 --prompt points --margin 3 --name x",
+        ),
+        (
+            {"kind": "nnunet", "folds": [2], "out_of_fold": False, "mirroring": False},
+            "--teacher -f 2 --disable_tta --name x",
+        ),
+        ({"kind": "nnunet", "folds": [0, 1], "out_of_fold": True, "mirroring": True}, "--teacher --name x"),
+    ],
+)
+def test_arguments_that_make_them_again(tmp_path, source, arguments):
+    store = SoftLabelStore(store_folder(tmp_path, "P_3d", "x"))
+    store.begin(DATA, source, ["a"])
+    assert store.arguments == arguments
 
 
 def test_finding_a_store(tmp_path, store):
+    with pytest.raises(FileNotFoundError, match="there are no soft labels in"):
+        find_store(tmp_path, "P_3d", None)  # begun, but its first case has failed
+    write(store, "a")
     assert find_store(tmp_path, "P_3d", None) == store == find_store(tmp_path, "P_3d", "sam")
     with pytest.raises(FileNotFoundError, match="there are no soft labels in"):
         find_store(tmp_path, "P_2d", None)
     with pytest.raises(FileNotFoundError, match="there are no soft labels 'x' in .*, only sam"):
         find_store(tmp_path, "P_3d", "x")
-    SoftLabelStore(store_folder(tmp_path, "P_3d", "nnunet")).begin(DATA, SOURCE, ["a"])
+    other = SoftLabelStore(store_folder(tmp_path, "P_3d", "nnunet"))
+    other.begin(DATA, SOURCE, ["a"])
+    assert find_store(tmp_path, "P_3d", None) == store
+    write(other, "a")
     with pytest.raises(ValueError, match='there are several soft labels, nnunet, sam: .*"store": "nnunet"'):
         find_store(tmp_path, "P_3d", None)
     for name in ("", "a/b", "a_soft_b", "a b"):

@@ -1,17 +1,20 @@
 """Soft labels in nnU-Net's data loader, and the trainer that follows them."""
 
 import json
+import os
+import shutil
 
+import blosc2
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy import ndimage
 
 from nnunet_kd.losses import LogitsKDLoss
 from nnunet_kd.planning import recorded_leakage
-from nnunet_kd.teachers.soft_labels import SoftLabelStore, data_of, store_folder
+from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.teachers.preprocessed import PreprocessedCases
+from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.soft_labels import ImageWithSoftLabels, split_batch
@@ -21,18 +24,18 @@ from tests.training import variants
 
 def store_of(workspace, configuration="3d_fullres", name="sam", logits=None, source=None):
     """Soft labels of all cases: 20 for the class of a voxel and 0 for the others, unless told otherwise."""
-    plans = PlansManager(str(workspace.preprocessed / "nnUNetPlans.json"))
-    settings = plans.get_configuration(configuration)
-    labels = plans.get_label_manager(workspace.dataset_json)
-    store = SoftLabelStore(store_folder(workspace.preprocessed, settings.data_identifier, name))
-    dataset = nnUNetDatasetBlosc2(str(workspace.preprocessed / settings.data_identifier))
-    data = data_of(plans, configuration, workspace.dataset_json)
-    store.begin(data, source or {"kind": "sam"}, dataset.identifiers)
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+    cases = PreprocessedCases(workspace.preprocessed, Experiment(plans, configuration, workspace.dataset_json))
+    labels = cases.labels
+    store = SoftLabelStore(store_folder(workspace.preprocessed, cases.configuration.data_identifier, name))
+    store.begin(cases.data, source or {"kind": "sam"}, cases.identifiers)
     wanted = labels.foreground_regions if labels.has_regions else [[-1, 0], *([c] for c in labels.foreground_labels)]
-    for case in dataset.identifiers:
-        segmentation = np.asarray(dataset.load_case(case)[1][0])
-        made = np.stack([20.0 * np.isin(segmentation, region) for region in wanted])
-        store.write(case, made if logits is None else logits(made), settings.patch_size)
+
+    def logits_of(case):
+        made = np.stack([20.0 * np.isin(cases.load(case)[1], region) for region in wanted])
+        return made if logits is None else logits(made)
+
+    make_soft_labels(store, cases, cases.identifiers, logits_of)
     return store
 
 
@@ -132,7 +135,8 @@ def test_temperature_without_its_square():
 )
 def test_rows_of_table_3(workspace, method, hard_weight):
     """Soft targets alone, hard targets alone, another temperature."""
-    store_of(workspace)
+    if hard_weight < 1:
+        store_of(workspace)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     trainer.run_training()
@@ -145,15 +149,14 @@ def test_rows_of_table_3(workspace, method, hard_weight):
 
 
 def test_cross_entropy_alone(workspace):
-    store_of(workspace)
+    """Without soft labels, as their weight is 0."""
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"hard_loss": "ce", "weight": 0.0})
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     trainer.on_train_start()
     trainer.network.train()
     batch = next(trainer.dataloader_train)
-    images, _, _ = split_batch(batch["data"], 3)
     with torch.no_grad():
-        logits, *_ = trainer.network(images)
+        logits, *_ = trainer.network(batch["data"])
     weights = [w for w in trainer.loss.weight_factors if w]
     expected = sum(
         w * torch.nn.functional.cross_entropy(z, t[:, 0].long())
@@ -199,9 +202,12 @@ def test_joins_terms_with_a_teacher_and_unseeded_loading(workspace, monkeypatch)
 
 def test_refused_with_the_command_before_anything_is_written(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
-    command = "Make them: nnunet_kd soft-labels -d Dataset598_TinyHeads -c 3d_fullres -p nnUNetPlans --sam vit_b"
-    with pytest.raises(FileNotFoundError, match=f"there are no soft labels in .*{command}"):
+    command = "nnunet_kd soft-labels -d Dataset598_TinyHeads -c 3d_fullres -p nnUNetPlans --sam vit_b --checkpoint FILE"
+    with pytest.raises(FileNotFoundError, match=f"there are no soft labels in .*Make them: {command}$"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+    named = workspace.plans("nnUNetPlans", training=SHORT, method={"store": "medsam"})
+    with pytest.raises(FileNotFoundError, match=f"no soft labels 'medsam' in .*{command} --name medsam$"):
+        make_trainer(nnUNetTrainerSAMKD, named, workspace)
     store = store_of(workspace)
     with pytest.raises(FileNotFoundError, match="there are no soft labels in .*-c 2d"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace, configuration="2d")
@@ -209,12 +215,22 @@ def test_refused_with_the_command_before_anything_is_written(workspace):
     path = store.path(train[0])
     whole = path.read_bytes()
     path.write_bytes(whole[:-50])
-    with pytest.raises(ValueError, match=rf"{train[0]}\.b2nd: the file is damaged\. {command}"):
+    with pytest.raises(
+        ValueError, match=rf"{train[0]}\.b2nd: the file is damaged\. Make it: {command} --name sam --continue"
+    ):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     path.unlink()
     with pytest.raises(ValueError, match=rf"{train[0]}\.b2nd: the file is missing"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     path.write_bytes(whole)
+    (store.folder / f"{train[0]}.json").write_text("no JSON")
+    with pytest.raises(ValueError, match=rf"{train[0]}\.b2nd: the file is damaged"):
+        make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+    (store.folder / "manifest.json").write_text("no JSON")
+    with pytest.raises(ValueError, match=r"is no folder of soft labels: cannot read manifest\.json"):
+        make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+    shutil.rmtree(store.folder)
+    store_of(workspace)
     variants.use_regions(workspace)
     with pytest.raises(ValueError, match="are for labels = "):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
@@ -239,10 +255,41 @@ def test_a_finished_training_needs_no_soft_labels(workspace):
 
 
 def test_a_case_of_another_shape_is_named(workspace):
-    store = store_of(workspace)
-    train = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["train"]
-    for case in train:
-        store.write(case, np.zeros((3, 4, 4, 4)), (4, 4, 4))
+    store_of(workspace, logits=lambda made: np.zeros((3, 4, 4, 4)))
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     with pytest.raises(ValueError, match=r"are \(4, 4, 4\), the preprocessed case is"):
         trainer.on_train_start()
+
+
+def test_labels_that_were_corrected_since_make_them_out_of_date(workspace):
+    """The file's time alone says nothing: a copied data set is as good as it was."""
+    store_of(workspace)
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    folder = workspace.preprocessed / "nnUNetPlans_3d_fullres"
+    case = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["train"][0]
+    for name in (f"{case}.pkl", f"{case}_seg.b2nd"):  # links to what other tests use
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    os.utime(folder / f"{case}.pkl", (2e9, 2e9))
+    make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+    blosc2.open(str(folder / f"{case}_seg.b2nd"), mode="a")[0, 3, 3, 3] = 2
+    with pytest.raises(ValueError, match=rf"{case}\.b2nd: the file is older than the preprocessed case"):
+        make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+
+
+def test_trained_again_and_for_longer(workspace):
+    """A checkpoint of a finished training beside it does not take the soft labels away."""
+    store_of(workspace)
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 1})
+    make_trainer(nnUNetTrainerSAMKD, plans, workspace).run_training()
+    longer = workspace.plans("nnUNetPlans", training=SHORT)
+    again = make_trainer(nnUNetTrainerSAMKD, longer, workspace, resume=True)
+    again.initialize()
+    again.load_checkpoint(f"{again.output_folder}/checkpoint_final.pth")
+    again.run_training()
+    anew = make_trainer(nnUNetTrainerSAMKD, longer, workspace)
+    anew.run_training()
+    for trainer in (again, anew):
+        soft = trainer.logger.get_checkpoint()["soft_labels"]
+        assert len(soft) == 2 and (np.array(soft) > 0).all()

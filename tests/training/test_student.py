@@ -100,6 +100,20 @@ def test_average_of_weights():
     assert module.weight.item() == 2.0
 
 
+def test_running_statistics_are_averaged_with_the_weights_they_belong_to():
+    """DRA-UNet has batch normalisation: the averaged weights with the last step's statistics are no network."""
+    module = nn.BatchNorm2d(1)
+    average = WeightAverage(module, decay=0.75)
+    module.running_mean.fill_(2.0)
+    module.num_batches_tracked += 5
+    average.update()
+    average.show()
+    assert module.running_mean.item() == 0.5 and module.num_batches_tracked == 5
+    average.hide()
+    assert module.running_mean.item() == 2.0
+    assert sorted(average.state_dict()) == ["bias", "running_mean", "running_var", "weight"]
+
+
 def test_average_comes_back_from_a_checkpoint():
     module = nn.Linear(1, 1, bias=False)
     average = WeightAverage(module, decay=0.5)

@@ -3,7 +3,7 @@ import torch
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
-from nnunet_kd.training.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, TERMS, active_terms
+from nnunet_kd.training.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, SOFT_LABELS, TERMS, active_terms
 from nnunet_kd.training.step import TrainStep
 from nnunet_kd.training.terms import LogitsTerm, StageTerm
 
@@ -28,7 +28,7 @@ def step(**given):
     lists = ("student_logits", "student_features", "student_levels", "teacher_logits", "teacher_features")
     return TrainStep(
         **{
-            **dict.fromkeys(lists, []),
+            **{name: [] for name in lists},
             "stages": [],
             "targets": [None] * 9,
             "labels": Labels(),
@@ -56,8 +56,9 @@ def test_plan_goes_before_declaration_before_loss():
     ("term", "numbers", "message"),
     [
         (TERM, {"level": 2}, "unknown key 'level' in here: did you mean 'levels'"),
-        (TERM, {"weight": "a"}, "here: weight must be a number of at least 0, got 'a'"),
-        (TERM, {"weight": -1}, "here: weight must be a number of at least 0, got -1"),
+        (TERM, {"weight": "a"}, "here: weight must be a number above 0, got 'a'"),
+        (TERM, {"weight": 0}, "here: weight must be a number above 0, got 0"),
+        (SOFT_LABELS, {"weight": -1}, "here: weight must be a number of at least 0, got -1"),
         (TERM, {"wavelet": 4}, "here: wavelet must be a name such as 'db4', got 4"),
         (TERM, {"wavelet": ["db4"]}, "here: wavelet must be a name such as 'db4', got"),
         (TERM, {"bands": ["lll"]}, "here: bands must be the name of a selection, got"),
@@ -132,6 +133,25 @@ def test_scales_of_deep_supervision():
     torch.testing.assert_close(term(now, term.adapters(None, None)), (each[0] + each[1] / 2) / 1.5)
     torch.testing.assert_close(built(LOGITS, scales="full")(now, None), each[0])
     torch.testing.assert_close(term(step(student_logits=ours[:1], teacher_logits=theirs), None), each[0])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_soft_labels_count_where_there_are_some_and_the_voxel_is_annotated(regions):
+    logits, soft = torch.randn(2, 2, 3, 6, 6).unbind()
+    there, annotated = torch.rand(2, 2, 1, 6, 6).unbind()
+    there, annotated = there > 0.4, annotated > 0.4
+    labels = Labels()
+    labels.regions, labels.valid = regions, lambda target: annotated
+    term = built(SOFT_LABELS)
+    now = step(student_logits=[logits], soft_labels=soft, soft_valid=there, labels=labels)
+    each = [
+        term.loss(logits, soft, regions=kind, valid=valid).item()
+        for kind in (regions, not regions)
+        for valid in (there & annotated, there, annotated)
+    ]
+    assert len(set(each)) == 6 and term(now, None).item() == each[0]
+    labels.valid = lambda target: None
+    assert term(now, None).item() == each[1]
 
 
 def test_no_common_grid():

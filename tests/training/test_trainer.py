@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import SHORT, make_trainer
@@ -173,6 +174,17 @@ def test_the_average_begins_with_the_weights_training_begins_with(workspace):
     trainer.on_train_start()
     trainer.average.show()
     assert all((parameter == 3).all() for parameter in trainer._joint().student.parameters())
+
+
+def test_resuming_with_other_adapters_is_refused(workspace):
+    """A term of the same name whose options ask for others."""
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    make_trainer(nnUNetTrainerDualSelfKD, plans, workspace).run_training()
+    path = str(workspace.results / "nnUNetTrainerDualSelfKD__nnUNetPlans__3d_fullres" / "fold_0/checkpoint_final.pth")
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"beta": 0})
+    changed = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace)
+    with pytest.raises(ValueError, match="begun with other options of its terms, which need other adapters"):
+        changed.load_checkpoint(path)
 
 
 def test_resuming_with_other_terms_is_refused(workspace):

@@ -1,0 +1,82 @@
+"""The preprocessed cases of one configuration: what soft labels are made from, and what they have to match."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.teachers.nnunet import Experiment
+
+
+class PreprocessedCases:
+    """The preprocessed cases of one configuration.
+
+    Args:
+        folder: The data set's in ``nnUNet_preprocessed``.
+        experiment: Plans, configuration and ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: Where nothing is preprocessed.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        plans = PlansManager(experiment.plans)
+        self.folder = folder
+        self.experiment = experiment
+        self.configuration = plans.get_configuration(experiment.configuration)
+        self.labels = plans.get_label_manager(experiment.dataset_json)
+        self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
+        self._source = folder / self.configuration.data_identifier
+        self.identifiers = sorted(entry.stem for entry in self._source.glob("*.pkl"))
+        if not self.identifiers:
+            raise FileNotFoundError(
+                f"nothing is preprocessed in {self._source}. Do it: nnUNetv2_preprocess -d {plans.dataset_name} "
+                f"-plans_name {plans.plans_name} -c {experiment.configuration}"
+            )
+        self._dataset = infer_dataset_class(str(self._source))(str(self._source))
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        description = self.experiment.dataset_json
+        return len(description.get("channel_names", description.get("modality", {})))
+
+    def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body."""
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        return np.asarray(images[:]), np.asarray(segmentation[0])
+
+    def fingerprint(self, case: str) -> str:
+        """SHA-256 of the labels of a case and their shape; images are not read."""
+        segmentation = np.ascontiguousarray(self._dataset.load_case(case)[1][0], dtype=np.int16)
+        digest = hashlib.sha256(repr(segmentation.shape).encode())
+        digest.update(segmentation.data)
+        return digest.hexdigest()
+
+    def changed_since(self, case: str, file: Path) -> bool:
+        """Whether a case was preprocessed after a file was written, as far as the clock of the disk says."""
+        preprocessed: float = (self._source / f"{case}.pkl").stat().st_mtime
+        return preprocessed > file.stat().st_mtime
+
+
+def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an experiment soft labels depend on: its data and its labels."""
+    settings = plans_manager.get_configuration(configuration)
+    labels = plans_manager.get_label_manager(dataset_json)
+    return {
+        "dataset": plans_manager.dataset_name,
+        "preprocessed": settings.data_identifier,
+        "spacing": [float(width) for width in settings.spacing],
+        "normalization": list(settings.normalization_schemes),
+        "labels": dataset_json["labels"],
+        "regions": [list(np.atleast_1d(region).tolist()) for region in labels.foreground_regions]
+        if labels.has_regions
+        else None,
+        "heads": labels.num_segmentation_heads,
+    }
