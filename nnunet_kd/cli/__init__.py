@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_kd import __version__
-from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, plan, soft_labels
+from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nnunet_kd {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (dataset, plan, doctor, soft_labels, compare, evaluate, demo):
+    for command in (dataset, plan, doctor, soft_labels, compare, evaluate, export, predict, demo):
         command.add_parser(commands)
     return top
 

@@ -288,7 +288,7 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
 
 
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
-    network = _build_network(checkpoint["trainer_name"], files.experiment)
+    network = build_network(checkpoint["trainer_name"], files.experiment)
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
@@ -338,7 +338,7 @@ def case_predictor(
     return predict
 
 
-def _build_network(trainer_name: str, experiment: Experiment) -> nn.Module:
+def build_network(trainer_name: str, experiment: Experiment) -> nn.Module:
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
     heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads

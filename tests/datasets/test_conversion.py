@@ -10,6 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    plan_experiments,
+    preprocess,
+)
 from PIL import Image
 
 from nnunet_kd.cli import main
@@ -39,19 +45,27 @@ def converted(tmp_path_factory):
     return root, made
 
 
+class FewSamples(DatasetFingerprintExtractor):
+    """nnU-Net's, which draws a hundred million voxels of every channel however small the data set is."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+
 @pytest.fixture(scope="module")
 def preprocessed(converted):
-    """Checked, planned and preprocessed by one stock command."""
-    root, _ = converted
-    environment = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    command = [
-        str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
-        *("-d", *(str(form.id) for form in FORMATS.values())),
-        *("--verify_dataset_integrity", "-c", "2d", "-np", "1", "-npfp", "1"),
-    ]
-    settings = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "1"}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
+    """Checked, planned and preprocessed by the functions nnUNetv2_plan_and_preprocess calls."""
+    root, made = converted
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(name, str(root / name))
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        for name in made:
+            number = FORMATS[name].id
+            extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
+            plan_experiments([number])
+            preprocess([number], configurations=("2d",), num_processes=(1,), show_progress_bar=False)
     return root / "nnUNet_preprocessed"
 
 
@@ -60,6 +74,7 @@ def test_every_format_has_a_layout_a_number_and_a_name():
     assert sorted(form.id for form in FORMATS.values()) == list(range(501, 512))
 
 
+@pytest.mark.xdist_group("preprocessed")  # one command for all of them
 @every_dataset
 def test_stock_nnunet_verifies_and_preprocesses_it(converted, preprocessed, name):
     root, made = converted
@@ -69,6 +84,21 @@ def test_stock_nnunet_verifies_and_preprocesses_it(converted, preprocessed, name
     assert len(list((folder / "nnUNetPlans_2d").glob("*.pkl"))) == made[name].training
     assert len(list((made[name].folder / "labelsTr").iterdir())) == made[name].training
     assert not list((root / "nnUNet_raw").glob(".unfinished*"))
+
+
+def test_the_command_takes_one(converted, tmp_path):
+    root, made = converted
+    form = FORMATS["FetalHeadHC18"]
+    folders = {"nnUNet_raw": root / "nnUNet_raw", "nnUNet_preprocessed": tmp_path, "nnUNet_results": tmp_path}
+    command = [
+        str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
+        *("-d", str(form.id), "--verify_dataset_integrity", "-c", "2d", "-np", "1", "-npfp", "1"),
+    ]
+    settings = {**os.environ, **{name: str(path) for name, path in folders.items()}, "nnUNet_n_proc_DA": "1"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    cases = list((tmp_path / made[form.name].folder.name / "nnUNetPlans_2d").glob("*.pkl"))
+    assert len(cases) == made[form.name].training
 
 
 def read(path):

@@ -1,0 +1,88 @@
+"""``nnunet_kd predict``: segment images with an ONNX model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Segment images with a model of nnunet_kd export onnx, on the CPU. Files are named as for nnUNetv2_predict, and so are
+the options both have; what is written is the same.
+
+  nnunet_kd predict -m student_onnx -i imagesTs -o segmentations
+  nnunet_kd predict -m student_onnx -i case_0000.nii.gz -o case.nii.gz --disable_tta
+  nnunet_kd predict ... --continue_prediction           after an interruption: cases that are there are left out
+  nnunet_kd predict ... -num_parts 2 -part_id 0         share the cases among machines
+
+The engine is OpenVINO where it is installed (pip install 'nnunet_kd[openvino]'), else ONNX Runtime.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    command = commands.add_parser(
+        "predict",
+        help="segment images with an ONNX model",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-m", metavar="DIR", type=Path, required=True, help="folder of the model")
+    command.add_argument("-i", metavar="PATH", type=Path, required=True, help="folder of images, or one image")
+    command.add_argument("-o", metavar="PATH", type=Path, required=True, help="folder of segmentations, or one file")
+    command.add_argument("--disable_tta", action="store_true", help="no mirrored copies: faster, a little less exact")
+    command.add_argument("-step_size", metavar="S", type=float, default=0.5, help="of the window (default: 0.5)")
+    command.add_argument("--save_probabilities", action="store_true", help="write them too, as nnU-Net does")
+    command.add_argument("--continue_prediction", action="store_true", help="leave out cases that are there")
+    command.add_argument("-num_parts", metavar="N", type=int, default=1, help="share the cases among N commands")
+    command.add_argument("-part_id", metavar="K", type=int, default=0, help="which of them this is, from 0")
+    command.add_argument("--engine", metavar="NAME", default="auto", help="auto, openvino or onnxruntime")
+    command.add_argument("--threads", metavar="N", type=int, help="default: all cores this process may use")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict; returns the exit status."""
+    if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
+        raise ValueError(f"-part_id must be from 0 to {arguments.num_parts - 1}, got {arguments.part_id}")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+    from tqdm import tqdm
+
+    from nnunet_kd.deploy.engines import available_threads, choose_engine
+    from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
+    from nnunet_kd.writing import write_whole
+
+    engine = choose_engine(arguments.engine)
+    threads = arguments.threads or available_threads()
+    predictor = OnnxPredictor(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
+    cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
+    cases = cases[arguments.part_id :: arguments.num_parts]
+    if arguments.continue_prediction:
+        cases = [case for case in cases if not Path(f"{case.target}{predictor.file_ending}").is_file()]
+    if not cases:
+        print("nothing to predict")
+        return 0
+    if arguments.i.is_dir():
+        arguments.o.mkdir(parents=True, exist_ok=True)
+        for name, content in (("dataset.json", predictor.dataset_json), ("plans.json", predictor.plans)):
+            write_whole(arguments.o / name, json.dumps(content, indent=1))
+
+    def progress(unit: str, leave: bool) -> Any:
+        def show(work: Iterable[Any], count: int) -> Iterable[Any]:
+            bar: Iterable[Any] = tqdm(work, total=count, unit=unit, leave=leave, disable=not leave and count < 20)
+            return bar
+
+        return show
+
+    start = time.perf_counter()
+    predictor.predict(cases, arguments.save_probabilities, progress("case", True), progress("patch", False))
+    seconds = time.perf_counter() - start
+    print(
+        f"{len(cases)} cases in {seconds:.1f} s with {engine}, {threads} threads, "
+        f"{predictor.model.precision}: {arguments.o}"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""From a trained student to where it runs: a model of stock nnU-Net, or ONNX with its own predictor."""

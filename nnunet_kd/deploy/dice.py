@@ -1,0 +1,40 @@
+"""Mean Dice of an ONNX model on cases with references."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_kd.deploy.engines import available_threads, choose_engine
+from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
+from nnunet_kd.evaluation.folders import evaluate_folders, read_evaluation
+
+
+def mean_dice(model: Path, images: Path, labels: Path) -> float:
+    """Over cases and structures.
+
+    Args:
+        model: Folder of the model.
+        images: As for prediction.
+        labels: References of the same cases.
+
+    Raises:
+        ValueError: For a case without a reference.
+    """
+    predictor = OnnxPredictor(model, choose_engine("auto"), available_threads())
+    with tempfile.TemporaryDirectory() as scratch:
+        out, references = Path(scratch) / "predicted", Path(scratch) / "references"
+        references.mkdir()
+        cases = find_cases(images, out, predictor.file_ending, predictor.channels)
+        for case in cases:
+            name = f"{case.name}{predictor.file_ending}"
+            if not (labels / name).is_file():
+                raise ValueError(f"case {case.name}: there is no {labels / name}")
+            (references / name).symlink_to((labels / name).resolve())
+        predictor.predict(cases)
+        example = references / f"{cases[0].name}{predictor.file_ending}"
+        evaluation = read_evaluation(predictor.dataset_json, predictor.plans, example, 1.0)
+        rows = evaluate_folders(references, {"model": out}, evaluation, 1)
+    return float(np.nanmean([row.values["Dice"] for row in rows]))

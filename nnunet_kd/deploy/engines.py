@@ -1,0 +1,100 @@
+"""What runs an ONNX network on the CPU: ONNX Runtime or OpenVINO, with one interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Patches in, logits out: float32 (B, channels, *patch) -> (B, heads, *patch).
+Engine = Callable[[np.ndarray], np.ndarray]
+
+ENGINES = ("openvino", "onnxruntime")  # the faster first
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_engine(name: str) -> str:
+    """The engine that will be used: ``"auto"`` takes the fastest that is installed.
+
+    Raises:
+        ValueError: For an unknown name.
+        ImportError: Where it, or none, is installed.
+    """
+    if name not in (*ENGINES, "auto"):
+        raise ValueError(f"an engine is one of auto, {', '.join(ENGINES)}, got {name!r}")
+    installed = [engine for engine in ENGINES if importlib.util.find_spec(engine) is not None]
+    if name == "auto" and installed:
+        return installed[0]
+    if name not in installed:
+        package = "onnx" if name in ("auto", "onnxruntime") else name
+        raise ImportError(f"{'no engine' if name == 'auto' else name} is installed: pip install 'nnunet_kd[{package}]'")
+    return name
+
+
+def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+    """A network, ready to run.
+
+    Args:
+        name: One of :data:`ENGINES`.
+        file: The ONNX file.
+        shape: ``(B, channels, *patch)`` of every call, which may be prepared for; ``None``: calls differ.
+        threads: To use.
+
+    Raises:
+        ValueError: For a file the engine cannot read.
+    """
+    try:
+        return _OPEN[name](file, shape, threads)
+    except Exception as error:  # each engine has its own
+        raise ValueError(f"{name} cannot read {file}: {str(error).splitlines()[0]}") from error
+
+
+def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(patches: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run(None, {"image": patches})[0]
+        return logits
+
+    return run
+
+
+def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(str(file))
+    if shape is not None:
+        network.reshape(list(shape))
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16 otherwise
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+
+    def run(patches: np.ndarray) -> np.ndarray:
+        request.infer({0: patches})
+        logits: np.ndarray = request.get_output_tensor(0).data
+        return logits
+
+    return run
+
+
+_OPEN: dict[str, Callable[[Path, Sequence[int] | None, int], Engine]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

@@ -1,0 +1,281 @@
+"""Prediction with an ONNX model: nnU-Net's preprocessing, sliding window and export around another engine.
+
+Reading, cropping, normalising, resampling and writing are nnU-Net's own functions. The sliding window is theirs too,
+steps, Gaussian weights and mirroring, in NumPy and single precision; nnU-Net sums in half precision, so a voxel where
+two classes are equal to three digits may come out otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.deploy.engines import Engine, open_engine
+from nnunet_kd.deploy.folder import ModelDescription, read_model
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class PredictionCase:
+    """One case to predict.
+
+    Attributes:
+        name: Its own.
+        images: File of every channel.
+        target: Path of its segmentation, without the ending.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    target: Path
+
+
+class OnnxPredictor:
+    """Predicts cases with the model of a folder.
+
+    Args:
+        folder: From ``nnunet_kd export onnx``.
+        engine: One of :data:`nnunet_kd.deploy.engines.ENGINES`.
+        threads: For the engine.
+        step_size: Of the sliding window, in patches.
+        mirroring: Average over mirrored copies, along the axes the training mirrored along.
+
+    Raises:
+        FileNotFoundError: Where there is no model.
+        ValueError: Where it is not whole or altered, or a setting is wrong.
+    """
+
+    def __init__(self, folder: Path, engine: str, threads: int, step_size: float = 0.5, mirroring: bool = True) -> None:
+        if not 0 < step_size <= 1:
+            raise ValueError(f"the step size is above 0 and at most 1, got {step_size:g}")
+        self.model: ModelDescription
+        self.model, self.plans, self.dataset_json = read_model(folder)
+        self.threads = threads
+        self._step_size = step_size
+        self._manager = PlansManager(self.plans)
+        self._configuration = self._manager.get_configuration(self.model.configuration)
+        labels = self._manager.get_label_manager(self.dataset_json)
+        self._heads: int = labels.num_segmentation_heads
+        self.channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+        axes = tuple(self.model.mirroring or ()) if mirroring else ()
+        self._flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+        self._patch = tuple(self.model.patch_size)
+        self._weights = _importance(self._patch)
+        shape = (1, self.channels, *self._patch)
+        self._engines: list[Engine] = [
+            open_engine(engine, folder / name, shape, threads) for name in self.model.networks
+        ]
+        self._preprocessor = self._configuration.preprocessor_class(verbose=False)
+
+    @property
+    def file_ending(self) -> str:
+        """Of images and segmentations."""
+        ending: str = self.dataset_json["file_ending"]
+        return ending
+
+    def preprocess(self, case: PredictionCase) -> tuple[np.ndarray, dict[str, Any]]:
+        """nnU-Net's: ``(channels, z, y, x)`` and the properties that lead back.
+
+        Raises:
+            ValueError: Naming the case, where its images cannot be read or do not belong together.
+        """
+        files = [str(path) for path in case.images]
+        try:
+            data, _, properties = self._preprocessor.run_case(
+                files, None, self._manager, self._configuration, self.dataset_json
+            )
+        except Exception as error:  # of whatever library reads the format
+            raise ValueError(f"case {case.name}: cannot read {', '.join(files)}: {_first_line(error)}") from error
+        if len(data) != self.channels:
+            raise ValueError(f"case {case.name}: {', '.join(files)} have {len(data)} channels, not {self.channels}")
+        return data, properties
+
+    def logits(self, data: np.ndarray, progress: Progress = lambda work, _: work) -> np.ndarray:
+        """Sliding window over a preprocessed case.
+
+        Args:
+            data: ``(channels, z, y, x)``.
+            progress: Shows the work on the patches.
+
+        Returns:
+            float32 ``(heads, z, y, x)``.
+        """
+        padded, inside = pad_nd_image(
+            np.ascontiguousarray(data, dtype=np.float32), self._patch, "constant", {"constant_values": 0}, True, None
+        )
+        places = list(self._places(padded.shape[1:]))
+        total = np.zeros((self._heads, *padded.shape[1:]), dtype=np.float32)
+        weights = np.zeros(padded.shape[1:], dtype=np.float32)
+        for place in progress(places, len(places)):
+            patch = padded[place][None]
+            weights[place[1:]] += self._weights
+            total[place] += self._weights * self._mean_over_copies(patch)[0]
+        total /= weights
+        return np.ascontiguousarray(total[tuple([slice(None), *inside[1:]])])
+
+    def _places(self, size: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        """Index of every patch; slice by slice where patches are 2-D."""
+        steps = compute_steps_for_sliding_window(tuple(size[-len(self._patch) :]), self._patch, self._step_size)
+        slices: Iterable[tuple[Any, ...]] = [()] if len(size) == len(self._patch) else [(i,) for i in range(size[0])]
+        for leading, starts in itertools.product(slices, itertools.product(*steps)):
+            window = (slice(start, start + width) for start, width in zip(starts, self._patch, strict=True))
+            yield (slice(None), *leading, *window)
+
+    def _mean_over_copies(self, patch: np.ndarray) -> np.ndarray:
+        """Logits of a patch, averaged over mirrored copies and folds."""
+        total: np.ndarray | None = None
+        for axes in self._flips:
+            flipped = tuple(axis + 2 for axis in axes)
+            copy = np.ascontiguousarray(np.flip(patch, flipped))
+            for engine in self._engines:
+                logits = np.flip(engine(copy), flipped)
+                total = logits.copy() if total is None else np.add(total, logits, out=total)
+        assert total is not None
+        total /= len(self._flips) * len(self._engines)
+        return total
+
+    def write(self, case: PredictionCase, logits: np.ndarray, properties: dict[str, Any], probabilities: bool) -> None:
+        """nnU-Net's: resample to the original grid, undo the crop, write; files are whole or not there.
+
+        Args:
+            case: Where to.
+            logits: ``(heads, z, y, x)``.
+            properties: From :meth:`preprocess`.
+            probabilities: Write those too.
+        """
+        case.target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = case.target.with_name(f".unfinished_{case.target.name}")
+        endings = [self.file_ending, *((".npz", ".pkl") if probabilities else ())]
+        try:
+            export_prediction_from_logits(
+                logits,
+                properties,
+                self._configuration,
+                self._manager,
+                self.dataset_json,
+                str(unfinished),
+                probabilities,
+                num_threads_torch=self.threads,
+            )
+            for ending in reversed(endings):  # the segmentation last: where it is, all is
+                os.replace(f"{unfinished}{ending}", f"{case.target}{ending}")
+        finally:
+            for ending in endings:
+                Path(f"{unfinished}{ending}").unlink(missing_ok=True)
+
+    def predict(
+        self,
+        cases: Sequence[PredictionCase],
+        probabilities: bool = False,
+        progress: Progress = lambda work, _: work,
+        patches: Progress = lambda work, _: work,
+    ) -> None:
+        """Predict and write cases; while one runs, the next is read and the last is written.
+
+        Raises:
+            ValueError: Naming a case that cannot be read; those before it are written.
+        """
+        torch.set_num_threads(self.threads)
+        with ExitStack() as stack:
+            reader = stack.enter_context(ThreadPoolExecutor(1))
+            writer = stack.enter_context(ThreadPoolExecutor(1))
+            waiting: list[Future[tuple[np.ndarray, dict[str, Any]]]] = []
+            written: Future[None] | None = None
+            try:
+                for number, case in enumerate(progress(cases, len(cases))):
+                    for ahead in cases[number + len(waiting) : number + 2]:
+                        waiting.append(reader.submit(self.preprocess, ahead))
+                    data, properties = waiting.pop(0).result()
+                    logits = self.logits(data, patches)
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(self.write, case, logits, properties, probabilities)
+                if written is not None:
+                    written.result()
+            finally:
+                reader.shutdown(wait=False, cancel_futures=True)
+
+
+def _importance(patch: Sequence[int]) -> np.ndarray:
+    """nnU-Net's Gaussian weights of a patch."""
+    weights: np.ndarray = compute_gaussian(
+        tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, dtype=torch.float32, device=torch.device("cpu")
+    ).numpy()
+    return weights
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[PredictionCase]:
+    """Cases of a folder in nnU-Net's naming, or of one file.
+
+    Args:
+        images: Folder of ``CASE_0000ENDING`` files, or one file: the first channel of a case, named so, or, for models
+            of one channel, any image.
+        output: Folder of the segmentations; for one file its own path will do, with the ending.
+        ending: Of the files.
+        channels: How many a case has.
+
+    Raises:
+        FileNotFoundError: Where there are no images.
+        ValueError: Naming a case with a missing or additional channel.
+    """
+    if images.is_file():
+        return [_case_of_file(images, output, ending, channels)]
+    if not images.is_dir():
+        raise FileNotFoundError(f"there is no {images}")
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(images.iterdir()):
+        name, number = _channel_of(path.name, ending)
+        if number is not None:
+            found.setdefault(name, {})[number] = path
+    if not found:
+        raise FileNotFoundError(f"{images} has no images named CASE_0000{ending}")
+    return [_case(name, files, output / name, channels, ending, images) for name, files in found.items()]
+
+
+def _case_of_file(image: Path, output: Path, ending: str, channels: int) -> PredictionCase:
+    if not image.name.endswith(ending):
+        raise ValueError(f"{image} does not end with {ending}, as the model's images do")
+    name, number = _channel_of(image.name, ending)
+    files = {0: image}
+    if number is not None:
+        siblings = ((i, image.with_name(f"{name}_{i:04d}{ending}")) for i in range(channels))
+        files = {i: path for i, path in siblings if path.is_file()}
+    target = output / name
+    if output.name.endswith(ending) and not output.is_dir():
+        target = output.with_name(output.name[: -len(ending)])
+    return _case(name, files, target, channels, ending, image.parent)
+
+
+def _case(name: str, files: dict[int, Path], target: Path, channels: int, ending: str, folder: Path) -> PredictionCase:
+    for channel in range(channels):
+        if channel not in files:
+            raise ValueError(f"case {name}: there is no {folder / f'{name}_{channel:04d}{ending}'}")
+    if len(files) > channels:
+        raise ValueError(f"case {name}: {files[max(files)]} is channel {max(files)}, the model has {channels} channels")
+    return PredictionCase(name, tuple(files[channel] for channel in range(channels)), target)
+
+
+def _channel_of(name: str, ending: str) -> tuple[str, int | None]:
+    """Case and channel of a file name; no channel where it is not named so."""
+    stem = name[: -len(ending)] if name.endswith(ending) else ""
+    if len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal():
+        return stem[:-5], int(stem[-4:])
+    return stem, None

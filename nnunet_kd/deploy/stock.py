@@ -1,0 +1,155 @@
+"""A student as a model of stock nnU-Net: installed from a zip file, predicted without this package."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_kd.deploy.trained import TrainedModel, provenance
+from nnunet_kd.planning import BLOCK
+from nnunet_kd.writing import replacing
+
+STOCK = nnUNetTrainer.__name__
+
+
+def stock_plans_name(model: TrainedModel) -> str:
+    """Name of the exported plans: with the method, so that nothing is installed over the teacher's results."""
+    return f"{model.experiment.plans['plans_name']}_{model.trainer.removeprefix(STOCK) or 'exported'}"
+
+
+def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None, licence: str | None = None) -> str:
+    """Write a zip file for ``nnUNetv2_install_pretrained_model_from_zip``.
+
+    In it: plans of the student, weights under the name of the stock trainer, no optimizer state, ``provenance.json``.
+
+    Args:
+        model: What was trained.
+        path: Of the zip file; whole or not there.
+        plans_name: Of the exported plans, by default :func:`stock_plans_name`.
+        licence: For the provenance.
+
+    Returns:
+        The folder it will be installed to, relative to ``nnUNet_results``.
+
+    Raises:
+        NotImplementedError: For a network stock nnU-Net does not have.
+        ValueError: For a name that is none, or a network the stock trainer builds otherwise.
+    """
+    if model.architecture.split(".")[0] == __name__.split(".")[0]:
+        raise NotImplementedError(
+            f"{model.architecture.rsplit('.', 1)[-1]} is a network of this package, which stock nnU-Net cannot build: "
+            "use nnunet_kd export onnx"
+        )
+    name = plans_name or stock_plans_name(model)
+    if re.fullmatch(r"[\w.-]*\w", name) is None or "__" in name:
+        raise ValueError(f"plans are named with letters, digits, '_', '-' and '.', without '__': got {name!r}")
+    for fold in model.weights:
+        try:
+            model.network(fold, trainer=STOCK)
+        except RuntimeError as error:
+            raise ValueError(f"{STOCK} builds another network from these plans than {model.trainer}") from error
+
+    plans = {key: value for key, value in model.experiment.plans.items() if key != BLOCK}
+    plans["plans_name"] = name
+    folder = f"{model.dataset}/{STOCK}__{name}__{model.experiment.configuration}"
+    fingerprint = model.folder / "dataset_fingerprint.json"
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in (
+            ("plans.json", plans),
+            ("dataset.json", model.experiment.dataset_json),
+            ("provenance.json", provenance(model, licence)),
+        ):
+            archive.writestr(f"{folder}/{entry}", json.dumps(content, indent=1))
+        if fingerprint.is_file():
+            archive.write(fingerprint, f"{folder}/{fingerprint.name}")
+        for fold in model.weights:
+            archive.writestr(f"{folder}/fold_{fold}/checkpoint_final.pth", _checkpoint(model, fold, plans))
+    return folder
+
+
+def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
+    """What nnU-Net's predictor reads of a checkpoint; and nothing to resume with."""
+    content = {
+        "network_weights": dict(model.weights[fold]),
+        "trainer_name": STOCK,
+        "init_args": {
+            "plans": plans,
+            "configuration": model.experiment.configuration,
+            "fold": int(fold) if fold.isdecimal() else fold,
+            "dataset_json": model.experiment.dataset_json,
+        },
+        "inference_allowed_mirroring_axes": model.mirroring,
+        "optimizer_state": None,
+        "grad_scaler_state": None,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def install_stock(path: Path, results: Path) -> list[str]:
+    """Unpack a model that was exported, by this package or by nnU-Net, into ``nnUNet_results``.
+
+    Other than nnU-Net's command it replaces nothing, and leaves nothing behind where it fails.
+
+    Args:
+        path: The zip file.
+        results: ``nnUNet_results``.
+
+    Returns:
+        Folders of the models, relative to ``results``.
+
+    Raises:
+        FileExistsError: Where a model of that name is there.
+        ValueError: For a file that is no such zip file, is damaged, or would write outside its folders.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is no zip file, or damaged") from error
+    with archive:
+        models = _models(archive, path)
+        for model in models:
+            if (results / model).exists():
+                raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
+        results.mkdir(parents=True, exist_ok=True)
+        unpacked = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=results))
+        try:
+            try:
+                archive.extractall(unpacked)
+            except (zipfile.BadZipFile, OSError, EOFError) as error:
+                raise ValueError(f"{path} is damaged: {error}") from error
+            for model in models:
+                (results / model).parent.mkdir(exist_ok=True)
+                (unpacked / model).rename(results / model)
+        finally:
+            shutil.rmtree(unpacked)
+    return models
+
+
+def _models(archive: zipfile.ZipFile, path: Path) -> list[str]:
+    """Folders of the models in an archive, every entry of which lies in one."""
+    models = []
+    for entry in archive.infolist():
+        parts = PurePosixPath(entry.filename).parts
+        link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+        if "\\" in entry.filename or ".." in parts or PurePosixPath(entry.filename).is_absolute() or link:
+            raise ValueError(f"{path} would write outside nnUNet_results: {entry.filename!r}")
+        if len(parts) < 2 or re.fullmatch(r"Dataset\d{3}_.+", parts[0]) is None or parts[1].count("__") != 2:
+            if not entry.is_dir():
+                raise ValueError(f"{path} is no exported model: it holds {entry.filename!r}")
+            continue
+        models.append(f"{parts[0]}/{parts[1]}")
+    models = list(dict.fromkeys(models))
+    if not models:
+        raise ValueError(f"{path} is no exported model: it is empty")
+    return models

@@ -1,0 +1,183 @@
+"""A finished training in ``nnUNet_results``, read to be handed on; and the record of where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch import nn
+
+from nnunet_kd.planning import read_settings, recorded_leakage
+from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.nnunet import Experiment, build_network
+from nnunet_kd.teachers.soft_labels import file_digest
+
+PACKAGES = ("nnunet_kd", "nnunetv2", "torch")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One results folder and the folds that are handed on.
+
+    Attributes:
+        folder: ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
+        experiment: Its plans, configuration and ``dataset.json``.
+        trainer: Name of the trainer class.
+        checkpoints: Fold -> file.
+        weights: Fold -> ``network_weights``, the plain student's.
+        mirroring: Axes the training mirrored along, for test-time augmentation; ``None``: none.
+    """
+
+    folder: Path
+    experiment: Experiment
+    trainer: str
+    checkpoints: Mapping[str, Path]
+    weights: Mapping[str, Mapping[str, torch.Tensor]]
+    mirroring: tuple[int, ...] | None
+
+    @property
+    def dataset(self) -> str:
+        """``DatasetXXX_Name``."""
+        return str(self.experiment.plans["dataset_name"])
+
+    @property
+    def architecture(self) -> str:
+        """Class of the network, with its module."""
+        configurations = self.experiment.plans["configurations"]
+        return str(configurations[self.experiment.configuration]["architecture"]["network_class_name"])
+
+    def network(self, fold: str, trainer: str | None = None) -> nn.Module:
+        """The network of a fold, in evaluation mode, without deep supervision.
+
+        Args:
+            fold: One of ``weights``.
+            trainer: Trainer class that builds it, if not its own.
+        """
+        network = build_network(trainer or self.trainer, self.experiment)
+        network.load_state_dict(self.weights[fold])
+        return network.eval().requires_grad_(False)
+
+
+def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = "checkpoint_final.pth") -> TrainedModel:
+    """Read and check what a training has left.
+
+    Args:
+        folder: The results folder.
+        folds: Numbers, or ``"all"``.
+        checkpoint: File name in each fold's folder.
+
+    Raises:
+        FileNotFoundError: Where folder, fold or checkpoint are missing.
+        ValueError: For a checkpoint that cannot be read or does not belong to the plans beside it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no trained model in {folder}")
+    plans, dataset_json = (_read_json(folder / name) for name in ("plans.json", "dataset.json"))
+    for name in (plans.get("dataset_name", ""), folder.name, *folds):
+        if not name or Path(name).name != name:
+            raise ValueError(f"{name!r} in {folder} is no name of a folder")
+    experiment = Experiment(plans, folder.name.split("__")[-1], dataset_json)
+    files: dict[str, Path] = {}
+    weights: dict[str, Any] = {}
+    mirroring: tuple[int, ...] | None = None
+    trainer = ""
+    for fold in folds:
+        path = folder / f"fold_{fold}" / checkpoint
+        if not path.is_file():
+            have = ", ".join(sorted(str(entry.relative_to(folder)) for entry in folder.glob("fold_*/*.pth")))
+            raise FileNotFoundError(f"there is no {path}, only {have or 'no checkpoint at all'}")
+        content = read_checkpoint(path)
+        axes = content.get("inference_allowed_mirroring_axes")
+        if files and (content["trainer_name"] != trainer or mirroring != (None if axes is None else tuple(axes))):
+            raise ValueError(f"{path} was trained by another trainer or with other mirroring than fold {folds[0]}")
+        trainer, mirroring = content["trainer_name"], None if axes is None else tuple(axes)
+        files[str(fold)], weights[str(fold)] = path, content["network_weights"]
+    model = TrainedModel(folder, experiment, trainer, files, weights, mirroring)
+    for fold in files:
+        try:
+            network = model.network(fold)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {files[fold]} do not belong to the plans.json beside them") from error
+        for name, tensor in network.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"the weights in {files[fold]} are not finite: {name}")
+    return model
+
+
+def provenance(model: TrainedModel, licence: str | None) -> dict[str, Any]:
+    """Where a model comes from: what taught it, with which method, how well it did, what it was made with.
+
+    Args:
+        model: The model.
+        licence: Under which it is handed on.
+    """
+    distilled = _distillation(model)
+    first = next(iter(model.weights.values()))
+    return {
+        "dataset": model.dataset,
+        "configuration": model.experiment.configuration,
+        "trainer": model.trainer,
+        "plans": model.experiment.plans["plans_name"],
+        "folds": list(model.checkpoints),
+        **distilled,
+        "parameters": sum(tensor.numel() for tensor in first.values()),
+        "validation": {fold: _validation(path.parent) for fold, path in model.checkpoints.items()},
+        "leakage": recorded_leakage(model.experiment.plans),
+        "checkpoint_sha256": {fold: file_digest(path) for fold, path in model.checkpoints.items()},
+        "versions": {package: version(package) for package in PACKAGES},
+        "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "licence": licence,
+    }
+
+
+def _distillation(model: TrainedModel) -> dict[str, Any]:
+    """Terms and teachers of a training of ours; ``None`` for others."""
+    from nnunet_kd.training.preparation import prepare
+    from nnunet_kd.training.trainer import DistillationTrainer
+
+    kind = recursive_find_trainer_class_by_name(model.trainer)
+    if not issubclass(kind, DistillationTrainer):
+        return {"method": None, "teacher": None}
+    preparation = prepare(kind, model.experiment, _fold(next(iter(model.checkpoints))))
+    teachers = read_settings(model.experiment.plans).teachers if preparation.needs_teacher else []
+    return {
+        "method": [str(term) for term in preparation.terms],
+        "teacher": [
+            # A folder of this machine says nothing elsewhere.
+            {key: value for key, value in asdict(one).items() if key not in ("trust_checkpoint",)}
+            for one in teachers
+        ]
+        or None,
+    }
+
+
+def _fold(name: str) -> int | str:
+    return int(name) if name.isdecimal() else name
+
+
+def _validation(fold: Path) -> dict[str, Any] | None:
+    """nnU-Net's figures of the fold's validation cases, where it has made them."""
+    path = fold / "validation" / "summary.json"
+    if not path.is_file():
+        return None
+    summary = _read_json(path)
+    return {
+        "mean Dice": summary["foreground_mean"]["Dice"],
+        "Dice": {label: scores["Dice"] for label, scores in summary["mean"].items()},
+        "cases": len(summary["metric_per_case"]),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}") from error
+    return content
