@@ -78,6 +78,30 @@ def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configur
     )
 
 
+def plan_and_preprocess(number: int, *configurations: str) -> None:
+    """What nnUNetv2_plan_and_preprocess --verify_dataset_integrity calls, with a smaller sample of intensities.
+
+    nnU-Net draws a hundred million voxels of every channel, however small the data set is.
+    """
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiments,
+        preprocess,
+    )
+
+    class FewSamples(DatasetFingerprintExtractor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.num_foreground_voxels_for_intensitystats = 1e5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")  # its planner divides by it
+        extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
+        plan_experiments([number])
+        preprocess([number], configurations=configurations, num_processes=(1,), show_progress_bar=False)
+
+
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
 
 
@@ -93,9 +117,7 @@ def trained_workspace(tmp_path_factory) -> Workspace:
         (workspace.root / name).mkdir()
         os.environ[name] = str(workspace.root / name)
     make_dataset(workspace.raw, training=6, test=1, shape=(12, 22, 18))
-    options = ("-c", "3d_fullres", "2d", "-np", "1", "1", "-npfp", "1")
-    done = workspace.command("nnUNetv2_plan_and_preprocess", "-d", "598", *options)
-    assert done.returncode == 0, done.stderr
+    plan_and_preprocess(598, "3d_fullres", "2d")
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     for configuration in plans["configurations"].values():
         configuration["batch_size"] = 2

@@ -111,18 +111,13 @@ def _trainers() -> str:
 
 
 def _lookup_finds(trainer: str) -> bool:
+    from nnunet_kd.teachers.nnunet import find_trainer
+
     try:
-        _lookup(trainer)
-    except RuntimeError:
+        find_trainer(trainer)
+    except ValueError:
         return False
     return True
-
-
-def _lookup(trainer: str) -> Any:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return recursive_find_trainer_class_by_name(trainer)
 
 
 class _Experiment:
@@ -171,10 +166,12 @@ class _Experiment:
         return f"{cases} preprocessed cases in {self.folder / identifier}"
 
     def find_trainer(self) -> str:
+        from nnunet_kd.teachers.nnunet import find_trainer
+
         try:
-            self.trainer = _lookup(self.arguments.tr)
-        except RuntimeError:
-            raise _StopError(f"nnU-Net finds no trainer {self.arguments.tr}. Mend: choose another with -tr") from None
+            self.trainer = find_trainer(self.arguments.tr)
+        except ValueError as error:
+            raise _StopError(f"{error}. Mend: choose another with -tr") from None
         return f"trainer {self.arguments.tr}"
 
     def teacher(self) -> str:

@@ -114,7 +114,7 @@ class OnnxPredictor:
         Returns:
             float32 ``(heads, z, y, x)``.
         """
-        padded, inside = pad_nd_image(
+        padded, unpadded = pad_nd_image(
             np.ascontiguousarray(data, dtype=np.float32), self._patch, "constant", {"constant_values": 0}, True, None
         )
         places = list(self._places(padded.shape[1:]))
@@ -125,7 +125,8 @@ class OnnxPredictor:
             weights[place[1:]] += self._weights
             total[place] += self._weights * self._mean_over_copies(patch)[0]
         total /= weights
-        return np.ascontiguousarray(total[tuple([slice(None), *inside[1:]])])
+        inside = (slice(None), *unpadded[1:])
+        return np.ascontiguousarray(total[inside])
 
     def _places(self, size: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         """Index of every patch; slice by slice where patches are 2-D."""

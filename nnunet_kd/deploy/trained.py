@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
 from nnunet_kd.planning import read_settings, recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
-from nnunet_kd.teachers.nnunet import Experiment, build_network
+from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
 from nnunet_kd.teachers.soft_labels import file_digest
 
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch")
@@ -119,7 +118,7 @@ def provenance(model: TrainedModel, licence: str | None) -> dict[str, Any]:
         licence: Under which it is handed on.
     """
     distilled = _distillation(model)
-    first = next(iter(model.weights.values()))
+    network = model.network(next(iter(model.weights)))
     return {
         "dataset": model.dataset,
         "configuration": model.experiment.configuration,
@@ -127,7 +126,7 @@ def provenance(model: TrainedModel, licence: str | None) -> dict[str, Any]:
         "plans": model.experiment.plans["plans_name"],
         "folds": list(model.checkpoints),
         **distilled,
-        "parameters": sum(tensor.numel() for tensor in first.values()),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "validation": {fold: _validation(path.parent) for fold, path in model.checkpoints.items()},
         "leakage": recorded_leakage(model.experiment.plans),
         "checkpoint_sha256": {fold: file_digest(path) for fold, path in model.checkpoints.items()},
@@ -142,18 +141,14 @@ def _distillation(model: TrainedModel) -> dict[str, Any]:
     from nnunet_kd.training.preparation import prepare
     from nnunet_kd.training.trainer import DistillationTrainer
 
-    kind = recursive_find_trainer_class_by_name(model.trainer)
+    kind = find_trainer(model.trainer)
     if not issubclass(kind, DistillationTrainer):
         return {"method": None, "teacher": None}
     preparation = prepare(kind, model.experiment, _fold(next(iter(model.checkpoints))))
     teachers = read_settings(model.experiment.plans).teachers if preparation.needs_teacher else []
     return {
         "method": [str(term) for term in preparation.terms],
-        "teacher": [
-            # A folder of this machine says nothing elsewhere.
-            {key: value for key, value in asdict(one).items() if key not in ("trust_checkpoint",)}
-            for one in teachers
-        ]
+        "teacher": [{key: value for key, value in asdict(one).items() if key != "trust_checkpoint"} for one in teachers]
         or None,
     }
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from nnunet_kd.evaluation.study import TEACHER, Run, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.planning import read_settings, recorded_leakage, stage_widths
 from nnunet_kd.teachers.checkpoint import read_checkpoint
-from nnunet_kd.teachers.nnunet import Experiment, find_teachers
+from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -83,8 +81,6 @@ def _methods(runs: Iterable[Run]) -> list[str]:
 
 def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     """Whether any run needs a teacher; that all train the same network."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
     from nnunet_kd.training.preparation import attach_soft_labels, prepare
     from nnunet_kd.training.trainer import DistillationTrainer
 
@@ -92,10 +88,9 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     networks: dict[str, Any] = {}
     for run in runs:
         try:
-            with redirect_stdout(io.StringIO()):
-                trainer = recursive_find_trainer_class_by_name(run.trainer)
-        except RuntimeError:
-            raise ValueError(f"nnU-Net finds no trainer {run.trainer} for the method {run.method}") from None
+            trainer = find_trainer(run.trainer)
+        except ValueError as error:
+            raise ValueError(f"{error} for the method {run.method}") from None
         plans = study.plans_of(run)
         if issubclass(trainer, DistillationTrainer):
             try:

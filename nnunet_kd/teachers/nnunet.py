@@ -338,12 +338,26 @@ def case_predictor(
     return predict
 
 
+def find_trainer(name: str) -> Any:
+    """A trainer class by its name, where nnU-Net looks for it; without its talk.
+
+    Raises:
+        ValueError: Where there is none.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        raise ValueError(f"nnU-Net finds no trainer {name}") from None
+
+
 def build_network(trainer_name: str, experiment: Experiment) -> nn.Module:
+    """The network a trainer class builds from plans, without deep supervision."""
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
     heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads
     channels = determine_num_input_channels(plans, configuration, experiment.dataset_json)
-    build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+    build = find_trainer(trainer_name).build_network_architecture
     if "plans_manager" in inspect.signature(build).parameters:
         network = build(plans, configuration, channels, heads, enable_deep_supervision=False)
     else:  # trainers written for nnU-Net before 2.6

@@ -10,17 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprint_dataset,
-    plan_experiments,
-    preprocess,
-)
 from PIL import Image
 
 from nnunet_kd.cli import main
 from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
 from nnunet_kd.datasets.formats import FORMATS
+from tests.conftest import plan_and_preprocess
 from tests.datasets import layouts
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "raw_samples"
@@ -45,14 +40,6 @@ def converted(tmp_path_factory):
     return root, made
 
 
-class FewSamples(DatasetFingerprintExtractor):
-    """nnU-Net's, which draws a hundred million voxels of every channel however small the data set is."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.num_foreground_voxels_for_intensitystats = 1e5
-
-
 @pytest.fixture(scope="module")
 def preprocessed(converted):
     """Checked, planned and preprocessed by the functions nnUNetv2_plan_and_preprocess calls."""
@@ -60,12 +47,8 @@ def preprocessed(converted):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(name, str(root / name))
-        patch.setenv("nnUNet_n_proc_DA", "1")
         for name in made:
-            number = FORMATS[name].id
-            extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
-            plan_experiments([number])
-            preprocess([number], configurations=("2d",), num_processes=(1,), show_progress_bar=False)
+            plan_and_preprocess(FORMATS[name].id, "2d")
     return root / "nnUNet_preprocessed"
 
 

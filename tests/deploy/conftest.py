@@ -1,0 +1,43 @@
+"""A student of a few iterations, in both configurations and two folds, and its ONNX models: made once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nnunet_kd.deploy.onnx import export_onnx
+from nnunet_kd.deploy.trained import read_trained
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
+
+
+@pytest.fixture(scope="session")
+def students(trained_workspace, tmp_path_factory) -> Workspace:
+    """With nnUNetTrainerDCD (3d_fullres, fold 0) and nnUNetTrainerNoKD (both configurations, folds 0 and 1)."""
+    copy = Workspace(tmp_path_factory.mktemp("students"))
+    for name in FOLDERS:
+        shutil.copytree(trained_workspace.root / name, copy.root / name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            patch.setenv(name, str(copy.root / name))
+        plans = copy.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.03})
+        make_trainer(nnUNetTrainerDCD, plans, copy).run_training()
+        for configuration in ("3d_fullres", "2d"):
+            for fold in (0, 1):
+                trainer = make_trainer(nnUNetTrainerNoKD, plans, copy, fold=fold, configuration=configuration)
+                trainer.run_training()
+    return copy
+
+
+def results(students: Workspace, trainer: str = "NoKD", configuration: str = "3d_fullres") -> Path:
+    return students.results / f"nnUNetTrainer{trainer}__nnUNetPlans__{configuration}"
+
+
+@pytest.fixture(scope="session")
+def onnx_models(students, tmp_path_factory) -> dict[str, Path]:
+    """Configuration -> folder; both of two folds."""
+    root = tmp_path_factory.mktemp("onnx")
+    for configuration in ("3d_fullres", "2d"):
+        export_onnx(read_trained(results(students, configuration=configuration), ["0", "1"]), root / configuration)
+    return {path.name: path for path in root.iterdir()}

@@ -1,0 +1,236 @@
+"""A student becomes a model of stock nnU-Net, and comes back from a zip file."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_kd.cli import main
+from nnunet_kd.deploy.stock import export_stock, install_stock
+from nnunet_kd.deploy.trained import read_trained
+from tests.conftest import DATASET
+from tests.deploy.conftest import results
+
+# As on a machine without this package: it cannot be imported, and nnU-Net is not told of its trainers.
+WITHOUT_US = """
+import sys
+sys.modules["nnunet_kd"] = None
+from nnunetv2.{module} import {entry} as run
+sys.argv = ["nnunetv2", *sys.argv[1:]]
+if __name__ == "__main__":
+    run()
+"""
+
+
+def stock(students, scratch, module, entry, *words):
+    """One of nnU-Net's commands where this package is not."""
+    (scratch / "stock.py").write_text(WITHOUT_US.format(module=module, entry=entry))
+    environment = {**students.environment(), "nnUNet_results": str(scratch / "results"), "nnUNet_extTrainer": ""}
+    done = subprocess.run(
+        [sys.executable, str(scratch / "stock.py"), *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_installed_and_predicted_without_this_package(students, tmp_path, capsys, monkeypatch):
+    """Bit by bit what the student itself predicts."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(students.root / name))
+    path = tmp_path / "student.zip"
+    assert main(["export", "nnunet", "-d", "598", "-o", str(path), "--licence", "CC BY 4.0"]) == 0
+    printed = capsys.readouterr().out
+    assert "nnUNetv2_predict -d Dataset598_TinyHeads -c 3d_fullres -p nnUNetPlans_DCD -tr nnUNetTrainer -f 0" in printed
+
+    (tmp_path / "results").mkdir()
+    stock(students, tmp_path, "model_sharing.entry_points", "install_from_zip_entry_point", str(path))
+    model = tmp_path / "results" / DATASET / "nnUNetTrainer__nnUNetPlans_DCD__3d_fullres"
+    images, out, options = (
+        str(students.raw / "imagesTs"),
+        tmp_path / "out",
+        ("-device", "cpu", "-npp", "1", "-nps", "1"),
+    )
+    words = ("-i", images, "-d", "598", "-c", "3d_fullres", "-f", "0", *options)
+    named = ("-p", "nnUNetPlans_DCD", "--save_probabilities")
+    stock(students, tmp_path, "inference.predict_from_raw_data", "predict_entry_point", *words, *named, "-o", str(out))
+    before = tmp_path / "before"
+    done = students.command(
+        "nnUNetv2_predict", *words, "-tr", "nnUNetTrainerDCD", "--save_probabilities", "-o", str(before)
+    )
+    assert done.returncode == 0, done.stderr
+    (case,) = (file.name for file in before.glob("*.nii.gz"))
+    pair = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / case))) for folder in (before, out)]
+    np.testing.assert_array_equal(*pair)
+    probabilities = [np.load(folder / case.replace(".nii.gz", ".npz"))["probabilities"] for folder in (before, out)]
+    np.testing.assert_array_equal(*probabilities)
+
+    provenance = json.loads((model / "provenance.json").read_text())
+    assert provenance["licence"] == "CC BY 4.0" and provenance["trainer"] == "nnUNetTrainerDCD"
+    assert provenance["teacher"][0]["trainer"] == "nnUNetTrainer" and "dcd: weight 0.01" in provenance["method"][0]
+    assert provenance["versions"]["nnunetv2"] and len(provenance["checkpoint_sha256"]["0"]) == 64
+    summary = json.loads((results(students, "DCD") / "fold_0" / "validation" / "summary.json").read_text())
+    assert provenance["validation"]["0"]["mean Dice"] == summary["foreground_mean"]["Dice"]
+    network = read_trained(results(students, "DCD"), ["0"]).network("0")
+    assert provenance["parameters"] == sum(p.numel() for p in network.parameters())
+    assert json.loads((model / "plans.json").read_text())["plans_name"] == "nnUNetPlans_DCD"
+
+
+def test_nothing_of_ours_and_nothing_to_resume_with_is_in_it(students, tmp_path):
+    path = tmp_path / "student.zip"
+    folder = export_stock(read_trained(results(students), ["0", "1"]), path, plans_name="small")
+    assert folder == f"{DATASET}/nnUNetTrainer__small__3d_fullres"
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == sorted(
+            f"{folder}/{name}"
+            for name in (
+                "dataset.json",
+                "dataset_fingerprint.json",
+                "fold_0/checkpoint_final.pth",
+                "fold_1/checkpoint_final.pth",
+                "plans.json",
+                "provenance.json",
+            )
+        )
+        content = torch.load(io.BytesIO(archive.read(f"{folder}/fold_1/checkpoint_final.pth")), weights_only=True)
+        plans = json.loads(archive.read(f"{folder}/plans.json"))
+    assert content["trainer_name"] == "nnUNetTrainer" and content["optimizer_state"] is None
+    assert "nnunet_kd" not in content and "nnunet_kd" not in plans and content["init_args"]["plans"] == plans
+    assert content["init_args"]["fold"] == 1
+
+
+def test_a_network_of_this_package_is_refused(students, tmp_path):
+    copy = tmp_path / "nnUNetTrainer__dra__3d_fullres"
+    shutil.copytree(results(students), copy)
+    plans = json.loads((copy / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    model = read_trained(copy, ["0"])
+    architecture["network_class_name"] = "nnunet_kd.networks.dra_unet.DRAUNet"
+    model.experiment.plans["configurations"]["3d_fullres"]["architecture"] = architecture
+    with pytest.raises(NotImplementedError, match="DRAUNet is a network of this package.*: use nnunet_kd export onnx"):
+        export_stock(model, tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "a__b", "", "a/b", "/root"])
+def test_plans_that_would_leave_their_folder(students, tmp_path, name):
+    model = read_trained(results(students), ["0"])
+    if not name:
+        model.experiment.plans["plans_name"] = "../.."
+    with pytest.raises(ValueError, match="plans are named with letters"):
+        export_stock(model, tmp_path / "model.zip", plans_name=name or None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
+    copy = tmp_path / results(students).name
+    shutil.copytree(results(students), copy)
+    plans = json.loads((copy / "plans.json").read_text())
+    (copy / "plans.json").write_text(json.dumps({**plans, "dataset_name": "../../Dataset001_X"}))
+    with pytest.raises(ValueError, match=r"'\.\./\.\./Dataset001_X' in .* is no name of a folder"):
+        read_trained(copy, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nnunet", "-o", "x.zip", "-tr", "nnUNetTrainerCWD"), "there is no trained model in"),
+        (("nnunet", "-o", "x.zip", "-f", "3"), "fold_3/checkpoint_final.pth, only fold_0/checkpoint_best.pth"),
+        (("nnunet", "-o", "x.zip", "-f", "x"), "a fold is a number or all, got 'x'"),
+        (("nnunet", "-o", "x"), "-o must be a .zip file, got x"),
+        (("nnunet", "-o", "x.zip", "--precision", "fp16"), "--precision belongs to export onnx"),
+        (("onnx", "-o", "x", "--plans-name", "y"), "--plans-name belongs to export nnunet"),
+        (("onnx", "-o", "x", "--images", "y"), "--images and --labels belong together"),
+        (("onnx", "-o", "x", "--precision", "fp8"), "a precision is one of fp32, fp16, int8, got 'fp8'"),
+        (("onnx", "-o", "."), "is there already"),
+    ],
+)
+def test_wrong_arguments(students, tmp_path, monkeypatch, capsys, words, message):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(students.root / name))
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", words[0], "-d", "598", *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_weights(students, tmp_path):
+    copy = tmp_path / results(students).name
+    shutil.copytree(results(students), copy)
+    path = copy / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    first = next(iter(content["network_weights"].values()))
+    first.view(-1)[0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="are not finite: encoder"):
+        read_trained(copy, ["0"])
+    content["network_weights"].popitem()
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"do not belong to the plans\.json beside them"):
+        read_trained(copy, ["0"])
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot read checkpoint"):
+        read_trained(copy, ["0"])
+
+
+# ---- coming back
+
+MODEL = "Dataset001_X/nnUNetTrainer__p__2d"
+
+
+def archive_of(path, *names, external=0):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = external
+            archive.writestr(entry, "content")
+    return path
+
+
+def test_install(students, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "student.zip"
+    folder = export_stock(read_trained(results(students), ["0"]), path)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    assert main(["install", str(path)]) == 0
+    assert f"installed {tmp_path / 'results' / folder}" in capsys.readouterr().out
+    before = (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns
+    assert main(["install", str(path)]) == 1
+    assert "is there already: remove it" in capsys.readouterr().err
+    assert (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns == before
+    assert [entry.name for entry in (tmp_path / "results").iterdir()] == [DATASET]
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", f"{MODEL}/../../../evil", "/etc/evil", f"{MODEL}\\..\\evil", f"{MODEL}/./../../../evil"]
+)
+def test_an_archive_that_would_write_outside(tmp_path, name):
+    path = archive_of(tmp_path / "model.zip", f"{MODEL}/plans.json", name)
+    with pytest.raises(ValueError, match="would write outside nnUNet_results"):
+        install_stock(path, tmp_path / "results")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "evil").exists()
+
+
+def test_an_archive_with_a_link(tmp_path):
+    path = archive_of(tmp_path / "model.zip", f"{MODEL}/plans.json", external=0o120777 << 16)
+    with pytest.raises(ValueError, match="would write outside nnUNet_results"):
+        install_stock(path, tmp_path / "results")
+
+
+def test_archives_that_are_none(tmp_path):
+    for names, message in ((("readme.txt",), "is no exported model: it holds 'readme.txt'"), ((), "it is empty")):
+        with pytest.raises(ValueError, match=message):
+            install_stock(archive_of(tmp_path / "model.zip", *names), tmp_path / "results")
+    (tmp_path / "model.zip").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="is no zip file, or damaged"):
+        install_stock(tmp_path / "model.zip", tmp_path / "results")
+    path = archive_of(tmp_path / "model.zip", f"{MODEL}/plans.json")
+    path.write_bytes(path.read_bytes().replace(b"content", b"CONTENT"))
+    with pytest.raises(ValueError, match="is damaged: Bad CRC-32"):
+        install_stock(path, tmp_path / "results")
+    assert not list((tmp_path / "results").iterdir())
