@@ -37,4 +37,4 @@ def mean_dice(model: Path, images: Path, labels: Path) -> float:
         example = references / f"{cases[0].name}{predictor.file_ending}"
         evaluation = read_evaluation(predictor.dataset_json, predictor.plans, example, 1.0)
         rows = evaluate_folders(references, {"model": out}, evaluation, 1)
-    return float(np.nanmean([row.values["Dice"] for row in rows]))
+    return float(np.nanmean([row.values["dice"] for row in rows]))

@@ -35,7 +35,8 @@ def choose_engine(name: str) -> str:
         return installed[0]
     if name not in installed:
         package = "onnx" if name in ("auto", "onnxruntime") else name
-        raise ImportError(f"{'no engine' if name == 'auto' else name} is installed: pip install 'nnunet_kd[{package}]'")
+        missing = "no engine is installed" if name == "auto" else f"{name} is not installed"
+        raise ImportError(f"{missing}: pip install 'nnunet_kd[{package}]'")
     return name
 
 

@@ -22,7 +22,9 @@ def students(trained_workspace, tmp_path_factory) -> Workspace:
         for name in FOLDERS:
             patch.setenv(name, str(copy.root / name))
         plans = copy.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.03})
-        make_trainer(nnUNetTrainerDCD, plans, copy).run_training()
+        distilled = make_trainer(nnUNetTrainerDCD, plans, copy)
+        distilled.run_training()
+        distilled.perform_actual_validation()  # as nnU-Net's command does then
         for configuration in ("3d_fullres", "2d"):
             for fold in (0, 1):
                 trainer = make_trainer(nnUNetTrainerNoKD, plans, copy, fold=fold, configuration=configuration)
