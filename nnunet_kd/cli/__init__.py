@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = chosen.run(chosen)
         return status
-    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, OSError, NotImplementedError, RuntimeError, ImportError) as error:
         print(f"nnunet_kd: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,8 +1,9 @@
 """Prediction with an ONNX model: nnU-Net's preprocessing, sliding window and export around another engine.
 
 Reading, cropping, normalising, resampling and writing are nnU-Net's own functions. The sliding window is theirs too,
-steps, Gaussian weights and mirroring, in NumPy and single precision; nnU-Net sums in half precision, so a voxel where
-two classes are equal to three digits may come out otherwise.
+steps, Gaussian weights and mirroring, in NumPy and single precision. nnU-Net sums in half precision: a voxel where two
+classes are equal to three digits may come out otherwise, as may the outermost corners of a volume, where the weights
+vanish in half precision.
 """
 
 from __future__ import annotations

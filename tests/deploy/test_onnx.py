@@ -325,7 +325,7 @@ def test_wrong_arguments(onnx_models, images, tmp_path, capsys, words, message):
     assert not out.exists()
 
 
-def test_engines_that_are_not_installed(monkeypatch):
+def test_engines_that_are_not_installed(monkeypatch, capsys, onnx_models, images, tmp_path):
     from nnunet_kd.deploy import engines
 
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else True)
@@ -335,6 +335,8 @@ def test_engines_that_are_not_installed(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"no engine is installed: pip install 'nnunet_kd\[onnx\]'"):
         choose_engine("auto")
+    assert predict(onnx_models["2d"], images, tmp_path / "out") == 1
+    assert capsys.readouterr().err == "nnunet_kd: no engine is installed: pip install 'nnunet_kd[onnx]'\n"
 
 
 def test_the_window_needs_no_torch(onnx_models, monkeypatch):
