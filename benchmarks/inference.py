@@ -4,7 +4,8 @@
                                    [--disable_tta] [--teacher nnUNetTrainer__nnUNetPlans__3d_fullres]
 
 Every command is a process of its own and takes its turn. Whole: from its start to its end, all cases. Steady: what one
-more case takes, from a command on all cases and one on the first alone. Memory: the largest process of the command.
+more case takes, from a command on all cases and one on the first alone. Memory: the most all processes of a command
+hold together, shared pages counted once (Linux).
 Dice against the labels; voxels equal to those of the stock prediction of the same student.
 """
 
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -107,16 +109,46 @@ def run(chosen: argparse.Namespace, student: Path, scratch: Path) -> None:
 
 
 def timed(words: list[str]) -> tuple[float, int]:
-    """Seconds and the largest resident set in bytes of a command and its children."""
+    """Seconds, and the most bytes a command and its children hold together, looked at ten times a second."""
     program = Path(sys.executable).with_name(words[0])
     start = time.perf_counter()
     process = subprocess.Popen([str(program), *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            peak = max(peak, sum(map(proportional_set, family(process.pid))))
+            time.sleep(0.1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     assert process.stderr is not None
     said = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    process.wait()
+    seconds = time.perf_counter() - start
+    watcher.join()
+    if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed: {said}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    return seconds, peak
+
+
+def family(process: int) -> list[int]:
+    """A process and all that come from it."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
+    return [process, *(one for child in children for one in family(int(child)))]
+
+
+def proportional_set(process: int) -> int:
+    """Bytes a process holds, of shared pages its share."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def dice(model: object, cases: list[str], ending: str, labels: Path, out: Path, scratch: Path) -> float:
