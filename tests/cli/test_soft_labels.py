@@ -28,6 +28,19 @@ def sam(workspace, monkeypatch):
     return ("--sam", "tiny", "--checkpoint", str(path))
 
 
+def make_own(path):
+    """A copy instead of a link to what other tests use."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+def labels_of(path):
+    """Preprocessed labels, to be changed."""
+    make_own(path)
+    return blosc2.open(str(path), mode="a")
+
+
 def make(*words):
     return main(["soft-labels", "-d", "598", "-device", "cpu", *words])
 
@@ -135,6 +148,9 @@ def test_sam_walks_along_the_largest_voxels_and_knows_the_body(workspace, sam, m
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = [3.0 if number == axis else 1.0 for number in range(3)]
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
+    for path in data.glob("*_seg.b2nd"):
+        labels_of(path)[0, :2, 3:] = -1  # as nnU-Net marks what it cropped to the body, and a little of it
     asked = {}
 
     def logits(self, images, structures, body, axis):
@@ -143,7 +159,7 @@ def test_sam_walks_along_the_largest_voxels_and_knows_the_body(workspace, sam, m
 
     monkeypatch.setattr(SamTeacher, "logits", logits)
     assert make(*sam) == 0
-    dataset = nnUNetDatasetBlosc2(str(workspace.preprocessed / "nnUNetPlans_3d_fullres"))
+    dataset = nnUNetDatasetBlosc2(str(data))
     outside = 0
     for case, (body, along) in zip(dataset.identifiers, asked.values(), strict=True):
         segmentation = np.asarray(dataset.load_case(case)[1][0])
@@ -168,12 +184,9 @@ def test_labels_corrected_since_are_made_again(workspace, sam):
     before = files_of(folder)
     case = json.loads((folder / "manifest.json").read_text())["cases"][0]
     data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
-    for name in (f"{case}.pkl", f"{case}_seg.b2nd"):  # links to what other tests use
-        content = (data / name).read_bytes()
-        (data / name).unlink()
-        (data / name).write_bytes(content)
+    make_own(data / f"{case}.pkl")
     os.utime(data / f"{case}.pkl", (2e9, 2e9))
-    blosc2.open(str(data / f"{case}_seg.b2nd"), mode="a")[:] = 0
+    labels_of(data / f"{case}_seg.b2nd")[:] = 0
     assert make(*sam, "--continue") == 0
     after = files_of(folder)
     assert {name for name in after if after[name] != before[name]} == {f"{case}.b2nd", f"{case}.json"}
