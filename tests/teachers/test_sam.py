@@ -158,8 +158,9 @@ def test_a_checkpoint_of_the_format_before_pytorch_1_6(registry, tmp_path):
     path = tmp_path / "sam.pth"
     torch.manual_seed(3)
     torch.save(tiny_sam().state_dict(), path, _use_new_zipfile_serialization=False)
+    sam = load_sam("tiny", path)
     torch.manual_seed(3)
-    for ours, expected in zip(load_sam("tiny", path).parameters(), tiny_sam().parameters(), strict=True):
+    for ours, expected in zip(sam.parameters(), tiny_sam().parameters(), strict=True):
         assert torch.equal(ours, expected)
 
 
