@@ -352,3 +352,18 @@ def test_the_window_needs_no_torch(onnx_models, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.Tensor, "__new__", lambda *_: calls.append(1))
     assert np.isfinite(predictor.logits(data)).all() and not calls
+
+
+def test_a_residual_encoder_has_free_axes_too(tmp_path):
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    from nnunet_kd.deploy.onnx import _check, _convert
+
+    norm = {"norm_op": torch.nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": torch.nn.LeakyReLU}
+    widths, strides = [4, 8, 16], [[1, 1], [2, 2], [2, 2]]
+    network = ResidualEncoderUNet(
+        2, 3, widths, torch.nn.Conv2d, 3, strides, [1, 2, 2], 3, [1, 1], conv_bias=True, **norm
+    )
+    path = tmp_path / "network.onnx"
+    assert _convert(network.eval(), 2, [16, 24], [4, 4], path) == [4, 4]
+    assert _check(network, path, 2, [16, 24], [4, 4], "fp32") < 1e-5
