@@ -367,3 +367,15 @@ def test_a_residual_encoder_has_free_axes_too(tmp_path):
     path = tmp_path / "network.onnx"
     assert _convert(network.eval(), 2, [16, 24], [4, 4], path) == [4, 4]
     assert _check(network, path, 2, [16, 24], [4, 4], "fp32") < 1e-5
+
+
+def test_a_network_that_needs_its_patch_size_keeps_it(tmp_path):
+    from nnunet_kd.deploy.onnx import _check, _convert
+
+    class OneSize(torch.nn.Conv2d):
+        def forward(self, image):
+            return super().forward(image) + torch.arange(24.0).expand(16, 24)
+
+    network, path = OneSize(2, 3, 3, padding=1).eval(), tmp_path / "network.onnx"
+    assert _convert(network, 2, [16, 24], [4, 4], path) is None
+    assert _check(network, path, 2, [16, 24], None, "fp32") < 1e-5
