@@ -133,6 +133,7 @@ def _convert(
     if multiples is not None:
         try:
             _export(network, channels, patch, multiples, file)
+            _check(network, file, channels, patch, multiples, "fp32")  # the exporter's word is not enough
             return multiples
         except Exception as error:  # whatever keeps a network from having free axes
             logging.getLogger(__name__).info("spatial axes are fixed: %s", error)
