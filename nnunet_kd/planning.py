@@ -1,251 +1,64 @@
-"""Student plans, and the ``nnunet_kd`` block that holds an experiment's settings. Plans are dictionaries in, new
-dictionaries out; nothing here touches a file.
-
-A plans file may carry one block at its top level; every key has a default::
-
-    "nnunet_kd": {
-      "student":  {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8},
-      "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
-                   "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false},
-      "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
-                   "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null},
-      "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
-    }
-
-``teacher`` may be a list of such objects. ``method`` holds keywords of the trainer's term; ``"add": [{"name": ...}]``
-adds further terms, ``"terms": [{"name": ...}]`` replaces the trainer's.
-"""
+"""Student plans: plans are dictionaries in, new dictionaries out; nothing here touches a file."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-BLOCK = "nnunet_kd"
+from nnunet_kd.settings import BLOCK, Plans, StudentSettings, check_keys
 
 # Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet")
 
-# Networks of this package: name -> class, and which keywords of a plan's architecture it shares.
-NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dra_unet": (
+
+@dataclass(frozen=True)
+class NetworkOfPlans:
+    """A network of this package, as plans name it.
+
+    Attributes:
+        class_name: Importable.
+        shared: Keywords it takes over from the plans' own network; with ``features_per_stage`` it has the teacher's
+            stages and can be made smaller.
+        keywords: Further ones.
+        slices_only: It has no 3-D form: other configurations are left out.
+        knows_background: It has the keyword ``background``: whether the first output channel is.
+        batch_size: Of its paper, instead of the plans'.
+        trainer: Its usual one.
+    """
+
+    class_name: str
+    shared: tuple[str, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    slices_only: bool = False
+    knows_background: bool = False
+    batch_size: int | None = None
+    trainer: str = "nnUNetTrainerDCD"
+
+    @property
+    def reducible(self) -> bool:
+        """Whether a factor makes it smaller."""
+        return "features_per_stage" in self.shared
+
+
+_QUARTER = {"strides": [[1, 1], [4, 4], [4, 4]]}  # nnunet_kd.networks.output_scales says why
+
+NETWORKS = {
+    "dra_unet": NetworkOfPlans(
         "nnunet_kd.networks.dra_unet.DRAUNet",
         ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides"),
     ),
+    "kd_sam": NetworkOfPlans(
+        "nnunet_kd.networks.kd_sam.KDSAM",
+        ("conv_op",),
+        _QUARTER,
+        slices_only=True,
+        knows_background=True,
+        batch_size=16,
+        trainer="nnUNetTrainerKDSAM",
+    ),
 }
-
-Plans = dict[str, Any]
-_Section = TypeVar("_Section")
-
-
-@dataclass(frozen=True)
-class StudentSettings:
-    """Where the student's widths came from.
-
-    Attributes:
-        source_plans: ``plans_name`` of the full-width plans, the teacher's by default.
-        reduction: Every width is divided by this (DCD: 4).
-        min_features: But no stage gets fewer channels than this.
-    """
-
-    source_plans: str | None = None
-    reduction: float = 4
-    min_features: int = 8
-
-    def __post_init__(self) -> None:
-        _require(self.reduction >= 1, "student.reduction", "at least 1", self.reduction)
-        _require(self.min_features >= 1, "student.min_features", "at least 1", self.min_features)
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """Which trained nnU-Net teaches.
-
-    Attributes:
-        trainer: Name of the trainer class it was trained with.
-        plans: Its ``plans_name``; ``None``: the student's source plans.
-        configuration: ``None``: the student's.
-        folds: ``"same"`` (the student's own fold: nothing leaks), ``"all"``, or a list of folds, which teach together.
-        checkpoint: File name of the checkpoint.
-        folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
-        trust_checkpoint: Unpickle whatever the checkpoint holds. Runs code in it.
-        leakage: Written by the trainer into the results' plans where the teacher has seen validation cases: student
-            fold -> warning.
-    """
-
-    trainer: str = "nnUNetTrainer"
-    plans: str | None = None
-    configuration: str | None = None
-    folds: str | list[int] = "same"
-    checkpoint: str = "checkpoint_final.pth"
-    folder: str | None = None
-    trust_checkpoint: bool = False
-    leakage: dict[str, str] | None = None
-
-    def __post_init__(self) -> None:
-        alone = self.folder is None or (self.plans is None and self.trainer == "nnUNetTrainer")
-        _require(alone, "teacher.folder", "given without trainer and plans, which it says itself", self.folder)
-        listed = isinstance(self.folds, list) and self.folds and all(_is_integer(fold) for fold in self.folds)
-        _require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The schedule. ``None`` keeps what the trainer class says, which is nnU-Net's own unless it says otherwise.
-
-    Attributes:
-        seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;
-            ``None`` leaves nnU-Net's own unseeded loading.
-        ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
-    """
-
-    num_epochs: int | None = None
-    num_iterations_per_epoch: int | None = None
-    num_val_iterations_per_epoch: int | None = None
-    initial_lr: float | None = None
-    save_every: int | None = None
-    seed: int | None = 1234
-    ema_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
-            value = getattr(self, key)
-            _require(value is None or value >= 1, f"training.{key}", "at least 1", value)
-        _require(self.initial_lr is None or self.initial_lr > 0, "training.initial_lr", "above 0", self.initial_lr)
-        _require(self.seed is None or 0 <= self.seed < 2**32, "training.seed", "from 0 to 2^32 - 1", self.seed)
-        decay = self.ema_decay
-        _require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The ``nnunet_kd`` block, validated and with defaults. ``student`` is ``None`` where the plans carry none."""
-
-    student: StudentSettings | None = None
-    teachers: tuple[TeacherSettings, ...] = field(default_factory=lambda: (TeacherSettings(),))
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    method: dict[str, Any] = field(default_factory=dict)
-
-
-def read_settings(plans: Mapping[str, Any]) -> Settings:
-    """The block of a plans dictionary; all defaults where it has none.
-
-    Raises:
-        ValueError: Naming an unknown key and the nearest valid one, or a value of the wrong type or range.
-    """
-    block = plans.get(BLOCK, {})
-    sections = {"student": StudentSettings, "teacher": TeacherSettings, "training": TrainingSettings, "method": dict}
-    if not isinstance(block, Mapping):
-        raise ValueError(f"{BLOCK} in the plans must be an object with {_quoted(sections)}, got {block!r}")
-    check_keys(block, sections, BLOCK)
-    for name, section in block.items():
-        listed = name == "teacher" and isinstance(section, list)
-        for entry in section if listed else [section]:
-            if not isinstance(entry, Mapping):
-                raise ValueError(f"{BLOCK}.{name} must be an object, got {entry!r}")
-    teachers = block.get("teacher", {})
-    if isinstance(teachers, list) and not teachers:
-        raise ValueError(f"{BLOCK}.teacher is an empty list")
-    return Settings(
-        student=_section(StudentSettings, block["student"], "student") if "student" in block else None,
-        teachers=(
-            tuple(_section(TeacherSettings, entry, f"teacher[{i}]") for i, entry in enumerate(teachers))
-            if isinstance(teachers, list)
-            else (_section(TeacherSettings, teachers, "teacher"),)
-        ),
-        training=_section(TrainingSettings, block.get("training", {}), "training"),
-        method=dict(block.get("method", {})),
-    )
-
-
-def with_leakage(plans: Mapping[str, Any], warnings: Mapping[str, str]) -> Plans:
-    """The plans with the warnings of student folds noted at their teacher, at the first one where there are several.
-
-    Args:
-        plans: Plans of a student; not changed.
-        warnings: Fold -> warning. They replace what was noted before.
-    """
-    noted = deepcopy(dict(plans))
-    teachers = noted.setdefault(BLOCK, {}).setdefault("teacher", {})
-    first = teachers[0] if isinstance(teachers, list) else teachers
-    first.pop("leakage", None)
-    if warnings:
-        first["leakage"] = dict(warnings)
-    elif not teachers:
-        del noted[BLOCK]["teacher"]
-    return noted
-
-
-def recorded_leakage(plans: Mapping[str, Any]) -> dict[str, str]:
-    """What results' plans say of teachers that have seen validation cases: student fold -> warning."""
-    notes: dict[str, str] = {}
-    for teacher in read_settings(plans).teachers:
-        notes.update(teacher.leakage or {})
-    return notes
-
-
-def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any], where: str) -> None:
-    """Refuse keys that mean nothing.
-
-    Raises:
-        ValueError: Naming the first unknown key and the nearest valid one.
-    """
-    for key in given:
-        if key not in valid:
-            near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid are {_quoted(valid)}."
-            raise ValueError(f"unknown key {key!r} in {where}: {hint}")
-
-
-def _section(kind: type[_Section], given: Mapping[str, Any], name: str) -> _Section:
-    types = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
-    check_keys(given, types, f"{BLOCK}.{name}")
-    for key, value in given.items():
-        if not _fits(value, types[key]):
-            raise ValueError(f"{BLOCK}.{name}.{key} must be {_spoken(types[key])}, got {value!r}")
-    return kind(**given)
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    checks = {
-        "None": value is None,
-        "str": isinstance(value, str),
-        "bool": isinstance(value, bool),
-        "int": _is_integer(value),
-        "float": _is_integer(value) or (isinstance(value, float) and abs(value) < float("inf")),
-        "list[int]": isinstance(value, list) and all(_is_integer(entry) for entry in value),
-        "dict[str, str]": isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values()),
-    }
-    return any(checks[name] for name in annotation.split(" | "))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _spoken(annotation: str) -> str:
-    words = {
-        "None": "null",
-        "str": "text",
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "list[int]": "a list of whole numbers",
-        "dict[str, str]": "an object of texts",
-    }
-    return " or ".join(words[name] for name in annotation.split(" | "))
-
-
-def _require(holds: bool, key: str, expected: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"{BLOCK}.{key} must be {expected}, got {got!r}")
-
-
-def _quoted(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in names)
 
 
 def reduce_widths(widths: Sequence[int], reduction: float, min_features: int = 8) -> list[int]:
@@ -260,6 +73,7 @@ def student_plans(
     widths: Mapping[str, Sequence[int]] | None = None,
     name: str | None = None,
     network: str | None = None,
+    regions: bool = False,
 ) -> Plans:
     """Plans of a student: the same preprocessing and topology, smaller widths in every configuration.
 
@@ -269,16 +83,26 @@ def student_plans(
         min_features: Least width of a stage.
         widths: Configuration name -> widths of its stages, instead of the factor.
         name: ``plans_name`` of the result; the same name as before if left out.
-        network: One of :data:`NETWORKS` instead of the teacher's, with its stages, strides, kernels and axes.
+        network: One of :data:`NETWORKS` instead of the teacher's. With its stages, strides, kernels and axes, or, where
+            it has stages of its own, at its own size, whatever the factor.
+        regions: Whether the data set's labels are regions, which some networks have to know.
 
     Raises:
         ValueError: For an architecture whose widths are not known, a wrong number of widths, a width below 1, or
             an unknown configuration or network.
     """
-    settings = StudentSettings(plans["plans_name"], reduction, min_features)
+    check_keys({} if network is None else {network: None}, NETWORKS, "the networks")
+    other = None if network is None else NETWORKS[network]
     widths = dict(widths or {})
     check_keys(widths, plans["configurations"], "widths by configuration")
+    if other is not None and not other.reducible:
+        if widths:
+            raise ValueError(f"{network} does not have the stages of the plans: no widths can be given")
+        reduction = 1
+    settings = StudentSettings(plans["plans_name"], reduction, min_features)
     reduced = deepcopy(plans)
+    if other is not None and other.slices_only:
+        reduced["configurations"] = _of_slices(plans, str(network))
     for configuration, content in reduced["configurations"].items():
         if configuration in widths and "architecture" not in content:
             raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
@@ -296,19 +120,38 @@ def student_plans(
         )
         _check_widths(after, len(before), configuration)
         arguments["features_per_stage"] = after
-        if network is not None:
-            content["architecture"] = _other_network(content["architecture"], network)
+        if other is not None:
+            content["architecture"] = _other_network(content["architecture"], other, regions)
+            content["batch_size"] = other.batch_size or content["batch_size"]
     if name is not None:
         reduced["plans_name"] = name
     reduced[BLOCK] = {**reduced.get(BLOCK, {}), "student": asdict(settings)}
     return reduced
 
 
-def _other_network(architecture: Mapping[str, Any], network: str) -> dict[str, Any]:
-    check_keys({network: None}, NETWORKS, "the networks")
-    name, shared = NETWORKS[network]
-    arguments = {key: architecture["arch_kwargs"][key] for key in shared}
-    return {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
+def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
+    """Configurations whose network is 2-D, and those that inherit from them."""
+
+    def convolution(content: Mapping[str, Any]) -> str:
+        while "architecture" not in content and content.get("inherits_from") in plans["configurations"]:
+            content = plans["configurations"][content["inherits_from"]]
+        return str(content.get("architecture", {}).get("arch_kwargs", {}).get("conv_op"))
+
+    kept = {
+        name: deepcopy(content)
+        for name, content in plans["configurations"].items()
+        if convolution(content).endswith("2d")
+    }
+    if not kept:
+        raise ValueError(f"{network} sees slices, and {plans['plans_name']} has no 2d configuration")
+    return kept
+
+
+def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:
+    arguments = {key: architecture["arch_kwargs"][key] for key in network.shared} | deepcopy(network.keywords)
+    if network.knows_background:
+        arguments["background"] = not regions
+    return {"network_class_name": network.class_name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
 
 
 def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
@@ -334,5 +177,5 @@ def _check_widths(widths: Sequence[int], stages: int, configuration: str) -> Non
     if len(widths) != stages:
         raise ValueError(f"configuration {configuration} has {stages} stages, got {len(widths)} widths")
     for width in widths:
-        if not _is_integer(width) or width < 1:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"a stage of configuration {configuration} cannot have {width!r} channels")

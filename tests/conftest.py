@@ -25,21 +25,22 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 @dataclass
 class Workspace:
-    """nnU-Net's three folders with one data set and a teacher in them."""
+    """nnU-Net's three folders with one data set and, for some, a teacher in them."""
 
     root: Path
+    dataset: str = DATASET
 
     @property
     def raw(self) -> Path:
-        return self.root / "nnUNet_raw" / DATASET
+        return self.root / "nnUNet_raw" / self.dataset
 
     @property
     def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed" / DATASET
+        return self.root / "nnUNet_preprocessed" / self.dataset
 
     @property
     def results(self) -> Path:
-        return self.root / "nnUNet_results" / DATASET
+        return self.root / "nnUNet_results" / self.dataset
 
     @property
     def teacher(self) -> Path:
@@ -133,11 +134,35 @@ def trained_workspace(tmp_path_factory) -> Workspace:
 @pytest.fixture
 def workspace(trained_workspace, tmp_path, monkeypatch) -> Workspace:
     """A copy a test may spoil; the preprocessed arrays are linked."""
-    copy = Workspace(tmp_path)
+    return _copy(trained_workspace, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def preprocessed_pictures(tmp_path_factory) -> Workspace:
+    """Made once; tests get copies of it."""
+    from tests.pictures import make_pictures
+
+    workspace = Workspace(tmp_path_factory.mktemp("pictures"), "Dataset597_TinyPictures")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            (workspace.root / name).mkdir()
+            patch.setenv(name, str(workspace.root / name))
+        make_pictures(workspace.raw, training=8, test=2)
+        plan_and_preprocess(597, "2d")
+    return workspace
+
+
+@pytest.fixture
+def pictures(preprocessed_pictures, tmp_path, monkeypatch) -> Workspace:
+    """A copy of a data set of RGB pictures; there is no teacher."""
+    return _copy(preprocessed_pictures, tmp_path, monkeypatch)
+
+
+def _copy(workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     for name in FOLDERS:
-        shutil.copytree(trained_workspace.root / name, tmp_path / name, copy_function=_link_arrays)
-        monkeypatch.setenv(name, str(tmp_path / name))
-    return copy
+        shutil.copytree(workspace.root / name, folder / name, copy_function=_link_arrays)
+        monkeypatch.setenv(name, str(folder / name))
+    return Workspace(folder, workspace.dataset)
 
 
 def _link_arrays(source: str, target: str) -> None:

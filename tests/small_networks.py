@@ -11,15 +11,16 @@ def unet(width=4):
     return PlainConvUNet(2, 3, widths, nn.Conv2d, 3, strides, 1, 3, 1, conv_bias=True, deep_supervision=True, **norm)
 
 
-def tiny_sam(checkpoint=None):
-    """The published classes of SAM at a width of 32, for images of 64 x 64."""
+def tiny_sam(checkpoint=None, image_size=64):
+    """The published classes of SAM at a width of 32, for small frames."""
     from functools import partial
 
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     assert checkpoint is None
+    frame, grid = (image_size, image_size), (image_size // 16, image_size // 16)
     encoder = ImageEncoderViT(
-        img_size=64,
+        img_size=image_size,
         patch_size=16,
         embed_dim=16,
         depth=2,
@@ -33,6 +34,6 @@ def tiny_sam(checkpoint=None):
     transformer = TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4)
     return Sam(
         encoder,
-        PromptEncoder(embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4),
+        PromptEncoder(embed_dim=32, image_embedding_size=grid, input_image_size=frame, mask_in_chans=4),
         MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=32),
     )

@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from nnunet_kd.planning import StudentSettings, TeacherSettings, TrainingSettings, read_settings
+from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
 from nnunet_kd.training.methods import DCD, TERMS, active_terms
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

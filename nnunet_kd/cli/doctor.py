@@ -131,7 +131,7 @@ class _Experiment:
 
     def read_plans(self) -> str:
         from nnunet_kd.cli.dataset_folder import preprocessed_folder
-        from nnunet_kd.planning import read_settings
+        from nnunet_kd.settings import read_settings
 
         arguments = self.arguments
         try:

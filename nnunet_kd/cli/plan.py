@@ -21,6 +21,10 @@ teacher and student.
   nnunet_kd plan -d 501 --network dra_unet
       writes nnUNetPlans_dra_unet_r4.json: another network with the teacher's stages; any trainer can train it, stock
       nnUNetTrainer too
+  nnunet_kd plan -d 501 --network kd_sam
+      writes nnUNetPlans_kd_sam.json: KD-SAM in the 2d configuration, at its own size whatever -r says. Put SAM's
+      weights into it, "nnunet_kd": {..., "method": {"checkpoint": "sam_vit_h_4b8939.pth"}}, and train it with
+      nnUNetv2_train 501 2d 0 -tr nnUNetTrainerKDSAM -p nnUNetPlans_kd_sam
 """
 
 
@@ -39,15 +43,19 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-r", metavar="FACTOR", type=float, default=4, help="divide every width by this (default: 4)")
     command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
     command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
-    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration --widths is for")
+    command.add_argument(
+        "-c", metavar="CONFIG", help="configuration --widths is for (default: 3d_fullres; 2d for networks of slices)"
+    )
     command.add_argument("--network", choices=sorted(NETWORKS), help="a network of this package instead of nnU-Net's")
-    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK]_rFACTOR)")
+    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK][_rFACTOR])")
     command.add_argument("--force", action="store_true", help="replace a plans file of that name")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the plans; returns the exit status."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
     from nnunet_kd.planning import student_plans
@@ -61,20 +69,25 @@ def run(arguments: argparse.Namespace) -> int:
         )
     plans = json.loads(source.read_text())
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, _short(arguments)]))
+    network = None if arguments.network is None else NETWORKS[arguments.network]
+    configuration = arguments.c or ("2d" if network is not None and network.slices_only else "3d_fullres")
+    size = _short(arguments) if network is None or network.reducible else None
+    name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, size]))
     target = folder / f"{name}.json"
     if target == source:
         raise ValueError(f"the student's plans need a name of their own, not {name}")
     if target.exists() and not arguments.force:
         raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
-    widths = {arguments.c: arguments.widths} if arguments.widths else None
-    student = student_plans(plans, arguments.r, arguments.min_features, widths, name, arguments.network)
+    widths = {configuration: arguments.widths} if arguments.widths else None
+    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+    student = student_plans(plans, arguments.r, arguments.min_features, widths, name, arguments.network, regions)
     table = cost_table(plans, student, dataset_json)
 
     write_whole(target, json.dumps(student, indent=4))
     print(table)
     print(f"\nwrote {target}")
-    print(f"train it: nnUNetv2_train {arguments.d} {arguments.c} 0 -tr nnUNetTrainerDCD -p {name}")
+    trainer = "nnUNetTrainerDCD" if network is None else network.trainer
+    print(f"train it: nnUNetv2_train {arguments.d} {configuration} 0 -tr {trainer} -p {name}")
     return 0
 
 

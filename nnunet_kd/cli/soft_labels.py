@@ -1,4 +1,4 @@
-"""``nnunet_kd soft-labels``: compute a teacher's logits of every training case once, and store them."""
+"""``nnunet_kd soft-labels``: compute a teacher's logits or embeddings of every training case once, and store them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ data, with a manifest; a file is whole or not there.
       an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
       plans); each case by the fold that was not trained on it, whatever folds the plans name. -f 0 has fold 0 do
       all cases.
+  nnunet_kd soft-labels -d 501 -c 2d --embeddings --sam vit_h --checkpoint sam_vit_h_4b8939.pth
+      instead of logits SAM's image embeddings, for nnUNetTrainerKDSAM: of every patch nnU-Net's sliding window cuts
+      from a slice, 2 MiB each before compression; no prompts. Name the store in the plans:
+      "nnunet_kd": {"method": {"embeddings": "sam", ...}}
   nnunet_kd soft-labels ... -num_parts 4 -part_id 0        (and 1, 2, 3 on other machines)
   nnunet_kd soft-labels ... --continue                     after an interruption, or where a file was damaged
 
 Intensities between the 0.5th and the 99.5th percentile of a channel (of voxels inside the body, as nnU-Net crops it)
-are what SAM sees.
+are what SAM sees; with --embeddings, those percentiles of the patch, and photographs in their own colours.
 """
 
 
@@ -33,7 +37,7 @@ def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     command = commands.add_parser(
         "soft-labels",
-        help="store a teacher's logits (SAM's, or an nnU-Net's) of every training case",
+        help="store a teacher's logits (SAM's, or an nnU-Net's) or SAM's embeddings of every training case",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,6 +48,7 @@ def add_parser(commands: Any) -> None:
     teacher.add_argument("--sam", metavar="TYPE", help="SAM of this size: vit_b, vit_l, vit_h")
     teacher.add_argument("--teacher", action="store_true", help="the nnU-Net teacher the plans name")
     command.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights of SAM")
+    command.add_argument("--embeddings", action="store_true", help="with --sam: store its image embeddings")
     command.add_argument(
         "--channels",
         metavar="N",
@@ -73,8 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.teachers.nnunet import Experiment
     from nnunet_kd.teachers.preprocessed import PreprocessedCases
     from nnunet_kd.teachers.sam import SamSettings
+    from nnunet_kd.teachers.sam_embeddings import EmbeddingStore
     from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
-    from nnunet_kd.teachers.sources import NnUNetSource, SamSource, Source
+    from nnunet_kd.teachers.sources import EmbeddingSource, NnUNetSource, SamSource, Source
 
     _check(arguments)
     folder = preprocessed_folder(arguments.d)
@@ -87,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     dataset_json = json.loads((folder / "dataset.json").read_text())
     cases = PreprocessedCases(folder, Experiment(plans, arguments.c, dataset_json))
     name = arguments.name or ("sam" if arguments.sam else "nnunet")
-    store = SoftLabelStore(store_folder(folder, cases.configuration.data_identifier, name))
+    kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
+    store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
     mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
     todo = [case for case in mine if store.fault(case, cases, thorough=arguments.resume) is not None]
     if len(todo) < len(mine) and not arguments.resume:
@@ -97,7 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     device = torch.device(arguments.device or default_device())
     source: Source
-    if arguments.sam:
+    if arguments.embeddings:
+        source = EmbeddingSource(cases, arguments.sam, arguments.channels, arguments.checkpoint, device)
+    elif arguments.sam:
         channels = tuple(arguments.channels or range(min(cases.channels, 3)))
         given = {"prompt": arguments.prompt, "margin": arguments.margin}
         settings = SamSettings(arguments.sam, channels, **{k: v for k, v in given.items() if v is not None})
@@ -105,8 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source = NnUNetSource(cases, arguments.f, not arguments.disable_tta, device)
     store.begin(cases.data, source.description, cases.identifiers)
-    progress = tqdm(source.ordered(todo), unit="case", desc=f"soft labels '{store.name}'")
-    make_soft_labels(store, cases, progress, source.logits)
+    progress = tqdm(source.ordered(todo), unit="case", desc=f"{store.content} '{store.name}'")
+    make_soft_labels(store, cases, progress, source.values)
     made = sum(store.fault(case) is None for case in cases.identifiers)
     print(f"{made} of {len(cases.identifiers)} cases in {store.folder}")
     return 0
@@ -119,6 +128,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--sam needs its weights: --checkpoint FILE")
     if arguments.sam and (arguments.f is not None or arguments.disable_tta):
         raise ValueError("-f and --disable_tta belong to --teacher")
+    if arguments.embeddings and not arguments.sam:
+        raise ValueError("--embeddings are SAM's: give --sam")
+    if arguments.embeddings and (arguments.prompt is not None or arguments.margin is not None):
+        raise ValueError("--prompt and --margin do not belong to --embeddings: no prompt is given")
     of_sam = (arguments.checkpoint, arguments.channels, arguments.prompt, arguments.margin)
     if arguments.teacher and any(value is not None for value in of_sam):
         raise ValueError("--checkpoint, --channels, --prompt and --margin belong to --sam")

@@ -15,7 +15,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.deploy.trained import TrainedModel, provenance
-from nnunet_kd.planning import BLOCK
+from nnunet_kd.settings import BLOCK
 from nnunet_kd.writing import replacing
 
 STOCK = nnUNetTrainer.__name__

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_kd.planning import read_settings, recorded_leakage
+from nnunet_kd.settings import read_settings, recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
 from nnunet_kd.teachers.soft_labels import file_digest

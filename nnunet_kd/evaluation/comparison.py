@@ -18,7 +18,8 @@ from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.study import TEACHER, Run, Study
 from nnunet_kd.evaluation.summary import Scores
-from nnunet_kd.planning import read_settings, recorded_leakage, stage_widths
+from nnunet_kd.planning import stage_widths
+from nnunet_kd.settings import read_settings, recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer
 from nnunet_kd.writing import write_whole

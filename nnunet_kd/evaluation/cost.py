@@ -38,8 +38,13 @@ def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Co
         patch_size: In voxels, nnU-Net's axis order.
     """
     patch = torch.empty(1, channels, *patch_size, device="meta")
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:  # the counter hooks whatever wants a gradient, even without one being computed
+        parameter.requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(patch)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Any] = {}
 

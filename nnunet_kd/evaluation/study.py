@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.planning import BLOCK, read_settings
+from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.writing import write_whole
 
 TEACHER = "teacher"

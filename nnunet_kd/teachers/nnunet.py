@@ -21,7 +21,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.planning import TeacherSettings, recorded_leakage
+from nnunet_kd.settings import TeacherSettings, recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, has_encoder_stages
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import blosc2
 import numpy as np
@@ -40,10 +40,13 @@ class SoftLabelStore:
 
     folder: Path
 
+    marker: ClassVar[str] = "_soft_"
+    content: ClassVar[str] = "soft labels"
+
     @property
     def name(self) -> str:
         """Without the data's."""
-        return self.folder.name.rpartition("_soft_")[2]
+        return self.folder.name.rpartition(self.marker)[2]
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -56,7 +59,7 @@ class SoftLabelStore:
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder} is no folder of soft labels: cannot read {path.name}") from error
+            raise ValueError(f"{self.folder} is no folder of {self.content}: cannot read {path.name}") from error
         return content
 
     def begin(self, data: Mapping[str, Any], source: Mapping[str, Any], cases: Sequence[str]) -> None:
@@ -102,8 +105,8 @@ class SoftLabelStore:
         limit = float(np.finfo(np.float16).max)
         half = np.ascontiguousarray(np.clip(logits, -limit, limit).astype(np.float16))
         if not np.isfinite(half).all():
-            raise ValueError(f"case {case}: the teacher's logits are not finite")
-        blocks, chunks = comp_blosc2_params(half.shape, tuple(patch_size), half.itemsize)
+            raise ValueError(f"case {case}: the teacher's {self.content} are not finite")
+        blocks, chunks = self._layout(half.shape, patch_size)
         parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
         path = self.path(case)
         with replacing(path) as unfinished:
@@ -116,6 +119,11 @@ class SoftLabelStore:
         }
         write_whole(self._record(case), json.dumps(record))
 
+    def _layout(self, shape: tuple[int, ...], patch_size: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """Blocks and chunks of a file, as nnU-Net's own have them."""
+        blocks, chunks = comp_blosc2_params(shape, tuple(patch_size), np.dtype(np.float16).itemsize)
+        return blocks, chunks
+
     def open(self, case: str) -> Any:
         """Logits of a case, float16 ``(heads, z, y, x)``, memory mapped: nothing is read before it is indexed.
 
@@ -126,7 +134,7 @@ class SoftLabelStore:
         try:
             return blosc2.open(urlpath=str(self.path(case)), mode="r", dparams={"nthreads": 1}, **mapped)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"cannot read the soft labels {self.path(case)}: missing or damaged") from error
+            raise ValueError(f"cannot read the {self.content} {self.path(case)}: missing or damaged") from error
 
     def fault(self, case: str, cases: PreprocessedCases | None = None, thorough: bool = False) -> str | None:
         """What is wrong with the labels of a case; ``None``: nothing.
@@ -184,8 +192,8 @@ class SoftLabelStore:
         for key, value in json.loads(json.dumps(data)).items():
             if made_for.get(key) != value:
                 raise ValueError(
-                    f"the soft labels in {self.folder} are for {key} = {_short(made_for.get(key))}, this training has "
-                    f"{_short(value)}: make others under another --name, or remove the folder"
+                    f"the {self.content} in {self.folder} are for {key} = {_short(made_for.get(key))}, this training "
+                    f"has {_short(value)}: make others under another --name, or remove the folder"
                 )
 
     def check_cases(self, cases: PreprocessedCases, wanted: Iterable[str]) -> None:
@@ -197,7 +205,7 @@ class SoftLabelStore:
         for case in wanted:
             fault = self.fault(case, cases)
             if fault is not None:
-                raise ValueError(f"the soft labels {self.path(case)}: the file {fault}")
+                raise ValueError(f"the {self.content} {self.path(case)}: the file {fault}")
 
     def leakage(self, fold: int | str) -> str | None:
         """A warning where the labels come from an nnU-Net that has seen validation cases of student fold ``fold``.
@@ -229,7 +237,7 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
         FileNotFoundError: Where there is none.
         ValueError: Where there are several and no name.
     """
-    prefix = f"{identifier}_soft_"
+    prefix = f"{identifier}{SoftLabelStore.marker}"
     # A folder whose first case failed is none yet.
     stores = sorted({path.parent for path in preprocessed.glob(f"{prefix}*/*.b2nd")})
     names = [path.name[len(prefix) :] for path in stores]
@@ -246,26 +254,26 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
     return SoftLabelStore(stores[0] if name is None else preprocessed / f"{prefix}{name}")
 
 
-def store_folder(preprocessed: Path, identifier: str, name: str) -> Path:
-    """Where a store of that name belongs.
+def store_folder(preprocessed: Path, identifier: str, name: str, kind: type[SoftLabelStore] = SoftLabelStore) -> Path:
+    """Where a store of that name and kind belongs.
 
     Raises:
         ValueError: For a name that is no part of a file name.
     """
-    if not name or any(not (letter.isalnum() or letter in "-_.") for letter in name) or "_soft_" in name:
-        raise ValueError(f"a name of soft labels has letters, digits, '-', '_' and '.' only, got {name!r}")
-    return preprocessed / f"{identifier}_soft_{name}"
+    if not name or any(not (letter.isalnum() or letter in "-_.") for letter in name) or kind.marker in name:
+        raise ValueError(f"a name of {kind.content} has letters, digits, '-', '_' and '.' only, got {name!r}")
+    return preprocessed / f"{identifier}{kind.marker}{name}"
 
 
 def make_soft_labels(
     store: SoftLabelStore,
     cases: PreprocessedCases,
     wanted: Iterable[str],
-    logits_of: Callable[[str], np.ndarray],
+    values_of: Callable[[str], np.ndarray],
 ) -> None:
-    """Compute and store the labels of some cases."""
+    """Compute and store the labels, or embeddings, of some cases."""
     for case in wanted:
-        store.write(case, logits_of(case), cases.configuration.patch_size, cases.fingerprint(case))
+        store.write(case, values_of(case), cases.configuration.patch_size, cases.fingerprint(case))
 
 
 def file_digest(path: Path) -> str:

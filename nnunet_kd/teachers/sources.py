@@ -1,9 +1,9 @@
-"""Where soft labels come from: SAM or an nnU-Net, case by case of a preprocessed data set."""
+"""Where stored soft labels and embeddings come from: SAM or an nnU-Net, case by case of a preprocessed data set."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nnunet_kd.planning import read_settings
+from nnunet_kd.settings import read_settings
 from nnunet_kd.teachers.nnunet import case_predictor, find_teachers
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
+from nnunet_kd.teachers.sam_embeddings import STEP, Colours, SamEmbedder, SlicePatches
 from nnunet_kd.teachers.soft_labels import file_digest
 
 
 class Source(Protocol):
-    """What makes soft labels."""
+    """What makes soft labels, or embeddings."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -28,8 +29,8 @@ class Source(Protocol):
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """The cases in the order that suits best."""
 
-    def logits(self, case: str) -> np.ndarray:
-        """Of a case, ``(heads, z, y, x)``."""
+    def values(self, case: str) -> np.ndarray:
+        """What is stored of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
 
 
 class SamSource:
@@ -70,8 +71,8 @@ class SamSource:
         """As they are."""
         return cases
 
-    def logits(self, case: str) -> np.ndarray:
-        """Of a case, ``(heads, z, y, x)``."""
+    def values(self, case: str) -> np.ndarray:
+        """Logits of a case, ``(heads, z, y, x)``."""
         images, segmentation = self._cases.load(case)
         labels = self._cases.labels
         wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
@@ -127,13 +128,74 @@ class NnUNetSource:
         """Fold by fold, so that each teacher is loaded once."""
         return sorted(cases, key=lambda case: (self._fold_of[case], case))
 
-    def logits(self, case: str) -> np.ndarray:
-        """Of a case, ``(heads, z, y, x)``."""
+    def values(self, case: str) -> np.ndarray:
+        """Logits of a case, ``(heads, z, y, x)``."""
         fold = self._fold_of[case]
         if fold not in self._loaded:
             self._loaded.clear()
             self._loaded[fold] = case_predictor(self._teachers[fold], self._device, self._mirroring)
         return self._loaded[fold](self._cases.load(case)[0])
+
+
+class EmbeddingSource:
+    """Embeddings for an :class:`EmbeddingStore`.
+
+    Args:
+        cases: The data, of a 2-D configuration.
+        model_type: Key of ``segment_anything.sam_model_registry``.
+        channels: Shown to SAM; ``None``: the first three.
+        checkpoint: SAM's weights.
+        device: Where it runs.
+        patches_at_once: Embedded in one batch.
+
+    Raises:
+        ValueError: For a configuration that is not 2-D, a channel the images do not have, or weights that cannot be
+            read.
+        FileNotFoundError: Where there is no checkpoint.
+    """
+
+    def __init__(
+        self,
+        cases: PreprocessedCases,
+        model_type: str,
+        channels: Sequence[int] | None,
+        checkpoint: Path,
+        device: torch.device,
+        patches_at_once: int = 4,
+    ) -> None:
+        self._patch_size = list(cases.configuration.patch_size)
+        if len(self._patch_size) != 2:
+            raise ValueError(f"embeddings are of slices: {cases.experiment.configuration} is not a 2d configuration")
+        colours = Colours.of(cases.configuration.normalization_schemes, channels)
+        self._cases = cases
+        self._embedder = SamEmbedder(load_sam(model_type, checkpoint), colours, device)
+        self._at_once = patches_at_once
+        self.description: dict[str, Any] = {
+            "kind": "sam_embeddings",
+            "checkpoint_sha256": file_digest(checkpoint),
+            "model_type": model_type,
+            **asdict(colours),
+            "window": WINDOW,
+            "patch_size": self._patch_size,
+            "step": STEP,
+        }
+
+    def ordered(self, cases: Sequence[str]) -> Sequence[str]:
+        """As they are."""
+        return cases
+
+    def values(self, case: str) -> np.ndarray:
+        """Embeddings of a case, ``(patches, channels, height, width)``."""
+        images, _ = self._cases.load(case)
+        patches = SlicePatches(images.shape[1:], self._patch_size)
+
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(patches), self._at_once):
+                numbers = range(first, min(first + self._at_once, len(patches)))
+                batch = torch.from_numpy(np.stack([patches.cut(images, number) for number in numbers]))
+                yield self._embedder(batch).cpu().numpy().astype(np.float16)
+
+        return np.concatenate(list(batches()))
 
 
 def _folds(splits: Path, cases: Sequence[str], fold: int | None) -> dict[str, int]:

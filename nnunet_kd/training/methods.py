@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
-from nnunet_kd.planning import check_keys
+from nnunet_kd.settings import check_keys
 from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
 
 DCD = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8))

@@ -6,22 +6,15 @@ import json
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.planning import (
-    BLOCK,
-    Plans,
-    Settings,
-    StudentSettings,
-    TrainingSettings,
-    read_settings,
-    student_plans,
-)
+from nnunet_kd.planning import student_plans
+from nnunet_kd.settings import BLOCK, Plans, Settings, StudentSettings, TrainingSettings, read_section, read_settings
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
@@ -39,12 +32,17 @@ NNUNET_EPOCHS = 1000
 
 @dataclass(frozen=True)
 class Preparation:
-    """A student's experiment: its plans (derived from the teacher's where they named no student) and settings."""
+    """A student's experiment: its plans (derived from the teacher's where they named no student) and settings.
+
+    Attributes:
+        method: ``nnunet_kd.method`` as the trainer's own settings; ``None`` where it holds keywords of terms.
+    """
 
     student: Experiment
     fold: int | str
     settings: Settings
     terms: list[ActiveTerm]
+    method: Any = None
 
     @property
     def leakage(self) -> str | None:
@@ -89,10 +87,11 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     """
     settings = read_settings(student.plans)
     settings = replace(settings, training=_with_class_attributes(trainer, settings.training, student.plans))
-    plans = _student_plans(trainer, student.plans, settings.student)
+    plans = _student_plans(trainer, student, settings.student)
     epochs = settings.training.num_epochs or NNUNET_EPOCHS
     terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
-    return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms)
+    method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
+    return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 
 
 def _with_class_attributes(
@@ -104,13 +103,24 @@ def _with_class_attributes(
     return replace(training, **{name: getattr(trainer, name) for name in names if hasattr(trainer, name)})
 
 
-def _student_plans(trainer: type[DistillationTrainer], plans: Plans, student: StudentSettings | None) -> Plans:
-    """Plans of a student as they are; others with the widths the block, or else the trainer, asks for."""
+def _student_plans(
+    trainer: type[DistillationTrainer], experiment: Experiment, student: StudentSettings | None
+) -> Plans:
+    """Plans of a student as they are; others with the widths and the network that block or trainer asks for."""
+    plans = experiment.plans
     if student is not None and student.source_plans not in (None, plans["plans_name"]):
         return deepcopy(plans)
-    if student is not None:
-        return student_plans(plans, student.reduction, student.min_features)
-    return deepcopy(plans) if trainer.reduction == 1 else student_plans(plans, trainer.reduction)
+    if student is None and trainer.reduction == 1 and trainer.network_of_plans is None:
+        return deepcopy(plans)
+    reduction, least = (trainer.reduction, 8) if student is None else (student.reduction, student.min_features)
+    regions = PlansManager(plans).get_label_manager(experiment.dataset_json).has_regions
+    derived = student_plans(plans, reduction, least, network=trainer.network_of_plans, regions=regions)
+    if experiment.configuration not in derived["configurations"]:
+        raise ValueError(
+            f"{trainer.__name__} trains configurations {', '.join(derived['configurations'])}, not "
+            f"{experiment.configuration}"
+        )
+    return derived
 
 
 def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation) -> AttachedTeacher:

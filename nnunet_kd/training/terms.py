@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nnunet_kd.losses.features import check_number
-from nnunet_kd.planning import check_keys
+from nnunet_kd.settings import check_keys
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
 from nnunet_kd.training.ramp import Ramp, read_ramp
 from nnunet_kd.training.step import TrainStep

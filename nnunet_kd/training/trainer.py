@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
-from nnunet_kd.planning import BLOCK, Plans, recorded_leakage, with_leakage
+from nnunet_kd.settings import BLOCK, Plans, recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
@@ -46,6 +46,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     Attributes:
         reduction: Where the plans name no student, one with widths divided by this is derived from them.
         terms: Loss terms beside nnU-Net's own; with any, a teacher is needed. ``None``: those the plans list.
+        network_of_plans: Of :data:`nnunet_kd.planning.NETWORKS`, for plans that name no student; ``None``: the plans'.
+        method: Dataclass of ``nnunet_kd.method``, for a trainer that has settings of its own instead of terms.
+        joint: What holds student and adapters.
 
     Settings come from the plan's ``nnunet_kd`` block, then from class attributes, then from nnU-Net and the losses.
 
@@ -57,6 +60,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     reduction: ClassVar[float] = 4
     terms: ClassVar[tuple[Term, ...] | None] = ()
+    network_of_plans: ClassVar[str | None] = None
+    method: ClassVar[type | None] = None
+    joint: ClassVar[type[StudentWithAdapters]] = StudentWithAdapters
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.teacher_stages: EncoderStages | None = None
         self.average: WeightAverage | None = None
         self.soft_labels: SoftLabelStore | None = None
-        if not self._is_finished():
+        if not self.has_checkpoint("checkpoint_final.pth"):
             self.soft_labels = attach_soft_labels(self.preparation)
             if self.preparation.needs_teacher:
                 self._attach_teacher()
@@ -83,16 +89,23 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
         self._add_log_entries()
+        self.set_up()
 
-    def _is_finished(self) -> bool:
-        """Whether this training has ended before: then validation alone may be wanted, which needs no teacher."""
+    def set_up(self) -> None:
+        """The end of construction, for a trainer with settings of its own: nnU-Net insists on this very constructor."""
+
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether this training has saved such a file before.
+
+        After the final one validation alone may be wanted, which needs no teacher.
+        """
         if not nnUNet_results.is_set():
             return False
         student = self.preparation.student
-        name = f"{type(self).__name__}__{student.plans['plans_name']}__{student.configuration}"
-        folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
-        final: Path = folder / f"fold_{self.preparation.fold}" / "checkpoint_final.pth"
-        return final.is_file()
+        results = f"{type(self).__name__}__{student.plans['plans_name']}__{student.configuration}"
+        folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / results
+        file: Path = folder / f"fold_{self.preparation.fold}" / name
+        return file.is_file()
 
     def _attach_teacher(self) -> AttachedTeacher:
         if self.attached is None:
@@ -108,14 +121,14 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self._attach_teacher()
         if self.seed is not None:
             seed_everything(self.seed, NETWORK)
-        with self._building(StudentWithAdapters):
+        with self._building():
             super().initialize()
         decay = self.preparation.settings.training.ema_decay
         if decay is not None:
-            self.average = WeightAverage(self._joint().student, decay)
+            self.average = WeightAverage(self.trained().student, decay)
 
     @contextmanager
-    def _building(self, joint: type[StudentWithAdapters]) -> Iterator[None]:
+    def _building(self) -> Iterator[None]:
         """Let nnU-Net build, compile, optimise and wrap student and adapters where it would the plain network."""
         build_student = type(self).build_network_architecture  # type: ignore[misc, has-type]  # static, shadowed below
 
@@ -134,7 +147,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             own_stages = encoder_stages(student) if features else None
             for term in self.preparation.terms:
                 adapters[term.name] = term.adapters(own_stages, self.teacher_stages)
-            return joint(student, adapters, features, self.preparation.reads_levels)
+            return self.joint(student, adapters, features, self.preparation.reads_levels)
 
         self.build_network_architecture = build
         try:
@@ -142,7 +155,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         finally:
             del self.build_network_architecture
 
-    def _joint(self) -> StudentWithAdapters:
+    def trained(self) -> StudentWithAdapters:
+        """Student and adapters, without what compilation and DDP put around them."""
         network = self.network.module if self.is_ddp else self.network
         network = network._orig_mod if isinstance(network, OptimizedModule) else network
         assert isinstance(network, StudentWithAdapters)
@@ -196,13 +210,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
         leakage = self._note_leakage(attached, unfinished)
         if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
-            self.average = WeightAverage(self._joint().student, self.average.decay)
+            self.average = WeightAverage(self.trained().student, self.average.decay)
         super().on_train_start()
         if leakage is not None:
             self.print_to_log_file(leakage)
-        if (
-            self.preparation.settings.method and not self.preparation.terms
-        ):  # so that NoKD can share its plans with a method
+        unread = not self.preparation.terms and self.method is None
+        if self.preparation.settings.method and unread:  # so that NoKD can share its plans with a method
             self.print_to_log_file("nnunet_kd.method of the plans is not used: this trainer distils nothing")
         if attached is not None:
             attached.teacher.to(self.device)
@@ -239,15 +252,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of nnU-Net with the terms added; every value leaves the device in one transfer."""
-        images = batch["data"].to(self.device, non_blocking=True)
+        images, target = self.on_device(batch)
         soft: Sequence[Tensor] | None = None
         if self.soft_labels is not None:
             images, *soft = split_batch(images, self.num_input_channels)
-        target = batch["target"]
-        if isinstance(target, list):
-            target = [scale.to(self.device, non_blocking=True) for scale in target]
-        else:
-            target = target.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
@@ -262,14 +270,20 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             if term.name in values:
                 total = total + weight * values[term.name]
         total = share * segmentation + sum(tuned.values(), total)
-        if len(values) < len(self.preparation.terms) or self._frozen():
+        if len(values) < len(self.preparation.terms) or self.frozen():
             # Adapters without a gradient would stop DDP, and would be treated differently by the optimizer.
-            total = total + 0 * sum(parameter.sum() for parameter in self._joint().adapters.parameters())
-        self._optimize(total)
+            total = total + 0 * sum(parameter.sum() for parameter in self.trained().adapters.parameters())
+        self.optimize(total)
+        return as_numbers({"loss": total, SEGMENTATION: segmentation, **values, **tuned})
 
-        named = {"loss": total, SEGMENTATION: segmentation, **values, **tuned}
-        numbers = torch.stack([value.detach().float() for value in named.values()])
-        return dict(zip(named, numbers.cpu().numpy(), strict=True))
+    def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Images of a batch, and its target, a list under deep supervision."""
+        target = batch["target"]
+        if isinstance(target, list):
+            moved: Any = [scale.to(self.device, non_blocking=True) for scale in target]
+        else:
+            moved = target.to(self.device, non_blocking=True)
+        return batch["data"].to(self.device, non_blocking=True), moved
 
     def _term_values(
         self,
@@ -309,24 +323,25 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             soft_labels=None if soft is None else soft[0],
             soft_valid=None if soft is None else soft[1],
         )
-        adapters: Any = self._joint().adapters
+        adapters: Any = self.trained().adapters
         return (
             {term.name: term(step, adapters[term.name]) for term in active},
             {str(term.tuning_name): term.tune(step, adapters[term.name]) for term in tuning},
         )
 
-    def _frozen(self) -> list[nn.Parameter]:
-        """Adapters' parameters that must not move in this epoch."""
-        adapters: Any = self._joint().adapters
+    def frozen(self) -> list[nn.Parameter]:
+        """Parameters that must not move in this epoch; here some terms' adapters."""
+        adapters: Any = self.trained().adapters
         return [p for term in self.preparation.terms for p in term.frozen(self.current_epoch, adapters[term.name])]
 
-    def _optimize(self, total: Tensor) -> None:
+    def optimize(self, total: Tensor) -> None:
+        """Backward pass, clipping and step, as nnU-Net's."""
         if self.grad_scaler is not None:
             self.grad_scaler.scale(total).backward()
             self.grad_scaler.unscale_(self.optimizer)
         else:
             total.backward()  # type: ignore[no-untyped-call]
-        for parameter in self._frozen():
+        for parameter in self.frozen():
             parameter.grad = None  # neither decayed nor moved by old momentum
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
         if self.grad_scaler is not None:
@@ -339,7 +354,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     # ---- the log
 
-    def _logged_terms(self) -> list[str]:
+    def logged_terms(self) -> list[str]:
         """nnU-Net's own loss, every term, and what terms tune first."""
         terms = self.preparation.terms
         return [SEGMENTATION, *(t.name for t in terms), *(t.tuning_name for t in terms if t.tuning_name is not None)]
@@ -349,18 +364,18 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return [[term.name, getattr(term, "stages", None)] for term in self.preparation.terms]
 
     def _add_log_entries(self) -> None:
-        for name in self._logged_terms():
+        for name in self.logged_terms():
             self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the mean of every term beside nnU-Net's loss; not a number while its weight is 0."""
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
-        means = _means(train_outputs, self.is_ddp)
+        epoch_means = means(train_outputs, self.is_ddp)
         parts = []
-        for name in self._logged_terms():
-            self.logger.log(name, means.get(name, float("nan")), self.current_epoch)
-            if name in means:
-                parts.append(f"{name} {means[name]:.4g}")
+        for name in self.logged_terms():
+            self.logger.log(name, epoch_means.get(name, float("nan")), self.current_epoch)
+            if name in epoch_means:
+                parts.append(f"{name} {epoch_means[name]:.4g}")
         for term in self.preparation.terms:
             parts.append(f"weight of {term.name} {term.weight_at(self.current_epoch):.3g}")
         self.print_to_log_file(", ".join(parts))
@@ -368,10 +383,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def on_epoch_end(self) -> None:
         """nnU-Net's, and the terms' curves below its ``progress.png``."""
         super().on_epoch_end()
-        if self.local_rank == 0 and self.preparation.terms:
+        if self.local_rank == 0 and len(self.logged_terms()) > 1:
             logged = self.logger.local_logger.my_fantastic_logging
             append_terms(
-                Path(self.output_folder) / "progress.png", {name: logged[name] for name in self._logged_terms()}
+                Path(self.output_folder) / "progress.png", {name: logged[name] for name in self.logged_terms()}
             )
 
     def on_validation_epoch_start(self) -> None:
@@ -391,14 +406,18 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         super().save_checkpoint(buffer)
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint[BLOCK] = {
-            "adapters": self._joint().adapters.state_dict(),
+        checkpoint[BLOCK] = self.own_state()
+        save_atomically(checkpoint, filename)
+
+    def own_state(self) -> dict[str, Any]:
+        """What resuming needs beside nnU-Net's checkpoint."""
+        return {
+            "adapters": self.trained().adapters.state_dict(),
             "terms": self._term_places(),
             "teacher_stages": None if self.teacher_stages is None else asdict(self.teacher_stages),
             "average": None if self.average is None else self.average.state_dict(),
             "average_shown": self.average is not None and self.average.shown,
         }
-        save_atomically(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Student, adapters, optimizer, average and log of a saved training."""
@@ -413,18 +432,28 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
         if not self.was_initialized:
             self.initialize()
-        if _shapes(saved["adapters"]) != _shapes(self._joint().adapters.state_dict()):
+        if _shapes(saved["adapters"]) != _shapes(self.trained().adapters.state_dict()):
             raise ValueError(
                 "this training was begun with other options of its terms, which need other adapters, than "
                 "nnunet_kd.method of the plans has now: restore it, or train anew without --c"
             )
         super().load_checkpoint(filename_or_checkpoint)
-        self._joint().adapters.load_state_dict(saved["adapters"])
+        self.load_own_state(saved)
+        self._add_log_entries()
+
+    def load_own_state(self, saved: Mapping[str, Any]) -> None:
+        """What :meth:`own_state` saved, once network and optimizer are there."""
+        self.trained().adapters.load_state_dict(saved["adapters"])
         if self.average is not None and saved["average"] is not None:
             self.average.load_state_dict(saved["average"], saved["average_shown"])
         elif self.average is not None:  # asked for since: starts from the weights just loaded
-            self.average = WeightAverage(self._joint().student, self.average.decay)
-        self._add_log_entries()
+            self.average = WeightAverage(self.trained().student, self.average.decay)
+
+
+def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Scalars of one step, which leave the device in one transfer."""
+    numbers = torch.stack([value.detach().float() for value in values.values()])
+    return dict(zip(values, numbers.cpu().numpy(), strict=True))
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -446,11 +475,11 @@ def _no_worker_processes() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
+def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
     """Mean of every value over the steps of an epoch, and over the processes."""
-    means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+    here = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
     if not is_ddp:
-        return means
+        return here
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, means)
-    return {name: float(np.mean([process[name] for process in gathered])) for name in means}
+    dist.all_gather_object(gathered, here)
+    return {name: float(np.mean([process[name] for process in gathered])) for name in here}

@@ -4,7 +4,7 @@ import pytest
 
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.study import ABLATIONS, Study, list_runs
-from nnunet_kd.planning import read_settings
+from nnunet_kd.settings import read_settings
 from nnunet_kd.training.methods import TERMS
 from tests.conftest import DATASET, FOLDERS, SHORT
 

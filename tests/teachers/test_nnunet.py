@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from nnunet_kd.planning import recorded_leakage
+from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets

@@ -54,7 +54,7 @@ def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **opti
         assert len(logged[term]) == epochs and np.isfinite(logged[term][-1]) and logged[term][-1] > 0, term
     assert np.isfinite(logged["train_losses"]).all()
     keys = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"].keys()
-    assert keys == trainer._joint().student.state_dict().keys()
+    assert keys == trainer.trained().student.state_dict().keys()
     return trainer
 
 

@@ -56,7 +56,7 @@ def test_the_trainers_own_term_and_another(workspace):
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
     assert np.isfinite(logged["dcd"]).all() and np.isfinite(logged["fitnets"]).all()
-    assert len(trainer._joint().adapters["fitnets"]) == 1
+    assert len(trainer.trained().adapters["fitnets"]) == 1
     log = next((workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0").glob("training_log*"))
     assert "distilling dcd: weight 0.01" in log.read_text() and "distilling fitnets: weight 0.1" in log.read_text()
 
@@ -67,6 +67,7 @@ def test_a_trainer_of_the_block_needs_one(workspace):
     assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
 
 
+@pytest.mark.draws
 def test_progress_shows_the_terms(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
@@ -80,7 +81,7 @@ def test_prompts_are_tuned_then_frozen(workspace):
     plans = workspace.plans("nnUNetPlans", training=schedule, method={"prompt_epochs": 2})
     trainer = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
     trainer.on_train_start()
-    adapters = trainer._joint().adapters["freekd"]
+    adapters = trainer.trained().adapters["freekd"]
     seen = []
 
     def remember():

@@ -66,7 +66,7 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
     share = slice(rank, rank + 1) if processes > 1 else slice(None)
     trainer.optimizer.step = lambda: None
     trainer.train_step({"data": images[share], "target": [scale[share] for scale in targets]})
-    joint = trainer._joint()
+    joint = trainer.trained()
     return {n: p.grad for n, p in joint.named_parameters() if p.grad is not None}
 
 

@@ -42,9 +42,9 @@ def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network
     logged = trainer.logger.get_checkpoint()
     np.testing.assert_allclose(logged["train_losses"], np.add(logged["segmentation"], logged["dual_self"]), rtol=1e-5)
     assert trainer.attached is None
-    assert list(trainer._joint().student.encoder.output_channels) == widths
+    assert list(trainer.trained().student.encoder.output_channels) == widths
     checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
-    assert checkpoint["network_weights"].keys() == trainer._joint().student.state_dict().keys()
+    assert checkpoint["network_weights"].keys() == trainer.trained().student.state_dict().keys()
     (folder,) = workspace.results.iterdir()
     log = next(iter(folder.glob("fold_0/training_log*"))).read_text()
     assert "distilling dual_self: weight 1, DualSelfLoss(alpha=1, beta=0.5)" in log
@@ -70,7 +70,7 @@ def test_joins_a_term_with_a_teacher(workspace):
     logged = trainer.logger.get_checkpoint()
     assert np.isfinite(logged["dual_self"]).all() and np.isfinite(logged["dcd"]).tolist() == [False, True]
     assert len(passes) == 2  # not before the term that needs it
-    adapters = trainer._joint().adapters
+    adapters = trainer.trained().adapters
     assert len(adapters["dual_self"].encoder_steps) == 0 and len(adapters["dcd"]) > 0
 
 
@@ -95,7 +95,7 @@ def test_resumes_exactly(workspace):
     assert second.current_epoch == 1
     second.run_training()
     for (name, expected), (_, ours) in zip(
-        whole._joint().named_parameters(), second._joint().named_parameters(), strict=True
+        whole.trained().named_parameters(), second.trained().named_parameters(), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6, msg=name)
 

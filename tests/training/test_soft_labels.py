@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 
 from nnunet_kd.losses import LogitsKDLoss
-from nnunet_kd.planning import recorded_leakage
+from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder

@@ -37,7 +37,7 @@ def test_results_are_a_plain_student(workspace, configuration):
         after = content["architecture"]["arch_kwargs"]["features_per_stage"]
         assert after == [max(width // 4, 8) for width in before]
     content = checkpoint(workspace, configuration=configuration)
-    student = trainer._joint().student
+    student = trainer.trained().student
     assert content["network_weights"].keys() == student.state_dict().keys()
     adapters = content["nnunet_kd"]["adapters"]
     assert len(adapters) == len(trainer.teacher_stages.widths)
@@ -103,7 +103,7 @@ def test_resumed_training_equals_an_undisturbed_one(workspace, kind, method, ext
     assert resumed.current_epoch == 2
     resumed.run_training()
     logged = resumed.logger.get_checkpoint()
-    for name in ("train_losses", "val_losses", "lrs", *whole._logged_terms()):
+    for name in ("train_losses", "val_losses", "lrs", *whole.logged_terms()):
         np.testing.assert_allclose(logged[name], expected[name], rtol=1e-6, equal_nan=True)
     for name, weight in checkpoint(workspace, kind.__name__)["network_weights"].items():
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-6, atol=1e-7)
@@ -117,7 +117,7 @@ def test_average_is_what_is_saved_and_validated(workspace):
     own, averaged = content["nnunet_kd"]["average"], content["network_weights"]
     assert content["nnunet_kd"]["average_shown"]
     assert any(not torch.equal(own[name], averaged[name]) for name in own)
-    torch.testing.assert_close(trainer._joint().student.state_dict(), averaged)
+    torch.testing.assert_close(trainer.trained().student.state_dict(), averaged)
 
 
 def test_settings_of_the_block_reach_nnunet(workspace):
@@ -169,11 +169,11 @@ def test_the_average_begins_with_the_weights_training_begins_with(workspace):
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     trainer.initialize()
     with torch.no_grad():  # as nnU-Net's -pretrained_weights does
-        for parameter in trainer._joint().student.parameters():
+        for parameter in trainer.trained().student.parameters():
             parameter.fill_(3.0)
     trainer.on_train_start()
     trainer.average.show()
-    assert all((parameter == 3).all() for parameter in trainer._joint().student.parameters())
+    assert all((parameter == 3).all() for parameter in trainer.trained().student.parameters())
 
 
 def test_resuming_with_other_adapters_is_refused(workspace):

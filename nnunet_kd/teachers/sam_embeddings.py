@@ -1,0 +1,182 @@
+"""SAM's image embeddings of patches of slices: what the encoder of KD-SAM learns.
+
+Patches are those nnU-Net's sliding window cuts from a slice. SAM sees each as a picture of its own: resized to its
+frame, three channels as red, green and blue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from torch import Tensor
+
+from nnunet_kd.teachers.sam import WINDOW
+from nnunet_kd.teachers.soft_labels import SoftLabelStore
+
+STEP = 0.5  # of nnU-Net's sliding window, in patches
+
+# nnU-Net's normalisation of photographs; undone, so that SAM sees their colours.
+EXACT_COLOURS = "RGBTo01Normalization"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How channels become red, green and blue.
+
+    Attributes:
+        channels: One to three input channels; fewer than three are repeated in turn.
+        exact: For each, whether its values are colours from 0 to 1; others are stretched so that 0..255 are
+            :data:`nnunet_kd.teachers.sam.WINDOW` of the patch.
+    """
+
+    channels: tuple[int, ...]
+    exact: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, schemes: Sequence[str], channels: Sequence[int] | None = None) -> Colours:
+        """Of data that nnU-Net normalised, by default their first three channels.
+
+        Args:
+            schemes: nnU-Net's ``normalization_schemes``, one a channel.
+            channels: To be shown.
+
+        Raises:
+            ValueError: For none, more than three, or one that the images do not have.
+        """
+        chosen = tuple(range(min(len(schemes), 3)) if channels is None else channels)
+        if not 1 <= len(chosen) <= 3:
+            raise ValueError(f"SAM sees one to three channels, got {len(chosen)}")
+        for channel in chosen:
+            if not 0 <= channel < len(schemes):
+                raise ValueError(f"there is no channel {channel}: the images have {len(schemes)}")
+        return cls(chosen, tuple(schemes[channel] == EXACT_COLOURS for channel in chosen))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, 3, H, W)`` with values from 0 to 255, float32."""
+        shown = []
+        for channel, exact in zip(self.channels, self.exact, strict=True):
+            values = images[:, channel].float()
+            if not exact:
+                flat = values.flatten(1)
+                quantiles = torch.tensor(WINDOW, device=images.device) / 100
+                low, high = (q[:, None, None] for q in torch.quantile(flat, quantiles, dim=1))
+                values = (values - low) / (high - low).clamp(min=1e-8)
+            shown.append(255 * values.clamp(0, 1))
+        return torch.stack([shown[i % len(shown)] for i in range(3)], 1)
+
+
+class SamEmbedder:
+    """SAM's image encoder.
+
+    Args:
+        sam: From :func:`nnunet_kd.teachers.sam.load_sam`.
+        colours: What it is shown.
+        device: Where it runs; in half precision on CUDA.
+    """
+
+    def __init__(self, sam: Any, colours: Colours, device: torch.device) -> None:
+        self._sam = sam.to(device)
+        self._colours = colours
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an embedding."""
+        side = self._sam.image_encoder.img_size // self._sam.image_encoder.patch_embed.proj.stride[0]
+        return self._sam.prompt_encoder.embed_dim, side, side
+
+    @property
+    def image_size(self) -> int:
+        """Side of SAM's frame in pixels."""
+        size: int = self._sam.image_encoder.img_size
+        return size
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Embeddings of patches.
+
+        Args:
+            images: ``(B, C, H, W)`` as nnU-Net normalised them.
+
+        Returns:
+            ``(B, *shape)``, float32, on the embedder's device.
+        """
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        colours = self._colours(images.to(self._device))
+        # The package's own apply_image_torch takes batch and channels for height and width.
+        size = ResizeLongestSide.get_preprocess_shape(*colours.shape[2:], self.image_size)
+        resized = F.interpolate(colours, size, mode="bilinear", align_corners=False, antialias=True)
+        framed = self._sam.preprocess(resized)
+        with torch.autocast("cuda", enabled=self._device.type == "cuda"):
+            embeddings: Tensor = self._sam.image_encoder(framed)
+        return embeddings.float()
+
+
+class SlicePatches:
+    """The patches nnU-Net's sliding window cuts from the slices of a case, slice by slice.
+
+    Args:
+        shape: ``(z, y, x)`` of the case.
+        patch_size: ``(y, x)``; slices smaller than that are padded on both sides, as nnU-Net pads them.
+    """
+
+    def __init__(self, shape: Sequence[int], patch_size: Sequence[int]) -> None:
+        self._size = tuple(patch_size)
+        self._before = [max(patch - side, 0) // 2 for side, patch in zip(shape[1:], patch_size, strict=True)]
+        padded = tuple(max(side, patch) for side, patch in zip(shape[1:], patch_size, strict=True))
+        rows, columns = compute_steps_for_sliding_window(padded, self._size, STEP)
+        self.corners = [(z, y, x) for z in range(shape[0]) for y in rows for x in columns]
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def cut(self, volume: Any, number: int, fill: float = 0) -> np.ndarray:
+        """One patch.
+
+        Args:
+            volume: ``(C, z, y, x)``, may be memory mapped.
+            number: Of the patch.
+            fill: What is beyond the slice.
+
+        Returns:
+            ``(C, *patch_size)``.
+        """
+        slice_number, *corner = self.corners[number]
+        # In the slice's own coordinates; what is negative, or beyond its end, is padding.
+        starts = [begin - pad for begin, pad in zip(corner, self._before, strict=True)]
+        inside = [
+            slice(max(start, 0), min(start + size, side))
+            for start, size, side in zip(starts, self._size, volume.shape[2:], strict=True)
+        ]
+        values = np.asarray(volume[:, slice_number, inside[0], inside[1]])
+        patch = np.full((len(values), *self._size), fill, dtype=values.dtype)
+        rows, columns = (slice(s.start - start, s.stop - start) for s, start in zip(inside, starts, strict=True))
+        patch[:, rows, columns] = values
+        return patch
+
+
+class EmbeddingStore(SoftLabelStore):
+    """A store whose files hold SAM's embeddings of the patches of a case: ``(patches, channels, height, width)``."""
+
+    marker: ClassVar[str] = "_embeddings_"
+    content: ClassVar[str] = "embeddings"
+
+    def _layout(self, shape: tuple[int, ...], patch_size: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """A patch is read alone."""
+        one = (1, *shape[1:])
+        return one, one
+
+    @property
+    def arguments(self) -> str:
+        """Of ``nnunet_kd soft-labels``, to make the embeddings again from the same source."""
+        source = self.manifest.get("source", {})
+        channels = " ".join(map(str, source.get("channels", [])))
+        model = source.get("model_type", "vit_h")
+        return f"--embeddings --sam {model} --checkpoint FILE --channels {channels} --name {self.name}"
