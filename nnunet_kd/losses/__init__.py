@@ -1,11 +1,24 @@
-"""Distillation losses: tensors in, scalar out, ``(B, C, *spatial)``, usable without nnU-Net."""
+"""Losses: tensors in, scalar out, ``(B, C, *spatial)``, usable without nnU-Net.
+
+All distil but :class:`FocalDiceLoss`, which compares a segmentation with its labels.
+"""
 
 from nnunet_kd.losses.cwd import CWDLoss
 from nnunet_kd.losses.dcd import DCDLoss
 from nnunet_kd.losses.dual_self import DualSelfLoss
 from nnunet_kd.losses.fitnets import FitNetsLoss
+from nnunet_kd.losses.focal_dice import FocalDiceLoss
 from nnunet_kd.losses.freekd import FreeKDLoss
 from nnunet_kd.losses.ifvd import IFVDLoss
 from nnunet_kd.losses.logits import LogitsKDLoss
 
-__all__ = ["CWDLoss", "DCDLoss", "DualSelfLoss", "FitNetsLoss", "FreeKDLoss", "IFVDLoss", "LogitsKDLoss"]
+__all__ = [
+    "CWDLoss",
+    "DCDLoss",
+    "DualSelfLoss",
+    "FitNetsLoss",
+    "FocalDiceLoss",
+    "FreeKDLoss",
+    "IFVDLoss",
+    "LogitsKDLoss",
+]

@@ -1,0 +1,196 @@
+"""Masks from image features without a prompt: mask tokens that find their own, and upsampling at three scales.
+
+Wang et al., "BrainSegDMIF: A Dynamic Fusion-enhanced SAM for Brain Lesion Segmentation", sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_kd.networks.square_frame import from_square
+
+NUM_HEADS = 8
+
+# Grids of D_1, D_2 and D_3 over that of the features; the paper gives no numbers. SAM's only one is 4.
+SCALES = (2, 4, 8)
+
+
+class PromptGenerator(nn.Module):
+    r"""Learned mask tokens in place of prompts, eq. 8 and 9, with residuals and norms as in SAM's decoder.
+
+    .. math::
+        \tilde M_Q &= \mathrm{Attn}(M_Q, M_Q), \qquad M'_Q = \mathrm{Attn}(\tilde M_Q, F_r) \\
+        M_T &= \mathrm{MLP}(M'_Q), \qquad M''_Q = \mathrm{Attn}(F_r, M_T)
+
+    The attention is ``segment_anything``'s, with several heads; towards and from the image at half the width. The
+    features' positions are those the encoders gave them.
+
+    Args:
+        num_tokens: K, one for each output channel.
+        dim: D.
+    """
+
+    def __init__(self, num_tokens: int, dim: int) -> None:
+        from segment_anything.modeling.common import MLPBlock
+        from segment_anything.modeling.transformer import Attention
+
+        super().__init__()
+        self.mask_tokens = nn.Parameter(torch.randn(num_tokens, dim))
+        self.self_attention: Any = Attention(dim, NUM_HEADS)
+        self.token_to_image: Any = Attention(dim, NUM_HEADS, downsample_rate=2)
+        self.mlp: Any = MLPBlock(dim, 8 * dim, nn.ReLU)
+        self.image_to_token: Any = Attention(dim, NUM_HEADS, downsample_rate=2)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """M_T and M''_Q.
+
+        Args:
+            image: F_r, the fused features of all places.
+
+        Shape:
+            ``(B, N, D)`` to ``(B, K, D)`` and ``(B, N, D)``.
+        """
+        # shape[0] where len() would do, too: len() makes the batch size of an exported network a constant.
+        tokens = self.mask_tokens.expand(image.shape[0], -1, -1)
+        tokens = self.norms[0](tokens + self.self_attention(tokens, tokens, tokens))
+        tokens = self.norms[1](tokens + self.token_to_image(tokens, image, image))
+        tokens = self.norms[2](tokens + self.mlp(tokens))
+        image = self.norms[3](image + self.image_to_token(image, tokens, tokens))
+        return tokens, image
+
+
+class MaskModulation(nn.Module):
+    """O_Q, what the mask tokens say after they have seen the image again, mapped by G to one number a channel (eq. 11).
+
+    As SAM's last attention and its hypernetwork; here one network for all tokens.
+
+    Args:
+        dim: D.
+        width: C, channels of the maps that are modulated.
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        from segment_anything.modeling.transformer import Attention
+
+        super().__init__()
+        self.token_to_image: Any = Attention(dim, NUM_HEADS, downsample_rate=2)
+        self.norm = nn.LayerNorm(dim)
+        self.mapping = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width))
+
+    def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """``(B, K, D)`` and ``(B, N, D)`` to G(O_Q), ``(B, K, C)``."""
+        mapped: Tensor = self.mapping(self.norm(tokens + self.token_to_image(tokens, image, image)))
+        return mapped
+
+
+def upsampling(dim: int, width: int, scale: int) -> nn.Sequential:
+    """One of eq. 10's modules: a transposed convolution with kernel and stride ``scale``, and a 3x3 convolution."""
+    from segment_anything.modeling.common import LayerNorm2d
+
+    return nn.Sequential(
+        nn.ConvTranspose2d(dim, 2 * width, scale, scale),
+        LayerNorm2d(2 * width),
+        nn.GELU(),
+        nn.Conv2d(2 * width, width, 3, padding=1),  # across the borders of patches
+        nn.GELU(),
+    )
+
+
+def sam_upsampling(dim: int, width: int) -> nn.Sequential:
+    """The one path of SAM's mask decoder, four times as fine as the features."""
+    from segment_anything.modeling.common import LayerNorm2d
+
+    return nn.Sequential(
+        nn.ConvTranspose2d(dim, 2 * width, 2, 2),
+        LayerNorm2d(2 * width),
+        nn.GELU(),
+        nn.ConvTranspose2d(2 * width, width, 2, 2),
+        nn.GELU(),
+    )
+
+
+def modulated_masks(modulation: Tensor, scales: list[Tensor]) -> Tensor:
+    r"""Eq. 11-13: maps of several resolutions times G(O_Q), resized bilinearly to the last one's and summed.
+
+    :math:`G(O_Q) \odot D_i` has a channel axis, which a mask has not; as in SAM's decoder, its sum is the mask.
+    Resizing and summing over scales are linear, so the sum over channels is taken first: no map with both a class and
+    a channel axis is made.
+
+    Args:
+        modulation: G(O_Q), ``(B, K, C)``.
+        scales: D_1, D_2, ..: ``(B, C, rows_i, columns_i)``, finest last.
+
+    Returns:
+        ``(B, K, rows, columns)`` of the finest.
+    """
+    masks = [(modulation @ maps.flatten(2)).view(*modulation.shape[:2], *maps.shape[2:]) for maps in scales]
+    final: Tensor = masks[-1]
+    for mask in masks[:-1]:
+        final = final + F.interpolate(mask, final.shape[2:], mode="bilinear", align_corners=False)
+    return final
+
+
+class PromptFreeDecoder(nn.Module):
+    """Prompt generator and layer-by-layer upsampling decoder; everything after the encoders.
+
+    Args:
+        num_classes: K.
+        dim: D, channels of the features; divisible by 16.
+        image_size: Side of the square the features show.
+        prompt_generator: Else no tokens: the features are upsampled as they come, and G(O_Q) is one learned number a
+            class and channel, which is a 1x1 convolution.
+        upsampling_decoder: Else SAM's single path.
+        deep_supervision: Give logits at a quarter of the images' resolution, too.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        image_size: int,
+        prompt_generator: bool,
+        upsampling_decoder: bool,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        width = dim // 8
+        self.image_size = image_size
+        self.deep_supervision = deep_supervision
+        self.prompts = PromptGenerator(num_classes, dim) if prompt_generator else None
+        self.modulation = MaskModulation(dim, width) if prompt_generator else None
+        self.classes = None if prompt_generator else nn.Parameter(torch.randn(num_classes, width) / width**0.5)
+        paths = [upsampling(dim, width, scale) for scale in SCALES] if upsampling_decoder else None
+        self.paths = nn.ModuleList(paths or [sam_upsampling(dim, width)])
+
+    def masks(self, features: Tensor) -> Tensor:
+        """Logits on the decoder's own grid: 8 times that of the features, 4 times on SAM's path.
+
+        Shape:
+            ``(B, D, rows, columns)`` to ``(B, K, 8 rows, 8 columns)``.
+        """
+        if self.prompts is None or self.modulation is None:
+            assert self.classes is not None
+            modulation = self.classes.expand(features.shape[0], -1, -1)
+        else:
+            tokens, image = self.prompts(features.flatten(2).mT)
+            modulation = self.modulation(tokens, image)
+            features = image.mT.reshape(features.shape)
+        return modulated_masks(modulation, [path(features) for path in self.paths])
+
+    def forward(self, encoded: tuple[Tensor, tuple[int, int]]) -> Tensor | list[Tensor]:
+        """Logits at the images' resolution; under deep supervision a list, the second at a quarter of it.
+
+        Args:
+            encoded: Features ``(B, D, rows, columns)`` of the square, and height and width of the images in it.
+        """
+        features, size = encoded
+        logits = from_square(self.masks(features), self.image_size, size)
+        if not self.deep_supervision:
+            return logits
+        quarter = (round(size[0] / 4), round(size[1] / 4))  # as nnU-Net rounds the size of its targets
+        return [logits, F.interpolate(logits, quarter, mode="bilinear", align_corners=False)]
