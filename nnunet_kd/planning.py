@@ -58,6 +58,13 @@ NETWORKS = {
         batch_size=16,
         trainer="nnUNetTrainerKDSAM",
     ),
+    "brainseg_dmif": NetworkOfPlans(
+        "nnunet_kd.networks.brainseg_dmif.BrainSegDMIF",
+        ("conv_op",),
+        _QUARTER,
+        slices_only=True,
+        trainer="nnUNetTrainerBrainSegDMIF",
+    ),
 }
 
 

@@ -152,6 +152,27 @@ def preprocessed_pictures(tmp_path_factory) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="session")
+def preprocessed_modalities(tmp_path_factory) -> Workspace:
+    """Made once; tests get copies of it."""
+    from tests.modalities import make_modalities
+
+    workspace = Workspace(tmp_path_factory.mktemp("modalities"), "Dataset596_FourModalities")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            (workspace.root / name).mkdir()
+            patch.setenv(name, str(workspace.root / name))
+        make_modalities(workspace.raw, training=10, test=4)
+        plan_and_preprocess(596, "2d")
+    return workspace
+
+
+@pytest.fixture
+def modalities(preprocessed_modalities, tmp_path, monkeypatch) -> Workspace:
+    """A copy of a data set of four modalities; there is no teacher."""
+    return _copy(preprocessed_modalities, tmp_path, monkeypatch)
+
+
 @pytest.fixture
 def pictures(preprocessed_pictures, tmp_path, monkeypatch) -> Workspace:
     """A copy of a data set of RGB pictures; there is no teacher."""

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_kd.networks.modal_fusion import DynamicModalFusion
+from nnunet_kd.networks.output_scales import check_output_scales
 from nnunet_kd.networks.prompt_free_decoder import PromptFreeDecoder
 from nnunet_kd.networks.square_frame import to_square
-
-# nnU-Net reads the resolutions of deep supervision from a plan's strides: the images' and a quarter of it; the
-# last entry, the features' grid, is for the depth only.
-STRIDES = ((1, 1), (4, 4), (4, 4))
 
 
 class EncodedImages(NamedTuple):
@@ -160,7 +157,7 @@ class BrainSegDMIF(nn.Module):
         modalities: Input channels that are seen, each by an encoder of its own (Table 2); all of them if left out.
         activation_checkpointing: Save memory in training for about a third more time.
         conv_op: ``torch.nn.Conv2d``; plans name it.
-        strides: ``[[1, 1], [4, 4], [4, 4]]``, by which nnU-Net sizes the targets of deep supervision.
+        strides: ``[[1, 1], [4, 4], [4, 4]]``, from which nnU-Net computes the grids of deep supervision.
         deep_supervision: Give two resolutions of logits; nnU-Net switches it at ``decoder.deep_supervision``.
 
     Shape:
@@ -189,15 +186,12 @@ class BrainSegDMIF(nn.Module):
         modalities: Sequence[int] | None = None,
         activation_checkpointing: bool = False,
         conv_op: Any = nn.Conv2d,
-        strides: Sequence[Sequence[int]] = STRIDES,
+        strides: Sequence[Sequence[int]] | None = None,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         modalities = list(range(input_channels)) if modalities is None else list(modalities)
-        if conv_op is not nn.Conv2d:
-            raise ValueError(f"BrainSegDMIF segments slices: conv_op must be torch.nn.Conv2d, got {conv_op!r}")
-        if tuple(tuple(stride) for stride in strides) != STRIDES:
-            raise ValueError(f"strides must be {[list(stride) for stride in STRIDES]}, got {strides!r}")
+        check_output_scales(type(self).__name__, conv_op, strides)
         if not modalities or len({*modalities}) < len(modalities) or not {*modalities} <= {*range(input_channels)}:
             raise ValueError(f"modalities must be different channels of 0 to {input_channels - 1}, got {modalities}")
         if image_size % patch_size:

@@ -24,7 +24,7 @@ def check_output_scales(network: str, conv_op: Any, strides: Sequence[Sequence[i
         ValueError: Where they are not.
     """
     if conv_op is not nn.Conv2d:
-        raise ValueError(f"{network} sees slices: conv_op must be torch.nn.Conv2d, got {conv_op}")
+        raise ValueError(f"{network} segments slices: conv_op must be torch.nn.Conv2d, got {conv_op}")
     if strides is not None and [list(stride) for stride in strides] != ONE_OUTPUT_STRIDES:
         raise ValueError(f"strides of {network} are {ONE_OUTPUT_STRIDES}, got {strides}")
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_kd.networks.output_scales import full_and_quarter
 from nnunet_kd.networks.square_frame import from_square
 
 NUM_HEADS = 8
@@ -190,7 +191,4 @@ class PromptFreeDecoder(nn.Module):
         """
         features, size = encoded
         logits = from_square(self.masks(features), self.image_size, size)
-        if not self.deep_supervision:
-            return logits
-        quarter = (round(size[0] / 4), round(size[1] / 4))  # as nnU-Net rounds the size of its targets
-        return [logits, F.interpolate(logits, quarter, mode="bilinear", align_corners=False)]
+        return full_and_quarter(logits) if self.deep_supervision else logits

@@ -119,8 +119,7 @@ class KDSAMTrainer(DistillationTrainer):
         self.embedder: SamEmbedder | None = None
         self.perceptual: PerceptualLoss | None = None
         self._sam: Any = None
-        self._resumes = False
-        if not any(self.has_checkpoint(f"checkpoint_{name}.pth") for name in ("latest", "best", "final")):
+        if not self.has_begun():
             self.store = self._find_embeddings(file_digest(self._checkpoint()))
             self.sam()  # what is wrong with it, or with VGG, is said now
             self._load_perceptual()
@@ -178,12 +177,8 @@ class KDSAMTrainer(DistillationTrainer):
 
     # ---- the network
 
-    def initialize(self) -> None:
-        """The network; where nothing is resumed, its decoder starts from SAM's."""
-        super().initialize()
-        student = self.kd_sam
-        if self._resumes:
-            return
+    def start_weights(self, student: KDSAM) -> None:
+        """The decoder starts from SAM's, the ResNet where the settings say so."""
         frame: int = self.sam().image_encoder.img_size
         if frame != student.encoder.image_size:
             raise ValueError(
@@ -196,18 +191,10 @@ class KDSAMTrainer(DistillationTrainer):
 
     @property
     def kd_sam(self) -> KDSAM:
-        """The student.
-
-        Raises:
-            ValueError: Where the plans name another network.
-        """
-        student = self.trained().student
-        if not isinstance(student, KDSAM):
-            raise ValueError(
-                f"{type(self).__name__} trains KDSAM, the plans {self.plans_manager.plans_name} name "
-                f"{type(student).__name__}: make plans with nnunet_kd plan --network kd_sam"
-            )
-        return student
+        """The student."""
+        student: Any = self.trained().student
+        network: KDSAM = student
+        return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PlateauSchedule]:
         """Adam, for both phases."""
@@ -382,11 +369,6 @@ class KDSAMTrainer(DistillationTrainer):
             "encoder_progress": vars(self.progress),
             "plateau": self.lr_scheduler.state_dict(),
         }
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Of a training that goes on; SAM is not needed for the network's first weights."""
-        self._resumes = True
-        super().load_checkpoint(filename_or_checkpoint)
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """And how far the phases have come."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
+from nnunet_kd.planning import NETWORKS
 from nnunet_kd.settings import BLOCK, Plans, recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
@@ -78,6 +79,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.teacher_stages: EncoderStages | None = None
         self.average: WeightAverage | None = None
         self.soft_labels: SoftLabelStore | None = None
+        self._resumes = False
         if not self.has_checkpoint("checkpoint_final.pth"):
             self.soft_labels = attach_soft_labels(self.preparation)
             if self.preparation.needs_teacher:
@@ -113,6 +115,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.teacher_stages = self.attached.teacher.stages
         return self.attached
 
+    def has_begun(self) -> bool:
+        """Whether this training has saved anything before."""
+        return any(self.has_checkpoint(f"checkpoint_{name}.pth") for name in ("latest", "best", "final"))
+
     # ---- the network
 
     def initialize(self) -> None:
@@ -123,9 +129,17 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             seed_everything(self.seed, NETWORK)
         with self._building():
             super().initialize()
+        student = self.trained().student
+        if self.network_of_plans is not None:
+            _check_network(student, NETWORKS[self.network_of_plans].class_name, type(self).__name__)
+        if not self._resumes:
+            self.start_weights(student)
         decay = self.preparation.settings.training.ema_decay
         if decay is not None:
             self.average = WeightAverage(self.trained().student, decay)
+
+    def start_weights(self, student: Any) -> None:
+        """For a trainer whose student does not start from random weights; not called where a training goes on."""
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -428,6 +442,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 f"this training was begun with other terms or stages ({before or 'none'}) than nnunet_kd.method of the "
                 f"plans has now ({now or 'none'}): restore it, or train anew without --c"
             )
+        self._resumes = True
         if self.teacher_stages is None and saved["teacher_stages"] is not None:
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
         if not self.was_initialized:
@@ -448,6 +463,16 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.average.load_state_dict(saved["average"], saved["average_shown"])
         elif self.average is not None:  # asked for since: starts from the weights just loaded
             self.average = WeightAverage(self.trained().student, self.average.decay)
+
+
+def _check_network(student: nn.Module, class_name: str, trainer: str) -> None:
+    kind = type(student)
+    if f"{kind.__module__}.{kind.__qualname__}" != class_name:
+        module, _, wanted = class_name.rpartition(".")
+        raise ValueError(
+            f"{trainer} trains {wanted}, the plans name {kind.__qualname__}: make plans with nnunet_kd plan --network "
+            f"{module.rpartition('.')[2]}"
+        )
 
 
 def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from nnunet_kd.networks.brainseg_dmif import STRIDES, BrainSegDMIF
+from nnunet_kd.networks.brainseg_dmif import BrainSegDMIF
+from nnunet_kd.networks.output_scales import ONE_OUTPUT_STRIDES
 from tests.networks.small_brainseg_dmif import SMALL, random_images, small
 
 ABLATIONS = [
@@ -109,7 +110,7 @@ def test_any_size_with_and_without_deep_supervision(size):
     images = random_images(2, 3, *size)
     outputs = network(images)
     # nnU-Net's sizes of targets: its trainer makes the scales, its data augmentation rounds.
-    scales = 1 / np.cumprod(np.array(STRIDES), axis=0)[:-1]
+    scales = 1 / np.cumprod(np.array(ONE_OUTPUT_STRIDES), axis=0)[:-1]
     sizes = [[round(length * factor) for length, factor in zip(size, scale, strict=True)] for scale in scales]
     assert [tuple(output.shape) for output in outputs] == [(2, 2, *length) for length in sizes]
     network.decoder.deep_supervision = False
@@ -193,7 +194,7 @@ def test_half_precision(checkpointing):
         ({"conv_op": nn.Conv3d}, "segments slices: conv_op must be torch.nn.Conv2d, got"),
         (
             {"strides": [[1, 1], [2, 2]]},
-            r"strides must be \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
+            r"strides of BrainSegDMIF are \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
         ),
         ({"modalities": [0, 3]}, r"modalities must be different channels of 0 to 2, got \[0, 3\]"),
         ({"modalities": [1, 1]}, r"got \[1, 1\]"),

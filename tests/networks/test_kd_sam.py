@@ -138,7 +138,7 @@ def test_a_classifiers_weights_start_the_resnet():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"conv_op": nn.Conv3d}, "KDSAM sees slices: conv_op must be torch.nn.Conv2d"),
+        ({"conv_op": nn.Conv3d}, "KDSAM segments slices: conv_op must be torch.nn.Conv2d"),
         ({"strides": [[1, 1], [2, 2]]}, "strides of KDSAM are"),
         ({"image_size": 72}, "must be a multiple of 32, got 72"),
     ],

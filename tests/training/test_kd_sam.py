@@ -219,7 +219,9 @@ def test_what_is_wrong_is_said_before_the_training(workspace, sam, method, train
 def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"}, method={"checkpoint": str(sam)})
     plans["nnunet_kd"]["method"].update(model_type="tiny", perceptual_weights="random")
-    with pytest.raises(ValueError, match="trains KDSAM, the plans unet name PlainConvUNet: make plans with"):
+    with pytest.raises(
+        ValueError, match="trains KDSAM, the plans name PlainConvUNet: make plans with nnunet_kd plan --network kd_sam"
+    ):
         trainer_for(workspace, plans).initialize()
     plans = plans_for(workspace, sam, embeddings="sam", channels=[1])
     assert store_embeddings(workspace, sam) == 0
