@@ -3,10 +3,14 @@
 import inspect
 import json
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import pytest
+
 from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
+from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
+from nnunet_kd.training.kd_sam_settings import KDSAMSettings
 from nnunet_kd.training.methods import DCD, TERMS, active_terms
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -44,6 +48,12 @@ def test_block_of_defaults():
     expected = plain(defaults_of(DCD))
     expected.pop("stages")
     assert block["method"] == expected
+
+
+@pytest.mark.parametrize("settings", [KDSAMSettings(checkpoint="FILE"), BrainSegDMIFSettings()])
+def test_defaults_of_trainers_with_settings_of_their_own(settings):
+    blocks = [json.loads(text) for text in re.findall(r'^    "method": (\{[^{}]*\})$', README, flags=re.MULTILINE)]
+    assert plain(asdict(settings)) in blocks
 
 
 def test_examples_of_method_are_valid():

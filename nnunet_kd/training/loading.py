@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,3 +66,18 @@ def seeded_augmenter(
     if workers == 0:
         return SingleThreadedAugmenter(batches, None)
     return MultiThreadedAugmenter(batches, None, workers, pin_memory=pin_memory, wait_time=0.002)
+
+
+@contextmanager
+def no_worker_processes() -> Iterator[None]:
+    """Make nnU-Net build its data loaders in this process."""
+    variable = "nnUNet_n_proc_DA"
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before

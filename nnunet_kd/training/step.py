@@ -1,13 +1,15 @@
-"""What a distillation term sees of one training step."""
+"""What a distillation term sees of one training step, and what a step leaves for the log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Teacher
@@ -101,3 +103,19 @@ class TrainStep:
     task_loss: Callable[[Tensor, Tensor], Tensor]
     soft_labels: Tensor | None = None
     soft_valid: Tensor | None = None
+
+
+def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Scalars of one step, which leave the device in one transfer."""
+    numbers = torch.stack([value.detach().float() for value in values.values()])
+    return dict(zip(values, numbers.cpu().numpy(), strict=True))
+
+
+def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
+    """Mean of every value over the steps of an epoch, and over the processes."""
+    here = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+    if not is_ddp:
+        return here
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, here)
+    return {name: float(np.mean([process[name] for process in gathered])) for name in here}

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import NETWORKS
@@ -28,11 +25,18 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
-from nnunet_kd.training.loading import NETWORK, TRAINING, VALIDATION, seed_everything, seeded_augmenter
+from nnunet_kd.training.loading import (
+    NETWORK,
+    TRAINING,
+    VALIDATION,
+    no_worker_processes,
+    seed_everything,
+    seeded_augmenter,
+)
 from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
 from nnunet_kd.training.progress import append_terms
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
-from nnunet_kd.training.step import LabelCodes, TrainStep
+from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means
 from nnunet_kd.training.student import StudentWithAdapters
 from nnunet_kd.training.terms import Term
 
@@ -183,7 +187,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if self.seed is None:
             loaders: tuple[Any, Any] = super().get_dataloaders()
             return loaders
-        with _no_worker_processes():
+        with no_worker_processes():
             train, val = super().get_dataloaders()
         workers = get_allowed_n_proc_DA()
         pin = self.device.type == "cuda"
@@ -475,36 +479,5 @@ def _check_network(student: nn.Module, class_name: str, trainer: str) -> None:
         )
 
 
-def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Scalars of one step, which leave the device in one transfer."""
-    numbers = torch.stack([value.detach().float() for value in values.values()])
-    return dict(zip(values, numbers.cpu().numpy(), strict=True))
-
-
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
-@contextmanager
-def _no_worker_processes() -> Iterator[None]:
-    """Make nnU-Net build its data loaders in this process."""
-    variable = "nnUNet_n_proc_DA"
-    before = os.environ.get(variable)
-    os.environ[variable] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
-
-
-def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
-    """Mean of every value over the steps of an epoch, and over the processes."""
-    here = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
-    if not is_ddp:
-        return here
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, here)
-    return {name: float(np.mean([process[name] for process in gathered])) for name in here}
