@@ -130,7 +130,7 @@ def _convert(
     network: nn.Module, channels: int, patch: Sequence[int], multiples: list[int] | None, file: Path
 ) -> list[int] | None:
     """Write one network; returns the multiples of its spatial axes, ``None`` where they are the patch's alone."""
-    if multiples is not None:
+    if multiples is not None and not getattr(network, "resizes", False):
         try:
             _export(network, channels, patch, multiples, file)
             _check(network, file, channels, patch, multiples, "fp32")  # the exporter's word is not enough

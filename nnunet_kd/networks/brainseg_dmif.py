@@ -168,6 +168,8 @@ class BrainSegDMIF(nn.Module):
         ValueError: For numbers that do not fit each other, another ``conv_op``, or other strides.
     """
 
+    resizes = True  # images of different sizes are different computations, so an exported network knows one
+
     def __init__(
         self,
         input_channels: int,

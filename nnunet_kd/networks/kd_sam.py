@@ -173,6 +173,8 @@ class KDSAM(nn.Module):
             beside the background.
     """
 
+    resizes = True  # images of different sizes are different computations, so an exported network knows one
+
     def __init__(
         self,
         input_channels: int,

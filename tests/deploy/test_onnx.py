@@ -379,3 +379,25 @@ def test_a_network_that_needs_its_patch_size_keeps_it(tmp_path):
     network, path = OneSize(2, 3, 3, padding=1).eval(), tmp_path / "network.onnx"
     assert _convert(network, 2, [16, 24], [4, 4], path) is None
     assert _check(network, path, 2, [16, 24], None, "fp32") < 1e-5
+
+
+KD_SAM = {"image_size": 64, "blocks": (1, 1, 1, 1), "embedding_channels": 32, "mlp_dim": 64, "num_heads": 4}
+DMIF = {"image_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "global_attention": (1,)}
+OURS = {
+    "kd_sam.KDSAM": {**KD_SAM, "mask_channels": 4},
+    "brainseg_dmif.BrainSegDMIF": {**DMIF, "window_size": 3, "out_channels": 32},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_networks_of_slices_are_exported(tmp_path, name):
+    """With a free batch, for the patch size alone, which the sliding window has."""
+    import pydoc
+
+    from nnunet_kd.deploy.onnx import _check, _convert
+
+    torch.manual_seed(0)
+    network = pydoc.locate(f"nnunet_kd.networks.{name}")(2, 3, **OURS[name]).eval()
+    path = tmp_path / "network.onnx"
+    assert _convert(network, 2, [32, 48], [16, 16], path) is None
+    assert _check(network, path, 2, [32, 48], None, "fp32") < 1e-4
