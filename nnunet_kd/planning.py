@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_kd.settings import BLOCK, Plans, StudentSettings, check_keys
 
 # Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
-REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet")
+REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class NetworkOfPlans:
     Attributes:
         class_name: Importable.
         shared: Keywords it takes over from the plans' own network; with ``features_per_stage`` it has the teacher's
-            stages and can be made smaller.
+            stages.
         keywords: Further ones.
+        multiple: Of the patch's sides, which are enlarged to the next one.
+        training: What its paper trains it with, for the block.
         slices_only: It has no 3-D form: other configurations are left out.
         knows_background: It has the keyword ``background``: whether the first output channel is.
         batch_size: Of its paper, instead of the plans'.
@@ -35,11 +37,18 @@ class NetworkOfPlans:
     knows_background: bool = False
     batch_size: int | None = None
     trainer: str = "nnUNetTrainerDCD"
+    multiple: int = 1
+    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reducible(self) -> bool:
         """Whether a factor makes it smaller."""
-        return "features_per_stage" in self.shared
+        return "features_per_stage" in (*self.shared, *self.keywords)
+
+    @property
+    def usual_reduction(self) -> float:
+        """DCD's where it has the teacher's widths; else that of its paper, none."""
+        return 4 if "features_per_stage" in self.shared else 1
 
 
 _QUARTER = {"strides": [[1, 1], [4, 4], [4, 4]]}  # nnunet_kd.networks.output_scales says why
@@ -64,6 +73,15 @@ NETWORKS = {
         _QUARTER,
         slices_only=True,
         trainer="nnUNetTrainerBrainSegDMIF",
+    ),
+    "vm_unet": NetworkOfPlans(
+        "nnunet_kd.networks.vm_unet.VMUNet",
+        ("conv_op",),
+        {"features_per_stage": [96, 192, 384, 768], "strides": [[1, 1], [4, 4], [2, 2], [2, 2], [2, 2]]},
+        slices_only=True,
+        trainer="nnUNetTrainerDualSelfKD",
+        multiple=32,
+        training={"optimizer": "adamw", "initial_lr": 0.001},
     ),
 }
 
@@ -90,8 +108,8 @@ def student_plans(
         min_features: Least width of a stage.
         widths: Configuration name -> widths of its stages, instead of the factor.
         name: ``plans_name`` of the result; the same name as before if left out.
-        network: One of :data:`NETWORKS` instead of the teacher's. With its stages, strides, kernels and axes, or, where
-            it has stages of its own, at its own size, whatever the factor.
+        network: One of :data:`NETWORKS` instead of the teacher's: with the teacher's stages, strides, kernels and axes,
+            or with its own, whose widths, where it has any, are divided by the factor.
         regions: Whether the data set's labels are regions, which some networks have to know.
 
     Raises:
@@ -120,6 +138,14 @@ def student_plans(
                 f"configuration {configuration} has no 'architecture': these are plans of an older nnU-Net, "
                 "plan the data set again with nnUNetv2_plan_experiment"
             )
+        if other is not None:
+            if "features_per_stage" in other.shared:
+                _reducible_arguments(content["architecture"], configuration)
+            content["architecture"] = _other_network(content["architecture"], other, regions)
+            content["batch_size"] = other.batch_size or content["batch_size"]
+            content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
+            if not other.reducible:
+                continue
         arguments = _reducible_arguments(content["architecture"], configuration)
         before = arguments["features_per_stage"]
         after = (
@@ -127,12 +153,11 @@ def student_plans(
         )
         _check_widths(after, len(before), configuration)
         arguments["features_per_stage"] = after
-        if other is not None:
-            content["architecture"] = _other_network(content["architecture"], other, regions)
-            content["batch_size"] = other.batch_size or content["batch_size"]
     if name is not None:
         reduced["plans_name"] = name
     reduced[BLOCK] = {**reduced.get(BLOCK, {}), "student": asdict(settings)}
+    if other is not None and other.training:
+        reduced[BLOCK]["training"] = {**other.training, **reduced[BLOCK].get("training", {})}
     return reduced
 
 

@@ -7,7 +7,8 @@ A plans file may carry one block at its top level; every key has a default::
       "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
                    "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false},
       "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
-                   "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null},
+                   "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null,
+                   "optimizer": null},
       "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
     }
 
@@ -88,6 +89,7 @@ class TrainingSettings:
         seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;
             ``None`` leaves nnU-Net's own unseeded loading.
         ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
+        optimizer: ``"adamw"``, with a cosine from ``initial_lr`` to 1e-5; ``None``: nnU-Net's SGD and polynomial.
     """
 
     num_epochs: int | None = None
@@ -97,6 +99,7 @@ class TrainingSettings:
     save_every: int | None = None
     seed: int | None = 1234
     ema_decay: float | None = None
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
@@ -106,6 +109,7 @@ class TrainingSettings:
         require(self.seed is None or 0 <= self.seed < 2**32, "training.seed", "from 0 to 2^32 - 1", self.seed)
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
+        require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ teacher and student.
       writes nnUNetPlans_kd_sam.json: KD-SAM in the 2d configuration, at its own size whatever -r says. Put SAM's
       weights into it, "nnunet_kd": {..., "method": {"checkpoint": "sam_vit_h_4b8939.pth"}}, and train it with
       nnUNetv2_train 501 2d 0 -tr nnUNetTrainerKDSAM -p nnUNetPlans_kd_sam
+  nnunet_kd plan -d 501 --network vm_unet
+      writes nnUNetPlans_vm_unet.json: VM-UNet in the 2d configuration at its paper's widths, the patch enlarged to
+      multiples of 32, AdamW in the settings. -r 4 divides its widths.
 """
 
 
@@ -40,7 +43,9 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "-p", metavar="PLANS", default="nnUNetPlans", help="the teacher's plans (default: nnUNetPlans)"
     )
-    command.add_argument("-r", metavar="FACTOR", type=float, default=4, help="divide every width by this (default: 4)")
+    command.add_argument(
+        "-r", metavar="FACTOR", type=float, help="divide every width by this (default: 4; 1 for vm_unet)"
+    )
     command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
     command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
     command.add_argument(
@@ -71,7 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     dataset_json = json.loads((folder / "dataset.json").read_text())
     network = None if arguments.network is None else NETWORKS[arguments.network]
     configuration = arguments.c or ("2d" if network is not None and network.slices_only else "3d_fullres")
-    size = _short(arguments) if network is None or network.reducible else None
+    usual = 4 if network is None else network.usual_reduction
+    reduction = usual if arguments.r is None else arguments.r
+    own_size = network is not None and not (network.reducible and (arguments.widths or reduction != 1))
+    size = None if own_size else _short(arguments.widths, reduction)
     name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, size]))
     target = folder / f"{name}.json"
     if target == source:
@@ -80,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
     widths = {configuration: arguments.widths} if arguments.widths else None
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
-    student = student_plans(plans, arguments.r, arguments.min_features, widths, name, arguments.network, regions)
+    student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
     table = cost_table(plans, student, dataset_json)
 
     write_whole(target, json.dumps(student, indent=4))
@@ -91,5 +99,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _short(arguments: argparse.Namespace) -> str:
-    return "w" + "_".join(map(str, arguments.widths)) if arguments.widths else f"r{arguments.r:g}"
+def _short(widths: list[int] | None, reduction: float) -> str:
+    return "w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}"

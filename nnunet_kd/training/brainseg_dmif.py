@@ -5,8 +5,6 @@ Wang et al., "BrainSegDMIF: A Dynamic Fusion-enhanced SAM for Brain Lesion Segme
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from nnunet_kd.networks.brainseg_dmif import BrainSegDMIF
 from nnunet_kd.networks.sam_weights import load_sam_encoder
 from nnunet_kd.settings import require
 from nnunet_kd.teachers.sam import load_sam
+from nnunet_kd.training.schedules import StepSchedule
 from nnunet_kd.training.step import LabelCodes
 from nnunet_kd.training.trainer import DistillationTrainer
 
@@ -50,22 +49,6 @@ class BrainSegDMIFSettings:
         require(0 < self.factor <= 1, "method.factor", "above 0 and at most 1", self.factor)
         require(self.gamma >= 0, "method.gamma", "at least 0", self.gamma)
         require(self.alpha is None or 0 < self.alpha < 1, "method.alpha", "between 0 and 1", self.alpha)
-
-
-class StepSchedule:
-    """A learning rate multiplied at milestones, from the number of the epoch alone, so that it survives ``--c``."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, milestones: Sequence[int], factor: float) -> None:
-        self._optimizer = optimizer
-        self._initial = [group["lr"] for group in optimizer.param_groups]
-        self._milestones = list(milestones)
-        self._factor = factor
-
-    def step(self, epoch: int) -> None:
-        """nnU-Net calls it at the start of an epoch."""
-        scale = self._factor ** bisect_right(self._milestones, epoch)
-        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
-            group["lr"] = scale * initial
 
 
 class FocalDiceOfTargets(nn.Module):

@@ -27,9 +27,10 @@ from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedder
 from nnunet_kd.teachers.soft_labels import file_digest, store_folder
 from nnunet_kd.training.embedded_patches import EmbeddedPatches
-from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress, PhasedStudent, PlateauSchedule
+from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam_settings import KDSAMSettings
 from nnunet_kd.training.loading import TRAINING, VALIDATION, seeded_augmenter
+from nnunet_kd.training.schedules import PlateauSchedule
 from nnunet_kd.training.step import as_numbers, means
 from nnunet_kd.training.trainer import SEGMENTATION, DistillationTrainer
 

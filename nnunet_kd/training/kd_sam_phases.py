@@ -38,19 +38,6 @@ class PhasedStudent(StudentWithAdapters):
         return self
 
 
-class PlateauSchedule:
-    """The learning rate follows the validation loss; what nnU-Net asks at the start of an epoch changes nothing."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
-        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
-        self.observe = self._plateau.step
-        self.state_dict = self._plateau.state_dict
-        self.load_state_dict = self._plateau.load_state_dict
-
-    def step(self, _epoch: int) -> None:
-        """nnU-Net calls it with the number of the epoch."""
-
-
 @dataclass
 class EncoderProgress:
     """How far phase 1 has come; saved with every checkpoint.

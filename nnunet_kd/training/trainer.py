@@ -35,6 +35,7 @@ from nnunet_kd.training.loading import (
 )
 from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means
 from nnunet_kd.training.student import StudentWithAdapters
@@ -90,7 +91,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 self._attach_teacher()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
-            if key not in ("seed", "ema_decay") and value is not None:
+            if key not in ("seed", "ema_decay", "optimizer") and value is not None:
                 setattr(self, key, value)
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
@@ -179,6 +180,14 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         network = network._orig_mod if isinstance(network, OptimizedModule) else network
         assert isinstance(network, StudentWithAdapters)
         return network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's, unless the settings ask for AdamW."""
+        if self.preparation.settings.training.optimizer is None:
+            usual: tuple[torch.optim.Optimizer, Any] = super().configure_optimizers()
+            return usual
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        return optimizer, CosineSchedule(optimizer, self.num_epochs)
 
     # ---- training
 

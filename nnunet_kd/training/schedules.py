@@ -1,0 +1,73 @@
+"""Learning rates that differ from nnU-Net's polynomial; nnU-Net calls ``step`` at the start of every epoch.
+
+All but the plateau's follow from the number of the epoch alone, and so survive ``--c`` without being saved.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import torch
+
+
+class EpochSchedule(ABC):
+    """A learning rate that is a function of the epoch."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def step(self, epoch: int) -> None:
+        """Set the rate of ``epoch``, counted from 0."""
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group["lr"] = self.rate(initial, epoch)
+
+    @abstractmethod
+    def rate(self, initial: float, epoch: int) -> float:
+        """Of an epoch."""
+
+
+class StepSchedule(EpochSchedule):
+    """Multiplied by a factor at each milestone."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, milestones: Sequence[int], factor: float) -> None:
+        super().__init__(optimizer)
+        self._milestones = list(milestones)
+        self._factor = factor
+
+    def rate(self, initial: float, epoch: int) -> float:
+        """Lower from each milestone on."""
+        return initial * self._factor ** bisect_right(self._milestones, epoch)
+
+
+class CosineSchedule(EpochSchedule):
+    """Half a cosine from the initial rate to a least one in the last epoch.
+
+    VM-UNet's and DSVM-UNet's cosine takes 50 epochs and rises again, six times in their 300; this one falls once.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int, least: float = 1e-5) -> None:
+        super().__init__(optimizer)
+        self._last = max(num_epochs - 1, 1)
+        self._least = least
+
+    def rate(self, initial: float, epoch: int) -> float:
+        """Never above the initial one."""
+        least = min(self._least, initial)
+        return least + (initial - least) * (1 + math.cos(math.pi * min(epoch / self._last, 1))) / 2
+
+
+class PlateauSchedule:
+    """The learning rate follows the validation loss; what nnU-Net asks at the start of an epoch changes nothing."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
+        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
+        self.observe = self._plateau.step
+        self.state_dict = self._plateau.state_dict
+        self.load_state_dict = self._plateau.load_state_dict
+
+    def step(self, _epoch: int) -> None:
+        """nnU-Net calls it with the number of the epoch."""
