@@ -52,7 +52,7 @@ def export_onnx(
 
     Raises:
         FileExistsError: Where ``path`` is there already.
-        NotImplementedError: For the second stage of a cascade.
+        NotImplementedError: For the second stage of a cascade, or a network that ONNX cannot express.
         ValueError: Where ONNX gives other logits than PyTorch.
         ImportError: Where onnx, onnxscript or onnxruntime are missing.
     """
@@ -78,6 +78,10 @@ def export_onnx(
         for fold in model.weights:
             file = folder / f"fold_{fold}.onnx"
             network = model.network(fold)
+            if not getattr(network, "has_onnx_form", True):
+                raise NotImplementedError(
+                    f"{type(network).__name__} has no form in ONNX: predict with nnUNetv2_predict where this package is"
+                )
             say(f"exporting fold {fold}")
             multiples = _convert(network, channels, patch, multiples, file)
             differences.append(_check(network, file, channels, patch, multiples, "fp32"))

@@ -194,6 +194,8 @@ class VMUNet(nn.Module):
             outside [0, 1); in the forward pass for other sizes.
     """
 
+    has_onnx_form = False  # the scan is a loop over chunks with a backward pass of its own
+
     def __init__(
         self,
         input_channels: int,

@@ -287,6 +287,7 @@ def test_colours():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("pictures")  # made once
 def test_pictures_through_stock_commands(pictures, sam, tmp_path):
     """Both phases from stored embeddings; stopped and resumed in each; predicted without SAM."""
     plans_for(pictures, sam, {"num_epochs": 2}, embeddings="sam")
