@@ -169,7 +169,7 @@ def test_regions_and_ignored_voxels(workspace, variant):
 @pytest.mark.slow
 def test_four_modalities_through_stock_commands_and_on_to_a_student(modalities, tmp_path, capsys):
     """Trained, predicted, and then the teacher of nnUNetTrainerSAMKD without any prompt."""
-    schedule = {"num_epochs": 2, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 1, "initial_lr": 2e-3}
+    schedule = {"num_epochs": 2, "num_iterations_per_epoch": 30, "num_val_iterations_per_epoch": 1, "initial_lr": 2e-3}
     plans_for(modalities, schedule, {"milestones": [1]})
     options = ("596", "2d", "0", "-tr", "nnUNetTrainerBrainSegDMIF", "-p", NAME, "-device", "cpu")
     done = modalities.command("nnUNetv2_train", *options)
