@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,22 +297,8 @@ def test_pictures_through_stock_commands(pictures, sam, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SITE)
-    from pathlib import Path
-
     path = {"PYTHONPATH": f"{site}:{Path(__file__).parents[2]}"}
-    words = (
-        "-d",
-        "597",
-        "-c",
-        "2d",
-        "-p",
-        "nnUNetPlans_kd_sam",
-        "--embeddings",
-        "--sam",
-        "tiny",
-        "--checkpoint",
-        str(sam),
-    )
+    words = f"-d 597 -c 2d -p nnUNetPlans_kd_sam --embeddings --sam tiny --checkpoint {sam}".split()
     done = pictures.command("nnunet_kd", "soft-labels", *words, "-device", "cpu", **path)
     assert done.returncode == 0, done.stderr
     options = ("597", "2d", "0", "-tr", "nnUNetTrainerKDSAM", "-p", "nnUNetPlans_kd_sam", "-device", "cpu")
@@ -322,20 +309,7 @@ def test_pictures_through_stock_commands(pictures, sam, tmp_path):
     sam.unlink()
     out = tmp_path / "out"
     images = str(pictures.raw / "imagesTs")
-    words = (
-        "-d",
-        "597",
-        "-c",
-        "2d",
-        "-tr",
-        "nnUNetTrainerKDSAM",
-        "-p",
-        "nnUNetPlans_kd_sam",
-        "-f",
-        "0",
-        "-device",
-        "cpu",
-    )
-    done = pictures.command("nnUNetv2_predict", "-i", images, "-o", str(out), *words, "-npp", "1", "-nps", "1")
+    words = ("-d", "597", "-c", "2d", *options[3:], "-f", "0", "-npp", "1", "-nps", "1")
+    done = pictures.command("nnUNetv2_predict", "-i", images, "-o", str(out), *words)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert len(list(out.glob("skin_*.png"))) == 2
