@@ -138,33 +138,11 @@ def workspace(trained_workspace, tmp_path, monkeypatch) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def preprocessed_pictures(tmp_path_factory) -> Workspace:
-    """Made once; tests get copies of it."""
-    from tests.pictures import make_pictures
-
-    workspace = Workspace(tmp_path_factory.mktemp("pictures"), "Dataset597_TinyPictures")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in FOLDERS:
-            (workspace.root / name).mkdir()
-            patch.setenv(name, str(workspace.root / name))
-        make_pictures(workspace.raw, training=8, test=2)
-        plan_and_preprocess(597, "2d")
-    return workspace
-
-
-@pytest.fixture(scope="session")
 def preprocessed_modalities(tmp_path_factory) -> Workspace:
     """Made once; tests get copies of it."""
     from tests.modalities import make_modalities
 
-    workspace = Workspace(tmp_path_factory.mktemp("modalities"), "Dataset596_FourModalities")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in FOLDERS:
-            (workspace.root / name).mkdir()
-            patch.setenv(name, str(workspace.root / name))
-        make_modalities(workspace.raw, training=10, test=4)
-        plan_and_preprocess(596, "2d")
-    return workspace
+    return _preprocessed_slices(tmp_path_factory, "Dataset596_FourModalities", make_modalities, 10, 4)
 
 
 @pytest.fixture
@@ -173,10 +151,29 @@ def modalities(preprocessed_modalities, tmp_path, monkeypatch) -> Workspace:
     return _copy(preprocessed_modalities, tmp_path, monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def preprocessed_pictures(tmp_path_factory) -> Workspace:
+    """Made once; tests get copies of it."""
+    from tests.pictures import make_pictures
+
+    return _preprocessed_slices(tmp_path_factory, "Dataset597_TinyPictures", make_pictures, 8, 2)
+
+
 @pytest.fixture
 def pictures(preprocessed_pictures, tmp_path, monkeypatch) -> Workspace:
     """A copy of a data set of RGB pictures; there is no teacher."""
     return _copy(preprocessed_pictures, tmp_path, monkeypatch)
+
+
+def _preprocessed_slices(factory, dataset: str, make, training: int, test: int) -> Workspace:
+    workspace = Workspace(factory.mktemp("slices"), dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            (workspace.root / name).mkdir()
+            patch.setenv(name, str(workspace.root / name))
+        make(workspace.raw, training, test)
+        plan_and_preprocess(int(dataset[7:10]), "2d")
+    return workspace
 
 
 def _copy(workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
