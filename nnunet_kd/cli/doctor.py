@@ -187,6 +187,11 @@ class _Experiment:
         store = attach_soft_labels(preparation)
         if store is not None and (leak := store.leakage(fold)) is not None:
             raise ValueError(f"{leak} Mend: nnunet_kd soft-labels --teacher -f {fold} --name NAME, and store: NAME")
+        weights = getattr(preparation.method, "checkpoint", None)
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError(
+                f"there are no weights of SAM in {weights}. Mend: name them in the plans as nnunet_kd.method.checkpoint"
+            )
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
         if not preparation.needs_teacher:
             return f"{self.arguments.tr} needs no teacher{stored}"

@@ -113,7 +113,8 @@ def test_plan_replaces_only_when_forced(workspace, capsys):
 def test_doctor_finds_all_well(workspace, capsys):
     assert main(["doctor", "-d", "598"]) == 0
     printed = capsys.readouterr().out
-    names = ("CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "LogitsKD", "NoKD", "SAMKD")
+    names = ("BrainSegDMIF", "CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "KDSAM", "LogitsKD", "NoKD")
+    names = (*names, "SAMKD")
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
     assert "the teacher is there and fits" in printed and printed.endswith("all is well\n")
     assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()
@@ -140,7 +141,9 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")
     doctor_says(capsys, "calls itself nnUNetPlans. Mend: set plans_name to copy", "-d", "598", "-p", "copy")
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
-    doctor_says(capsys, "nnU-Net cannot find nnUNetTrainerCWD, nnUNetTrainerDCD,", "-d", "598", "-tr", "nnUNetTrainer")
+    doctor_says(
+        capsys, "nnU-Net cannot find nnUNetTrainerBrainSegDMIF, nnUNetTrainerCWD,", "-d", "598", "-tr", "nnUNetTrainer"
+    )
     monkeypatch.undo()
 
 

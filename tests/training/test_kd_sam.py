@@ -236,6 +236,16 @@ def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
         trainer_for(workspace, plans)
 
 
+def test_doctor_looks_for_sams_weights(workspace, sam, capsys):
+    plans_for(workspace, sam)
+    words = ("doctor", "-d", "598", "-c", "2d", "-p", "nnUNetPlans_kd_sam", "-tr", "nnUNetTrainerKDSAM")
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("all is well\n")
+    sam.unlink()
+    assert main(words) == 1
+    assert f"no  there are no weights of SAM in {sam}. Mend: name them in the plans" in capsys.readouterr().out
+
+
 def test_stored_embeddings_are_sams_of_the_patches_nnunet_predicts(workspace, sam):
     plans_for(workspace, sam)
     assert store_embeddings(workspace, sam, "--channels", "1", "0") == 0

@@ -1,0 +1,75 @@
+"""Whatever stands in the ``nnunet_kd`` block, it is accepted and comes back the same, or one sentence names the key."""
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings, with_leakage
+
+SECTIONS = {"student": StudentSettings, "teacher": TeacherSettings, "training": TrainingSettings}
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def section(kind):
+    """An object with the keys of a section, whose values may be of any kind, and sometimes another key."""
+    names = st.sampled_from([entry.name for entry in fields(kind)]) | st.text(max_size=6)
+    plausible = st.sampled_from(
+        [None, 1, 2, 4, 0.5, 1000, "same", "all", [0, 1], "adamw", "plans", True, {"0": "seen"}]
+    )
+    return st.dictionaries(names, plausible | anything, max_size=4)
+
+
+blocks = st.fixed_dictionaries(
+    {},
+    optional={
+        "student": section(StudentSettings) | anything,
+        "teacher": section(TeacherSettings) | st.lists(section(TeacherSettings), max_size=2) | anything,
+        "training": section(TrainingSettings) | anything,
+        "method": st.dictionaries(st.text(max_size=6), anything, max_size=3) | anything,
+        "metod": anything,
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(blocks | anything)
+def test_a_block_is_accepted_and_comes_back_or_one_sentence_names_the_key(block):
+    try:
+        first = read_settings({"nnunet_kd": block})
+    except ValueError as error:
+        text = str(error)
+        assert "nnunet_kd" in text and len(text.splitlines()) == 1
+        return
+    again = {
+        "teacher": [asdict(one) for one in first.teachers],
+        "training": asdict(first.training),
+        "method": first.method,
+        **({} if first.student is None else {"student": asdict(first.student)}),
+    }
+    assert repr(read_settings({"nnunet_kd": json.loads(json.dumps(again))})) == repr(first)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_defaults_are_accepted(name):
+    """Written out they are the same as left out."""
+    values = asdict(SECTIONS[name]())
+    assert read_settings({"nnunet_kd": {name: values}}) is not None
+    default = read_settings({})
+    if name != "student":
+        assert read_settings({"nnunet_kd": {name: values}}) == default
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from("01234"), st.text(min_size=1, max_size=9), max_size=5))
+def test_leakage_comes_back(warnings):
+    plans = with_leakage({"plans_name": "p", "nnunet_kd": {"teacher": [{}, {"folds": "all"}]}}, warnings)
+    (first, second) = read_settings(plans).teachers
+    assert (first.leakage or {}) == warnings and second.leakage is None
