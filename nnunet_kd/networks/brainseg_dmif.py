@@ -155,7 +155,7 @@ class BrainSegDMIF(nn.Module):
         prompt_generator: Learn mask tokens in place of prompts (Table 3); else image features alone make the masks.
         upsampling_decoder: Upsample at three scales (Table 3); else as SAM does.
         modalities: Input channels that are seen, each by an encoder of its own (Table 2); all of them if left out.
-        activation_checkpointing: Save memory in training for about a third more time.
+        activation_checkpointing: Keep only the inputs of blocks in training, and compute blocks twice.
         conv_op: ``torch.nn.Conv2d``; plans name it.
         strides: ``[[1, 1], [4, 4], [4, 4]]``, from which nnU-Net computes the grids of deep supervision.
         deep_supervision: Give two resolutions of logits; nnU-Net switches it at ``decoder.deep_supervision``.
