@@ -57,7 +57,7 @@ def test_large_logits_are_cut_to_half_precision_and_nan_is_refused(store):
     write(store, "a", logits)
     assert store.open("a")[0, 0, 0, 0] == np.finfo(np.float16).max
     logits[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="case bb: the teacher's logits are not finite"):
+    with pytest.raises(ValueError, match="case bb: the teacher's soft labels are not finite"):
         write(store, "bb", logits)
     assert sorted(path.name for path in store.folder.iterdir()) == ["a.b2nd", "a.json", "manifest.json"]
 
