@@ -129,6 +129,8 @@ def student_plans(
     if other is not None and other.slices_only:
         reduced["configurations"] = _of_slices(plans, str(network))
     for configuration, content in reduced["configurations"].items():
+        if other is not None and "patch_size" in content:  # it may be inherited, with or without the network
+            content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
         if configuration in widths and "architecture" not in content:
             raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
         if "architecture" not in content:
@@ -142,8 +144,8 @@ def student_plans(
             if "features_per_stage" in other.shared:
                 _reducible_arguments(content["architecture"], configuration)
             content["architecture"] = _other_network(content["architecture"], other, regions)
-            content["batch_size"] = other.batch_size or content["batch_size"]
-            content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
+            if other.batch_size is not None:
+                content["batch_size"] = other.batch_size
             if not other.reducible:
                 continue
         arguments = _reducible_arguments(content["architecture"], configuration)

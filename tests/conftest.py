@@ -79,6 +79,20 @@ def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configur
     )
 
 
+def stop_within(trainer, steps: int) -> None:
+    """Train for so many steps, and break off in the next one, as a kill would."""
+    left = iter(range(steps))
+    step = trainer.train_step
+
+    def stopping(batch):
+        next(left)
+        return step(batch)
+
+    trainer.train_step = stopping
+    with pytest.raises((StopIteration, RuntimeError)):
+        trainer.run_training()
+
+
 def plan_and_preprocess(number: int, *configurations: str) -> None:
     """What nnUNetv2_plan_and_preprocess --verify_dataset_integrity calls, with a smaller sample of intensities.
 

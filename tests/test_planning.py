@@ -41,6 +41,31 @@ def test_widths_are_divided_in_every_configuration_and_nothing_else_changes():
     assert restored == plans()
 
 
+@pytest.mark.parametrize("network", ["dra_unet", "kd_sam", "vm_unet"])
+def test_other_networks_in_configurations_that_inherit(network):
+    """With a network of its own, and with none; what is inherited is not asked for."""
+    arguments = {
+        "n_stages": 2,
+        "features_per_stage": [32, 64],
+        "kernel_sizes": [[3, 3]] * 2,
+        "strides": [[1, 1], [2, 2]],
+    }
+    arguments["conv_op"] = "torch.nn.modules.conv.Conv2d"
+    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    own = {"architecture": {"network_class_name": name, "arch_kwargs": arguments}}
+    given = {"plans_name": "nnUNetPlans", "configurations": {}}
+    given["configurations"]["2d"] = {**own, "patch_size": [56, 40], "batch_size": 4}
+    given["configurations"]["2d_own"] = {"inherits_from": "2d", **own}
+    given["configurations"]["2d_large"] = {"inherits_from": "2d", "patch_size": [100, 64]}
+    after = student_plans(given, network=network)["configurations"]
+    classes = {after[c]["architecture"]["network_class_name"] for c in ("2d", "2d_own")}
+    assert len(classes) == 1 and classes != {name} and "architecture" not in after["2d_large"]
+    assert "patch_size" not in after["2d_own"]
+    sizes = [after[c]["patch_size"] for c in ("2d", "2d_large")]
+    assert sizes == ([[64, 64], [128, 64]] if network == "vm_unet" else [[56, 40], [100, 64]])
+    assert after["2d"]["batch_size"] == (16 if network == "kd_sam" else 4)
+
+
 def test_least_width():
     assert reduce_widths([32, 64, 320], 16) == [8, 8, 20]
     assert reduce_widths([4, 6, 64], 4) == [4, 6, 16]  # never wider than the teacher

@@ -11,6 +11,7 @@ from nnunet_kd.losses.focal_dice import FocalDiceLoss
 from nnunet_kd.losses.freekd import FreeKDLoss
 from nnunet_kd.losses.ifvd import IFVDLoss
 from nnunet_kd.losses.logits import LogitsKDLoss
+from nnunet_kd.losses.perceptual import PerceptualLoss
 
 __all__ = [
     "CWDLoss",
@@ -21,4 +22,5 @@ __all__ = [
     "FreeKDLoss",
     "IFVDLoss",
     "LogitsKDLoss",
+    "PerceptualLoss",
 ]

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_kd.losses.features import in_single_precision
+
 
 class PerceptualLoss(nn.Module):
     r"""Distance of two embeddings as a frozen VGG-16 sees them.
@@ -20,7 +22,7 @@ class PerceptualLoss(nn.Module):
     .. math:: L_P = \sum_l \frac{1}{C_l H_l W_l} \sum_{c,h,w} \left(\phi_l^T - \phi_l^S\right)^2
 
     at relu1_2, relu2_2, relu3_3 and relu4_3, averaged over the batch. The three channels VGG sees are the means of the
-    first, second and last third of the embedding's channels. Computed in float32.
+    first, second and last third of the embedding's channels. Computed in float32 at least.
 
     Args:
         vgg: Layers of a VGG-16; frozen.
@@ -45,10 +47,10 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"the student's embedding is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}")
         if student.ndim != 4 or student.shape[1] < 3 or min(student.shape[2:]) < 8:
             raise ValueError(f"VGG-16 needs (B, C, H, W) with C >= 3, H, W >= 8, got {tuple(student.shape)}")
-        with torch.autocast(student.device.type, enabled=False):
+        with in_single_precision(student, teacher) as (student, teacher):
             with torch.no_grad():
-                taught = list(self._layers(_three_channels(teacher.float())))
-            seen = self._layers(_three_channels(student.float()))
+                taught = list(self._layers(_three_channels(teacher)))
+            seen = self._layers(_three_channels(student))
             distances = [(a - b).square().mean() for a, b in zip(seen, taught, strict=True)]
         return torch.stack(distances).sum()
 

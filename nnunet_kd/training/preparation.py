@@ -90,6 +90,8 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     plans = _student_plans(trainer, student, settings.student)
     epochs = settings.training.num_epochs or NNUNET_EPOCHS
     terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
+    if trainer.method is not None and settings.training.optimizer is not None:
+        raise ValueError(f"{BLOCK}.training.optimizer: {trainer.__name__} has an optimizer of its own")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 

@@ -1,4 +1,8 @@
-"""The base of all trainers here: nnU-Net's trainer with a smaller student and distillation terms."""
+"""The base of all trainers here: nnU-Net's trainer with a smaller student and distillation terms.
+
+It is long because nnU-Net's life cycle is one class: every method is a hook of it, and what a hook computes is in the
+modules beside this one.
+"""
 
 from __future__ import annotations
 

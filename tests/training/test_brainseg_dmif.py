@@ -14,7 +14,7 @@ from nnunet_kd.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.training.brainseg_dmif import FocalDiceOfTargets
 from nnunet_kd.training.step import LabelCodes
-from tests.conftest import SHORT, make_trainer
+from tests.conftest import SHORT, make_trainer, stop_within
 from tests.small_networks import tiny_sam
 from tests.training import variants
 
@@ -101,15 +101,7 @@ def test_resumed_it_equals_an_undisturbed_training(workspace):
     folder = workspace.results / f"nnUNetTrainerBrainSegDMIF__{NAME}__2d" / "fold_0"
     shutil.rmtree(folder)
     stopped = trainer_for(workspace, plans)
-    steps = iter(range(3))
-
-    def stop_after(batch, step=stopped.train_step):
-        next(steps)
-        return step(batch)
-
-    stopped.train_step = stop_after
-    with pytest.raises((StopIteration, RuntimeError)):
-        stopped.run_training()
+    stop_within(stopped, 3)
     resumed = trainer_for(workspace, plans, resume=True)
     resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
     assert resumed.current_epoch == 1
@@ -151,6 +143,8 @@ def test_settings_that_cannot_be(workspace, method, words):
 
 
 def test_missing_weights_and_other_networks(workspace):
+    with pytest.raises(ValueError, match="training.optimizer: nnUNetTrainerBrainSegDMIF has an optimizer of its own"):
+        trainer_for(workspace, plans_for(workspace, {"optimizer": "adamw"}))
     with pytest.raises(FileNotFoundError, match="method.checkpoint: there are no weights of SAM in /none"):
         trainer_for(workspace, plans_for(workspace, method={"checkpoint": "/none"}))
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"})

@@ -13,7 +13,7 @@ from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer
+from tests.conftest import SHORT, make_trainer, stop_within
 
 NOW = {"ramp": None}
 
@@ -89,15 +89,7 @@ def test_resumed_training_equals_an_undisturbed_one(workspace, kind, method, ext
     shutil.rmtree(folder)
 
     stopped = make_trainer(kind, plans, workspace)
-    steps = iter(range(5))  # two whole epochs and one step
-
-    def stop_after(batch, step=stopped.train_step):
-        next(steps)
-        return step(batch)
-
-    stopped.train_step = stop_after
-    with pytest.raises((StopIteration, RuntimeError)):
-        stopped.run_training()
+    stop_within(stopped, 5)  # two whole epochs and one step
     resumed = make_trainer(kind, plans, workspace, resume=True)
     resumed.load_checkpoint(str(folder / "fold_0" / "checkpoint_latest.pth"))
     assert resumed.current_epoch == 2
