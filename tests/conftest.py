@@ -11,6 +11,7 @@ os.environ["nnUNet_compile"] = "f"
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,27 @@ def plan_and_preprocess(number: int, *configurations: str) -> None:
         extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
         plan_experiments([number])
         preprocess([number], configurations=configurations, num_processes=(1,), show_progress_bar=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Makes disks of so many bytes (tmpfs); needs the right to mount."""
+    mounted = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk_{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a disk of our own cannot be mounted here: {error}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
