@@ -125,6 +125,7 @@ def student_plans(
             raise ValueError(f"{network} does not have the stages of the plans: no widths can be given")
         reduction = 1
     settings = StudentSettings(plans["plans_name"], reduction, min_features)
+    plans = _with_architectures(plans)
     reduced = deepcopy(plans)
     if other is not None and other.slices_only:
         reduced["configurations"] = _of_slices(plans, str(network))
@@ -137,8 +138,8 @@ def student_plans(
             if "inherits_from" in content:
                 continue
             raise ValueError(
-                f"configuration {configuration} has no 'architecture': these are plans of an older nnU-Net, "
-                "plan the data set again with nnUNetv2_plan_experiment"
+                f"configuration {configuration} has no 'architecture': plan the data set again with "
+                "nnUNetv2_plan_experiment"
             )
         if other is not None:
             if "features_per_stage" in other.shared:
@@ -161,6 +162,19 @@ def student_plans(
     if other is not None and other.training:
         reduced[BLOCK]["training"] = {**other.training, **reduced[BLOCK].get("training", {})}
     return reduced
+
+
+def _with_architectures(plans: Plans) -> Plans:
+    """Plans of nnU-Net before 2.4, which named no architecture, as nnU-Net itself reads them today."""
+    old = [name for name, content in plans["configurations"].items() if "UNet_class_name" in content]
+    if not old:
+        return plans
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+    plans = deepcopy(plans)
+    for name in old:
+        plans["configurations"][name] = ConfigurationManager(plans["configurations"][name]).configuration
+    return plans
 
 
 def _of_slices(plans: Plans, network: str) -> dict[str, Any]:

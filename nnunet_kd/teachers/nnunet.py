@@ -293,7 +293,7 @@ def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
         raise ValueError(f"the weights in {files.checkpoint} do not belong to the plans.json beside them") from error
-    for name, weight in network.named_parameters():
+    for name, weight in network.state_dict().items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"the teacher's weights are not finite: {name} in {files.checkpoint}")
     return network

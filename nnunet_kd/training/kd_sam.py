@@ -213,7 +213,8 @@ class KDSAMTrainer(DistillationTrainer):
                 dataset, self.store, self.configuration_manager.patch_size, self.batch_size, transforms
             )
             first = self.current_epoch * iterations
-            augmenters.append(seeded_augmenter(loader, seed, stream, self.local_rank, first, workers, pin))
+            rank, check = self.local_rank, self.batch_check()
+            augmenters.append(seeded_augmenter(loader, seed, stream, rank, first, workers, pin, check))
         return augmenters[0], augmenters[1]
 
     def on_train_epoch_start(self) -> None:
@@ -240,8 +241,7 @@ class KDSAMTrainer(DistillationTrainer):
         total = values["loss"]
         if self.is_ddp:  # which waits for all gradients
             total = total + 0 * sum(p.sum() for p in self.frozen() if p.requires_grad)
-        self.optimize(total)
-        return as_numbers(values)
+        return self.optimize(total, values)
 
     def _embedding_loss(self, embedding: Tensor, images: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Eq. 1: total, MSE and perceptual loss."""

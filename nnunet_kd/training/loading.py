@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+Check = Callable[[Mapping[str, Any]], str | None]
+_FAULT = "fault"
 
 TRAINING, VALIDATION, NETWORK = range(3)  # independent streams of random numbers
 
@@ -34,10 +37,14 @@ class SeededBatches:
         rank: Rank of this process under DDP.
         first: Number of the first batch, above 0 when a training goes on.
         workers: Processes that share the batches between them in turn.
+        check: Says what is wrong with a batch; the training hears of it where the batch arrives.
     """
 
-    def __init__(self, loader: Any, seed: int, stream: int, rank: int, first: int, workers: int) -> None:
+    def __init__(
+        self, loader: Any, seed: int, stream: int, rank: int, first: int, workers: int, check: Check | None = None
+    ) -> None:
         self.loader = loader
+        self._check = check
         self._position = (seed, stream, rank)
         self._next = first
         self._workers = workers
@@ -55,17 +62,45 @@ class SeededBatches:
     def __next__(self) -> Any:
         seed_everything(*self._position, self._next)
         self._next += self._workers
-        return next(self.loader)
+        batch = next(self.loader)
+        fault = None if self._check is None else self._check(batch)
+        return batch if fault is None else {**batch, _FAULT: fault}
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+    if _FAULT in batch:
+        raise ValueError(batch[_FAULT])
+    return batch
+
+
+class _InProcesses(MultiThreadedAugmenter):  # type: ignore[misc]  # untyped
+    def __next__(self) -> dict[str, Any]:
+        return _checked(super().__next__())
+
+
+class _InThisProcess(SingleThreadedAugmenter):  # type: ignore[misc]  # untyped
+    def __next__(self) -> dict[str, Any]:
+        return _checked(super().__next__())
 
 
 def seeded_augmenter(
-    loader: Any, seed: int, stream: int, rank: int, first: int, workers: int, pin_memory: bool
+    loader: Any,
+    seed: int,
+    stream: int,
+    rank: int,
+    first: int,
+    workers: int,
+    pin_memory: bool,
+    check: Check | None = None,
 ) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
-    """Batches of :class:`SeededBatches` in order, made by ``workers`` processes, by this one where that is 0."""
-    batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1))
+    """Batches of :class:`SeededBatches` in order, made by ``workers`` processes, by this one where that is 0.
+
+    ``next`` raises ``ValueError`` for a batch that ``check`` finds fault with.
+    """
+    batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1), check)
     if workers == 0:
-        return SingleThreadedAugmenter(batches, None)
-    return MultiThreadedAugmenter(batches, None, workers, pin_memory=pin_memory, wait_time=0.002)
+        return _InThisProcess(batches, None)
+    return _InProcesses(batches, None, workers, pin_memory=pin_memory, wait_time=0.002)
 
 
 @contextmanager

@@ -112,10 +112,21 @@ def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
-    """Mean of every value over the steps of an epoch, and over the processes."""
-    here = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+    """Mean of every value over the steps of an epoch where it is finite, and over the processes."""
+    here = {name: _finite_mean([output[name] for output in outputs]) for name in outputs[0]}
     if not is_ddp:
         return here
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, here)
-    return {name: float(np.mean([process[name] for process in gathered])) for name in here}
+    return {name: _finite_mean([process[name] for process in gathered]) for name in here}
+
+
+def with_finite_loss(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The losses of an epoch for nnU-Net's log; steps without a finite one count as their mean."""
+    mean = _finite_mean([output["loss"] for output in outputs])
+    return [{"loss": output["loss"] if np.isfinite(output["loss"]) else mean} for output in outputs]
+
+
+def _finite_mean(values: list[Any]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -29,6 +28,7 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
+from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.loading import (
     NETWORK,
     TRAINING,
@@ -39,9 +39,10 @@ from nnunet_kd.training.loading import (
 )
 from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, results_of
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
-from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means
+from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
 from nnunet_kd.training.student import StudentWithAdapters
 from nnunet_kd.training.terms import Term
 
@@ -89,6 +90,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.average: WeightAverage | None = None
         self.soft_labels: SoftLabelStore | None = None
         self._resumes = False
+        self._lock: Lock | None = None
+        self._skipped = SkippedSteps()
+        if self.results is not None:
+            check_results(self.results, self.preparation.student)
         if not self.has_checkpoint("checkpoint_final.pth"):
             self.soft_labels = attach_soft_labels(self.preparation)
             if self.preparation.needs_teacher:
@@ -110,13 +115,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
         After the final one validation alone may be wanted, which needs no teacher.
         """
-        if not nnUNet_results.is_set():
-            return False
-        student = self.preparation.student
-        results = f"{type(self).__name__}__{student.plans['plans_name']}__{student.configuration}"
-        folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / results
-        file: Path = folder / f"fold_{self.preparation.fold}" / name
-        return file.is_file()
+        return self.results is not None and (self.results / f"fold_{self.preparation.fold}" / name).is_file()
+
+    @property
+    def results(self) -> Path | None:
+        """The folder of all folds of this training; ``None`` where ``nnUNet_results`` is not set."""
+        return results_of(type(self).__name__, self.preparation.student)
 
     def _attach_teacher(self) -> AttachedTeacher:
         if self.attached is None:
@@ -126,7 +130,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def has_begun(self) -> bool:
         """Whether this training has saved anything before."""
-        return any(self.has_checkpoint(f"checkpoint_{name}.pth") for name in ("latest", "best", "final"))
+        return any(self.has_checkpoint(name) for name in CHECKPOINTS)
 
     # ---- the network
 
@@ -207,10 +211,26 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         first = self.current_epoch * self.num_iterations_per_epoch
         first_val = self.current_epoch * self.num_val_iterations_per_epoch
         val_workers = max(1, workers // 2) if workers else 0
+        rank, check = self.local_rank, self.batch_check()
         return (
-            seeded_augmenter(train.data_loader, self.seed, TRAINING, self.local_rank, first, workers, pin),
-            seeded_augmenter(val.data_loader, self.seed, VALIDATION, self.local_rank, first_val, val_workers, pin),
+            seeded_augmenter(train.data_loader, self.seed, TRAINING, rank, first, workers, pin, check),
+            seeded_augmenter(val.data_loader, self.seed, VALIDATION, rank, first_val, val_workers, pin, check),
         )
+
+    def batch_check(self) -> BatchCheck:
+        """Of this training's images, soft labels and labels."""
+        return BatchCheck(self.num_input_channels, self.label_manager)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's."""
+        try:
+            split: tuple[list[str], list[str]] = super().do_split()
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{Path(self.preprocessed_dataset_folder_base) / 'splits_final.json'} is damaged ({error}): if it is "
+                "not your own, remove it, nnU-Net makes the same again"
+            ) from None
+        return split
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's; training images carry soft labels where a term reads them."""
@@ -236,6 +256,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
         unfinished = self.current_epoch < self.num_epochs
+        if self.local_rank == 0:
+            self._lock = Lock(Path(self.output_folder))
         if unfinished and self.soft_labels is None:  # trained anew, or longer than the checkpoint that was there
             self.soft_labels = attach_soft_labels(self.preparation)
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
@@ -257,7 +279,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def _note_leakage(self, attached: AttachedTeacher | None, unfinished: bool) -> str | None:
         """Put this fold's warning into the plans nnU-Net is about to save for all folds; the others' stay."""
         saved = Path(self.output_folder_base) / "plans.json"
-        notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
+        try:
+            notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
+        except json.JSONDecodeError:
+            self.print_to_log_file(f"{saved} was damaged, by a kill perhaps: notes of leakage of other folds are lost")
+            notes = {}
         fold = str(self.fold)
         if unfinished:
             teacher = None if attached is None else attached.leakage
@@ -304,8 +330,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if len(values) < len(self.preparation.terms) or self.frozen():
             # Adapters without a gradient would stop DDP, and would be treated differently by the optimizer.
             total = total + 0 * sum(parameter.sum() for parameter in self.trained().adapters.parameters())
-        self.optimize(total)
-        return as_numbers({"loss": total, SEGMENTATION: segmentation, **values, **tuned})
+        return self.optimize(total, {"loss": total, SEGMENTATION: segmentation, **values, **tuned})
 
     def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         """Images of a batch, and its target, a list under deep supervision."""
@@ -365,8 +390,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         adapters: Any = self.trained().adapters
         return [p for term in self.preparation.terms for p in term.frozen(self.current_epoch, adapters[term.name])]
 
-    def optimize(self, total: Tensor) -> None:
-        """Backward pass, clipping and step, as nnU-Net's."""
+    def optimize(self, total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Backward pass, clipping and step, as nnU-Net's; a step whose gradients are not finite is skipped.
+
+        Returns:
+            The values as numbers, and whether the step was skipped.
+        """
         if self.grad_scaler is not None:
             self.grad_scaler.scale(total).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -374,14 +403,17 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             total.backward()  # type: ignore[no-untyped-call]
         for parameter in self.frozen():
             parameter.grad = None  # neither decayed nor moved by old momentum
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12))
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.step(self.optimizer)  # or not, as it found them
             self.grad_scaler.update()
-        else:
+        elif finite:
             self.optimizer.step()
         if self.average is not None:
             self.average.update()
+        numbers = as_numbers({**values, SKIPPED: ~finite})
+        self._skipped.watch(numbers)
+        return numbers
 
     # ---- the log
 
@@ -395,13 +427,19 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return [[term.name, getattr(term, "stages", None)] for term in self.preparation.terms]
 
     def _add_log_entries(self) -> None:
+        logged = self.logger.local_logger.my_fantastic_logging
         for name in self.logged_terms():
-            self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
+            logged.setdefault(name, [])
+        logged.setdefault(SKIPPED, [0] * self.current_epoch)  # checkpoints of 0.1 do not have it
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the mean of every term beside nnU-Net's loss; not a number while its weight is 0."""
-        super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
+        super().on_train_epoch_end(with_finite_loss(train_outputs))
         epoch_means = means(train_outputs, self.is_ddp)
+        skipped = round(epoch_means[SKIPPED] * len(train_outputs))
+        self.logger.log(SKIPPED, skipped, self.current_epoch)
+        if skipped:
+            self.print_to_log_file(f"skipped {skipped} of {len(train_outputs)} steps: their gradients were not finite")
         parts = []
         for name in self.logged_terms():
             self.logger.log(name, epoch_means.get(name, float("nan")), self.current_epoch)
@@ -410,6 +448,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         for term in self.preparation.terms:
             parts.append(f"weight of {term.name} {term.weight_at(self.current_epoch):.3g}")
         self.print_to_log_file(", ".join(parts))
+
+    def on_train_end(self) -> None:
+        """nnU-Net's; after it others may train here."""
+        super().on_train_end()
+        if self._lock is not None:
+            self._lock.free()
 
     def on_epoch_end(self) -> None:
         """nnU-Net's, and the terms' curves below its ``progress.png``."""
@@ -452,7 +496,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Student, adapters, optimizer, average and log of a saved training."""
-        saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)[BLOCK]
+        saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(BLOCK)
+        if saved is None:
+            raise ValueError(f"{filename_or_checkpoint} was not written by a trainer of nnunet_kd: train without --c")
         if saved.get("terms", self._term_places()) != self._term_places():
             before, now = (", ".join(name for name, _ in places) for places in (saved["terms"], self._term_places()))
             raise ValueError(

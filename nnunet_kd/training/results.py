@@ -1,0 +1,110 @@
+"""The results folder of a training: may it be written, is it this student's, does nobody else train in it now."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.planning import stage_widths
+from nnunet_kd.teachers.nnunet import Experiment
+
+CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
+LOCK = "training.lock"
+
+
+def results_of(trainer: str, student: Experiment) -> Path | None:
+    """Where nnU-Net puts all folds of a training; ``None`` where ``nnUNet_results`` is not set."""
+    if not nnUNet_results.is_set():
+        return None
+    plans = student.plans
+    name = f"{trainer}__{plans['plans_name']}__{student.configuration}"
+    return Path(nnUNet_results.require()) / str(plans["dataset_name"]) / name
+
+
+def check_results(folder: Path, student: Experiment) -> None:
+    """Refuse a folder that cannot be written, or that has checkpoints of another student.
+
+    nnU-Net keeps one ``plans.json`` for all folds: written anew for another network, those that are trained could not
+    predict any more.
+
+    Raises:
+        OSError: Where it cannot be written.
+        ValueError: Where another student was trained there.
+    """
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(f"cannot write results into {folder}: {there} is read-only, or not yours")
+    plans = folder / "plans.json"
+    if not plans.is_file() or not any(path for name in CHECKPOINTS for path in folder.glob(f"fold_*/{name}")):
+        return
+    try:
+        before = _network(json.loads(plans.read_text()), student.configuration)
+    except (ValueError, KeyError):  # torn by a kill; nnU-Net writes it again
+        return
+    now = _network(student.plans, student.configuration)
+    if before != now:
+        raise ValueError(
+            f"{folder} holds another student ({_described(before)}) than these plans ask for ({_described(now)}): give "
+            "the plans another plans_name, or remove that folder"
+        )
+
+
+def _network(plans: dict[str, Any], configuration: str) -> Any:
+    content = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+    return json.loads(json.dumps(content))
+
+
+def _described(network: dict[str, Any]) -> str:
+    name = str(network["network_class_name"]).rpartition(".")[2]
+    try:
+        return f"{name}, {stage_widths(network)} channels"
+    except KeyError:
+        return name
+
+
+class Lock:
+    """Held by the process that trains in a folder; freed by the system when it ends, however it ends.
+
+    Where a disk or a system has no locks nothing is checked.
+
+    Args:
+        folder: Of one fold.
+
+    Raises:
+        RuntimeError: Where another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._file = self._path.open("a+")
+        try:
+            import fcntl
+
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loading workers
+        except ImportError:  # Windows
+            return
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise RuntimeError(
+                f"another process trains in {folder} now (process {holder or 'unknown'}): wait for it, or stop it"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def free(self) -> None:
+        """At the end of the training."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
