@@ -100,6 +100,8 @@ class Lock:
             raise RuntimeError(
                 f"another process trains in {folder} now (process {holder or 'unknown'}): wait for it, or stop it"
             ) from None
+        for leftover in folder.glob("*.unfinished*"):  # of a killed training; nobody else writes here
+            leftover.unlink()
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
