@@ -2,8 +2,8 @@
 
 What is nnU-Net's ``-num_gpus`` without a GPU: every process of :func:`nnunetv2.run.run_training.run_ddp` with its
 loading, training, gathering, saving, resuming and validation. Replaced are the four things that need CUDA: the NCCL
-backend, ``torch.cuda.set_device``, DDP's ``device_ids``, and the trainer's device with its gradient scaler. So NCCL itself,
-AMP under DDP, SyncBatchNorm (which KD-SAM's ResNet becomes) and compiled networks in DDP are not exercised.
+backend, ``torch.cuda.set_device``, DDP's ``device_ids``, and the trainer's device with its gradient scaler. So these
+are not exercised: NCCL, AMP under DDP, SyncBatchNorm (which KD-SAM's ResNet becomes), compiled networks in DDP.
 """
 
 import importlib

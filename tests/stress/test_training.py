@@ -1,0 +1,19 @@
+"""Trainings killed twenty times, and shared by other numbers of processes."""
+
+import pytest
+
+from tests.killing import needs_fork
+from tests.training.test_ddp_life import test_trained_saved_once_resumed_with_other_processes_and_validated as shared
+from tests.training.test_kills import killed_again_and_again
+
+
+@needs_fork
+def test_killed_twenty_times(workspace):
+    saved = killed_again_and_again(workspace, kills=20, epochs=20, seed=1)
+    print("epochs saved after each kill:", saved)
+    assert len(saved) == 20 and len(set(saved)) > 3
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (2, 1)], ids=str)
+def test_shared_by_other_numbers_of_processes(workspace, counts):
+    shared(workspace, counts)
