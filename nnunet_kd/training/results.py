@@ -12,6 +12,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import stage_widths
+from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
@@ -55,6 +56,21 @@ def check_results(folder: Path, student: Experiment) -> None:
             f"{folder} holds another student ({_described(before)}) than these plans ask for ({_described(now)}): give "
             "the plans another plans_name, or remove that folder"
         )
+
+
+def noted_leakage(folder: Path) -> dict[str, str]:
+    """What the results' plans say of teachers that have seen validation cases: student fold -> warning.
+
+    Raises:
+        ValueError: Where they cannot be read: nnU-Net does not write them atomically.
+    """
+    plans = folder / "plans.json"
+    if not plans.is_file():
+        return {}
+    try:
+        return recorded_leakage(json.loads(plans.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{plans} was damaged, by a kill perhaps") from error
 
 
 def _network(plans: dict[str, Any], configuration: str) -> Any:

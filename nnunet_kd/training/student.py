@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from nnunet_kd.teachers.stages import decoder_stages
+from nnunet_kd.teachers.stages import EncoderStages, decoder_stages
+from nnunet_kd.training.terms import ActiveTerm
 
 
 class StudentWithAdapters(nn.Module):
@@ -68,3 +70,33 @@ class StudentWithAdapters(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The student's."""
         return self.student.load_state_dict(*args, **kwargs)
+
+
+def adapters_of(
+    terms: Iterable[ActiveTerm], student: EncoderStages | None, teacher: EncoderStages | None
+) -> nn.ModuleDict:
+    """Term name -> what trains with the student for it; stages are needed where a term reads features."""
+    adapters = nn.ModuleDict()
+    for term in terms:
+        adapters[term.name] = term.adapters(student, teacher)
+    return adapters
+
+
+def check_network(student: nn.Module, class_name: str, trainer: str) -> None:
+    """Whether the plans name the network a trainer is made for.
+
+    Raises:
+        ValueError: With the command that makes such plans.
+    """
+    kind = type(student)
+    if f"{kind.__module__}.{kind.__qualname__}" != class_name:
+        module, _, wanted = class_name.rpartition(".")
+        raise ValueError(
+            f"{trainer} trains {wanted}, the plans name {kind.__qualname__}: make plans with nnunet_kd plan --network "
+            f"{module.rpartition('.')[2]}"
+        )
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}

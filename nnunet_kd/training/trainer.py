@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import NETWORKS
-from nnunet_kd.settings import BLOCK, Plans, recorded_leakage, with_leakage
+from nnunet_kd.settings import BLOCK, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
@@ -39,11 +39,11 @@ from nnunet_kd.training.loading import (
 )
 from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
 from nnunet_kd.training.progress import append_terms
-from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, results_of
+from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_leakage, results_of
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
-from nnunet_kd.training.student import StudentWithAdapters
+from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, shapes
 from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
@@ -144,7 +144,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             super().initialize()
         student = self.trained().student
         if self.network_of_plans is not None:
-            _check_network(student, NETWORKS[self.network_of_plans].class_name, type(self).__name__)
+            check_network(student, NETWORKS[self.network_of_plans].class_name, type(self).__name__)
         if not self._resumes:
             self.start_weights(student)
         decay = self.preparation.settings.training.ema_decay
@@ -169,12 +169,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             student = build_student(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
-            adapters = nn.ModuleDict()
-            features = self.preparation.reads_features
-            own_stages = encoder_stages(student) if features else None
-            for term in self.preparation.terms:
-                adapters[term.name] = term.adapters(own_stages, self.teacher_stages)
-            return self.joint(student, adapters, features, self.preparation.reads_levels)
+            preparation = self.preparation
+            features = preparation.reads_features
+            adapters = adapters_of(
+                preparation.terms, encoder_stages(student) if features else None, self.teacher_stages
+            )
+            return self.joint(student, adapters, features, preparation.reads_levels)
 
         self.build_network_architecture = build
         try:
@@ -278,11 +278,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def _note_leakage(self, attached: AttachedTeacher | None, unfinished: bool) -> str | None:
         """Put this fold's warning into the plans nnU-Net is about to save for all folds; the others' stay."""
-        saved = Path(self.output_folder_base) / "plans.json"
         try:
-            notes = recorded_leakage(json.loads(saved.read_text())) if saved.is_file() else {}
-        except json.JSONDecodeError:
-            self.print_to_log_file(f"{saved} was damaged, by a kill perhaps: notes of leakage of other folds are lost")
+            notes = noted_leakage(Path(self.output_folder_base))
+        except ValueError as error:
+            self.print_to_log_file(f"{error}: notes of leakage of other folds are lost")
             notes = {}
         fold = str(self.fold)
         if unfinished:
@@ -510,7 +509,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
         if not self.was_initialized:
             self.initialize()
-        if _shapes(saved["adapters"]) != _shapes(self.trained().adapters.state_dict()):
+        if shapes(saved["adapters"]) != shapes(self.trained().adapters.state_dict()):
             raise ValueError(
                 "this training was begun with other options of its terms, which need other adapters, than "
                 "nnunet_kd.method of the plans has now: restore it, or train anew without --c"
@@ -526,17 +525,3 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.average.load_state_dict(saved["average"], saved["average_shown"])
         elif self.average is not None:  # asked for since: starts from the weights just loaded
             self.average = WeightAverage(self.trained().student, self.average.decay)
-
-
-def _check_network(student: nn.Module, class_name: str, trainer: str) -> None:
-    kind = type(student)
-    if f"{kind.__module__}.{kind.__qualname__}" != class_name:
-        module, _, wanted = class_name.rpartition(".")
-        raise ValueError(
-            f"{trainer} trains {wanted}, the plans name {kind.__qualname__}: make plans with nnunet_kd plan --network "
-            f"{module.rpartition('.')[2]}"
-        )
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
