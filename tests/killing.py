@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ PRELOADED = (
     "pytest",
     "tqdm",
     "matplotlib.figure",
+    "segment_anything",
     "nnunetv2.run.run_training",
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
     "nnunet_kd.cli",
@@ -129,6 +131,14 @@ def killed_at_rename(number: int, afterwards: bool, function: Callable[..., int 
         return function(*arguments)
 
 
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @cache
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
@@ -146,6 +156,7 @@ def _run(
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(variables)
+    sys.modules["__main__"] = ModuleType("__main__")  # else processes of its own would import pytest
     import torch
 
     torch.set_num_threads(1)  # OMP_NUM_THREADS was read before

@@ -3,19 +3,10 @@
 import os
 import subprocess
 import time
-from pathlib import Path
 
-from tests.killing import killed_at_rename, needs_fork, run_killed, times_of_all_phases
+from tests.killing import is_alive, killed_at_rename, needs_fork, run_killed, times_of_all_phases
 
 pytestmark = needs_fork
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and that nobody has asked about does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def quick(status):
@@ -50,7 +41,7 @@ def test_a_kill_takes_the_children_along(tmp_path):
     assert (ended.finished, ended.exit_code) == (False, -9) and 1 <= ended.seconds < 10
     time.sleep(0.2)
     for pid in (tmp_path / "pids").read_text().split():
-        assert not alive(pid)
+        assert not is_alive(int(pid))
 
 
 def test_kills_at_a_rename(tmp_path):

@@ -1,13 +1,15 @@
 """A file is as it was before or complete, whatever ends its writing."""
 
 import os
+import platform
+import subprocess
 import time
 
 import pytest
 import torch
 
 from nnunet_kd.training.checkpoint import save_atomically
-from nnunet_kd.writing import replacing, write_whole
+from nnunet_kd.writing import DiskFullError, flush_folder, new_folder, replacing, write_whole
 
 
 def test_replaces_at_the_end_only(tmp_path):
@@ -33,6 +35,58 @@ def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
     os.utime(other, (long_ago, long_ago))
     write_whole(path, "whole")
     assert sorted(tmp_path.iterdir()) == sorted([path, young, other])
+
+
+def test_what_a_killed_process_of_this_machine_left_is_removed_at_once(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path, folder = tmp_path / "file.json", tmp_path / "folder"
+    host = platform.node()[:40]
+    kept = []
+    for name in (f"file.json.{host}.{{}}.unfinished", f".unfinished_folder.{host}.{{}}"):
+        (tmp_path / name.format(dead.pid)).mkdir() if "folder" in name else (tmp_path / name.format(dead.pid)).touch()
+        kept.append(tmp_path / name.format(os.getppid()))
+        kept[-1].touch()
+    kept.append(tmp_path / f".unfinished_folder2.{host}.{dead.pid}")
+    kept[-1].touch()
+    write_whole(path, "whole")
+    with new_folder(folder) as unfinished:
+        (unfinished / "file").touch()
+    assert sorted(tmp_path.iterdir()) == sorted([path, folder, *kept])
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with pytest.raises(KeyboardInterrupt), new_folder(path) as unfinished:
+        (unfinished / "half").touch()
+        assert unfinished.parent == path.parent and unfinished.name.startswith(".unfinished_folder")
+        raise KeyboardInterrupt
+    assert not list(path.parent.iterdir())
+    with new_folder(path) as unfinished:
+        (unfinished / "whole").touch()
+    assert [entry.name for entry in path.iterdir()] == ["whole"] and list(path.parent.iterdir()) == [path]
+    with pytest.raises(FileExistsError, match="folder is there already"), new_folder(path):
+        pass
+    with pytest.raises(FileExistsError), new_folder(path.parent / "other") as unfinished:
+        (path.parent / "other").mkdir()  # by another process
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["folder", "other"]
+
+
+def test_every_file_of_a_folder_goes_onto_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / "one" / "two" / "file").touch()
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    flush_folder(tmp_path / "one")
+    assert {path.stat().st_ino for path in [tmp_path / "one", *(tmp_path / "one").rglob("*")]} == set(flushed)
+
+
+def test_a_full_disk_leaves_no_folder(small_disk):
+    disk = small_disk(2**20)
+    with pytest.raises(DiskFullError) as refused, new_folder(disk / "folder") as unfinished:
+        (unfinished / "file").write_bytes(bytes(2**21))
+    assert str(refused.value) == f"cannot write {disk / 'folder'}: the disk is full"
+    assert not list(disk.iterdir())
 
 
 @pytest.mark.parametrize("before", [True, False])

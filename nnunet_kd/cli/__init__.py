@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunet_kd import __version__
 from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
+from nnunet_kd.writing import is_full
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = chosen.run(chosen)
         return status
-    except (ValueError, OSError, NotImplementedError, RuntimeError, ImportError) as error:
+    except OSError as error:
+        named = error.filename2 or error.filename
+        full = error.errno is not None and is_full(error, Path())
+        text = f"cannot write{f' {named}' if named else ''}: the disk is full" if full else error
+        print(f"nnunet_kd: {text}", file=sys.stderr)
+        return 1
+    except (ValueError, NotImplementedError, RuntimeError, ImportError) as error:
         print(f"nnunet_kd: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import shutil
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, or list; returns the exit status."""
-    from nnunetv2.paths import nnUNet_raw
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
     from nnunet_kd.datasets.conversion import Options, convert_dataset
     from nnunet_kd.datasets.formats import FORMATS
@@ -84,9 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.raw is None and not nnUNet_raw.is_set():
         raise ValueError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, or give --raw")
     raw = arguments.raw or Path(nnUNet_raw.require())
+    preprocessed = Path(nnUNet_preprocessed.require()) if nnUNet_preprocessed.is_set() else None
 
     made = convert_dataset(
-        form, arguments.source, raw, number, Options(**chosen), arguments.skip_bad, arguments.np, _progress
+        form,
+        arguments.source,
+        raw,
+        number,
+        Options(**chosen),
+        arguments.skip_bad,
+        arguments.np,
+        _progress,
+        preprocessed,
     )
     _report(made, number)
     return 0
@@ -100,23 +108,15 @@ def _progress(work: Iterable[Any], count: int) -> Iterable[Any]:
 
 
 def _report(made: Converted, number: int) -> None:
-    from nnunetv2.paths import nnUNet_preprocessed
-
     for line in made.notes:
         print(line)
     for line in made.skipped:
         print(f"skipped {line}")
     print(f"{made.training} cases for training, {made.test} for testing in {made.folder}")
-    if made.splits:
-        target = None
-        if nnUNet_preprocessed.is_set():
-            target = Path(nnUNet_preprocessed.require()) / made.folder.name / "splits_final.json"
-        if target is not None and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made.folder / "splits_final.json", target)
-            print(f"its splits are in {target}, where nnU-Net looks for them")
-        else:
-            print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
+    if made.placed is not None:
+        print(f"its splits are in {made.placed}, where nnU-Net looks for them")
+    elif made.splits:
+        print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
     print(f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 
 

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
+    from nnunet_kd.reading import is_whole
     from nnunet_kd.writing import write_whole
 
     engine = choose_engine(arguments.engine)
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
-        cases = [case for case in cases if not Path(f"{case.target}{predictor.file_ending}").is_file()]
+        cases = [case for case in cases if not is_whole(Path(f"{case.target}{predictor.file_ending}"))]
     if not cases:
         print("nothing to predict")
         return 0

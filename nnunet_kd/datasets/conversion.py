@@ -7,7 +7,6 @@ and lets the finished data set appear in ``nnUNet_raw`` at once, or not at all.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -18,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.writing import write_whole
+from nnunet_kd.processes import end_with_parent
+from nnunet_kd.writing import is_full, new_folder, write_whole
 
 SEED = 12345  # nnU-Net's own for splits
 FOLDS = 5
@@ -141,6 +141,7 @@ class Converted:
         skipped: A sentence a case that was left out.
         notes: Remarks of the converter.
         splits: Whether it brings ``splits_final.json``.
+        placed: Where in ``nnUNet_preprocessed`` these splits are now; ``None``: others were there, or it has none.
     """
 
     folder: Path
@@ -149,6 +150,7 @@ class Converted:
     skipped: list[str]
     notes: list[str]
     splits: bool
+    placed: Path | None
 
 
 def convert_dataset(
@@ -160,6 +162,7 @@ def convert_dataset(
     skip_bad: bool = False,
     workers: int = 2,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, _: work,
+    preprocessed: Path | None = None,
 ) -> Converted:
     """Make ``DatasetXXX_Name`` in ``raw``.
 
@@ -172,8 +175,10 @@ def convert_dataset(
         skip_bad: Leave cases out that cannot be converted.
         workers: Processes, one being this; each holds one case at a time.
         progress: Shows the work.
+        preprocessed: nnU-Net's ``nnUNet_preprocessed``, where it looks for the splits.
 
     Raises:
+        DiskFullError: Naming the file that could not be written.
         ValueError: Naming the first file that is missing, cannot be read, or has labels it should not have.
         FileExistsError: Where the data set is there already.
         FileNotFoundError: Where the source is not there, or holds no case.
@@ -193,9 +198,7 @@ def convert_dataset(
         raise ValueError(f"{skipped[0]}. --skip-bad leaves such cases out")
     cases = _with_test_set([case for case in cases if case.problem is None], form.test_share)
 
-    unfinished = raw / f".unfinished_{folder.name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with new_folder(folder) as unfinished:
         description = form.describe(options)
         bad = _convert_all(
             form, cases, Target(unfinished, description.file_ending), options, skip_bad, workers, progress
@@ -207,12 +210,23 @@ def convert_dataset(
             raise ValueError(f"{source} has no training case" + (f" that is left: {skipped[0]}" if skipped else ""))
         _write_json(unfinished / "dataset.json", _dataset_json(form, description, training))
         splits = official_or_grouped_splits(cases)
+        placed = None
         if splits is not None:
             _write_json(unfinished / "splits_final.json", splits)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return Converted(folder, training, len(cases) - training, skipped, notes, splits is not None)
+            if preprocessed is not None:  # before the data set is there: else a kill would part them
+                placed = _place_splits(splits, preprocessed / folder.name / "splits_final.json")
+    return Converted(folder, training, len(cases) - training, skipped, notes, splits is not None, placed)
+
+
+def _place_splits(splits: Any, path: Path) -> Path | None:
+    """Write splits where there are none; ``None`` where there are others."""
+    if not path.exists():
+        _write_json(path, splits)
+        return path
+    try:
+        return path if json.loads(path.read_text()) == splits else None
+    except ValueError:
+        return None
 
 
 def _convert_all(
@@ -245,7 +259,7 @@ def _problems(
         for case in cases:
             yield case, _convert_one(form.name, case, target, options)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(_convert_one, form.name, case, target, options): case for case in cases}
         try:
             for future in as_completed(futures):
@@ -255,12 +269,14 @@ def _problems(
 
 
 def _convert_one(name: str, case: Case, target: Target, options: Options) -> str | None:
-    """The problem, where there is one; then nothing of the case is left."""
+    """The problem, where there is one; then nothing of the case is left. A full disk is not the case's problem."""
     from nnunet_kd.datasets.formats import FORMATS
 
     try:
         FORMATS[name].convert(case, target, options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # libraries for images raise all of them
+        if is_full(error, target.folder):
+            raise
         for path in target.folder.glob(f"*/{case.identifier}*"):
             if path.name.startswith((f"{case.identifier}_", f"{case.identifier}.")):
                 path.unlink()

@@ -11,6 +11,7 @@ from skimage.morphology import convex_hull_image
 
 from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, entries
 from nnunet_kd.datasets.pictures import read_mask, read_picture
+from nnunet_kd.datasets.volumes import write_image
 
 
 def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
@@ -62,7 +63,7 @@ def convert(case: Case, target: Target, options: Options) -> None:
     for array, path in ((picture, target.image(case)), (convex_hull_image(outline), target.label(case))):
         image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.uint8))
         image.SetSpacing([case.files["size"]] * 2)
-        sitk.WriteImage(image, str(path), useCompression=True)
+        write_image(image, path)
 
 
 FORMAT = Format(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from nnunet_kd.writing import naming_full_disk
 
 
 def read_picture(path: Path, mode: str) -> np.ndarray:
@@ -50,5 +53,12 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_picture(array: np.ndarray, path: Path) -> None:
-    """uint8 ``(y, x)`` or ``(y, x, 3)`` as PNG."""
-    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+    """uint8 ``(y, x)`` or ``(y, x, 3)`` as PNG.
+
+    Raises:
+        DiskFullError: Where there is no space for it.
+    """
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
+    with naming_full_disk(path):
+        path.write_bytes(content.getvalue())

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_kd.reading import check_whole
+from nnunet_kd.writing import naming_full_disk, not_written
+
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 PLACE_TOLERANCE = 1e-2  # mm, of origins and of the far corner
@@ -19,11 +22,12 @@ def read_volume(path: Path) -> sitk.Image:
     """A 3-D image.
 
     Raises:
-        ValueError: Where it cannot be read, or is not 3-D.
+        ValueError: Where it cannot be read, is cut off, or is not 3-D.
     """
     try:
+        check_whole(path)
         image = sitk.ReadImage(str(path))
-    except RuntimeError:
+    except (RuntimeError, OSError):
         raise ValueError(f"cannot read {path}") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{path} is no 3-D image of one channel")
@@ -71,15 +75,39 @@ def write_volume(array: np.ndarray, grid: sitk.Image, path: Path) -> None:
     """``(z, y, x)`` with the place of another image, compressed."""
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(grid)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Any image, compressed; read again, since SimpleITK says nothing where a disk is full.
+
+    Raises:
+        DiskFullError: Where it is.
+    """
+    with naming_full_disk(path):
+        sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        check_whole(path)
+        same = np.array_equal(
+            sitk.GetArrayFromImage(sitk.ReadImage(str(path))), sitk.GetArrayViewFromImage(image), equal_nan=True
+        )
+    except (ValueError, OSError, RuntimeError):
+        same = False
+    if not same:
+        raise not_written(path)
 
 
 def place_file(source: Path, path: Path) -> None:
-    """The same file under another name: a hard link, or a copy on another disk."""
+    """The same file under another name: a hard link, or a copy on another disk.
+
+    Raises:
+        DiskFullError: Where there is no space for the copy.
+    """
     try:
         os.link(source.resolve(), path)
     except OSError:
-        shutil.copyfile(source, path)
+        with naming_full_disk(path):
+            shutil.copyfile(source, path)
 
 
 def write_case(
@@ -98,5 +126,5 @@ def write_case(
         if source.name.lower().endswith(".nii.gz"):
             place_file(source, path)
         else:
-            sitk.WriteImage(read_volume(source), str(path), useCompression=True)
+            write_image(read_volume(source), path)
     write_volume(label_array(read_volume(label), label, mapping), grid, label_path)

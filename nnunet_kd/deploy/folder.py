@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,25 +47,6 @@ class ModelDescription:
     difference: float
     dice: dict[str, Any] | None
     provenance: dict[str, Any]
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write to; takes its place at the end, is removed where the end is not reached.
-
-    Raises:
-        FileExistsError: Where ``path`` is there already.
-    """
-    if path.exists():
-        raise FileExistsError(f"{path} is there already: remove it, or give another with -o")
-    unfinished = path.with_name(f".unfinished_{path.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_description(folder: Path, description: ModelDescription) -> None:

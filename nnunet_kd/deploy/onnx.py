@@ -19,8 +19,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_kd.deploy.engines import open_engine
-from nnunet_kd.deploy.folder import ModelDescription, new_folder, write_description
+from nnunet_kd.deploy.folder import ModelDescription, write_description
 from nnunet_kd.deploy.trained import TrainedModel, provenance
+from nnunet_kd.writing import is_full, new_folder
 
 OPSET = 18
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -68,6 +69,8 @@ def export_onnx(
     patch = [int(size) for size in configuration.patch_size]
     multiples: list[int] | None = [int(n) for n in np.prod(configuration.pool_op_kernel_sizes, axis=0)]
     channels = determine_num_input_channels(plans, configuration, model.experiment.dataset_json)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: remove it, or give another with -o")
     with new_folder(path) as folder:
         (folder / "plans.json").write_text(json.dumps(model.experiment.plans, indent=1))
         (folder / "dataset.json").write_text(json.dumps(model.experiment.dataset_json, indent=1))
@@ -140,6 +143,8 @@ def _convert(
             _check(network, file, channels, patch, multiples, "fp32")  # the exporter's word is not enough
             return multiples
         except Exception as error:  # whatever keeps a network from having free axes
+            if is_full(error, file.parent):
+                raise
             logging.getLogger(__name__).info("spatial axes are fixed: %s", error)
     _export(network, channels, patch, None, file)
     return None

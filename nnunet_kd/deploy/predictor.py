@@ -9,7 +9,6 @@ vanish in half precision.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +25,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
+from nnunet_kd.reading import check_whole
+from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -96,6 +97,8 @@ class OnnxPredictor:
         """
         files = [str(path) for path in case.images]
         try:
+            for path in case.images:
+                check_whole(path)
             data, _, properties = self._preprocessor.run_case(
                 files, None, self._manager, self._configuration, self.dataset_json
             )
@@ -158,26 +161,43 @@ class OnnxPredictor:
             logits: ``(heads, z, y, x)``.
             properties: From :meth:`preprocess`.
             probabilities: Write those too.
+
+        Raises:
+            DiskFullError: Where there is no space for them.
         """
         case.target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = case.target.with_name(f".unfinished_{case.target.name}")
-        endings = [self.file_ending, *((".npz", ".pkl") if probabilities else ())]
+        segmentation = Path(f"{unfinished}{self.file_ending}")
+        path = Path(f"{case.target}{self.file_ending}")
         try:
-            export_prediction_from_logits(
-                logits,
-                properties,
-                self._configuration,
-                self._manager,
-                self.dataset_json,
-                str(unfinished),
-                probabilities,
-                num_threads_torch=self.threads,
-            )
-            for ending in reversed(endings):  # the segmentation last: where it is, all is
-                os.replace(f"{unfinished}{ending}", f"{case.target}{ending}")
+            with naming_full_disk(path, replaced=True):
+                export_prediction_from_logits(
+                    logits,
+                    properties,
+                    self._configuration,
+                    self._manager,
+                    self.dataset_json,
+                    str(unfinished),
+                    probabilities,
+                    num_threads_torch=self.threads,
+                )
+                if not self._reads(segmentation):  # SimpleITK says nothing where the disk is full
+                    raise not_written(path)
+                if probabilities:
+                    for ending in (".pkl", ".npz"):
+                        put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
+                put_in_place(segmentation, path)  # the last: where it is, all is
         finally:
-            for ending in endings:
+            for ending in (self.file_ending, ".npz", ".pkl"):
                 Path(f"{unfinished}{ending}").unlink(missing_ok=True)
+
+    def _reads(self, segmentation: Path) -> bool:
+        try:
+            check_whole(segmentation)
+            self._manager.image_reader_writer_class().read_seg(str(segmentation))
+        except Exception:  # of whatever library reads the format
+            return False
+        return True
 
     def predict(
         self,

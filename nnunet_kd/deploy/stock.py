@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.settings import BLOCK
-from nnunet_kd.writing import replacing
+from nnunet_kd.writing import DiskFullError, flush_folder, is_full, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
 
@@ -121,18 +119,17 @@ def install_stock(path: Path, results: Path) -> list[str]:
         for model in models:
             if (results / model).exists():
                 raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
-        results.mkdir(parents=True, exist_ok=True)
-        unpacked = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=results))
-        try:
+        with scratch_folder(results / models[0].replace("/", "_")) as unpacked:
             try:
                 archive.extractall(unpacked)
             except (zipfile.BadZipFile, OSError, EOFError) as error:
+                if is_full(error, results):
+                    raise DiskFullError(f"cannot write {results / models[0]}: the disk is full") from error
                 raise ValueError(f"{path} is damaged: {error}") from error
+            flush_folder(unpacked)
             for model in models:
                 (results / model).parent.mkdir(exist_ok=True)
                 (unpacked / model).rename(results / model)
-        finally:
-            shutil.rmtree(unpacked)
     return models
 
 

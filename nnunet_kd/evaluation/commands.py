@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from nnunet_kd.evaluation import supervisor
+from nnunet_kd.writing import DiskFullError, naming_full_disk
 
 
 class Commands:
@@ -33,7 +35,7 @@ class Commands:
         print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
 
     def run(self, log: str, *words: str, epochs: int | None = None) -> None:
-        """One command. It ends with this process, however that ends.
+        """One command. It ends, with every process it started, when this process does, even if that is killed.
 
         Args:
             log: Name of its log file, without ending; an older one is kept, the new output goes below.
@@ -43,6 +45,7 @@ class Commands:
         Raises:
             FileNotFoundError: Where the command is not installed.
             RuntimeError: Where it fails, with its last line and the log file.
+            DiskFullError: Where that is because the disk is full.
         """
         program = Path(sys.executable).parent / words[0]
         found = str(program) if program.is_file() else shutil.which(words[0])
@@ -52,23 +55,33 @@ class Commands:
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{log}.log"
         last = ""
-        with path.open("a", buffering=1) as file:  # a line at a time, for who watches it
+        supervised = [sys.executable, "-I", "-S", supervisor.__file__] if os.name == "posix" else []
+        with naming_full_disk(path), path.open("a", buffering=1) as file:  # a line at a time, for who watches it
             process = subprocess.Popen(
-                [found, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                [*supervised, found, *words[1:]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
             )
+            assert process.stdin is not None and process.stdout is not None
             try:
-                assert process.stdout is not None
                 for line in process.stdout:
                     file.write(line)
                     last = line.strip() or last
                     self._follow(line, epochs)
                 status = process.wait()
             except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
+                process.stdin.close()  # the supervisor ends the command
+                if not supervised:
+                    process.terminate()
                 process.wait()
                 raise
         if status:
-            raise RuntimeError(f"{words[0]} failed ({last}); its output is in {path}")
+            full = "No space left on device" in last or "the disk is full" in last
+            kind = DiskFullError if full else RuntimeError
+            raise kind(f"{words[0]} failed ({last}); its output is in {path}")
 
     def _follow(self, line: str, epochs: int | None) -> None:
         text = line.split(": ", 1)[-1].strip()

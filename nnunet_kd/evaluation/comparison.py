@@ -37,6 +37,7 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
     """
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     study.write_plans(runs)
+    study.write_splits()
     failed = _train(study, runs)
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.processes import end_with_parent
+from nnunet_kd.reading import check_whole
 from nnunet_kd.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]
@@ -155,7 +157,7 @@ def evaluate_folders(
         for done in progress((_evaluate_case(*job) for job in jobs), len(jobs)):
             rows[done[0].case] = done
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_set_up_worker) as pool:
             futures = [pool.submit(_evaluate_case, *job) for job in jobs]
             try:
                 for future in progress(as_completed(futures), len(jobs)):
@@ -168,9 +170,10 @@ def evaluate_folders(
     return sorted((row for case in cases for row in rows[case]), key=lambda row: order.index(row.method))
 
 
-def _one_thread() -> None:
+def _set_up_worker() -> None:
     import torch
 
+    end_with_parent()
     warnings.simplefilter("ignore", FutureWarning)  # of libraries about themselves, once a process
     torch.set_num_threads(1)
 
@@ -202,6 +205,7 @@ def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[A
     """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, and the voxel size in mm."""
     path = folder / f"{case}{evaluation.file_ending}"
     try:
+        check_whole(path)
         labels, properties = evaluation.reader().read_seg(str(path))
     except Exception as error:  # every reader has its own
         raise ValueError(f"case {case}: cannot read {path}") from error

@@ -18,6 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunet_kd.evaluation.cost import Cost, configuration_cost
+from nnunet_kd.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def measure(model_folder: Path, fold: int | str, images: Path, device: str, case
     Raises:
         ValueError: For a folder without images.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         return pool.submit(_measure, model_folder, fold, images, device, cases).result()
 
 

@@ -7,6 +7,7 @@ row of an ablation, is written into plans of its own, ``PLANS_seed0`` or ``PLANS
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.reading import check_whole
 from nnunet_kd.settings import BLOCK, read_settings
-from nnunet_kd.writing import write_whole
+from nnunet_kd.writing import not_written, write_whole
 
 TEACHER = "teacher"
 
@@ -146,6 +148,38 @@ class Study:
         for name, plans in wanted.items():
             write_whole(self.preprocessed / f"{name}.json", json.dumps(plans, indent=4))
 
+    def write_splits(self) -> None:
+        """nnU-Net's folds, where there are none yet; complete or not there, unlike the file nnU-Net would write.
+
+        Raises:
+            ValueError: Where the file that is there cannot be read.
+        """
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        path = self.preprocessed / "splits_final.json"
+        if path.is_file():
+            self._splits()
+            return
+        identifier = PlansManager(self.plans).get_configuration(self.configuration).data_identifier
+        folder = self.preprocessed / identifier
+        if not folder.is_dir():
+            return  # nnU-Net says that nothing is preprocessed
+        cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+        splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
+        write_whole(path, json.dumps(_plain(splits), indent=4))
+
+    def _splits(self) -> Any:
+        path = self.preprocessed / "splits_final.json"
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"cannot read {path}, which a killed training has left perhaps: remove it, and nnU-Net's folds are "
+                "made anew; restore it, if the folds were others"
+            ) from error
+
     # ---- models
 
     def folder_of(self, run: Run) -> Path:
@@ -153,8 +187,8 @@ class Study:
         return self.results / f"{run.trainer}__{run.plans}__{self.configuration}"
 
     def is_trained(self, run: Run) -> bool:
-        """Whether its last checkpoint is there."""
-        return (self.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth").is_file()
+        """Whether its last checkpoint is there, and whole: nnU-Net's own trainers are killed while they write it."""
+        return zipfile.is_zipfile(self.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth")
 
     def train(self, run: Run) -> None:
         """With nnUNetv2_train; goes on where it was stopped, does nothing where it has ended.
@@ -165,6 +199,10 @@ class Study:
         if self.is_trained(run):
             return
         fold = self.folder_of(run) / f"fold_{run.fold}"
+        for path in fold.glob("checkpoint_*.pth"):
+            if not zipfile.is_zipfile(path):  # the directory of the archive is its end
+                self.commands.say(f"{path} is cut off: removed")
+                path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
         epochs = read_settings(self.plans).training.num_epochs or 1000
@@ -189,7 +227,7 @@ class Study:
         path = self.preprocessed / "splits_final.json"
         if not path.is_file():
             raise ValueError(f"there is no {path}: nnU-Net makes it when the first training of the data set begins")
-        splits = json.loads(path.read_text())
+        splits = self._splits()
         if fold >= len(splits):
             raise ValueError(f"{path} has {len(splits)} folds, there is no fold {fold}")
         return sorted(splits[fold]["val"])
@@ -222,27 +260,56 @@ class Study:
     def predict(self, model_folder: Path, fold: int, name: str) -> Path:
         """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
 
+        What was predicted before is kept where it is whole and not older than the model.
+
         Args:
             model_folder: Results folder of any nnU-Net.
             fold: The fold of model and cases.
             name: Of the folder for predictions.
 
         Raises:
+            DiskFullError: Where there is no space for a file.
             RuntimeError: Where the prediction fails.
         """
-        ending = self.dataset_json["file_ending"]
-        cases = self.cases_of(fold)
+        names = [f"{case}{self.dataset_json['file_ending']}" for case in self.cases_of(fold)]
+        checkpoint = model_folder / f"fold_{fold}" / "checkpoint_final.pth"
+        trained = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
         own = model_folder / f"fold_{fold}" / "validation"
-        if (own / "summary.json").is_file() and all((own / f"{case}{ending}").is_file() for case in cases):
+        summary = own / "summary.json"  # nnU-Net writes it when it has read all the others
+        ended = summary.stat().st_mtime if summary.is_file() else 0.0
+        if all(self._is_whole(own / name, trained, ended) for name in names):
             return own
         folder = self.out / "predictions" / f"{name}_fold_{fold}"
-        if (folder / "complete").is_file():
+        lost = [folder / name for name in names if not self._is_whole(folder / name, trained)]
+        if not lost:
             return folder
+        for path in lost:  # nnU-Net goes on after every file that is there, cut off or not
+            path.unlink(missing_ok=True)
         self.commands.run(
             f"predict_{name}_fold_{fold}",
             "nnUNetv2_predict_from_modelfolder",
             *("-i", str(self.images_of(fold)), "-o", str(folder), "-m", str(model_folder), "-f", str(fold)),
             *("-npp", "1", "-nps", "1", "-device", self.device, "--continue_prediction"),
         )
-        (folder / "complete").touch()
+        for path in (folder / name for name in names):
+            if not self._is_whole(path, trained):
+                raise not_written(path)
         return folder
+
+    def _is_whole(self, path: Path, begin: float, end: float = float("inf")) -> bool:
+        """Whether a segmentation is there, was written in that time, and can be read to its end."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        try:
+            if not begin <= path.stat().st_mtime <= end:
+                return False
+            check_whole(path)
+            PlansManager(self.plans).image_reader_writer_class().read_seg(str(path))
+        except Exception:  # of whatever library reads the format
+            return False
+        return True
+
+
+def _plain(splits: Any) -> Any:
+    """Without NumPy's strings and arrays."""
+    return [{part: [str(case) for case in cases] for part, cases in split.items()} for split in splits]

@@ -1,0 +1,62 @@
+"""Images that were cut off: what readers do not say."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+_PART = 2**20  # bytes
+
+
+def check_whole(path: Path) -> None:
+    """That a NIfTI or gzip file is not cut off.
+
+    SimpleITK, and so nnU-Net, reads such an image without a word, with zeros where there is nothing. Other formats'
+    readers say it themselves.
+
+    Raises:
+        ValueError: Naming the file.
+        OSError: Where it cannot be opened.
+    """
+    packed = path.name.lower().endswith(".gz")
+    if not packed and not path.name.lower().endswith(".nii"):
+        return
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.read(_PART)
+            length = len(start)
+            while part := file.read(_PART):
+                length += len(part)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: it is cut off or damaged") from error
+    if length < (_nifti_length(start) if path.name.lower().endswith((".nii", ".nii.gz")) else 1):
+        raise ValueError(f"cannot read {path}: it is cut off")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and, as far as :func:`check_whole` knows its format, not cut off."""
+    try:
+        check_whole(path)
+    except (ValueError, OSError):
+        return False
+    return path.is_file()
+
+
+def _nifti_length(start: bytes) -> int:
+    """Bytes a NIfTI file has by its header; of any other file at least a header."""
+    for order in "<>":
+        size = struct.unpack_from(f"{order}i", start)[0] if len(start) >= 348 else 0
+        if size == 348:
+            shape, bits = struct.unpack_from(f"{order}8h", start, 40), struct.unpack_from(f"{order}h", start, 72)[0]
+            offset = int(struct.unpack_from(f"{order}f", start, 108)[0])
+        elif size == 540 and len(start) >= 540:
+            shape, bits = struct.unpack_from(f"{order}8q", start, 16), struct.unpack_from(f"{order}h", start, 14)[0]
+            offset = int(struct.unpack_from(f"{order}q", start, 168)[0])
+        else:
+            continue
+        voxels = math.prod(max(int(side), 1) for side in shape[1 : 1 + max(shape[0], 0)])
+        return offset + voxels * int(bits) // 8
+    return 348

@@ -1,0 +1,22 @@
+"""Disks on which there is little space left."""
+
+import os
+import re
+from pathlib import Path
+
+PAGE = 4096
+
+
+def leave(disk: Path, free: int) -> None:
+    """Fill a disk but for so many bytes; an earlier filling is replaced."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    state = os.statvfs(disk)
+    filler.write_bytes(bytes(max(state.f_bavail * state.f_frsize - free, 0) // PAGE * PAGE))
+
+
+def names_one_file(printed: str) -> bool:
+    """Whether a command's last line says which file could not be written, and why; nothing is said twice."""
+    last = printed.strip().splitlines()[-1]
+    sentence = r"nnunet_kd: cannot write /\S+( whole)?: the disk (is full|was full, or is damaged)(; .* is whole)?"
+    return re.fullmatch(sentence, last) is not None and "Traceback" not in printed

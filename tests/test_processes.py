@@ -1,0 +1,106 @@
+"""Processes end with the one that started them, even where it is killed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.writing import DiskFullError
+from tests.killing import is_alive
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+POOL = """
+import os, pathlib, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from nnunet_kd.processes import end_with_parent
+
+def work(folder):
+    pathlib.Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        list(pool.map(work, [sys.argv[1]] * 4))
+"""
+COMMAND = """
+import os, pathlib, subprocess, sys, time
+child = subprocess.Popen(["sleep", "60"])
+for pid in (child.pid, os.getpid()):
+    pathlib.Path(sys.argv[1], f"{pid}.pid").touch()
+"""
+OUTER = """
+import pathlib, sys
+from nnunet_kd.evaluation.commands import Commands
+Commands(pathlib.Path(sys.argv[1])).run("log", "python", "-c", sys.argv[2], sys.argv[1])
+"""
+
+
+def wait_for(condition):
+    stop = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < stop, "it did not happen in a minute"
+        time.sleep(0.05)
+
+
+def processes(folder):
+    return [int(path.stem) for path in folder.glob("*.pid")]
+
+
+def gone(folder):
+    return not any(map(is_alive, processes(folder)))
+
+
+def test_a_pool(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    wait_for(lambda: len(processes(tmp_path)) == 2)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: gone(tmp_path))
+    assert len(processes(tmp_path)) == 2  # nothing that was queued has begun
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_command_and_what_it_started(tmp_path, way):
+    words = [sys.executable, "-c", OUTER, str(tmp_path), COMMAND + "time.sleep(60)"]
+    parent = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(processes(tmp_path)) == 2)
+    parent.send_signal(way)
+    parent.wait()
+    wait_for(lambda: gone(tmp_path))
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os._exit(0)"])
+def test_what_a_command_started_does_not_outlive_it(tmp_path, end):
+    """It would hold the output open, for which nnunet_kd waits."""
+    start = time.monotonic()
+    commands = Commands(tmp_path)
+    words = ("log", "python", "-c", COMMAND + end, str(tmp_path))
+    if end == "os._exit(0)":
+        commands.run(*words)
+    else:
+        with pytest.raises(RuntimeError, match=r"python failed \(.*its output is in"):
+            commands.run(*words)
+    assert time.monotonic() - start < 30
+    wait_for(lambda: gone(tmp_path))
+
+
+def test_a_command_that_ends_since_the_disk_is_full(tmp_path):
+    """No other command is begun then."""
+    script = "raise SystemExit('OSError: [Errno 28] No space left on device')"
+    with pytest.raises(DiskFullError, match="python failed .*No space left on device.*; its output is in"):
+        Commands(tmp_path).run("log", "python", "-c", script)
+
+
+def test_no_space_for_the_log(small_disk):
+    folder: Path = small_disk(2**16)
+    script = "print('line' * 2**16)"
+    with pytest.raises(DiskFullError, match=f"cannot write {folder}/log.log: the disk is full"):
+        Commands(folder).run("log", "python", "-c", script)

@@ -1,0 +1,81 @@
+"""Images cut off at any byte are noticed, or are whole all the same."""
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+from nnunet_kd.reading import check_whole, is_whole
+
+VOLUME = (np.random.default_rng(0).random((6, 11, 9)) > 0.5).astype(np.uint8)
+PICTURE = VOLUME[:1]
+PLACE = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("reader", "ending", "labels"),
+    [
+        (SimpleITKIO, ".nii.gz", VOLUME),
+        (SimpleITKIO, ".nii", VOLUME),
+        (SimpleITKIO, ".nrrd", VOLUME),
+        (SimpleITKIO, ".mha", VOLUME),
+        (NaturalImage2DIO, ".png", PICTURE),
+        (NaturalImage2DIO, ".bmp", PICTURE),
+        (NaturalImage2DIO, ".tif", PICTURE),
+        (Tiff3DIO, ".tif", VOLUME),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_segmentation_that_is_cut_off(tmp_path, reader, ending, labels):
+    path = tmp_path / f"case{ending}"
+    reader().write_seg(labels, str(path), {"sitk_stuff": PLACE, "spacing": [1, 1, 1]})
+    content = path.read_bytes()
+    check_whole(path)
+    refused = 0
+    for length in sorted({*range(0, len(content), 7), *range(max(len(content) - 30, 0), len(content))}):
+        path.write_bytes(content[:length])
+        try:
+            check_whole(path)
+            read = reader().read_seg(str(path))[0]
+        except Exception:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(read[0], labels)
+    assert refused > 0.8 * len(content) / 7
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_headers_of_all_kinds(tmp_path, kind, order):
+    path = tmp_path / "image.nii"
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    nibabel.save(kind(VOLUME.astype(np.int16), np.eye(4), header), path)
+    assert is_whole(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cannot read .*image.nii: it is cut off"):
+        check_whole(path)
+
+
+def test_an_archive_that_ends_well_but_too_early(tmp_path):
+    """As where the disk was full for a moment."""
+    path = tmp_path / "image.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii"))
+    content = (tmp_path / "image.nii").read_bytes()
+    path.write_bytes(gzip.compress(content[:-100]))
+    assert not is_whole(path)
+    path.write_bytes(gzip.compress(content))
+    assert is_whole(path)
+
+
+def test_what_is_not_there_and_what_is_of_another_kind(tmp_path):
+    assert not is_whole(tmp_path / "nothing.nii.gz") and not is_whole(tmp_path / "nothing.png")
+    (tmp_path / "text.txt").write_text("")
+    assert is_whole(tmp_path / "text.txt")
+    (tmp_path / "text.nii").write_bytes(b"no image")
+    assert not is_whole(tmp_path / "text.nii")
