@@ -71,7 +71,7 @@ def run_killed(
         after: So many seconds after it began; ``None``: it runs to its end.
         environment: Its variables instead of this process's.
     """
-    context = _context()
+    context = preloaded()
     begun, begins = context.Pipe(duplex=False)
     variables = dict(os.environ if environment is None else environment)
     earlier = log.stat().st_size if log.is_file() else 0
@@ -140,7 +140,8 @@ def is_alive(process: int) -> bool:
 
 
 @cache
-def _context() -> Any:
+def preloaded() -> Any:
+    """The context of processes that are forked from the one that has imported all that."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context

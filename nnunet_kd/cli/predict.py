@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
-    from nnunet_kd.reading import is_whole
+    from nnunet_kd.integrity import is_whole
     from nnunet_kd.writing import write_whole
 
     engine = choose_engine(arguments.engine)

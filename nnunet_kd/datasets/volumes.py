@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_kd.reading import check_whole
+from nnunet_kd.integrity import check_whole
 from nnunet_kd.writing import naming_full_disk, not_written
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)

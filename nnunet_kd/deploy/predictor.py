@@ -25,7 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
-from nnunet_kd.reading import check_whole
+from nnunet_kd.integrity import check_whole
 from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.integrity import check_whole
 from nnunet_kd.processes import end_with_parent
-from nnunet_kd.reading import check_whole
 from nnunet_kd.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.reading import check_whole
+from nnunet_kd.integrity import check_whole
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.writing import not_written, write_whole
 

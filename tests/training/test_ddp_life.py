@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from tests.conftest import SHORT
-from tests.killing import _context
+from tests.killing import preloaded
 
 FOLDER = "nnUNetTrainerDCD__shared__3d_fullres"
 pytestmark = [
@@ -75,7 +75,7 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
 def in_processes(count, workspace, resume, stop_at):
     """Batch size of every rank; all have the same weights."""
     out = str(workspace.root)
-    _context()  # what takes long is imported once
+    preloaded()  # what takes long is imported once
     arguments = (count, out, resume, stop_at)
     multiprocessing.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(f"{out}/{count}_{rank}.pth") for rank in range(count)]

@@ -10,7 +10,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunet_kd.reading import check_whole, is_whole
+from nnunet_kd.integrity import check_whole, is_whole
 
 VOLUME = (np.random.default_rng(0).random((6, 11, 9)) > 0.5).astype(np.uint8)
 PICTURE = VOLUME[:1]
