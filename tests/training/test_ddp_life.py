@@ -8,6 +8,7 @@ are not exercised: NCCL, AMP under DDP, SyncBatchNorm (which KD-SAM's ResNet bec
 
 import importlib
 import json
+import os
 import sys
 
 import pytest
@@ -25,8 +26,9 @@ pytestmark = [
 ]
 
 
-def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | None) -> None:
+def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | None, environment: dict[str, str]) -> None:
     """One of several: trains until it breaks off at the given epoch, or to the end and validates."""
+    os.environ.update(environment)
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     running = importlib.import_module("nnunetv2.run.run_training")
     torch.set_num_threads(1)
@@ -76,7 +78,7 @@ def in_processes(count, workspace, resume, stop_at):
     """Batch size of every rank; all have the same weights."""
     out = str(workspace.root)
     preloaded()  # what takes long is imported once
-    arguments = (count, out, resume, stop_at)
+    arguments = (count, out, resume, stop_at, workspace.environment())
     multiprocessing.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(f"{out}/{count}_{rank}.pth") for rank in range(count)]
     for _, weights in results[1:]:
