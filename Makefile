@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint demo benchmarks clean
+.PHONY: install test stress lint demo benchmarks clean
 
 install: .venv/installed
 
@@ -14,6 +14,9 @@ install: .venv/installed
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+stress: install
+	$(BIN)/python -m pytest tests/stress
 
 lint: install
 	$(BIN)/ruff check .

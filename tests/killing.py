@@ -139,6 +139,22 @@ def is_alive(process: int) -> bool:
         return False
 
 
+def wait_until_alone(name: str, value: str, seconds: float = 30.0) -> None:
+    """Until no program runs that was started with this variable; where ``/proc`` says so."""
+    wanted = f"{name}={value}".encode()
+    stop = time.monotonic() + seconds
+    while running := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if wanted in _variables(path)]:
+        assert time.monotonic() < stop, f"still running: {running}"
+        time.sleep(0.05)
+
+
+def _variables(path: Path) -> set[bytes]:
+    try:
+        return set(path.read_bytes().split(b"\0"))
+    except OSError:
+        return set()
+
+
 @cache
 def preloaded() -> Any:
     """The context of processes that are forked from the one that has imported all that."""

@@ -10,10 +10,12 @@ from typing import Any
 import segment_anything
 
 from nnunet_kd.cli import main
-from tests.killing import killed_at_rename, run_killed, times_of_all_phases
+from tests.killing import Ended, killed_at_rename, run_killed, times_of_all_phases, wait_until_alone
 from tests.small_networks import tiny_sam
 
 Tree = dict[str, bytes]
+
+MARK = "NNUNET_KD_SURVIVOR"  # a variable by which its processes are found
 
 
 def tree(*folders: Path) -> Tree:
@@ -52,10 +54,18 @@ class Survivor:
     whole: Callable[[Tree], Tree]
     same: Callable[[Tree, Tree], Any] = lambda one, other: one == other
 
+    def run(self, after: float | None = None) -> Ended:
+        """In a process that is killed after so many seconds."""
+        return run_killed(run_command, *self.words, log=self.log, after=after, environment=self._variables)
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return {**self.environment, MARK: str(self.log)}
+
     def undisturbed(self) -> tuple[Tree, float]:
         """What it makes when it is left alone, and how long that takes; nothing of it stays."""
         before = tree(*self.folders)
-        ended = run_killed(run_command, *self.words, log=self.log, environment=self.environment)
+        ended = self.run()
         assert ended.exit_code == 0, ended.output
         made = tree(*self.folders)
         self.restore(before)
@@ -77,7 +87,7 @@ class Survivor:
         times = times_of_all_phases(kills, seconds, seed)
         states = set()
         while times:
-            ended = run_killed(run_command, *self.words, log=self.log, after=times[-1], environment=self.environment)
+            ended = self.run(times[-1])
             if ended.finished:  # what was done before is not done again
                 assert ended.exit_code == 0, ended.output
                 assert self.same(tree(*self.folders), expected), ended.output
@@ -99,7 +109,7 @@ class Survivor:
                 ended = run_killed(
                     *(killed_at_rename, number, afterwards, run_command, *self.words),
                     log=self.log,
-                    environment=self.environment,
+                    environment=self._variables,
                 )
                 if ended.finished:
                     assert ended.exit_code == 0, ended.output
@@ -111,13 +121,14 @@ class Survivor:
             number += 1
 
     def _check(self, expected: Tree) -> int:
+        wait_until_alone(MARK, str(self.log))
         taken = self.whole(tree(*self.folders))
         for name, content in taken.items():
             assert expected[name] == content, name
         return len(taken)
 
     def _finish(self, expected: Tree) -> None:
-        ended = run_killed(run_command, *self.words, log=self.log, environment=self.environment)
+        ended = self.run()
         # A kill after the last name was given leaves a finished data set, which is not made again.
         assert ended.exit_code == 0 or "is there already" in ended.output, ended.output
         assert self.same(tree(*self.folders), expected), ended.output

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands, default_device
+from nnunet_kd.reading import is_whole
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -123,7 +124,7 @@ class _Demo:
         trainer, plans = MODELS[model]
         output = self.out / "predictions" / model
         cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
-        if len(list(output.glob("*.nii.gz"))) == cases:
+        if sum(map(is_whole, output.glob("*.nii.gz"))) == cases:
             return
         data = ["-i", str(self.raw / "imagesTs"), "-o", str(output), "-d", "599", "-c", "3d_fullres", "-f", "0"]
         workers = ["-npp", "1", "-nps", "1", "-device", default_device()]

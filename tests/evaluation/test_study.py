@@ -1,4 +1,7 @@
 import json
+import os
+import re
+import shutil
 
 import pytest
 
@@ -6,7 +9,9 @@ from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.study import ABLATIONS, Study, list_runs
 from nnunet_kd.settings import read_settings
 from nnunet_kd.training.methods import TERMS
+from nnunet_kd.writing import DiskFullError
 from tests.conftest import DATASET, FOLDERS, SHORT
+from tests.full_disk import PAGE, leave
 
 
 def study_of(workspace, plans):
@@ -77,6 +82,94 @@ def test_cases_and_images_of_a_fold(workspace):
     (study.out / "images" / "fold_0" / images[0]).unlink()
     with pytest.raises(ValueError, match="has no image"):
         study.images_of(0)
+
+
+def test_folds_are_nnunets_and_written_whole(workspace):
+    """Before any training, which would leave a torn file where it is killed."""
+    path = workspace.preprocessed / "splits_final.json"
+    nnunets = path.read_text()
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    path.unlink()
+    study.write_splits()
+    assert json.loads(path.read_text()) == json.loads(nnunets)
+    path.write_text(nnunets[:30])
+    with pytest.raises(ValueError, match="cannot read .*splits_final.json, which a killed training has left perhaps"):
+        study.write_splits()
+    assert path.read_text() == nnunets[:30]  # a person may have written it
+
+
+def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    study = study_of(workspace, plans)
+    (run,) = list_runs("nnUNetPlans", [""], [0], [None], None)
+    fold = workspace.teacher / "fold_0"
+    final, latest = fold / "checkpoint_final.pth", fold / "checkpoint_latest.pth"
+    assert study.is_trained(run)
+    shutil.copy(final, latest)
+    final.write_bytes(final.read_bytes()[:-1])
+    commands = []
+    monkeypatch.setattr(Commands, "run", lambda self, *words, **_: commands.append(words))
+    assert not study.is_trained(run)
+    study.train(run)
+    assert not final.exists() and latest.exists() and commands[-1][-1] == "--c"
+    for path in fold.glob("checkpoint_*.pth"):
+        path.write_bytes(b"")
+    study.train(run)
+    assert not latest.exists() and commands[-1][-1] == "cpu"
+
+
+@pytest.mark.slow
+def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, monkeypatch):
+    """nnU-Net leaves out every case whose file is there."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    ran = []
+    run = Commands.run
+    monkeypatch.setattr(Commands, "run", lambda self, *words, **more: ran.append(words) or run(self, *words, **more))
+    folder = study.predict(workspace.teacher, 0, "teacher")
+    files = sorted(folder.glob("*.nii.gz"))
+    whole = [path.read_bytes() for path in files]
+    assert len(files) == 2 and study.predict(workspace.teacher, 0, "teacher") == folder and len(ran) == 1
+
+    files[0].write_bytes(whole[0][:-50])
+    kept = files[1].stat().st_mtime_ns
+    study.predict(workspace.teacher, 0, "teacher")
+    assert [path.read_bytes() for path in files] == whole and files[1].stat().st_mtime_ns == kept and len(ran) == 2
+
+    os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth")  # trained anew
+    study.predict(workspace.teacher, 0, "teacher")
+    assert files[1].stat().st_mtime_ns > kept and len(ran) == 3
+
+    own = workspace.teacher / "fold_0" / "validation"
+    own.mkdir()
+    for path in files:
+        shutil.copy(path, own)
+    assert study.predict(workspace.teacher, 0, "teacher") == folder  # no summary: its validation was killed
+    (own / "summary.json").touch()
+    assert study.predict(workspace.teacher, 0, "teacher") == own
+    os.utime(own / files[1].name)  # validated again, and killed
+    assert study.predict(workspace.teacher, 0, "teacher") == folder and len(ran) == 3
+
+
+@pytest.mark.slow
+def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk):
+    """SimpleITK says nothing there, and nnU-Net's command succeeds."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    study.out = disk = small_disk(2**20)
+    folder = disk / "predictions" / "teacher_fold_0"
+    folder.mkdir(parents=True)
+    described = len(json.dumps(study.plans, indent=4)) + len(json.dumps(study.dataset_json, indent=4))
+    refused = []
+    for pages in range(described // PAGE, described // PAGE + 12):
+        shutil.rmtree(disk / "predictions")
+        leave(disk, pages * PAGE)
+        try:
+            study.predict(workspace.teacher, 0, "teacher")
+            break
+        except DiskFullError as error:
+            refused.append(str(error))
+    assert any(re.fullmatch(f"cannot write {folder}/.*nii.gz: the disk is full", text) for text in refused), refused
+    leave(disk, 2**19)
+    assert study.predict(workspace.teacher, 0, "teacher") == folder
 
 
 def test_commands_show_progress_and_keep_their_output(tmp_path, capsys):
