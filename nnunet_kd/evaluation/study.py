@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.writing import write_whole
 
@@ -106,7 +107,7 @@ class Study:
         self.out = out
         self.device = device
         self.commands = Commands(out / "logs")
-        self.dataset_json: dict[str, Any] = json.loads((self.preprocessed / "dataset.json").read_text())
+        self.dataset_json: dict[str, Any] = read_dataset_json(self.preprocessed / "dataset.json")
 
     # ---- plans
 
@@ -138,7 +139,7 @@ class Study:
         wanted = {run.plans: self.plans_of(run) for run in runs if run.plans != self.plans["plans_name"]}
         for name, plans in wanted.items():
             path = self.preprocessed / f"{name}.json"
-            if path.is_file() and json.loads(path.read_text()) != plans:
+            if path.is_file() and read_json(path) != plans:
                 raise FileExistsError(
                     f"{path} is there with other settings, of an earlier study perhaps: remove it with the results "
                     f"that belong to it, or give -p another name"
@@ -189,7 +190,7 @@ class Study:
         path = self.preprocessed / "splits_final.json"
         if not path.is_file():
             raise ValueError(f"there is no {path}: nnU-Net makes it when the first training of the data set begins")
-        splits = json.loads(path.read_text())
+        splits = read_splits(path)
         if fold >= len(splits):
             raise ValueError(f"{path} has {len(splits)} folds, there is no fold {fold}")
         return sorted(splits[fold]["val"])
