@@ -60,7 +60,8 @@ class TeacherSettings:
         folds: ``"same"`` (the student's own fold: nothing leaks), ``"all"``, or a list of folds, which teach together.
         checkpoint: File name of the checkpoint.
         folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
-        trust_checkpoint: Unpickle whatever the checkpoint holds. Runs code in it.
+        trust_checkpoint: Unpickle whatever the checkpoint holds, and build whatever network the plans beside it name.
+            Runs code in them. Without it networks and layers are PyTorch's, nnU-Net's or this package's.
         leakage: Written by the trainer into the results' plans where the teacher has seen validation cases: student
             fold -> warning.
     """

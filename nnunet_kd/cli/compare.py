@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.study import ABLATIONS
+from nnunet_kd.reading import read_plans
 
 _DESCRIPTION = """\
 Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
@@ -47,6 +47,9 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD (default: 1)")
     command.add_argument("-np", metavar="N", type=int, default=2, help="processes of the evaluation (default: 2)")
+    command.add_argument(
+        "--trust", action="store_true", help="plans may name networks of any package, results hold code"
+    )
     command.set_defaults(run=run)
 
 
@@ -58,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
     from nnunet_kd.evaluation.study import Study, list_runs
+    from nnunet_kd.teachers.architecture import check_networks
+    from nnunet_kd.teachers.checkpoint import TRUST_MODEL
 
     for name, values in (("-f", arguments.f), ("-m", arguments.m), ("--seeds", arguments.seeds or [])):
         if len(set(values)) < len(values):
@@ -68,14 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     path = folder / f"{arguments.p}.json"
     if not path.is_file():
         raise FileNotFoundError(f"there are no plans {path}. Make them: nnunet_kd plan -d {arguments.d}")
-    plans = json.loads(path.read_text())
+    plans = read_plans(path)
     if plans["plans_name"] != arguments.p:
         raise ValueError(f"{path} calls itself {plans['plans_name']}: set plans_name to {arguments.p}")
     if arguments.c not in plans["configurations"]:
         raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
+    if not arguments.trust:
+        check_networks(plans, path, TRUST_MODEL, arguments.c)
     runs = list_runs(arguments.p, arguments.m, arguments.f, arguments.seeds or [None], arguments.ablation)
     folders = tuple(Path(where.require()) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
     device = arguments.device or default_device()
     study = Study(folder.name, arguments.c, plans, folders, arguments.o.resolve(), device)  # type: ignore[arg-type]
-    failed = compare_methods(study, runs, arguments.tolerance, arguments.np)
+    failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust)
     return 1 if failed else 0

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands, default_device
-from nnunet_kd.reading import is_whole
+from nnunet_kd.integrity import is_whole
+from nnunet_kd.reading import read_plans
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -97,7 +98,7 @@ class _Demo:
         """Plans of teacher and student with a short schedule and batches of two."""
         from nnunet_kd.planning import student_plans
 
-        plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
+        plans = read_plans(self.preprocessed / "nnUNetPlans.json")
         plans["configurations"]["3d_fullres"]["batch_size"] = 2
         for name, reduction in ((TEACHER_PLANS, 1), (STUDENT_PLANS, 4)):
             reduced = student_plans(deepcopy(plans), reduction, name=name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import platform
 import sys
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with "no" is
@@ -38,6 +39,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-f", metavar="FOLD", default="0", help="fold of the student (default: 0)")
     command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
     command.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerDCD", help="default: nnUNetTrainerDCD")
+    command.add_argument("--trust", action="store_true", help="the plans may name networks of any package")
     command.set_defaults(run=run)
 
 
@@ -132,6 +134,8 @@ class _Experiment:
     def read_plans(self) -> str:
         from nnunet_kd.cli.dataset_folder import preprocessed_folder
         from nnunet_kd.settings import read_settings
+        from nnunet_kd.teachers.architecture import check_networks
+        from nnunet_kd.teachers.checkpoint import TRUST_MODEL
 
         arguments = self.arguments
         try:
@@ -142,7 +146,7 @@ class _Experiment:
         if not path.is_file():
             raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {arguments.d} -c {arguments.c}")
         try:
-            self.plans = json.loads(path.read_text())
+            self.plans = read_plans(path)
             read_settings(self.plans)
         except ValueError as error:
             raise _StopError(f"{path}: {error} (Mend: edit that file)") from error
@@ -151,6 +155,11 @@ class _Experiment:
         if arguments.c not in self.plans["configurations"]:
             have = ", ".join(self.plans["configurations"])
             raise _StopError(f"{path} has no configuration {arguments.c}. Mend: choose one of {have} with -c")
+        if not arguments.trust:
+            try:
+                check_networks(self.plans, path, TRUST_MODEL, arguments.c)
+            except ValueError as error:
+                raise _StopError(str(error)) from error
         return f"plans {path}"
 
     def preprocessed(self) -> str:
@@ -181,7 +190,7 @@ class _Experiment:
 
         if not issubclass(self.trainer, DistillationTrainer):
             return f"{self.arguments.tr} is not a trainer of this package: no teacher to check"
-        dataset_json = json.loads((self.folder / "dataset.json").read_text())
+        dataset_json = read_dataset_json(self.folder / "dataset.json")
         fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
         store = attach_soft_labels(preparation)

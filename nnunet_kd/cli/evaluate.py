@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from nnunet_kd.reading import read_dataset_json, read_json
 
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
@@ -49,11 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
-    dataset_json = _read_json(arguments.djfile)
-    plans = None if arguments.pfile is None else _read_json(arguments.pfile)
-    for key in ("labels", "file_ending"):
-        if key not in dataset_json:
-            raise ValueError(f"{arguments.djfile} has no {key!r}: it is no dataset.json of nnU-Net")
+    dataset_json = read_dataset_json(arguments.djfile)
+    plans = None if arguments.pfile is None else read_json(arguments.pfile)
 
     from tqdm import tqdm
 
@@ -106,13 +104,3 @@ def _tolerances(given: list[str]) -> dict[str, float]:
             raise ValueError(f"--tolerance must be [NAME=]MM above 0, got {entry!r}")
         tolerances[name if equals else ""] = value
     return tolerances
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return content

@@ -22,9 +22,14 @@ Hand a trained student on.
 _INSTALL = """\
 Unpack a model that was exported as a zip file, by this package or by nnU-Net, into nnUNet_results. Does what
 nnUNetv2_install_pretrained_model_from_zip does, and refuses to replace a model that is there or to write elsewhere.
+It refuses as well what nnUNetv2_predict would run: checkpoints that hold more than weights and numbers, and plans that
+name networks of other packages than PyTorch, nnU-Net and this one; --trust installs them.
 
   nnunet_kd install student.zip
 """
+
+
+_TRUST = "run whatever code the model's files hold: classes in its checkpoints, networks its plans name"
 
 
 def add_parser(commands: Any) -> None:
@@ -50,6 +55,7 @@ def add_parser(commands: Any) -> None:
     export.add_argument("--precision", metavar="KIND", help="onnx: fp32, fp16 or int8 (default: fp32)")
     export.add_argument("--images", metavar="DIR", type=Path, help="onnx: cases to measure Dice on")
     export.add_argument("--labels", metavar="DIR", type=Path, help="onnx: their references")
+    export.add_argument("--trust", action="store_true", help=_TRUST)
     export.set_defaults(run=run_export)
 
     install = commands.add_parser(
@@ -59,6 +65,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     install.add_argument("zip", metavar="ZIP", type=Path, help="the file")
+    install.add_argument("--trust", action="store_true", help=_TRUST)
     install.set_defaults(run=run_install)
 
 
@@ -71,7 +78,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     folder = get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c)
-    model = read_trained(Path(folder), list(dict.fromkeys(arguments.f)), arguments.chk)
+    model = read_trained(Path(folder), list(dict.fromkeys(arguments.f)), arguments.chk, arguments.trust)
     if arguments.kind == "nnunet":
         from nnunet_kd.deploy.stock import export_stock
 
@@ -129,6 +136,6 @@ def run_install(arguments: argparse.Namespace) -> int:
     if not nnUNet_results.is_set():
         raise ValueError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
     results = Path(nnUNet_results.require())
-    for model in install_stock(arguments.zip, results):
+    for model in install_stock(arguments.zip, results, arguments.trust):
         print(f"installed {results / model}")
     return 0

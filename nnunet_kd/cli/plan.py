@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from nnunet_kd.planning import NETWORKS
+from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
@@ -54,6 +55,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--network", choices=sorted(NETWORKS), help="a network of this package instead of nnU-Net's")
     command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK][_rFACTOR])")
     command.add_argument("--force", action="store_true", help="replace a plans file of that name")
+    command.add_argument("--trust", action="store_true", help="the plans may name networks of any package")
     command.set_defaults(run=run)
 
 
@@ -64,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
     from nnunet_kd.planning import student_plans
+    from nnunet_kd.teachers.architecture import check_networks
+    from nnunet_kd.teachers.checkpoint import TRUST_MODEL
     from nnunet_kd.writing import write_whole
 
     folder = preprocessed_folder(arguments.d)
@@ -72,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(
             f"there are no plans {source}. Make them: nnUNetv2_plan_and_preprocess -d {arguments.d}"
         )
-    plans = json.loads(source.read_text())
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    plans = read_plans(source)
+    dataset_json = read_dataset_json(folder / "dataset.json")
+    if not arguments.trust:
+        check_networks(plans, source, TRUST_MODEL)
     network = None if arguments.network is None else NETWORKS[arguments.network]
     configuration = arguments.c or ("2d" if network is not None and network.slices_only else "3d_fullres")
     usual = 4 if network is None else network.usual_reduction

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
@@ -87,10 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     path = folder / f"{arguments.p}.json"
     if not path.is_file():
         raise FileNotFoundError(f"there are no plans {path}. Make them: nnUNetv2_plan_and_preprocess -d {arguments.d}")
-    plans = json.loads(path.read_text())
+    plans = read_plans(path)
     if arguments.c not in plans["configurations"]:
         raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_dataset_json(folder / "dataset.json")
     cases = PreprocessedCases(folder, Experiment(plans, arguments.c, dataset_json))
     name = arguments.name or ("sam" if arguments.sam else "nnunet")
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore

@@ -8,16 +8,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.reading import read_dataset_json, read_json, read_plans
 from nnunet_kd.teachers.soft_labels import file_digest
 from nnunet_kd.writing import write_whole
 
 FORMAT = 1
 DESCRIPTION = "model.json"
+LARGEST_PATCH = 2**30  # voxels
 
 
 @dataclass(frozen=True)
@@ -65,24 +68,38 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
 
     Raises:
         FileNotFoundError: Where there is no model.
-        ValueError: Naming a file that is missing, altered or outside the folder.
+        ValueError: Naming a file that is missing, altered or outside the folder, or what is wrong with the description.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"there is no model in {folder}: no {DESCRIPTION}. Make one: nnunet_kd export onnx")
-    content = _read(path)
+    content = read_json(path)
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {content.get('format')!r}, this nnunet_kd reads {FORMAT}")
     try:
         files = content["files"]
         description = ModelDescription(**{key: content[key] for key in ModelDescription.__dataclass_fields__})
+        _check_numbers(description, path)
         _check_files(folder, files)
         for name in (*description.networks, "plans.json", "dataset.json"):
             if name not in files:
                 raise ValueError(f"{path} does not list {name}")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return description, _read(folder / "plans.json"), _read(folder / "dataset.json")
+    return description, read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+
+
+def _check_numbers(description: ModelDescription, path: Path) -> None:
+    """What memory is reserved for, or is looked up, before any network is read."""
+    patch = description.patch_size
+    sides = isinstance(patch, list) and all(isinstance(side, int) and side > 0 for side in patch)
+    if not sides or len(patch) not in (2, 3) or math.prod(patch) > LARGEST_PATCH:
+        raise ValueError(f"{path} is damaged: patch_size is {str(patch)[:60]}")
+    axes = description.mirroring
+    if axes is not None and not (isinstance(axes, list) and all(axis in range(len(patch)) for axis in axes)):
+        raise ValueError(f"{path} is damaged: mirroring is {str(axes)[:60]}")
+    if len(set(axes or ())) < len(axes or ()) or not description.networks:
+        raise ValueError(f"{path} is damaged: an axis is mirrored twice, or there is no network")
 
 
 def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -94,13 +111,3 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"the model {folder} is not whole: {name} is missing")
         if file.stat().st_size != known["bytes"] or file_digest(file) != known["sha256"]:
             raise ValueError(f"the model {folder} has been altered: {name} is not the file that was exported")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return content

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from nnunet_kd.deploy.engines import open_engine
 from nnunet_kd.deploy.folder import ModelDescription, write_description
 from nnunet_kd.deploy.trained import TrainedModel, provenance
+from nnunet_kd.reading import read_json
 from nnunet_kd.writing import is_full, new_folder
 
 OPSET = 18
@@ -76,7 +76,7 @@ def export_onnx(
         (folder / "dataset.json").write_text(json.dumps(model.experiment.dataset_json, indent=1))
         fingerprint = model.folder / "dataset_fingerprint.json"
         if fingerprint.is_file():
-            shutil.copyfile(fingerprint, folder / fingerprint.name)
+            (folder / fingerprint.name).write_text(json.dumps(read_json(fingerprint), indent=1))
         networks, differences = [], []
         for fold in model.weights:
             file = folder / f"fold_{fold}.onnx"

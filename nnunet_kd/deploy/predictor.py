@@ -26,6 +26,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
 from nnunet_kd.integrity import check_whole
+from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -69,9 +70,11 @@ class OnnxPredictor:
         self.threads = threads
         self._step_size = step_size
         self._manager = PlansManager(self.plans)
-        self._configuration = self._manager.get_configuration(self.model.configuration)
-        labels = self._manager.get_label_manager(self.dataset_json)
-        self._heads: int = labels.num_segmentation_heads
+        with plans_errors(folder / "plans.json"):
+            self._configuration = self._manager.get_configuration(self.model.configuration)
+            labels = self._manager.get_label_manager(self.dataset_json)
+            self._heads: int = labels.num_segmentation_heads
+            self._preprocessor = self._configuration.preprocessor_class(verbose=False)
         self.channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
         axes = tuple(self.model.mirroring or ()) if mirroring else ()
         self._flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
@@ -81,7 +84,6 @@ class OnnxPredictor:
         self._engines: list[Engine] = [
             open_engine(engine, folder / name, shape, threads) for name in self.model.networks
         ]
-        self._preprocessor = self._configuration.preprocessor_class(verbose=False)
 
     @property
     def file_ending(self) -> str:

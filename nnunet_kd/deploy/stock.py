@@ -6,15 +6,17 @@ import io
 import json
 import re
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_kd.deploy.archive import check_model, extract, models_in
 from nnunet_kd.deploy.trained import TrainedModel, provenance
+from nnunet_kd.reading import read_json
 from nnunet_kd.settings import BLOCK
-from nnunet_kd.writing import DiskFullError, flush_folder, is_full, replacing, scratch_folder
+from nnunet_kd.writing import flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
 
@@ -53,7 +55,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
     for fold in model.weights:
         try:
             model.network(fold, trainer=STOCK)
-        except RuntimeError as error:
+        except ValueError as error:
             raise ValueError(f"{STOCK} builds another network from these plans than {model.trainer}") from error
 
     plans = {key: value for key, value in model.experiment.plans.items() if key != BLOCK}
@@ -68,7 +70,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
         ):
             archive.writestr(f"{folder}/{entry}", json.dumps(content, indent=1))
         if fingerprint.is_file():
-            archive.write(fingerprint, f"{folder}/{fingerprint.name}")
+            archive.writestr(f"{folder}/{fingerprint.name}", json.dumps(read_json(fingerprint), indent=1))
         for fold in model.weights:
             archive.writestr(f"{folder}/fold_{fold}/checkpoint_final.pth", _checkpoint(model, fold, plans))
     return folder
@@ -94,59 +96,43 @@ def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def install_stock(path: Path, results: Path) -> list[str]:
+def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
     """Unpack a model that was exported, by this package or by nnU-Net, into ``nnUNet_results``.
 
-    Other than nnU-Net's command it replaces nothing, and leaves nothing behind where it fails.
+    Other than nnU-Net's command it replaces nothing, leaves nothing behind where it fails, and refuses what stock
+    nnU-Net would run: checkpoints that hold more than weights and numbers, networks of other packages.
 
     Args:
         path: The zip file.
         results: ``nnUNet_results``.
+        trust: Install it whatever nnU-Net would run.
 
     Returns:
         Folders of the models, relative to ``results``.
 
     Raises:
         FileExistsError: Where a model of that name is there.
-        ValueError: For a file that is no such zip file, is damaged, or would write outside its folders.
+        ValueError: For a file that is no such zip file, is damaged, would write outside its folders, or could run code.
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise ValueError(f"{path} is no zip file, or damaged") from error
     with archive:
-        models = _models(archive, path)
+        models = models_in(archive, path)
         for model in models:
             if (results / model).exists():
                 raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
         with scratch_folder(results / models[0].replace("/", "_")) as unpacked:
-            try:
-                archive.extractall(unpacked)
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
-                if is_full(error, results):
-                    raise DiskFullError(f"cannot write {results / models[0]}: the disk is full") from error
-                raise ValueError(f"{path} is damaged: {error}") from error
+            extract(archive, path, unpacked)
+            if not trust:
+                try:
+                    for model in models:
+                        check_model(unpacked / model)
+                except (ValueError, FileNotFoundError) as error:
+                    raise ValueError(str(error).replace(str(unpacked), str(path))) from error
             flush_folder(unpacked)
             for model in models:
                 (results / model).parent.mkdir(exist_ok=True)
                 (unpacked / model).rename(results / model)
-    return models
-
-
-def _models(archive: zipfile.ZipFile, path: Path) -> list[str]:
-    """Folders of the models in an archive, every entry of which lies in one."""
-    models = []
-    for entry in archive.infolist():
-        parts = PurePosixPath(entry.filename).parts
-        link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-        if "\\" in entry.filename or ".." in parts or PurePosixPath(entry.filename).is_absolute() or link:
-            raise ValueError(f"{path} would write outside nnUNet_results: {entry.filename!r}")
-        if len(parts) < 2 or re.fullmatch(r"Dataset\d{3}_.+", parts[0]) is None or parts[1].count("__") != 2:
-            if not entry.is_dir():
-                raise ValueError(f"{path} is no exported model: it holds {entry.filename!r}")
-            continue
-        models.append(f"{parts[0]}/{parts[1]}")
-    models = list(dict.fromkeys(models))
-    if not models:
-        raise ValueError(f"{path} is no exported model: it is empty")
     return models

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_kd.reading import read_dataset_json, read_json, read_plans
 from nnunet_kd.settings import read_settings, recorded_leakage
-from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.architecture import check_networks, load_network
+from nnunet_kd.teachers.checkpoint import TRUST_MODEL, mirroring_axes, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
 from nnunet_kd.teachers.soft_labels import file_digest
 
@@ -32,6 +35,7 @@ class TrainedModel:
         checkpoints: Fold -> file.
         weights: Fold -> ``network_weights``, the plain student's.
         mirroring: Axes the training mirrored along, for test-time augmentation; ``None``: none.
+        trust: Its network may be any that can be imported, and of any size.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class TrainedModel:
     checkpoints: Mapping[str, Path]
     weights: Mapping[str, Mapping[str, torch.Tensor]]
     mirroring: tuple[int, ...] | None
+    trust: bool = False
 
     @property
     def dataset(self) -> str:
@@ -49,8 +54,8 @@ class TrainedModel:
     @property
     def architecture(self) -> str:
         """Class of the network, with its module."""
-        configurations = self.experiment.plans["configurations"]
-        return str(configurations[self.experiment.configuration]["architecture"]["network_class_name"])
+        plans = PlansManager(self.experiment.plans)
+        return str(plans.get_configuration(self.experiment.configuration).network_arch_class_name)
 
     def network(self, fold: str, trainer: str | None = None) -> nn.Module:
         """The network of a fold, in evaluation mode, without deep supervision.
@@ -58,31 +63,39 @@ class TrainedModel:
         Args:
             fold: One of ``weights``.
             trainer: Trainer class that builds it, if not its own.
+
+        Raises:
+            ValueError: Where it builds another, or none.
         """
-        network = build_network(trainer or self.trainer, self.experiment)
-        network.load_state_dict(self.weights[fold])
+        build = partial(build_network, trainer or self.trainer, self.experiment)
+        network = load_network(build, self.weights[fold], self.checkpoints[fold], self.trust)
         return network.eval().requires_grad_(False)
 
 
-def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = "checkpoint_final.pth") -> TrainedModel:
+def read_trained(
+    folder: Path, folds: Sequence[str], checkpoint: str = "checkpoint_final.pth", trust: bool = False
+) -> TrainedModel:
     """Read and check what a training has left.
 
     Args:
         folder: The results folder.
         folds: Numbers, or ``"all"``.
         checkpoint: File name in each fold's folder.
+        trust: Unpickle whatever the checkpoints hold and build whatever the plans name. That runs code in them.
 
     Raises:
         FileNotFoundError: Where folder, fold or checkpoint are missing.
-        ValueError: For a checkpoint that cannot be read or does not belong to the plans beside it.
+        ValueError: For a checkpoint that cannot be read, does not belong to the plans beside it, or could run code.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no trained model in {folder}")
-    plans, dataset_json = (_read_json(folder / name) for name in ("plans.json", "dataset.json"))
-    for name in (plans.get("dataset_name", ""), folder.name, *folds):
+    plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    for name in (plans["dataset_name"], folder.name, *folds):
         if not name or Path(name).name != name:
             raise ValueError(f"{name!r} in {folder} is no name of a folder")
     experiment = Experiment(plans, folder.name.split("__")[-1], dataset_json)
+    if not trust:
+        check_networks(plans, folder / "plans.json", TRUST_MODEL, experiment.configuration)
     files: dict[str, Path] = {}
     weights: dict[str, Any] = {}
     mirroring: tuple[int, ...] | None = None
@@ -92,19 +105,15 @@ def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = "checkpoi
         if not path.is_file():
             have = ", ".join(sorted(str(entry.relative_to(folder)) for entry in folder.glob("fold_*/*.pth")))
             raise FileNotFoundError(f"there is no {path}, only {have or 'no checkpoint at all'}")
-        content = read_checkpoint(path)
-        axes = content.get("inference_allowed_mirroring_axes")
-        if files and (content["trainer_name"] != trainer or mirroring != (None if axes is None else tuple(axes))):
+        content = read_checkpoint(path, trust, TRUST_MODEL)
+        axes = mirroring_axes(content, path)
+        if files and (content["trainer_name"] != trainer or mirroring != axes):
             raise ValueError(f"{path} was trained by another trainer or with other mirroring than fold {folds[0]}")
-        trainer, mirroring = content["trainer_name"], None if axes is None else tuple(axes)
+        trainer, mirroring = content["trainer_name"], axes
         files[str(fold)], weights[str(fold)] = path, content["network_weights"]
-    model = TrainedModel(folder, experiment, trainer, files, weights, mirroring)
+    model = TrainedModel(folder, experiment, trainer, files, weights, mirroring, trust)
     for fold in files:
-        try:
-            network = model.network(fold)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {files[fold]} do not belong to the plans.json beside them") from error
-        for name, tensor in network.state_dict().items():
+        for name, tensor in model.network(fold).state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"the weights in {files[fold]} are not finite: {name}")
     return model
@@ -162,17 +171,12 @@ def _validation(fold: Path) -> dict[str, Any] | None:
     path = fold / "validation" / "summary.json"
     if not path.is_file():
         return None
-    summary = _read_json(path)
-    return {
-        "mean Dice": summary["foreground_mean"]["Dice"],
-        "Dice": {label: scores["Dice"] for label, scores in summary["mean"].items()},
-        "cases": len(summary["metric_per_case"]),
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}") from error
-    return content
+        return {
+            "mean Dice": summary["foreground_mean"]["Dice"],
+            "Dice": {label: scores["Dice"] for label, scores in summary["mean"].items()},
+            "cases": len(summary["metric_per_case"]),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no summary of nnU-Net") from error

@@ -19,23 +19,37 @@ from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.study import TEACHER, Run, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.planning import stage_widths
+from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import read_settings, recorded_leakage
-from nnunet_kd.teachers.checkpoint import read_checkpoint
-from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer
+from nnunet_kd.teachers.architecture import check_networks
+from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
+from nnunet_kd.teachers.nnunet import Experiment, check_weights, find_teachers, find_trainer
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers: int) -> list[str]:
+def compare_methods(
+    study: Study, runs: Sequence[Run], tolerance: float, workers: int, trust: bool = False
+) -> list[str]:
     """All of it; returns a sentence a training that failed.
 
+    Args:
+        study: What is compared.
+        runs: Its trainings.
+        tolerance: Of the NSD, in mm.
+        workers: Processes of the evaluation.
+        trust: Results that are there already may hold code.
+
     Raises:
-        ValueError: For settings or teachers that do not fit, before anything is trained.
+        ValueError: For settings or teachers that do not fit, or results that could run code, before anything is
+            trained.
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
     """
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
+    if not trust:
+        _check_results(study, runs)
     study.write_plans(runs)
     study.write_splits()
     failed = _train(study, runs)
@@ -59,7 +73,7 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
         teacher=TEACHER if teachers else None,
         costs=costs,
         seeds=seeds,
-        curves=_curves(study, done),
+        curves=_curves(study, done, trust),
         pictures=_pictures(study, done, rows, baseline),
     )
     written = [*write_rows(report.rows, study.out), *write_report(report, study.out)]
@@ -68,11 +82,20 @@ def compare_methods(study: Study, runs: Sequence[Run], tolerance: float, workers
     return failed
 
 
+def _check_results(study: Study, runs: Sequence[Run]) -> None:
+    """Results that are there already: stock nnU-Net predicts with them, and runs what they hold."""
+    for run in runs:
+        if study.is_trained(run):
+            path = study.folder_of(run) / "plans.json"
+            check_networks(read_plans(path), path, TRUST_MODEL, study.configuration)
+            read_checkpoint(path.parent / f"fold_{run.fold}" / "checkpoint_final.pth", remedy=TRUST_MODEL)
+
+
 def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
     """What the results say of teachers that have seen validation cases, once each."""
     notes = []
     for run in runs:
-        plans = json.loads((study.folder_of(run) / "plans.json").read_text())
+        plans = read_plans(study.folder_of(run) / "plans.json")
         notes.append(recorded_leakage(plans).get(str(run.fold)))
     return list(dict.fromkeys(note for note in notes if note is not None))
 
@@ -117,13 +140,18 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
 
 
 def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, Path]:
-    """Fold -> results folder of its teacher; empty where several teach together, or another fold does."""
+    """Fold -> results folder of its teacher; empty where several teach together, or another fold does.
+
+    A teacher that cannot be loaded, or is not trusted, is none where no method needs one.
+    """
     settings = read_settings(study.plans).teachers
     found = {}
     for fold in sorted({run.fold for run in runs}):
         student = Experiment(study.plans, study.configuration, study.dataset_json)
         try:
             files = find_teachers(settings, student, fold)
+            for teacher in files:  # which stock commands will run
+                check_weights(teacher)
         except (FileNotFoundError, ValueError):
             if needed:
                 raise
@@ -231,7 +259,7 @@ def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, Path]) ->
         if run.fold == fold:
             models.setdefault(run.method, study.folder_of(run))
     path = study.out / "costs.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_json(path) if path.is_file() else {}
     if any(name not in known or known[name]["folder"] != str(folder) for name, folder in models.items()):
         known = {}
         for name, folder in models.items():
@@ -245,13 +273,13 @@ def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, Path]) ->
     return costs
 
 
-def _curves(study: Study, runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[str, list[float]]]:
     """Logged terms of one run a method: the first fold and seed."""
     curves: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         if run.method in curves:
             continue
-        checkpoint = read_checkpoint(study.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth", trust=False)
+        checkpoint = read_checkpoint(study.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth", trust)
         logged = checkpoint["logging"]
         known = {"ema_fg_dice", "dice_per_class_or_region", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"}
         curves[run.method] = {name: [float(v) for v in values] for name, values in logged.items() if name not in known}

@@ -119,6 +119,9 @@ def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: st
         if not found[name]:
             raise ValueError(f"no file in {folder} ends in {file_ending}")
     cases = found.pop("the reference")
+    for case in cases:
+        if any("\ud800" <= letter <= "\udfff" for letter in case):
+            raise ValueError(f"case {case!r} in {reference} has a name that is not in UTF-8")
     for name, own in found.items():
         for missing, has, lacks in (
             (cases - own, reference, predictions[name]),
@@ -221,22 +224,30 @@ def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[A
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["method", "case", "structure", *METRICS])
+    """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent.
+
+    Names are written as they are, quoted where they need it: both are for programs. A spreadsheet takes a name that
+    begins with =, +, - or @ for a formula.
+    """
+    lines = [_line(["method", "case", "structure", *METRICS])]
     for row in rows:
-        writer.writerow(
-            [row.method, row.case, row.structure, *("" if math.isnan(v) else v for v in row.values.values())]
-        )
+        numbers = ("" if math.isnan(value) else value for value in row.values.values())
+        lines.append(_line([row.method, row.case, row.structure, *numbers]))
     records = [
         {"method": row.method, "case": row.case, "structure": row.structure, **_without_nan(row.values)} for row in rows
     ]
     written = []
-    for name, content in (("metrics.csv", table.getvalue()), ("metrics.json", json.dumps(records, indent=1))):
+    for name, content in (("metrics.csv", "".join(lines)), ("metrics.json", json.dumps(records, indent=1))):
         write_whole(folder / name, content)
         written.append(folder / name)
     return written
+
+
+def _line(cells: Sequence[str | float]) -> str:
+    """Of a CSV file; quoted where the cells hold a comma, a quote or any end of a line."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # only with both does it quote a lone \r
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:

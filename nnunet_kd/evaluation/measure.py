@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunet_kd.evaluation.cost import Cost, configuration_cost
 from nnunet_kd.processes import end_with_parent
+from nnunet_kd.reading import read_dataset_json, read_plans
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def measure(model_folder: Path, fold: int | str, images: Path, device: str, case
 
 
 def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cases: int) -> Measured:
-    plans = json.loads((model_folder / "plans.json").read_text())
-    dataset_json = json.loads((model_folder / "dataset.json").read_text())
+    plans = read_plans(model_folder / "plans.json")
+    dataset_json = read_dataset_json(model_folder / "dataset.json")
     configuration = model_folder.name.split("__")[-1]
     network = configuration_cost(plans, configuration, dataset_json)
     files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_kd.evaluation.text import in_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -42,7 +44,7 @@ def draw_comparison(
     figure = Figure(figsize=(2.4 * len(titles), 2.6 * len(rows)))
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(in_figure(title), fontsize=10)
     for row, (case, (image, segmentations)) in zip(axes, rows.items(), strict=True):
         low, high = np.percentile(image, (1, 99.5))
         for axis, title in zip(row, titles, strict=True):
@@ -53,8 +55,8 @@ def draw_comparison(
                     axis.contour(drawn, levels=[0.5], colors=[colours[value - 1]], linewidths=1.3)
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(case, fontsize=8)
-    handles = [Line2D([], [], color=colours[value - 1], label=name) for value, name in label_names.items()]
+        row[0].set_ylabel(in_figure(case), fontsize=8)
+    handles = [Line2D([], [], color=colours[value - 1], label=in_figure(name)) for value, name in label_names.items()]
     figure.legend(handles=handles, loc="lower center", ncol=len(handles), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
     return figure
@@ -99,7 +101,7 @@ def draw_disagreement(
         drawn = {caption: np.zeros_like(reference), "reference": reference, **segmentations}
         for axis, (title, labels) in zip(axes[2 * number], drawn.items(), strict=True):
             axis.imshow(image, **grey)
-            axis.set_title(title, fontsize=8, loc="left")
+            axis.set_title(in_figure(title), fontsize=8, loc="left")
             for name, values in structures.items():
                 if np.isin(labels, values).any():
                     axis.contour(np.isin(labels, values), levels=[0.5], colors=[colours[name]], linewidths=1.2)
@@ -109,7 +111,7 @@ def draw_disagreement(
             shown = np.ma.masked_equal(wrong, 0)
             palette = ListedColormap(list(kinds.values()))
             axis.imshow(shown, cmap=palette, vmin=1, vmax=3, aspect=aspect, interpolation="nearest")
-    handles: list[Artist] = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles: list[Artist] = [Line2D([], [], color=colour, label=in_figure(name)) for name, colour in colours.items()]
     handles += [Patch(color=colour, label=name) for name, colour in kinds.items()]
     figure.legend(handles=handles, loc="lower center", ncol=min(len(handles), 6), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))

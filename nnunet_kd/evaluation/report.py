@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from nnunet_kd.evaluation.summary import (
     metric_table,
     tests_note,
 )
+from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -70,18 +70,17 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """``report.html`` and ``report.md``; each is complete or absent."""
+    """``report.html`` and ``report.md``; each is complete or absent. Names are text in both, whatever they hold."""
     sections = _sections(report)
-    markdown = [f"# {report.title}", *(f"**{warning}**" for warning in report.warnings)]
-    markdown.append("\n".join(f"- {name}: {text}" for name, text in report.facts.items()))
-    page = [f"<h1>{html.escape(report.title)}</h1>"]
-    page += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report.warnings]
-    page.append(
-        "<ul>" + "".join(f"<li>{html.escape(n)}: {html.escape(t)}</li>" for n, t in report.facts.items()) + "</ul>"
-    )
+    markdown = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in report.warnings)]
+    facts = [f"{name}: {text}" for name, text in report.facts.items()]
+    markdown.append("\n".join(f"- {in_markdown(fact)}" for fact in facts))
+    page = [f"<h1>{in_html(report.title)}</h1>"]
+    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in report.warnings]
+    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in facts) + "</ul>")
     for title, note, tables in sections:
-        markdown += [f"## {title}", *([note] if note else []), *(table.markdown() for table in tables)]
-        page += [f"<h2>{html.escape(title)}</h2>", f"<p>{html.escape(note)}</p>" if note else ""]
+        markdown += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]
+        page += [f"<h2>{in_html(title)}</h2>", f"<p>{in_html(note)}</p>" if note else ""]
         page += [f'<div class="scroll">{table.html()}</div>' for table in tables]
     figures = {**report.pictures}
     if report.costs:
@@ -89,8 +88,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     if report.curves:
         figures["Loss terms, unweighted, mean of an epoch"] = draw_curves(report.curves)
     for caption, figure in figures.items():
-        page += [f"<h2>{html.escape(caption)}</h2>", _image(figure, caption)]
-    head = f'<meta charset="utf-8"><title>{html.escape(report.title)}</title><style>{_STYLE}</style>'
+        page += [f"<h2>{in_html(caption)}</h2>", _image(figure, caption)]
+    head = f'<meta charset="utf-8"><title>{in_html(report.title)}</title><style>{_STYLE}</style>'
     body = "\n".join(page)
     document = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
     write_whole(folder / "report.html", document)
@@ -166,7 +165,9 @@ def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) ->
         for number, method in enumerate(costs):
             dice = 100 * float(np.nanmean(scores.of(method)))
             colour = f"C{number % 10}"
-            axes.scatter(quantity[method], dice, s=50, color=colour, label=f"{method} ({dice:.1f})", zorder=3)
+            axes.scatter(
+                quantity[method], dice, s=50, color=colour, label=f"{in_figure(method)} ({dice:.1f})", zorder=3
+            )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.xaxis.set_minor_formatter(EngFormatter())
@@ -193,8 +194,10 @@ def draw_curves(curves: Curves) -> Figure:
         for number, (method, logged) in enumerate(curves.items()):
             if name in logged:
                 epochs = range(1, len(logged[name]) + 1)
-                axes.plot(epochs, logged[name], color=f"C{number % 10}", label=method, marker=".", markersize=4)
-        axes.set_title(name, fontsize=10)
+                axes.plot(
+                    epochs, logged[name], color=f"C{number % 10}", label=in_figure(method), marker=".", markersize=4
+                )
+        axes.set_title(in_figure(name), fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, alpha=0.3)
@@ -209,4 +212,4 @@ def _image(figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     content = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{content}">'
+    return f'<img alt="{in_html(caption)}" src="data:image/png;base64,{content}">'

@@ -16,6 +16,7 @@ from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.integrity import check_whole
+from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.writing import not_written, write_whole
 
@@ -108,7 +109,7 @@ class Study:
         self.out = out
         self.device = device
         self.commands = Commands(out / "logs")
-        self.dataset_json: dict[str, Any] = json.loads((self.preprocessed / "dataset.json").read_text())
+        self.dataset_json: dict[str, Any] = read_dataset_json(self.preprocessed / "dataset.json")
 
     # ---- plans
 
@@ -140,7 +141,7 @@ class Study:
         wanted = {run.plans: self.plans_of(run) for run in runs if run.plans != self.plans["plans_name"]}
         for name, plans in wanted.items():
             path = self.preprocessed / f"{name}.json"
-            if path.is_file() and json.loads(path.read_text()) != plans:
+            if path.is_file() and read_json(path) != plans:
                 raise FileExistsError(
                     f"{path} is there with other settings, of an earlier study perhaps: remove it with the results "
                     f"that belong to it, or give -p another name"
@@ -173,7 +174,7 @@ class Study:
     def _splits(self) -> Any:
         path = self.preprocessed / "splits_final.json"
         try:
-            return json.loads(path.read_text())
+            return read_splits(path)
         except ValueError as error:
             raise ValueError(
                 f"cannot read {path}, which a killed training has left perhaps: remove it, and nnU-Net's folds are "

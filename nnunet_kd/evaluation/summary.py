@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from nnunet_kd.evaluation.statistics import (
     mean_interval,
     paired_tests,
 )
+from nnunet_kd.evaluation.text import in_html, in_markdown
 
 ALL = "mean"  # of the structures of a case
 
@@ -112,14 +112,14 @@ def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[s
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, for Markdown and HTML."""
+    """Cells as text, for Markdown and HTML, in both of which they stay text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
         """Columns aligned."""
-        lines = [list(self.header), *(list(row) for row in self.rows)]
+        lines = [[in_markdown(cell) for cell in line] for line in (self.header, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
 
         def joined(cells: Sequence[str]) -> str:
@@ -129,10 +129,10 @@ class Table:
         return "\n".join([joined(lines[0]), rule, *map(joined, lines[1:])])
 
     def html(self) -> str:
-        """A table element; text is escaped."""
+        """A table element."""
 
         def row(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(row(cells, "td") for cells in self.rows)
         return f"<table><thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
@@ -170,7 +170,7 @@ def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None
     parts = [MEANS.format(cases=len(scores.cases))]
     parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
     if len(scores.methods) > 1:
-        parts += [tests_note(baseline, teacher), comparison_table(scores, baseline, teacher).markdown()]
+        parts += [in_markdown(tests_note(baseline, teacher)), comparison_table(scores, baseline, teacher).markdown()]
     return "\n\n".join(parts)
 
 

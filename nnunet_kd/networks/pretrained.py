@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nnunet_kd.reading import check_stored
 
 RANDOM = "random"
 IMAGENET = "imagenet"
@@ -84,9 +85,10 @@ def read_weights(weights: str | Path, published: Any, network: str) -> dict[str,
         return downloaded
     if not Path(weights).is_file():
         raise FileNotFoundError(f"there are no weights of {network} in {weights}")
+    check_stored(Path(weights))
     try:
         given = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises anything
         raise ValueError(f"cannot read {weights}: it is damaged, or holds more than weights") from error
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise ValueError(f"{weights} does not hold torchvision's weights of {network}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from nnunet_kd.reading import read_dataset_json, read_json, read_plans
 from nnunet_kd.settings import TeacherSettings, recorded_leakage
-from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.architecture import check_networks, load_network, plans_errors
+from nnunet_kd.teachers.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, has_encoder_stages
 
 
@@ -59,7 +60,7 @@ def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold
 
     Raises:
         FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
-        ValueError: Where a teacher does not fit, or its plans cannot be read.
+        ValueError: Where a teacher does not fit, or its plans cannot be read, or could run code and are not trusted.
     """
     return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
 
@@ -89,8 +90,11 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
             f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}. "
             f"Finish its training: {command} --c"
         )
-    teacher = Experiment(_read_json(folder / "plans.json"), configuration, _read_json(folder / "dataset.json"))
-    check_teacher(teacher, student)
+    path, whose = folder / "plans.json", "the teacher's "
+    teacher = Experiment(read_plans(path, whose), configuration, read_dataset_json(folder / "dataset.json", whose))
+    if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
+        check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
+    check_teacher(teacher, student, path)
     note = _second_hand_leakage(teacher, student, fold)
     return TeacherFiles(teacher, checkpoint, _had_deep_supervision(fold_folder), settings.trust_checkpoint, note)
 
@@ -113,7 +117,9 @@ def _second_hand_leakage(teacher: Experiment, student: Experiment, fold: int | s
 def _had_deep_supervision(fold_folder: Path) -> bool:
     """What nnU-Net wrote down when the training began; its default where the file is gone."""
     notes = fold_folder / "debug.json"
-    return not notes.is_file() or str(_read_json(notes).get("enable_deep_supervision", True)) != "False"
+    return (
+        not notes.is_file() or str(read_json(notes, "the teacher's ").get("enable_deep_supervision", True)) != "False"
+    )
 
 
 def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]:
@@ -138,13 +144,26 @@ def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
     )
 
 
-def check_teacher(teacher: Experiment, student: Experiment) -> None:
+def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
     """Refuse a teacher that was trained on other inputs or for other outputs than the student.
+
+    Args:
+        teacher: The teacher's.
+        student: The student's.
+        path: Where the teacher's plans were read, for messages.
 
     Raises:
         ValueError: One sentence saying what differs.
     """
-    theirs, ours = _facts(teacher, "teacher"), _facts(student, "student")
+    for experiment, whose in ((teacher, "teacher"), (student, "student")):
+        if experiment.configuration not in experiment.plans["configurations"]:
+            raise ValueError(
+                f"the {whose}'s plans {experiment.plans.get('plans_name')} have no configuration "
+                f"{experiment.configuration}, only {', '.join(experiment.plans['configurations'])}"
+            )
+    with plans_errors(path):
+        theirs = _facts(teacher)
+    ours = _facts(student)
     for fact, mine in ours.items():
         if not _agree(theirs[fact], mine):
             raise ValueError(
@@ -152,13 +171,8 @@ def check_teacher(teacher: Experiment, student: Experiment) -> None:
             )
 
 
-def _facts(experiment: Experiment, whose: str) -> dict[str, Any]:
+def _facts(experiment: Experiment) -> dict[str, Any]:
     plans, dataset = experiment.plans, experiment.dataset_json
-    if experiment.configuration not in plans["configurations"]:
-        raise ValueError(
-            f"the {whose}'s plans {plans.get('plans_name')} have no configuration {experiment.configuration}, "
-            f"only {', '.join(plans['configurations'])}"
-        )
     configuration = PlansManager(plans).get_configuration(experiment.configuration).configuration
     channels = list(dataset.get("channel_names", dataset.get("modality", {})).values())
     schemes = configuration["normalization_schemes"]
@@ -194,16 +208,6 @@ def _agree(a: Any, b: Any) -> bool:
 def _source_plans(plans: dict[str, Any]) -> str:
     student = plans.get("nnunet_kd", {}).get("student", {})
     return str(student.get("source_plans") or plans["plans_name"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the teacher's {path}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"the teacher's {path} is no JSON object")
-    return content
 
 
 class Teacher(nn.Module):
@@ -287,12 +291,22 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
     return Teacher(network, features, logits, logits and files.deep_supervision)
 
 
+def check_weights(files: TeacherFiles) -> None:
+    """Read and build a teacher once: before a stock command does, which unpickles and builds whatever is there.
+
+    Raises:
+        ValueError: As :func:`load_teacher`.
+    """
+    _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
+
+
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
-    network = build_network(checkpoint["trainer_name"], files.experiment)
-    try:
-        network.load_state_dict(checkpoint["network_weights"])
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {files.checkpoint} do not belong to the plans.json beside them") from error
+    network = load_network(
+        lambda: build_network(checkpoint["trainer_name"], files.experiment),
+        checkpoint["network_weights"],
+        files.checkpoint,
+        files.trust_checkpoint,
+    )
     for name, weight in network.state_dict().items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"the teacher's weights are not finite: {name} in {files.checkpoint}")
@@ -328,7 +342,7 @@ def case_predictor(
             None,
             experiment.dataset_json,
             checkpoint["trainer_name"],
-            checkpoint.get("inference_allowed_mirroring_axes"),
+            mirroring_axes(checkpoint, files.checkpoint),
         )
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -347,8 +361,8 @@ def find_trainer(name: str) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return recursive_find_trainer_class_by_name(name)
-    except RuntimeError:
-        raise ValueError(f"nnU-Net finds no trainer {name}") from None
+    except (RuntimeError, AssertionError, TypeError):  # the latter where the name is of something else
+        raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
 
 
 def build_network(trainer_name: str, experiment: Experiment) -> nn.Module:

@@ -6,7 +6,6 @@ Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` pack
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+
+from nnunet_kd.reading import check_stored
 
 PROMPTS = ("box", "points")
 
@@ -67,10 +68,11 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
         raise ValueError(f"segment_anything has no model {model_type!r}, only {', '.join(sorted(sam_model_registry))}")
     if not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    check_stored(checkpoint)
     try:
         # Only files of PyTorch 1.6 and later can be mapped; older ones are read.
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle raises anything
         raise ValueError(f"cannot read {checkpoint}: it is damaged, or holds more than weights") from error
     sam = sam_model_registry[model_type](checkpoint=None)
     try:

@@ -24,6 +24,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_kd.reading import read_json
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.writing import replacing, write_whole
 
@@ -57,7 +58,7 @@ class SoftLabelStore:
         """
         path = self.folder / "manifest.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.folder} is no folder of {self.content}: cannot read {path.name}") from error
         return content
@@ -148,7 +149,7 @@ class SoftLabelStore:
         if not path.is_file():
             return "is missing"
         try:
-            known = json.loads(record.read_text())
+            known = read_json(record)
             if path.stat().st_size != known["bytes"] or (thorough and file_digest(path) != known["sha256"]):
                 return "is damaged"
             if (

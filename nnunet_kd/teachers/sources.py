@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import read_settings
-from nnunet_kd.teachers.nnunet import case_predictor, find_teachers
+from nnunet_kd.teachers.nnunet import case_predictor, check_weights, find_teachers
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
 from nnunet_kd.teachers.sam_embeddings import STEP, Colours, SamEmbedder, SlicePatches
@@ -92,7 +92,7 @@ class NnUNetSource:
 
     Raises:
         FileNotFoundError: Where a teacher is missing, with the command that makes it.
-        ValueError: Where one does not fit, or a case is a validation case of no fold.
+        ValueError: Where one does not fit or cannot be loaded, or a case is a validation case of no fold.
         NotImplementedError: For several teachers, or a cascade's second stage.
     """
 
@@ -113,6 +113,8 @@ class NnUNetSource:
         self._teachers = {
             one: find_teachers([replace(settings[0], folds=[one])], cases.experiment, one)[0] for one in folds
         }
+        for files in self._teachers.values():  # before the store is begun
+            check_weights(files)
         self._loaded: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
         self.description: dict[str, Any] = {
             "kind": "nnunet",
@@ -204,7 +206,7 @@ def _folds(splits: Path, cases: Sequence[str], fold: int | None) -> dict[str, in
         return dict.fromkeys(cases, fold)
     if not splits.is_file():
         raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training makes: no fold is known")
-    found = {case: number for number, split in enumerate(json.loads(splits.read_text())) for case in split["val"]}
+    found = {case: number for number, split in enumerate(read_splits(splits)) for case in split["val"]}
     for case in cases:
         if case not in found:
             raise ValueError(f"case {case} is a validation case of no fold in {splits}: give a fold with -f")

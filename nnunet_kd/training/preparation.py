@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import student_plans
+from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import BLOCK, Plans, Settings, StudentSettings, TrainingSettings, read_section, read_settings
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
@@ -196,7 +196,7 @@ def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:
     """Of a fold, where nnU-Net has split the data set already; else all preprocessed cases."""
     splits = cases.folder / "splits_final.json"
     if fold != "all" and splits.is_file():
-        folds = json.loads(splits.read_text())
+        folds = read_splits(splits)
         if int(fold) < len(folds):
             return list(folds[int(fold)]["train"])
     return cases.identifiers

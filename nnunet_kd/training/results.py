@@ -12,6 +12,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import stage_widths
+from nnunet_kd.reading import read_plans
 from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 
@@ -47,7 +48,7 @@ def check_results(folder: Path, student: Experiment) -> None:
     if not plans.is_file() or not any(path for name in CHECKPOINTS for path in folder.glob(f"fold_*/{name}")):
         return
     try:
-        before = _network(json.loads(plans.read_text()), student.configuration)
+        before = _network(read_plans(plans), student.configuration)
     except (ValueError, KeyError):  # torn by a kill; nnU-Net writes it again
         return
     now = _network(student.plans, student.configuration)
@@ -65,12 +66,7 @@ def noted_leakage(folder: Path) -> dict[str, str]:
         ValueError: Where they cannot be read: nnU-Net does not write them atomically.
     """
     plans = folder / "plans.json"
-    if not plans.is_file():
-        return {}
-    try:
-        return recorded_leakage(json.loads(plans.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{plans} was damaged, by a kill perhaps") from error
+    return recorded_leakage(read_plans(plans)) if plans.is_file() else {}
 
 
 def _network(plans: dict[str, Any], configuration: str) -> Any:

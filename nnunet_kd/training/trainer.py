@@ -7,7 +7,6 @@ modules beside this one.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import NETWORKS
+from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import BLOCK, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
@@ -223,13 +223,15 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's."""
-        try:
-            split: tuple[list[str], list[str]] = super().do_split()
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{Path(self.preprocessed_dataset_folder_base) / 'splits_final.json'} is damaged ({error}): if it is "
-                "not your own, remove it, nnU-Net makes the same again"
-            ) from None
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and splits.is_file():
+            try:
+                read_splits(splits)
+            except ValueError as error:  # nnU-Net was killed when it wrote them
+                raise ValueError(
+                    f"{error}. If they are not your own, remove them: nnU-Net makes the same again"
+                ) from None
+        split: tuple[list[str], list[str]] = super().do_split()
         return split
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:

@@ -193,6 +193,12 @@ def test_missing_and_altered_files_are_named(copy):
         ({"networks": ["../evil.onnx"]}, r"does not list \.\./evil\.onnx"),
         ({"format": 2}, "is of format 2, this nnunet_kd reads 1"),
         ({"files": None}, "is damaged"),
+        ({"patch_size": [10**9, 10**9, 10**9]}, "is damaged: patch_size is"),
+        ({"patch_size": [-4, 4, 4]}, "is damaged: patch_size is"),
+        ({"patch_size": "large"}, "is damaged: patch_size is"),
+        ({"mirroring": [0, 7]}, "is damaged: mirroring is"),
+        ({"mirroring": [0] * 40}, "an axis is mirrored twice"),
+        ({"networks": []}, "there is no network"),
     ):
         (copy / "model.json").write_text(json.dumps({**description, **change}))
         with pytest.raises(ValueError, match=message):
@@ -203,6 +209,30 @@ def test_missing_and_altered_files_are_named(copy):
     (copy / "model.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no model in .* Make one: nnunet_kd export onnx"):
         read_model(copy)
+
+
+def test_plans_beside_a_model_build_nothing(copy, tmp_path):
+    """The networks are ONNX: what the plans would have nnU-Net build is not looked at."""
+    from nnunet_kd.deploy.folder import write_description
+
+    description, plans, _ = read_model(copy)
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            configuration["architecture"]["network_class_name"] = "subprocess.Popen"
+            configuration["architecture"]["arch_kwargs"] |= {
+                "nonlin": "os.mkdir",
+                "args": ["mkdir", str(tmp_path / "x")],
+            }
+    (copy / "plans.json").write_text(json.dumps(plans))
+    write_description(copy, description)
+    OnnxPredictor(copy, ENGINES[0], 1)
+    assert not (tmp_path / "x").exists()
+    for change in ({"preprocessor_name": "os"}, {"preprocessor_name": "NoSuchClass"}, {"inherits_from": "nothing"}):
+        plans["configurations"][description.configuration].update(change)
+        (copy / "plans.json").write_text(json.dumps(plans))
+        write_description(copy, description)
+        with pytest.raises(ValueError, match=r"plans\.json holds no plans nnU-Net can use"):
+            OnnxPredictor(copy, ENGINES[0], 1)
 
 
 def test_a_network_no_engine_can_read(copy):

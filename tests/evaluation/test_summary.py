@@ -55,5 +55,10 @@ def test_summary_has_every_method_and_no_tests_for_one():
 
 def test_table_is_markdown_and_html():
     table = Table(["method", "x"], [["a<b", "1"], ["c", "22"]])
-    assert table.markdown().splitlines() == ["| method | x  |", "|--------|----|", "| a<b    | 1  |", "| c      | 22 |"]
+    assert table.markdown().splitlines() == [
+        "| method | x  |",
+        "|--------|----|",
+        "| a&lt;b | 1  |",
+        "| c      | 22 |",
+    ]
     assert "<td>a&lt;b</td><td>1</td>" in table.html() and table.html().count("<tr>") == 3

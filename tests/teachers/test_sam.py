@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 import segment_anything
@@ -196,6 +198,18 @@ def test_code_in_a_checkpoint_does_not_run(registry, tmp_path, capsys):
     with pytest.raises(ValueError, match="holds more than weights"):
         load_sam("tiny", tmp_path / "sam.pth")
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_would_fill_the_memory(registry, tmp_path):
+    torch.save({"a": torch.zeros(2**20)}, tmp_path / "sam.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "sam.pth") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match=r"bomb\.pth: it is compressed"):
+        load_sam("tiny", tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize(

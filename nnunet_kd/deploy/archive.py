@@ -1,0 +1,121 @@
+"""What an exported zip file holds, looked at before anything of it is written or run."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import shutil
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.teachers.architecture import check_networks, load_network
+from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
+from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
+from nnunet_kd.writing import is_full
+
+MOST_FILES = 10_000
+# Bytes that come out for one that went in. Weights hardly compress; text, twentyfold.
+MOST_COMPRESSED = 100
+_LITTLE = 2**24  # bytes; below it anything may be compressed as it likes
+
+# The function nnU-Net's postprocessing.pkl names.
+_POSTPROCESSING = (
+    "nnunetv2.postprocessing.remove_connected_components remove_all_but_largest_component_from_segmentation"
+)
+_TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "UNICODE", "BINUNICODE8")
+_NOT_COUNTED = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT")
+_RUNNING = ("REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
+
+
+def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
+    """Folders of the models in an archive, every entry of which lies in one.
+
+    Raises:
+        ValueError: For entries that would be written elsewhere or are there twice, for an archive that becomes far
+            larger than it is, and for one that is no exported model.
+    """
+    entries = archive.infolist()
+    if len(entries) > MOST_FILES:
+        raise ValueError(f"{path} is no exported model: it holds {len(entries)} files")
+    models, seen = [], set()
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+        outside = ".." in parts or PurePosixPath(entry.filename).is_absolute() or link
+        if outside or re.search(r"[\\:\x00-\x1f]", entry.orig_filename):
+            raise ValueError(f"{path} would write outside nnUNet_results: {entry.orig_filename[:200]!r}")
+        if parts in seen:
+            raise ValueError(f"{path} holds {entry.filename!r} twice")
+        seen.add(parts)
+        if re.match(r"Dataset\d{3}_[^/]+/[^/]+?__[^/]+?__[^/]+/", entry.filename) and parts[1].count("__") == 2:
+            models.append(f"{parts[0]}/{parts[1]}")
+        elif not entry.filename.endswith("/"):
+            raise ValueError(f"{path} is no exported model: it holds {entry.filename[:200]!r}")
+    models = list(dict.fromkeys(models))
+    if not models:
+        raise ValueError(f"{path} is no exported model: it is empty")
+    size = sum(entry.file_size for entry in entries)
+    if size > MOST_COMPRESSED * path.stat().st_size + _LITTLE:
+        raise ValueError(f"{path} is no exported model: its files would have {size / 2**30:.1f} GiB")
+    return models
+
+
+def extract(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
+    """Unpack an archive whose entries have been checked; none becomes larger than it says.
+
+    Raises:
+        ValueError: For an archive that is damaged, or larger than the disk has room for.
+    """
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > shutil.disk_usage(folder).free:
+        raise ValueError(f"{path} needs {size / 2**30:.1f} GiB, which {folder.parent} has not left")
+    try:
+        archive.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        if is_full(error, folder):
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a model of which stock nnU-Net would run more than weights.
+
+    Raises:
+        ValueError: Naming the file.
+        FileNotFoundError: Where its plans are missing.
+    """
+    plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    experiment = Experiment(plans, folder.name.split("__")[-1], dataset_json)
+    check_networks(plans, folder / "plans.json", TRUST_MODEL, experiment.configuration)
+    for file in sorted(folder.rglob("*.pth")):
+        content = read_checkpoint(file, remedy=TRUST_MODEL)
+        try:
+            find_trainer(content["trainer_name"])
+        except ValueError:  # nnU-Net will not find it either, unless it is installed later
+            continue
+        load_network(partial(build_network, content["trainer_name"], experiment), content["network_weights"], file)
+    for file in sorted(folder.rglob("*.pkl")):
+        _check_postprocessing(file)
+
+
+def _check_postprocessing(path: Path) -> None:
+    """Whether a pickle holds nothing but plain values and nnU-Net's own function; it is not loaded."""
+    before: list[object] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            name = None
+            if opcode.name == "GLOBAL":
+                name = argument
+            elif opcode.name == "STACK_GLOBAL":
+                name = f"{before[-2]} {before[-1]}"
+            if opcode.name in _RUNNING or name not in (None, _POSTPROCESSING):
+                raise ValueError(opcode.name)
+            if opcode.name not in _NOT_COUNTED:
+                before.append(argument if opcode.name in _TEXTS else None)
+    except Exception as error:  # of a damaged one too
+        raise ValueError(
+            f"{path} holds more than nnU-Net's postprocessing, and loading it could run code. {TRUST_MODEL}"
+        ) from error

@@ -1,0 +1,175 @@
+"""Files that may come from anybody: read as they should be, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+LARGEST = 64 * 2**20  # bytes; nnU-Net's largest, the summary of thousands of cases and structures, has a few MiB
+DEEPEST = 50  # levels; plans have eight
+DIGITS = 19  # of a whole number: 64 bits
+
+
+def read_json(path: Path, what: str = "") -> dict[str, Any]:
+    """The object in a file.
+
+    Args:
+        path: The file.
+        what: Whose it is, for messages: ``"the teacher's "``.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: For a file that cannot be read, is larger or deeper than any of nnU-Net's, is not JSON in UTF-8 or
+            no object, and for numbers that are infinite or have more than 64 bits. NaN is a number: nnU-Net writes it.
+    """
+    content = _read(path, what)
+    if not isinstance(content, dict):
+        raise ValueError(f"{what}{path} is no JSON object")
+    return content
+
+
+def read_plans(path: Path, what: str = "") -> dict[str, Any]:
+    """Plans of nnU-Net: an object with ``plans_name``, ``dataset_name`` and ``configurations``.
+
+    Raises:
+        FileNotFoundError: As :func:`read_json`.
+        ValueError: As :func:`read_json`, or where one of these is missing or of another kind.
+    """
+    plans = read_json(path, what)
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, dict) or not all(isinstance(one, dict) for one in configurations.values()):
+        raise ValueError(f"{what}{path} holds no plans of nnU-Net: configurations is no object of objects")
+    for name in (plans.get("plans_name"), plans.get("dataset_name"), *configurations):
+        if not isinstance(name, str) or not name.isprintable():
+            raise ValueError(f"{what}{path} holds no plans of nnU-Net: {str(name)[:60]!r} is no name")
+    return plans
+
+
+def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
+    """nnU-Net's ``dataset.json``: an object with ``labels``, ``file_ending`` and the names of the channels.
+
+    Raises:
+        FileNotFoundError: As :func:`read_json`.
+        ValueError: As :func:`read_json`, or where one of these is missing or of another kind.
+    """
+    content = read_json(path, what)
+    for key in ("labels", "file_ending"):
+        if key not in content:
+            raise ValueError(f"{what}{path} has no {key!r}: it is no dataset.json of nnU-Net")
+    channels = content.get("channel_names", content.get("modality"))
+    if not isinstance(content["labels"], dict) or not isinstance(channels, dict | None):
+        raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: labels and channel_names are objects")
+    if not isinstance(content["file_ending"], str):
+        raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: file_ending is {content['file_ending']!r}")
+    for name, value in content["labels"].items():
+        try:
+            _ = [int(one) for one in (value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: label {name!r} is {value!r}") from error
+    return content
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """nnU-Net's ``splits_final.json``: training and validation cases of every fold.
+
+    Raises:
+        FileNotFoundError: As :func:`read_json`.
+        ValueError: As :func:`read_json`, or where it holds something else.
+    """
+    splits = _read(path, "")
+    if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
+        raise ValueError(f"{path} holds no folds of nnU-Net")
+    for fold in splits:
+        for cases in (fold.get("train"), fold.get("val")):
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise ValueError(f"{path} holds no folds of nnU-Net")
+            for case in cases:
+                if Path(case).name != case:
+                    raise ValueError(f"{path} names a case {case[:200]!r}, which is no name of a file")
+    return splits
+
+
+def check_stored(path: Path) -> None:
+    """Refuse a file of weights that is compressed: PyTorch writes none, and a few bytes could fill the memory.
+
+    Raises:
+        ValueError: For such a file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError):  # PyTorch will say so
+        return
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"cannot read {path}: it is compressed, which PyTorch's files are not")
+
+
+def _read(path: Path, what: str) -> Any:
+    name = f"{what}{path}"
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device has no end
+            raise ValueError(f"cannot read {name}: it is no file")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"cannot read {name}: there is no such file") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror}") from error
+    if len(raw) > LARGEST:
+        raise ValueError(f"cannot read {name}: it is larger than {LARGEST // 2**20} MiB")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {name}: it is not in UTF-8") from error
+    try:
+        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"cannot read {name}: it is no JSON ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {name}: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels") from error
+    if _deeper(content, DEEPEST):
+        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels")
+    return content
+
+
+def _whole(text: str) -> int:
+    if len(text.lstrip("-")) > DIGITS:
+        raise ValueError(f"it holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _constant(text: str) -> float:
+    return math.nan if text == "NaN" else _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"it holds the number {text[:20]}, which is not finite")
+
+
+def _deeper(content: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other more often, found without recursion."""
+    level = [content]
+    for _ in range(levels + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True

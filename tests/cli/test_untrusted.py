@@ -1,0 +1,174 @@
+"""Whatever command reads a model from somebody: code in its checkpoint or its plans does not run."""
+
+import json
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_kd.cli import main
+from nnunet_kd.evaluation.comparison import _find_teachers
+from nnunet_kd.evaluation.study import Study, list_runs
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer
+
+# Each reads the model in nnUNetTrainer__nnUNetPlans__3d_fullres: as a teacher, or to hand it on.
+COMMANDS = {
+    "training": None,
+    "doctor": ["doctor", "-d", "598"],
+    "soft-labels": ["soft-labels", "-d", "598", "--teacher", "-f", "0", "-device", "cpu"],
+    "compare": ["compare", "-d", "598", "-m", "NoKD", "DCD", "-o", "made", "-device", "cpu", "-np", "1"],
+    "export nnunet": ["export", "nnunet", "-d", "598", "-tr", "nnUNetTrainer", "-o", "made.zip"],
+    "export onnx": ["export", "onnx", "-d", "598", "-tr", "nnUNetTrainer", "-o", "made"],
+}
+
+
+class Malice:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def spoil_checkpoint(workspace, mark):
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "extra": Malice(mark)}, path)
+    with pytest.raises(FileExistsError):  # it does run where it may
+        mark.mkdir()
+        torch.load(path, weights_only=False)
+    mark.rmdir()
+    return "holds more than weights and numbers, and loading it could run code"
+
+
+def spoil_whole_checkpoint(workspace, mark):
+    (workspace.teacher / "fold_0" / "checkpoint_final.pth").write_bytes(pickle.dumps(Malice(mark)))
+    return "checkpoint_final.pth"
+
+
+def edit_plans(workspace, change):
+    path = workspace.teacher / "plans.json"
+    plans = json.loads(path.read_text())
+    change(plans["configurations"]["3d_fullres"])
+    path.write_text(json.dumps(plans))
+
+
+def spoil_plans(workspace, mark):
+    def change(configuration):
+        configuration["architecture"]["arch_kwargs"] |= {
+            "nonlin": "subprocess.Popen",
+            "nonlin_kwargs": {"args": ["mkdir", str(mark)]},
+        }
+
+    edit_plans(workspace, change)
+    return "builds its network with 'subprocess.Popen', which is not of"
+
+
+def spoil_size(workspace, _):
+    def change(configuration):
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [10**6, 10**6, 10**6]
+
+    edit_plans(workspace, change)
+    return "do not belong to the plans.json beside them"
+
+
+def spoil_description(workspace, _):
+    (workspace.teacher / "dataset.json").write_text('{"a": ' * 100_000)
+    return "dataset.json: it is n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_checkpoint, spoil_whole_checkpoint, spoil_plans, spoil_size, spoil_description],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, command, spoil):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    message = spoil(workspace, tmp_path / "mark")
+    if COMMANDS[command] is None:
+        with pytest.raises(ValueError) as caught:
+            make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
+        said = f"{caught.value}\n"
+    else:
+        assert main(COMMANDS[command]) == 1
+        captured = capsys.readouterr()
+        said = captured.err or next(f"{line}\n" for line in captured.out.splitlines() if line.startswith("no "))
+    assert message in said and str(workspace.teacher) in said and said.count("\n") == 1
+    time.sleep(0.2)
+    assert not (tmp_path / "mark").exists() and not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("spoil", [spoil_checkpoint, spoil_plans, spoil_size], ids=lambda spoil: spoil.__name__)
+def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_path, spoil):
+    """Stock nnU-Net would predict with it, and unpickle it."""
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    folders = tuple(workspace.root / name for name in FOLDERS)
+    study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
+    runs = list_runs("nnUNetPlans", ["NoKD"], [0], [None], None)
+    assert _find_teachers(study, runs, needed=False) == {0: workspace.teacher}
+    spoil(workspace, tmp_path / "mark")
+    assert _find_teachers(study, runs, needed=False) == {}
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("spoil", [spoil_checkpoint, spoil_plans], ids=lambda spoil: spoil.__name__)
+def test_spoilt_results_are_not_taken_for_a_training_that_is_done(workspace, tmp_path, capsys, spoil):
+    message = spoil(workspace, tmp_path / "mark")
+    results = workspace.teacher.with_name("nnUNetTrainerNoKD__nnUNetPlans__3d_fullres")
+    workspace.teacher.rename(results)
+    assert main(["compare", "-d", "598", "-m", "NoKD", "-o", str(tmp_path / "study"), "-device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert message in said and str(results) in said and said.rstrip().endswith("give --trust")
+    assert not (tmp_path / "mark").exists() and not (tmp_path / "study").exists()
+
+
+def own_network(workspace, folder, monkeypatch):
+    """A teacher whose network is of a package of the user's."""
+    (folder / "own_networks.py").write_text(
+        "from dynamic_network_architectures.architectures.unet import PlainConvUNet\n"
+        "class Network(PlainConvUNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    edit_plans(workspace, lambda content: content["architecture"].update(network_class_name="own_networks.Network"))
+
+
+def test_own_networks_of_a_teacher_are_trusted_in_the_settings(workspace, tmp_path, monkeypatch):
+    own_network(workspace, tmp_path, monkeypatch)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={})
+    with pytest.raises(ValueError, match=r"'own_networks\.Network'.* set \"trust_checkpoint\": true in nnunet_kd"):
+        make_trainer(nnUNetTrainerDCD, plans, workspace)
+    plans["nnunet_kd"]["teacher"]["trust_checkpoint"] = True
+    make_trainer(nnUNetTrainerDCD, plans, workspace)
+
+
+def test_own_networks_are_handed_on_with_an_option(workspace, tmp_path, monkeypatch, capsys):
+    own_network(workspace, tmp_path, monkeypatch)
+    words = ["export", "nnunet", "-d", "598", "-tr", "nnUNetTrainer", "-o", str(tmp_path / "made.zip")]
+    assert main(words) == 1
+    assert "If you trust where it comes from, give --trust" in capsys.readouterr().err
+    assert main([*words, "--trust"]) == 0
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "other"))
+    assert main(["install", str(tmp_path / "made.zip")]) == 1
+    assert f"{tmp_path / 'made.zip'}/{DATASET}/" in capsys.readouterr().err and not list((tmp_path / "other").iterdir())
+    assert main(["install", str(tmp_path / "made.zip"), "--trust"]) == 0
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor", "compare"])
+def test_programs_in_the_plans_of_a_data_set_are_not_started(workspace, tmp_path, capsys, command):
+    shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.teacher / "plans.json")
+    spoil_plans(workspace, tmp_path / "mark")
+    shutil.copy(workspace.teacher / "plans.json", workspace.preprocessed / "nnUNetPlans.json")
+    words = {"plan": [], "doctor": [], "compare": ["-m", "NoKD", "-o", str(tmp_path / "study")]}
+    assert main([command, "-d", "598", *words[command]]) == 1
+    captured = capsys.readouterr()
+    assert "nnUNetPlans.json builds its network with 'subprocess.Popen'" in captured.err + captured.out
+    time.sleep(0.2)
+    assert not (tmp_path / "mark").exists()
