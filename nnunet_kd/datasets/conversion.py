@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_kd.processes import end_with_parent
+from nnunet_kd.reading import read_splits
 from nnunet_kd.writing import is_full, new_folder, write_whole
 
 SEED = 12345  # nnU-Net's own for splits
@@ -224,7 +225,7 @@ def _place_splits(splits: Any, path: Path) -> Path | None:
         _write_json(path, splits)
         return path
     try:
-        return path if json.loads(path.read_text()) == splits else None
+        return path if read_splits(path) == splits else None
     except ValueError:
         return None
 

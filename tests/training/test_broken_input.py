@@ -196,7 +196,9 @@ def test_damaged_splits_are_named(workspace):
     path = workspace.preprocessed / "splits_final.json"
     path.write_text(path.read_text()[:20])
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
-    with pytest.raises(ValueError, match="splits_final.json is damaged .* remove it, nnU-Net makes the same again"):
+    with pytest.raises(
+        ValueError, match=r"splits_final.json: it is no JSON .* remove them: nnU-Net makes the same again"
+    ):
         trainer.run_training()
 
 
