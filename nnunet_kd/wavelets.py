@@ -88,7 +88,7 @@ def select_bands(bands: Bands, dim: int) -> frozenset[str]:
 def _filters(wavelet: str) -> tuple[list[float], list[float]]:
     try:
         found = pywt.Wavelet(wavelet)
-    except ValueError:
+    except (TypeError, ValueError):  # the first for an empty name
         raise ValueError(
             f"unknown wavelet {wavelet!r}: give PyWavelets' name of an orthogonal one (haar, db4, sym4, coif1, ...)"
         ) from None

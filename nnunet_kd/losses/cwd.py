@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import check_logits, check_number, in_single_precision
+from nnunet_kd.losses.features import check_logits, check_temperature, in_single_precision
 
 
 class CWDLoss(nn.Module):
@@ -24,12 +24,12 @@ class CWDLoss(nn.Module):
         temperature: T; authors' code: 4 on logits (weight 3), in the paper also 1 (weight 5).
 
     Raises:
-        ValueError: For a temperature that is no number above 0.
+        ValueError: For a temperature that is no number from 0.001 to 1000.
     """
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        check_number("temperature", temperature)
+        check_temperature(temperature)
         self.temperature = float(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, regions: bool = False, valid: Tensor | None = None) -> Tensor:

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.features import (
+    MOST_LEVELS,
+    check_count,
     check_features,
     check_wavelet,
     energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
+    projected,
 )
 from nnunet_kd.wavelets import Bands, select_bands, selected_components
 
@@ -64,8 +67,7 @@ class DCDLoss(nn.Module):
         level_weighting: LevelWeighting = "level_mean",
     ) -> None:
         super().__init__()
-        if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
-            raise ValueError(f"levels must be a positive integer, got {levels!r}")
+        check_count("levels", levels, MOST_LEVELS)
         if not isinstance(reconstruct, bool):
             raise ValueError(f"reconstruct must be true or false, got {reconstruct!r}")
         if level_weighting not in ("level_mean", "energy"):
@@ -105,10 +107,10 @@ class DCDLoss(nn.Module):
             if is_pointwise(projection) and projection.bias is None and 2 * student.shape[1] <= teacher.shape[1]:
                 energies = self._energies_of_pair(student, teacher, projection.weight.flatten(1).to(student.dtype))
             else:
-                difference = (student if projection is None else projection(student)) - teacher
+                difference = projected(student, teacher, projection) - teacher
                 energies = [sum(part.square().sum() for part in level) for level in self._select(difference)]
             if not any(isinstance(energy, Tensor) for energy in energies):  # no axis long enough for these bands
-                return 0 * student.sum()
+                return (0 * student).sum()
             return self._weighted(energies, teacher.shape)
 
     def _select(self, features: Tensor) -> list[list[Tensor]]:

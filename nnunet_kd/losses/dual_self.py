@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import check_number, energy, in_single_precision, pointwise_convolution
+from nnunet_kd.losses.features import check_number, energy, in_single_precision, in_type_of, pointwise_convolution
 from nnunet_kd.wavelets import multiply_axis
 
 
@@ -24,6 +24,8 @@ class DualSelfAdapters(nn.Module):
         decoder: Every decoder level but the last to the same width.
         encoder_steps: Encoder level l + 1 to the width of level l.
         decoder_steps: Decoder level l + 1 to the width of level l.
+        made_for: The two lists of widths and the number of axes.
+        parts: Whether the first two were built, and the last two.
 
     Args:
         encoder_widths: Channels of the encoder's levels, finest first.
@@ -42,6 +44,8 @@ class DualSelfAdapters(nn.Module):
         progressive: bool = True,
     ) -> None:
         super().__init__()
+        self.made_for = (list(encoder_widths), list(decoder_widths), dim)
+        self.parts = (projection, progressive)
         target = decoder_widths[0]
         self.encoder = _convolutions([(width, target) for width in encoder_widths], dim, projection)
         self.decoder = _convolutions([(width, target) for width in decoder_widths[1:]], dim, projection)
@@ -101,9 +105,10 @@ class DualSelfLoss(nn.Module):
             ``(B, C_l, *spatial_l)`` each, two or three spatial axes, to a scalar.
 
         Raises:
-            ValueError: For features that are not ``(B, C, *spatial)`` or of different batches.
+            ValueError: For features that are not ``(B, C, *spatial)`` or of different batches, or adapters of others.
         """
         _check_levels(encoder, decoder)
+        self._check_adapters(encoder, decoder, adapters)
         with in_single_precision(*encoder, *decoder) as tensors:
             encoder, decoder = tensors[: len(encoder)], tensors[len(encoder) :]
             total = decoder[0].new_zeros(())
@@ -117,15 +122,33 @@ class DualSelfLoss(nn.Module):
         """Eq. 2: every level against the last decoder level; arguments as for :meth:`forward`."""
         convolutions = (*adapters.encoder, *adapters.decoder)
         levels = zip(convolutions, (*encoder, *decoder[1:]), strict=True)
-        return resized_errors([convolution(level) for convolution, level in levels], decoder[0].detach())
+        maps = [in_type_of(level, convolution)(level) for convolution, level in levels]
+        return resized_errors(maps, decoder[0].detach())
 
     def progressive(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
         """Eq. 3: adjacent levels; arguments as for :meth:`forward`."""
         steps = zip(adapters.encoder_steps, encoder[1:], encoder[:-1], strict=True)
-        errors = [resized_errors([convolution(deeper.detach())], finer) for convolution, deeper, finer in steps]
+        errors = [
+            resized_errors([in_type_of(deeper, convolution)(deeper.detach())], finer)
+            for convolution, deeper, finer in steps
+        ]
         steps = zip(adapters.decoder_steps, decoder[1:], decoder[:-1], strict=True)
-        errors += [resized_errors([convolution(deeper)], finer.detach()) for convolution, deeper, finer in steps]
-        return torch.stack(errors).sum()
+        errors += [
+            resized_errors([in_type_of(deeper, convolution)(deeper)], finer.detach())
+            for convolution, deeper, finer in steps
+        ]
+        return torch.stack(errors).sum() if errors else (0 * encoder[0]).sum()  # of one level there are no neighbours
+
+    def _check_adapters(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> None:
+        widths = [[level.shape[1] for level in levels] for levels in (encoder, decoder)]
+        got = (*widths, decoder[0].ndim - 2)
+        if got != adapters.made_for:
+            raise ValueError(
+                "the adapters are for encoder widths {}, decoder widths {} in {}-D".format(*adapters.made_for)
+                + ", the features have {}, {} in {}-D".format(*got)
+            )
+        if (self.alpha and not adapters.parts[0]) or (self.beta and not adapters.parts[1]):
+            raise ValueError(f"the adapters lack a part of alpha {self.alpha:g} and beta {self.beta:g}")
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, beta={self.beta:g}"
@@ -159,7 +182,7 @@ def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
         factors = [_resizing(before, after, target.dtype, target.device) for before, after in pairs]
         if features.shape not in seen:
             expressible = _along_axes(target, [orthonormal.T for orthonormal, _ in factors])
-            seen[features.shape] = expressible, whole - energy(expressible)
+            seen[features.shape] = expressible, torch.where(whole.isinf(), whole, whole - energy(expressible))
         expressible, rest = seen[features.shape]
         total = total + energy(_along_axes(features, [upper for _, upper in factors]) - expressible) + rest
     return total / target.numel()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nnunet_kd.wavelets import analysis_matrix
+
+MOST_LEVELS = 20  # of an axis of a million voxels
 
 
 def check_pair(student: Tensor, teacher: Tensor, what: str = "features") -> None:
@@ -30,7 +33,7 @@ def check_pair(student: Tensor, teacher: Tensor, what: str = "features") -> None
 
 
 def check_features(student: Tensor, teacher: Tensor, projection: nn.Module | None) -> None:
-    """:func:`check_pair`, and without a projection the same width.
+    """:func:`check_pair`, and the widths: without a projection the same, otherwise those it was made for.
 
     Raises:
         ValueError: For features that cannot be compared.
@@ -40,6 +43,14 @@ def check_features(student: Tensor, teacher: Tensor, projection: nn.Module | Non
         raise ValueError(
             f"student has {student.shape[1]} channels, teacher {teacher.shape[1]}: give a projection between them"
         )
+    if is_pointwise(projection):
+        made_for = (projection.in_channels, projection.out_channels, projection.weight.ndim - 2)
+        got = (student.shape[1], teacher.shape[1], student.ndim - 2)
+        if made_for != got:
+            raise ValueError(
+                "the projection goes from {} to {} channels in {}-D".format(*made_for)
+                + ", the features have {} and {} in {}-D".format(*got)
+            )
 
 
 def check_logits(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None:
@@ -72,8 +83,31 @@ def is_pointwise(projection: nn.Module | None) -> TypeGuard[_ConvNd]:
     )
 
 
+def in_type_of(tensor: Tensor, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module, its parameters taken to the floating type of the tensor where they are of another."""
+    state = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    converted = {name: entry.to(tensor.dtype) for name, entry in state.items() if entry.is_floating_point()}
+    if all(entry is state[name] for name, entry in converted.items()):
+        return module
+    return lambda features: torch.func.functional_call(module, converted, (features,))
+
+
+def projected(student: Tensor, teacher: Tensor, projection: nn.Module | None) -> Tensor:
+    """The student's features at the teacher's width, of tensors that :func:`check_features` let pass.
+
+    Raises:
+        ValueError: For a projection that leads elsewhere.
+    """
+    if projection is None:
+        return student
+    student = in_type_of(student, projection)(student)
+    if student.shape != teacher.shape:
+        raise ValueError(f"the projection makes the student {tuple(student.shape)}, teacher is {tuple(teacher.shape)}")
+    return student
+
+
 def check_number(name: str, value: object, positive: bool = True) -> None:
-    """Refuse what is no finite number above 0, or not below 0 where ``positive`` is false.
+    """Refuse what is no finite number above 0, or not below 0 where ``positive`` is false, of those float32 holds.
 
     Raises:
         ValueError: Naming the option.
@@ -81,6 +115,33 @@ def check_number(name: str, value: object, positive: bool = True) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
         raise ValueError(f"{name} must be a number {'above 0' if positive else 'of at least 0'}, got {value!r}")
+    single = torch.finfo(torch.float32)
+    if value > single.max or (positive and value < single.tiny):  # type: ignore[operator]
+        raise ValueError(f"{name} must be within single precision, got {value!r}")
+
+
+def check_count(name: str, value: object, most: int) -> None:
+    """Refuse what is no whole number from 1 to ``most``.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def check_temperature(temperature: object) -> None:
+    """Refuse what is no temperature logits can be compared at.
+
+    Raises:
+        ValueError: For what is no number from 0.001 to 1000. At higher temperatures all probabilities agree to the last
+            digits of float32, and T^2 times their divergence is T^2 times its rounding.
+    """
+    check_number("temperature", temperature)
+    if not 0.001 <= temperature <= 1000:  # type: ignore[operator]
+        raise ValueError(f"temperature must be from 0.001 to 1000, got {temperature!r}")
 
 
 def check_wavelet(wavelet: object) -> None:

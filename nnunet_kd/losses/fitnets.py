@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import check_features, in_single_precision, pointwise_convolution
+from nnunet_kd.losses.features import check_features, in_single_precision, pointwise_convolution, projected
 
 
 class FitNetsLoss(nn.Module):
@@ -36,4 +36,4 @@ class FitNetsLoss(nn.Module):
         """
         check_features(student, teacher, projection)
         with in_single_precision(student, teacher.detach()) as (student, teacher):
-            return ((student if projection is None else projection(student)) - teacher).square().mean()
+            return (projected(student, teacher, projection) - teacher).square().mean()

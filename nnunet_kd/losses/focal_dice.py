@@ -68,11 +68,14 @@ class FocalDiceLoss(nn.Module):
             of regions ``(B, classes, *spatial)``; valid ``(B, 1, *spatial)``; to a scalar.
 
         Raises:
-            ValueError: For tensors that do not fit each other, or labels of a single class.
+            ValueError: For tensors that do not fit each other, labels of a single class, or, on the CPU, labels that
+                are none of the classes.
         """
         target = _checked_target(logits, target, regions, valid)
         if valid is not None:
             target = torch.where(valid, target, 0)
+        if not regions and target.device.type == "cpu":  # to look at another device's would be to wait for it
+            _check_labels(target, logits.shape[1])
         with in_single_precision(logits) as (logits,):
             if regions:
                 inside = target > 0.5
@@ -106,6 +109,12 @@ class FocalDiceLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, alpha={self.alpha}, smooth={self.smooth:g}, batch_dice={self.batch_dice}"
+
+
+def _check_labels(target: Tensor, classes: int) -> None:
+    lowest, highest = (float(label) for label in target.aminmax())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"labels of voxels that count must be 0 to {classes - 1}, got {lowest:g} to {highest:g}")
 
 
 def _checked_target(logits: Tensor, target: Tensor, regions: bool, valid: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.features import (
+    MOST_LEVELS,
+    check_count,
     check_features,
     check_number,
     check_wavelet,
@@ -21,8 +23,11 @@ from nnunet_kd.losses.features import (
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
+    projected,
 )
 from nnunet_kd.wavelets import WaveletCoefficients, band_names, dwt, idwt
+
+MOST_TOKENS = 1000
 
 
 class FrequencyPrompts(nn.Module):
@@ -84,9 +89,8 @@ class FreeKDLoss(nn.Module):
 
     def __init__(self, levels: int = 3, tokens: int = 6, wavelet: str = "haar", feature_weight: float = 5.0) -> None:
         super().__init__()
-        for name, value in (("levels", levels), ("tokens", tokens)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        check_count("levels", levels, MOST_LEVELS)
+        check_count("tokens", tokens, MOST_TOKENS)
         check_number("feature_weight", feature_weight, positive=False)
         check_wavelet(wavelet)
         self.levels = levels
@@ -115,12 +119,14 @@ class FreeKDLoss(nn.Module):
         """
         phi, prompts = projection.phi, projection.prompts
         check_features(student, teacher, phi)
+        self._check_prompts(teacher, prompts)
         with in_single_precision(student, teacher.detach()) as (student, teacher):
             size = teacher.numel()
             if is_pointwise(phi) and phi.bias is None:
                 weight = phi.weight.flatten(1).to(student.dtype)
             else:
-                student, weight = phi(student), torch.eye(teacher.shape[1], dtype=teacher.dtype, device=teacher.device)
+                student = projected(student, teacher, phi)
+                weight = torch.eye(teacher.shape[1], dtype=teacher.dtype, device=teacher.device)
             narrow, wide = dwt(student, self.wavelet, self.levels), dwt(teacher, self.wavelet, self.levels)
             total: Tensor = _residual_cost(
                 narrow.approximation, weight, wide.approximation, None, 0.0, self.feature_weight / size
@@ -140,7 +146,11 @@ class FreeKDLoss(nn.Module):
 
         Shape:
             ``(B, C_T, *spatial)`` to the same, in the same floating type.
+
+        Raises:
+            ValueError: For prompts of other features.
         """
+        self._check_prompts(teacher, projection.prompts)
         with in_single_precision(teacher.detach()) as (features,):
             transformed = dwt(features, self.wavelet, self.levels)
             details: list[dict[str, Tensor]] = [dict(level) for level in transformed.details]
@@ -149,6 +159,8 @@ class FreeKDLoss(nn.Module):
                 mask = projection.prompts.masks(band, level, index).mean(1, keepdim=True)
                 details[level][names[index]] = mask.view(-1, 1, *band.shape[2:]) * band
             kept = idwt(WaveletCoefficients(transformed.approximation, tuple(details), self.wavelet))
+            if kept.dtype != teacher.dtype:  # masks may lift a feature near the end of a half-precision type beyond it
+                kept = kept.clamp(torch.finfo(teacher.dtype).min, torch.finfo(teacher.dtype).max)
             return kept.to(teacher.dtype)
 
     def redundancy(self, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
@@ -156,7 +168,11 @@ class FreeKDLoss(nn.Module):
 
         Shape:
             ``(B, C_T, *spatial)`` to a scalar from 0 to 1.
+
+        Raises:
+            ValueError: For prompts of other features.
         """
+        self._check_prompts(teacher, projection.prompts)
         with in_single_precision(teacher.detach()) as (features,):
             overlaps = []
             for level, index, band in _details(dwt(features, self.wavelet, self.levels)):
@@ -169,6 +185,14 @@ class FreeKDLoss(nn.Module):
             if not overlaps:
                 return 0 * projection.prompts.tokens.sum()
             return torch.stack(overlaps).mean()
+
+    def _check_prompts(self, teacher: Tensor, prompts: FrequencyPrompts) -> None:
+        expected = (self.levels, 2 ** (teacher.ndim - 2) - 1, self.tokens, *teacher.shape[1:2])
+        if teacher.ndim not in (4, 5) or prompts.tokens.shape != expected:
+            raise ValueError(
+                f"prompts {tuple(prompts.tokens.shape)} are not those of {self.levels} levels, {self.tokens} tokens "
+                f"and teacher features {tuple(teacher.shape)}"
+            )
 
     def extra_repr(self) -> str:
         return (
@@ -206,7 +230,7 @@ class _ResidualCost(torch.autograd.Function):
         ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
     ) -> Tensor:
         residual = torch.baddbmm(teacher, weight.expand(student.shape[0], -1, -1), student, beta=-1)
-        cost = square * energy(residual)
+        cost = square * energy(residual) if square else residual.new_zeros(())  # a sum of squares may be infinite
         slope = 2 * square * residual
         if mask is not None:
             cost = cost + absolute * (mask * residual.abs().sum(1, keepdim=True)).sum()

@@ -71,6 +71,8 @@ class IFVDLoss(nn.Module):
                 f"classes must be whole numbers (B, *spatial) with batch size {student.shape[0]}, "
                 f"got {classes.dtype} {tuple(classes.shape)}"
             )
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
         with in_single_precision(student, teacher.detach()) as (student, teacher):
             if projection is not None:
                 student = projection(student)
@@ -87,10 +89,13 @@ class IFVDLoss(nn.Module):
         features = features.flatten(2)
         sums = members @ features.transpose(1, 2)  # the direction of the sum is that of the mean
         means = sums / members.sum(2, keepdim=True).clamp(min=1)
-        with_each = F.normalize(means, dim=2, eps=self.eps) @ features
-        norms = torch.linalg.vector_norm(features, dim=1).clamp(min=self.eps)
-        cosines: Tensor = (with_each * members).sum(1) / norms
-        return cosines
+        centres = self._divided(means, torch.linalg.vector_norm(means, dim=2, keepdim=True))
+        cosines = ((centres @ features) * members).sum(1)
+        return self._divided(cosines, torch.linalg.vector_norm(features, dim=1))
+
+    def _divided(self, tensor: Tensor, norms: Tensor) -> Tensor:
+        """By the norm of a vector, where that is 0 nothing, without a gradient: it would be that of division by eps."""
+        return (tensor / norms.clamp(min=self.eps)).masked_fill(norms == 0, 0)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import check_logits, check_number, in_single_precision
+from nnunet_kd.losses.features import check_logits, check_temperature, in_single_precision
 
 
 class LogitsKDLoss(nn.Module):
@@ -26,12 +26,12 @@ class LogitsKDLoss(nn.Module):
         rescale: Whether the factor T^2 is there.
 
     Raises:
-        ValueError: For a temperature that is no number above 0.
+        ValueError: For a temperature that is no number from 0.001 to 1000.
     """
 
     def __init__(self, temperature: float = 3.0, rescale: bool = True) -> None:
         super().__init__()
-        check_number("temperature", temperature)
+        check_temperature(temperature)
         if not isinstance(rescale, bool):
             raise ValueError(f"rescale must be true or false, got {rescale!r}")
         self.temperature = float(temperature)

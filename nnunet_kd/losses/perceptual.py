@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import in_single_precision
+from nnunet_kd.losses.features import in_single_precision, in_type_of
 
 
 class PerceptualLoss(nn.Module):
@@ -56,7 +56,7 @@ class PerceptualLoss(nn.Module):
 
     def _layers(self, images: Tensor) -> Iterator[Tensor]:
         for number, layer in enumerate(self.vgg):
-            images = layer(images)
+            images = in_type_of(images, layer)(images)
             if number in self._ends:
                 yield images
 

@@ -94,6 +94,13 @@ def test_option_errors(temperature):
         CWDLoss(temperature)
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1001, 1e30, 1e200])
+def test_temperatures_at_which_single_precision_has_no_digits_left_are_refused(temperature):
+    """At 1e5 the value was off by several times its size, at 1e30 it was NaN."""
+    with pytest.raises(ValueError, match="temperature must be from 0.001 to 1000, got|within single precision"):
+        CWDLoss(temperature)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [

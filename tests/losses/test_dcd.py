@@ -135,14 +135,36 @@ def test_nothing_to_select_is_zero_and_differentiable():
     assert value == 0 and student.grad.abs().max() == 0
 
 
+def test_nothing_to_select_is_zero_where_the_sum_of_the_features_is_infinite():
+    student = torch.full((1, 1, 1, 30, 30), 1e38, requires_grad=True)
+    value = DCDLoss(levels=1, bands="hhh")(student, torch.zeros(1, 1, 1, 30, 30))
+    value.backward()
+    assert value == 0 and student.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(3, 8), (5, 8)], ids=["transformed first", "projected first"])
+@pytest.mark.parametrize(
+    ("of_features", "of_adapter"), [(torch.float64, torch.float32), (torch.float32, torch.float16)]
+)
+def test_an_adapter_of_another_type_is_used_in_that_of_the_features(narrow, wide, of_features, of_adapter):
+    student, teacher = random_maps((4, 5), narrow, 0, of_features), random_maps((4, 5), wide, 1, of_features)
+    phi = DCDLoss().projection(narrow, wide, 2).to(of_adapter)
+    value = DCDLoss()(student, teacher, phi)
+    value.backward()
+    assert value.dtype == of_features and phi.weight.grad.dtype == of_adapter
+    torch.testing.assert_close(value, DCDLoss()(student, teacher, phi.to(of_features)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"levels": 0}, "levels must be a positive integer, got 0"),
+        ({"levels": 1000}, "levels must be at most 20, got 1000"),  # Python went no deeper
         ({"levels": True}, "levels must be a positive integer, got True"),
         ({"reconstruct": 1}, "reconstruct must be true or false, got 1"),
         ({"level_weighting": "sum"}, "level_weighting must be 'level_mean' or 'energy', got 'sum'"),
         ({"bands": "high"}, "bands must be one of .* got 'high'"),
+        ({"wavelet": ""}, "unknown wavelet '': give PyWavelets' name of an orthogonal one"),
         ({"wavelet": "bior2.2"}, "wavelet 'bior2.2' is not orthogonal"),
     ],
 )
@@ -177,3 +199,9 @@ def test_transform_and_projection_commute():
     phi = DCDLoss().projection(3, 5, 3).double()
     torch.testing.assert_close(project_details(phi(features_), levels=3), phi(project_details(features_, levels=3)))
     torch.testing.assert_close(idwt(dwt(features_)), features_)
+
+
+@pytest.mark.parametrize("widths", [(3, 1, 2), (4, 8, 2), (3, 8, 3)], ids=str)
+def test_a_projection_of_other_widths_is_refused(widths):
+    with pytest.raises(ValueError, match="the projection goes from .* the features have 3 and 8 in 2-D"):
+        DCDLoss()(random_maps((4, 5), 3, 0), random_maps((4, 5), 8, 1), DCDLoss().projection(*widths))

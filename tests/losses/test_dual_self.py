@@ -228,6 +228,31 @@ def test_sums_of_squares_are_exact_for_large_maps():
     assert energy(maps).item() == pytest.approx(maps.double().square().sum().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_single_levels_have_no_neighbours(alpha):
+    encoder, decoder = random_maps((4, 5), 2, 0).requires_grad_(), random_maps((4, 5), 3, 1)
+    adapters = DualSelfLoss(alpha, 1).adapters([2], [3], 2).double()
+    value = DualSelfLoss(alpha, 1)([encoder], [decoder], adapters)
+    value.backward()
+    expected = (adapters.encoder[0](encoder) - decoder).square().mean() if alpha else torch.zeros(()).double()
+    torch.testing.assert_close(value, expected)
+
+
+def test_squares_beyond_float32_are_infinite():
+    """Not infinity less infinity."""
+    coarse, target = random_maps((2, 3), 2, 0, torch.float32), random_maps((5, 4), 2, 1, torch.float32)
+    assert resized_errors([coarse], 1e30 * target) == float("inf")
+    assert resized_errors([1e30 * coarse], target) == float("inf")
+
+
+def test_adapters_of_another_type_are_used_in_that_of_the_features():
+    encoder, decoder = levels_of(NETWORKS[3])
+    adapters = adapters_of(DualSelfLoss(), NETWORKS[3], torch.float32)
+    value = DualSelfLoss()(encoder, decoder, adapters)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, DualSelfLoss()(encoder, decoder, adapters.double()))
+
+
 @pytest.mark.parametrize(
     ("alpha", "beta", "message"),
     [
@@ -252,3 +277,14 @@ def test_input_errors():
         loss([torch.zeros(2, 3), encoder[1]], decoder, adapters)
     with pytest.raises(ValueError, match=r"encoder level 2 is \(1, 5, 4, 4\): batch or number of axes is not that"):
         loss([encoder[0], encoder[1][:1]], decoder, adapters)
+
+
+def test_adapters_of_another_network_are_refused():
+    encoder, decoder = levels_of([(8, 8), (4, 4)])
+    message = r"encoder widths \[3, 4\], decoder widths \[3\] in 2-D, the features have \[3, 5\], \[3\] in 2-D"
+    with pytest.raises(ValueError, match=message):
+        DualSelfLoss()(encoder, decoder, DualSelfLoss().adapters([3, 4], [3], 2))
+    with pytest.raises(ValueError, match=r"the features have \[3\], \[3\] in 2-D"):
+        DualSelfLoss()(encoder[:1], decoder, DualSelfLoss().adapters([3, 5], [3], 2))
+    with pytest.raises(ValueError, match="the adapters lack a part of alpha 1 and beta 0.5"):
+        DualSelfLoss()(encoder, decoder, DualSelfLoss(1, 0).adapters([3, 5], [3], 2))

@@ -74,6 +74,18 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
 
 
 @pytest.mark.parametrize(
+    ("of_features", "of_adapter"), [(torch.float64, torch.float32), (torch.float32, torch.float16)]
+)
+def test_an_adapter_of_another_type_is_used_in_that_of_the_features(of_features, of_adapter):
+    student, teacher = random_maps((4, 5), 3, 0, of_features), random_maps((4, 5), 8, 1, of_features)
+    phi = FitNetsLoss().projection(3, 8, 2).to(of_adapter)
+    value = FitNetsLoss()(student, teacher, phi)
+    value.backward()
+    assert value.dtype == of_features and phi.weight.grad.dtype == of_adapter
+    torch.testing.assert_close(value, FitNetsLoss()(student, teacher, phi.to(of_features)))
+
+
+@pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
         ((2, 3, 8, 8), (2, 4, 8, 8), "student has 3 channels, teacher 4: give a projection"),
@@ -85,3 +97,21 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
 def test_input_errors(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         FitNetsLoss()(torch.zeros(student), torch.zeros(teacher))
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((3, 1, 2), "the projection goes from 3 to 1 channels in 2-D, the features have 3 and 8 in 2-D"),  # broadcast
+        ((4, 8, 2), "the projection goes from 4 to 8 channels in 2-D, the features have 3 and 8 in 2-D"),
+        ((3, 8, 3), "the projection goes from 3 to 8 channels in 3-D, the features have 3 and 8 in 2-D"),
+    ],
+)
+def test_a_projection_of_other_widths_is_refused(widths, message):
+    with pytest.raises(ValueError, match=message):
+        FitNetsLoss()(random_maps((4, 5), 3, 0), random_maps((4, 5), 8, 1), FitNetsLoss().projection(*widths))
+
+
+def test_a_module_that_leads_elsewhere_is_refused():
+    with pytest.raises(ValueError, match=r"makes the student \(2, 1, 4, 5\), teacher is \(2, 8, 4, 5\)"):
+        FitNetsLoss()(random_maps((4, 5), 1, 0), random_maps((4, 5), 8, 1), torch.nn.Identity())

@@ -156,6 +156,8 @@ def test_half_precision_logits_are_compared_in_single_precision(dtype, regions):
     [
         ({"gamma": -1}, "gamma must be a number of at least 0, got -1"),
         ({"smooth": 0}, "smooth must be a number above 0, got 0"),
+        ({"smooth": 1e-50}, "smooth must be within single precision, got 1e-50"),  # 0 / 0 where nothing is found
+        ({"gamma": 10**400}, "gamma must be within single precision, got 1000"),
         ({"alpha": 1.0}, "alpha must be below 1, got 1.0"),
         ({"alpha": 0}, "alpha must be a number above 0, got 0"),
         ({"batch_dice": 1}, "batch_dice must be true or false, got 1"),
@@ -180,3 +182,12 @@ def test_input_errors(logits, target, regions, valid, message):
     mask = valid and torch.ones(valid, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
         FocalDiceLoss()(torch.zeros(logits), torch.zeros(target), regions, mask)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_a_label_that_is_no_class_is_refused_where_it_counts(label):
+    logits, target = random_maps((4, 5), 3, 0), random_target((4, 5), False)
+    target[0, 0, 1, 2] = label
+    with pytest.raises(ValueError, match="labels of voxels that count must be 0 to 2, got"):
+        FocalDiceLoss()(logits, target)
+    assert FocalDiceLoss()(logits, target, valid=target != label).isfinite()

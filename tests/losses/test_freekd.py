@@ -166,10 +166,47 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
     torch.testing.assert_close(value, loss(student.float(), teacher.float(), adapter))
 
 
+def test_without_feature_loss_squares_beyond_float32_do_not_matter():
+    loss, student, teacher = FreeKDLoss(feature_weight=0), torch.full((1, 2, 3, 4), 1e30), torch.zeros(1, 2, 3, 4)
+    adapter = loss.projection(2, 2, 2)
+    student.requires_grad_()
+    value = loss(student, teacher, adapter)
+    value.backward()
+    assert value.isfinite() and student.grad.isfinite().all()
+
+
+def test_filtered_half_precision_features_stay_finite():
+    """A feature near the end of the type is beyond it without the one band that is negative there."""
+    loss, teacher = FreeKDLoss(1, 1), torch.tensor([[[[65504.0, -17600.0], [-65504.0, 34112.0]]]]).half()
+    adapter = loss.projection(1, 1, 2)
+    with torch.no_grad():
+        for index, name in enumerate(band_names(2)[1:]):
+            positive = -1 if name == "ad" else 1
+            adapter.prompts.tokens[0, index] = positive * dwt(teacher.float(), "haar", 1).details[0][name].sign()
+    filtered = loss.filtered(teacher, adapter)
+    assert loss.filtered(teacher.float(), adapter).abs().max() > 65504
+    assert filtered.dtype == torch.float16 and filtered.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"levels": 2}, {"levels": 4}, {"tokens": 5}], ids=str)
+def test_prompts_of_another_loss_are_refused(options):
+    loss, adapter = FreeKDLoss(), FreeKDLoss(**options).projection(3, 8, 2)
+    student, teacher = random_maps((4, 5), 3, 0), random_maps((4, 5), 8, 1)
+    for call in (
+        lambda: loss(student, teacher, adapter),
+        *(lambda method=method: method(teacher, adapter) for method in (loss.filtered, loss.redundancy)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"prompts \(.*\) are not those of 3 levels, 6 tokens and teacher features"
+        ):
+            call()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"levels": 0}, "levels must be a positive integer, got 0"),
+        ({"tokens": 10**6}, "tokens must be at most 1000, got 1000000"),
         ({"tokens": 1.5}, "tokens must be a positive integer, got 1.5"),
         ({"feature_weight": -1}, "feature_weight must be a number of at least 0, got -1"),
         ({"wavelet": "bior2.2"}, "wavelet 'bior2.2' is not orthogonal"),

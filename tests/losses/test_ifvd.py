@@ -79,6 +79,24 @@ def test_features_of_zero_stay_finite():
     assert torch.isfinite(value) and torch.isfinite(student.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_voxel_without_any_active_channel_moves_with_its_centre_only(dtype):
+    """It has no direction. Through eps its gradient was ten million times the others', and infinite in float16."""
+    student, teacher = random_maps((5, 6), 4, 0, dtype), random_maps((5, 6), 3, 1, dtype)
+    student[0, :, 0, 0] = 0
+    student.requires_grad_()
+    IFVDLoss()(student, teacher, classes=torch.ones(2, 5, 6, dtype=torch.long)).backward()
+    assert student.grad[0, :, 0, 0].norm() < student.grad.flatten(2).norm(dim=1).max() < 0.1
+
+
+def test_a_class_whose_voxels_cancel_has_no_gradient():
+    """Nor has its centre a direction."""
+    student = torch.tensor([[[[1.0, -1.0]], [[2.0, -2.0]]]], requires_grad=True)
+    value = IFVDLoss()(student, random_maps((1, 2), 3, 0, torch.float32, 1), classes=torch.zeros(1, 1, 2).long())
+    value.backward()
+    assert value > 0 and student.grad.abs().max() == 0
+
+
 def test_gradient_reaches_the_student_only():
     student, teacher = random_maps((5, 6), 3, 0).requires_grad_(), random_maps((5, 6), 8, 1).requires_grad_()
     IFVDLoss()(student, teacher, classes=random_classes((5, 6))).backward()
@@ -106,6 +124,8 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
 def test_option_errors():
     with pytest.raises(ValueError, match="eps must be a number above 0, got 0"):
         IFVDLoss(0)
+    with pytest.raises(ValueError, match="eps must be within single precision, got 1e-50"):
+        IFVDLoss(1e-50)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +140,11 @@ def test_option_errors():
 def test_input_errors(student, teacher, classes, message):
     with pytest.raises(ValueError, match=message):
         IFVDLoss()(torch.zeros(student), torch.zeros(teacher), classes=torch.zeros(classes, dtype=torch.long))
+
+
+def test_there_is_at_least_one_class():
+    with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
+        IFVDLoss()(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), classes=torch.ones(1, 2, 2).long(), num_classes=0)
 
 
 def test_classes_must_be_whole_numbers():

@@ -74,6 +74,13 @@ def test_half_precision_is_computed_in_float32(loss):
     assert mixed == whole
 
 
+def test_double_precision_is_computed_in_float64(loss):
+    student, teacher = embeddings(dtype=torch.float64)
+    value = loss(student, teacher)
+    assert value.dtype == torch.float64 and next(loss.parameters()).dtype == torch.float32
+    assert float(value) == pytest.approx(float(loss(student.float(), teacher.float())), rel=1e-5)
+
+
 def test_errors(loss):
     student, teacher = embeddings()
     with pytest.raises(ValueError, match=r"the student's embedding is \(2, 16, 8, 12\), the teacher's \(2, 8, 8, 12\)"):
