@@ -21,6 +21,7 @@ followed by the command that mends it. Exit status 1 if there is one.
 
   nnunet_kd doctor
   nnunet_kd doctor -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerDCD
+  nnunet_kd doctor -d 501 --cases       and read every preprocessed case: are all values numbers, all labels known?
 """
 
 PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
@@ -40,6 +41,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
     command.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerDCD", help="default: nnUNetTrainerDCD")
     command.add_argument("--trust", action="store_true", help="the plans may name networks of any package")
+    command.add_argument("--cases", action="store_true", help="read every preprocessed case")
     command.set_defaults(run=run)
 
 
@@ -48,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     checks: list[Callable[[], str]] = [_packages, _device, _paths, _trainers]
     if arguments.d is not None:
         experiment = _Experiment(arguments)
-        checks += [experiment.read_plans, experiment.preprocessed, experiment.find_trainer, experiment.teacher]
+        checks += [experiment.read_plans, experiment.preprocessed]
+        checks += [experiment.cases] if arguments.cases else []
+        checks += [experiment.find_trainer, experiment.teacher]
     wrong = 0
     for check in checks:
         try:
@@ -174,6 +178,27 @@ class _Experiment:
             )
         return f"{cases} preprocessed cases in {self.folder / identifier}"
 
+    def cases(self) -> str:
+        import torch
+        from tqdm import tqdm
+
+        from nnunet_kd.teachers.nnunet import Experiment
+        from nnunet_kd.teachers.preprocessed import PreprocessedCases
+        from nnunet_kd.training.faults import BatchCheck
+
+        dataset_json = read_dataset_json(self.folder / "dataset.json")
+        cases = PreprocessedCases(self.folder, Experiment(self.plans, self.arguments.c, dataset_json))
+        check = BatchCheck(cases.channels, cases.labels)
+        faults = []
+        for case in tqdm(cases.identifiers, unit="case", leave=False):
+            images, labels = (torch.from_numpy(array) for array in cases.load(case))
+            batch = {"data": images[None], "target": labels[None, None].clamp(min=0), "keys": [case]}  # -1: outside
+            faults.append(check(batch))
+        found = [fault for fault in faults if fault is not None]
+        if found:
+            raise ValueError("; ".join(found))
+        return f"all values of {len(cases.identifiers)} cases are numbers, all labels known"
+
     def find_trainer(self) -> str:
         from nnunet_kd.teachers.nnunet import find_trainer
 
@@ -186,6 +211,7 @@ class _Experiment:
     def teacher(self) -> str:
         from nnunet_kd.teachers.nnunet import Experiment
         from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, prepare
+        from nnunet_kd.training.results import check_results, results_of
         from nnunet_kd.training.trainer import DistillationTrainer
 
         if not issubclass(self.trainer, DistillationTrainer):
@@ -193,6 +219,9 @@ class _Experiment:
         dataset_json = read_dataset_json(self.folder / "dataset.json")
         fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
+        results = results_of(self.arguments.tr, preparation.student)
+        if results is not None:
+            check_results(results, preparation.student)
         store = attach_soft_labels(preparation)
         if store is not None and (leak := store.leakage(fold)) is not None:
             raise ValueError(f"{leak} Mend: nnunet_kd soft-labels --teacher -f {fold} --name NAME, and store: NAME")

@@ -118,7 +118,8 @@ def test_doctor_finds_all_well(workspace, capsys):
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
     assert "the teacher is there and fits" in printed and printed.endswith("all is well\n")
     assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()
-    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD"]) == 0
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 0
+    assert "all values of 6 cases are numbers, all labels known" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
 
 

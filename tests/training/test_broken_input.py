@@ -11,6 +11,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_kd.cli import main
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
@@ -75,7 +76,7 @@ def one_voxel(image, labels, properties):
     ],
     ids=["not a number", "infinite", "another class"],
 )
-def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, monkeypatch, change, message, workers):
+def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, capsys, monkeypatch, change, message, workers):
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     rewrite(workspace, change)
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
@@ -83,6 +84,9 @@ def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, monkeyp
     before = [parameter.clone() for parameter in trainer.network.parameters()]
     with pytest.raises(ValueError, match=rf"^case head_00\d: {message}"):
         trainer.run_training()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 1
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert len(found) == 1 and found[0].count(message) == 6
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
     assert not list(workspace.results.glob(FOLDER.format("NoKD") + "/fold_0/*.pth"))
 
