@@ -173,6 +173,7 @@ def _run(
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(variables)
+    multiprocessing.set_start_method("fork", force=True)  # the method of this process would be handed on
     sys.modules["__main__"] = ModuleType("__main__")  # else processes of its own would import pytest
     import torch
 

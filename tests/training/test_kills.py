@@ -99,11 +99,19 @@ class KilledTraining:
         assert not list(self.fold.glob("*.unfinished")) and not (self.fold / "training.lock").exists()
 
 
-def killed_again_and_again(workspace: Workspace, kills: int, epochs: int, seed: int) -> list[int]:
-    """Kill a training at random times, and finish it; how many epochs were saved after each kill."""
+def killed_again_and_again(workspace: Workspace, kills: int, epochs: int, reach: float, seed: int) -> list[int]:
+    """Kill a training at random times, and finish it; how many epochs were saved after each kill.
+
+    Args:
+        workspace: Where it trains.
+        kills: How often.
+        epochs: Of the training.
+        reach: The longest time before a kill, as part of the time the undisturbed training took.
+        seed: Of the times.
+    """
     training = KilledTraining(workspace, epochs)
     saved = []
-    for after in times_of_all_phases(kills, 0.9 * training.seconds, seed):
+    for after in times_of_all_phases(kills, reach * training.seconds, seed):
         ended = training.run(after)
         assert ended.exit_code <= 0, ended.output  # killed, or at its end
         training.check()
@@ -114,7 +122,7 @@ def killed_again_and_again(workspace: Workspace, kills: int, epochs: int, seed: 
 
 @pytest.mark.slow
 def test_killed_at_random_times(workspace):
-    saved = killed_again_and_again(workspace, kills=4, epochs=4, seed=0)
+    saved = killed_again_and_again(workspace, kills=4, epochs=4, reach=0.9, seed=0)
     assert saved[-1] > 0  # or nothing was tested
 
 
