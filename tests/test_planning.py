@@ -106,7 +106,7 @@ def test_unknown_network_and_old_plans():
         student_plans(plans("some.Transformer"))
     old = plans()
     old["configurations"]["2d"] = {"UNet_base_num_features": 32}
-    with pytest.raises(ValueError, match="older nnU-Net, plan the data set again with nnUNetv2_plan_experiment"):
+    with pytest.raises(ValueError, match="no 'architecture': plan the data set again with nnUNetv2_plan_experiment"):
         student_plans(old)
     with pytest.raises(ValueError, match=r"student.reduction must be at least 1, got 0.5"):
         student_plans(plans(), 0.5)

@@ -14,7 +14,7 @@ from nnunet_kd.reading import read_dataset_json, read_plans
 from nnunet_kd.teachers.architecture import check_networks, load_network
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
-from nnunet_kd.writing import is_full
+from nnunet_kd.writing import DiskFullError, is_full
 
 MOST_FILES = 10_000
 # Bytes that come out for one that went in. Weights hardly compress; text, twentyfold.
@@ -67,11 +67,12 @@ def extract(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
     """Unpack an archive whose entries have been checked; none becomes larger than it says.
 
     Raises:
-        ValueError: For an archive that is damaged, or larger than the disk has room for.
+        ValueError: For an archive that is damaged.
+        DiskFullError: For one that is larger than the disk has room for.
     """
     size = sum(entry.file_size for entry in archive.infolist())
     if size > shutil.disk_usage(folder).free:
-        raise ValueError(f"{path} needs {size / 2**30:.1f} GiB, which {folder.parent} has not left")
+        raise DiskFullError(f"cannot write {folder.parent}: the disk is full, {path} needs {size / 2**30:.2g} GiB")
     try:
         archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:

@@ -18,7 +18,7 @@ from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, read_settings
-from nnunet_kd.writing import not_written, write_whole
+from nnunet_kd.writing import naming_full_disk, not_written, write_whole
 
 TEACHER = "teacher"
 
@@ -250,7 +250,8 @@ class Study:
                 link = folder / path.name
                 if not link.exists():
                     link.unlink(missing_ok=True)
-                    link.symlink_to(path.resolve())
+                    with naming_full_disk(link):
+                        link.symlink_to(path.resolve())
         return folder
 
     @property
