@@ -89,8 +89,7 @@ class Survivor:
         while times:
             ended = self.run(times[-1])
             if ended.finished:  # what was done before is not done again
-                assert ended.exit_code == 0, ended.output
-                assert self.same(tree(*self.folders), expected), ended.output
+                self._check_end(ended, expected)
                 self.restore(before)
                 continue
             times.pop()
@@ -128,7 +127,9 @@ class Survivor:
         return len(taken)
 
     def _finish(self, expected: Tree) -> None:
-        ended = self.run()
+        self._check_end(self.run(), expected)
+
+    def _check_end(self, ended: Ended, expected: Tree) -> None:
         # A kill after the last name was given leaves a finished data set, which is not made again.
         assert ended.exit_code == 0 or "is there already" in ended.output, ended.output
         assert self.same(tree(*self.folders), expected), ended.output

@@ -22,8 +22,6 @@ from nnunet_kd.evaluation.statistics import (
 )
 from nnunet_kd.evaluation.text import in_html, in_markdown
 
-ALL = "mean"  # of the structures of a case
-
 OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
 MEANS = "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case."
 TESTS = (
@@ -59,7 +57,7 @@ class Scores:
         self.cases = list(dict.fromkeys(row.case for row in rows))
         self.structures = list(dict.fromkeys(row.structure for row in rows))
         index = {(row.method, row.structure, row.case): row.values for row in rows}
-        self._values: dict[tuple[str, str, str], Values] = {}
+        self._values: dict[tuple[str, str | None, str], Values] = {}
         for method in self.methods:
             for metric in METRICS:
                 each = np.array([[index[method, s, case][metric] for case in self.cases] for s in self.structures])
@@ -67,10 +65,10 @@ class Scores:
                     self._values[method, structure, metric] = values
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)  # a case without any structure has no mean
-                    self._values[method, ALL, metric] = np.nanmean(each, axis=0)
+                    self._values[method, None, metric] = np.nanmean(each, axis=0)
 
-    def of(self, method: str, metric: str = "dice", structure: str = ALL) -> Values:
-        """One value a case, not a number where there is none."""
+    def of(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
+        """One value a case, of a structure or the mean of all; not a number where there is none."""
         return self._values[method, structure, metric]
 
 
@@ -140,12 +138,14 @@ class Table:
 
 def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
     """Mean +- standard error over cases, a row a method, a column a structure and metric."""
-    columns = [(structure, metric) for metric in metrics for structure in (ALL, *scores.structures)]
+    columns = [(structure, metric) for metric in metrics for structure in (None, *scores.structures)]
+    mean = "mean" if "mean" not in scores.structures else "mean of all"
     rows = []
     for method in scores.methods:
         cells = [mean_with_error(scores.of(method, metric, structure), metric) for structure, metric in columns]
         rows.append([method, *cells])
-    return Table(["method", *(f"{structure} {LABELS[metric]}" for structure, metric in columns)], rows)
+    header = [f"{mean if structure is None else structure} {LABELS[metric]}" for structure, metric in columns]
+    return Table(["method", *header], rows)
 
 
 def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> Table:

@@ -25,6 +25,16 @@ def test_the_mean_of_a_case_is_over_the_structures_it_has():
     assert (scores.methods, scores.cases, scores.structures) == (["one"], ["c0", "c1", "c2"], ["a", "b"])
 
 
+def test_a_structure_may_be_called_mean():
+    made = [
+        Row(row.method, row.case, {"a": "mean", "b": "b"}[row.structure], row.values) for row in rows(one=[0.2, 0.4])
+    ]
+    scores = Scores(made)
+    assert scores.of("one") == pytest.approx(0.3) and scores.of("one", structure="mean") == pytest.approx(0.2)
+    cells = dict(zip((table := metric_table(scores)).header, table.rows[0], strict=True))
+    assert (cells["mean of all Dice (%)"], cells["mean Dice (%)"], cells["b Dice (%)"]) == ("30.00", "20.00", "40.00")
+
+
 def test_means_and_errors_are_shown():
     table = metric_table(Scores(rows(one=[0.2, 0.4, 0.6, 0.8])))
     cells = dict(zip(table.header, table.rows[0], strict=True))
