@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import forked_commands, plan_and_preprocess, run_command  # noqa: F401  the first is a fixture
+
 torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
 
 DATASET = "Dataset598_TinyHeads"
@@ -65,12 +67,22 @@ class Workspace:
         folders = {name: str(self.root / name) for name in FOLDERS}
         return {**os.environ, **folders, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
 
-    def command(self, *words: str, **changes: str) -> subprocess.CompletedProcess:
-        """Run a command installed beside this Python."""
+    def command(self, *words: str, **changes: str) -> str:
+        """Run an installed command by a fork; it must end well. Returns what it printed."""
+        return _output(run_command(words, {**self.environment(), **changes}))
+
+    def process(self, *words: str, **changes: str) -> str:
+        """The same in a process as a user starts it."""
         program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
-        return subprocess.run(
-            [program, *words[1:]], capture_output=True, text=True, env={**self.environment(), **changes}, timeout=600
+        environment = {**self.environment(), **changes}
+        return _output(
+            subprocess.run([program, *words[1:]], capture_output=True, text=True, env=environment, timeout=600)
         )
+
+
+def _output(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
 
 def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configuration="3d_fullres", resume=False):
@@ -92,30 +104,6 @@ def stop_within(trainer, steps: int) -> None:
     trainer.train_step = stopping
     with pytest.raises((StopIteration, RuntimeError)):
         trainer.run_training()
-
-
-def plan_and_preprocess(number: int, *configurations: str) -> None:
-    """What nnUNetv2_plan_and_preprocess --verify_dataset_integrity calls, with a smaller sample of intensities.
-
-    nnU-Net draws a hundred million voxels of every channel, however small the data set is.
-    """
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiments,
-        preprocess,
-    )
-
-    class FewSamples(DatasetFingerprintExtractor):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.num_foreground_voxels_for_intensitystats = 1e5
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_n_proc_DA", "1")  # its planner divides by it
-        extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
-        plan_experiments([number])
-        preprocess([number], configurations=configurations, num_processes=(1,), show_progress_bar=False)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ PRELOADED = (
     "tqdm",
     "matplotlib.figure",
     "segment_anything",
+    "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
+    "nnunetv2.inference.predict_from_raw_data",
     "nnunetv2.run.run_training",
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
     "nnunet_kd.cli",
@@ -71,27 +73,35 @@ def run_killed(
         after: So many seconds after it began; ``None``: it runs to its end.
         environment: Its variables instead of this process's.
     """
-    context = preloaded()
-    begun, begins = context.Pipe(duplex=False)
-    variables = dict(os.environ if environment is None else environment)
     earlier = log.stat().st_size if log.is_file() else 0
-    process = context.Process(target=_run, args=(begins, log, variables, function, arguments))
-    process.start()
-    begins.close()
-    if not begun.poll(SLOW):
-        process.kill()
-        raise TimeoutError(f"no process began within {SLOW:g} seconds")
-    start = time.perf_counter()
+    process = start(log, environment, function, arguments)
+    begun = time.perf_counter()
     try:
         process.join(after)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - begun
     finally:  # also what a function that has finished left behind
-        _kill_group(process.pid)
+        kill_group(process.pid)
         process.join()
     with log.open("rb") as file:
         file.seek(earlier)
         output = file.read().decode(errors="replace")
     return Ended(process.exitcode >= 0, process.exitcode, seconds, output)
+
+
+def start(
+    log: Path, environment: Mapping[str, str] | None, function: Callable[..., int | None], arguments: Sequence[Any]
+) -> Any:
+    """The process of :func:`run_killed`, in which the function has begun."""
+    context = preloaded()
+    begun, begins = context.Pipe(duplex=False)
+    variables = dict(os.environ if environment is None else environment)
+    process = context.Process(target=_run, args=(begins, log, variables, function, tuple(arguments)))
+    process.start()
+    begins.close()
+    if not begun.poll(SLOW):
+        process.kill()
+        raise TimeoutError(f"no process began within {SLOW:g} seconds")
+    return process
 
 
 def times_of_all_phases(count: int, longest: float, seed: int) -> list[float]:
@@ -183,7 +193,8 @@ def _run(
     sys.exit(function(*arguments))
 
 
-def _kill_group(leader: int) -> None:
+def kill_group(leader: int) -> None:
+    """A process that has a group of its own, and all in that."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

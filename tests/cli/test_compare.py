@@ -14,7 +14,7 @@ def compare(workspace, *words):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypatch):
+def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypatch, forked_commands):
     """Two methods train, one fails; stopped before the second, then to the end, then written again."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})

@@ -15,7 +15,7 @@ from PIL import Image
 from nnunet_kd.cli import main
 from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
 from nnunet_kd.datasets.formats import FORMATS
-from tests.conftest import plan_and_preprocess
+from tests.commands import plan_and_preprocess
 from tests.datasets import layouts
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "raw_samples"

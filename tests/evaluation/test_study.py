@@ -119,7 +119,7 @@ def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, monkeypatch):
+def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, monkeypatch, forked_commands):
     """nnU-Net leaves out every case whose file is there."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     ran = []
@@ -151,7 +151,7 @@ def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, m
 
 
 @pytest.mark.slow
-def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk):
+def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk, forked_commands):
     """SimpleITK says nothing there, and nnU-Net's command succeeds."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     study.out = disk = small_disk(2**20)

@@ -166,13 +166,11 @@ def test_four_modalities_through_stock_commands_and_on_to_a_student(modalities, 
     schedule = {"num_epochs": 2, "num_iterations_per_epoch": 30, "num_val_iterations_per_epoch": 1, "initial_lr": 2e-3}
     plans_for(modalities, schedule, {"milestones": [1]})
     options = ("596", "2d", "0", "-tr", "nnUNetTrainerBrainSegDMIF", "-p", NAME, "-device", "cpu")
-    done = modalities.command("nnUNetv2_train", *options)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    modalities.command("nnUNetv2_train", *options)
     out = tmp_path / "out"
     words = ("-d", "596", "-c", "2d", "-tr", "nnUNetTrainerBrainSegDMIF", "-p", NAME, "-f", "0", "-device", "cpu")
     images = str(modalities.raw / "imagesTs")
-    done = modalities.command("nnUNetv2_predict", "-i", images, "-o", str(out), *words, "-npp", "1", "-nps", "1")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    modalities.command("nnUNetv2_predict", "-i", images, "-o", str(out), *words, "-npp", "1", "-nps", "1")
     scores = []
     for path in sorted(out.glob("brain_*.nii.gz")):
         found, truth = (
@@ -194,10 +192,9 @@ def test_four_modalities_through_stock_commands_and_on_to_a_student(modalities, 
     given = ("-d", "596", "-c", "2d", "-p", "student", "--teacher", "-f", "0", "--name", "dmif", "--disable_tta")
     assert main(["soft-labels", *given, "-device", "cpu"]) == 0
     assert "10 of 10 cases" in capsys.readouterr().out
-    done = modalities.command(
+    modalities.command(
         "nnUNetv2_train", "596", "2d", "0", "-tr", "nnUNetTrainerSAMKD", "-p", "student", "-device", "cpu"
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     folder = modalities.results / "nnUNetTrainerSAMKD__student__2d" / "fold_0"
     terms = torch.load(folder / "checkpoint_final.pth", weights_only=False)["logging"]["soft_labels"]
     assert 0 < terms[1] < terms[0]

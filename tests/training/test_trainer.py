@@ -244,24 +244,20 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
     training = {**SHORT, "num_epochs": 3}
     workspace.plans("nnUNetPlans_short", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": [1, 2]})
     options = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"]
-    done = workspace.command("nnUNetv2_train", *options, nnUNet_n_proc_DA="2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "distilling dcd: weight 0.01, ramp from epoch 1 over 2" in done.stdout
+    printed = workspace.process("nnUNetv2_train", *options, nnUNet_n_proc_DA="2")
+    assert "distilling dcd: weight 0.01, ramp from epoch 1 over 2" in printed
     folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans_short__3d_fullres"
     logged = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
 
     final = folder / "fold_0" / "checkpoint_final.pth"
     final.unlink()  # what is left is the best, of some earlier epoch
-    again = workspace.command("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
-    assert again.returncode == 0, again.stdout + again.stderr
+    workspace.process("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
     resumed = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
     np.testing.assert_allclose(resumed["train_losses"], logged["train_losses"], rtol=1e-5)
 
     shutil.rmtree(workspace.teacher)
     output = workspace.root / "predicted"
     arguments = ["-i", str(workspace.raw / "imagesTs"), "-o", str(output), "-d", "598", "-c", "3d_fullres", "-f", "0"]
-    done = workspace.command(
-        "nnUNetv2_predict", *arguments, "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments += ["-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    workspace.process("nnUNetv2_predict", *arguments)
     assert [path.name for path in output.glob("*.nii.gz")] == ["head_006.nii.gz"]
