@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.evaluation.study import ABLATIONS
+from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
 from nnunet_kd.reading import read_plans
 
 _DESCRIPTION = """\
@@ -21,6 +21,11 @@ report and does not stop the others.
       five folds, three seeds each (plans nnUNetPlans_seed0, ...)
   nnunet_kd compare ... -m NoKD DCD --ablation dcd
       the rows of DCD's ablation beside them; dual_self has those of dual self-distillation
+  nnunet_kd compare ... -m NoKD DCD --rows rows.json
+      rows of your own: {"DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
+                         "DCD, weight 0.1": {"trainer": "DCD", "method": {"weight": 0.1}},
+                         "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
+      method and training are those of the plans' nnunet_kd block, and change what the plans have
 
 -m are trainers without their prefix nnUNetTrainer; the first is the baseline. The schedule is that of the plans
 (nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student, some
@@ -43,6 +48,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-m", metavar="METHOD", nargs="+", required=True, help="methods; the first is the baseline")
     command.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="train every method with each of these")
     command.add_argument("--ablation", metavar="NAME", help=f"add the rows of an ablation: {', '.join(ABLATIONS)}")
+    command.add_argument("--rows", metavar="FILE", type=Path, help="add the rows of a file (JSON)")
     command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder for the report, logs, predictions")
     command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD (default: 1)")
@@ -60,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
-    from nnunet_kd.evaluation.study import Study, list_runs
+    from nnunet_kd.evaluation.study import Study
     from nnunet_kd.teachers.architecture import check_networks
     from nnunet_kd.teachers.checkpoint import TRUST_MODEL
 
@@ -80,7 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
     if not arguments.trust:
         check_networks(plans, path, TRUST_MODEL, arguments.c)
-    runs = list_runs(arguments.p, arguments.m, arguments.f, arguments.seeds or [None], arguments.ablation)
+    rows = rows_of_methods(arguments.m)
+    if arguments.rows is not None:
+        rows += rows_of_file(arguments.rows)
+    if arguments.ablation is not None:
+        rows += rows_of_ablation(arguments.ablation)
+    runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
     folders = tuple(Path(where.require()) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
     device = arguments.device or default_device()
     study = Study(folder.name, arguments.c, plans, folders, arguments.o.resolve(), device)  # type: ignore[arg-type]

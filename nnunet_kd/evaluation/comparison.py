@@ -16,7 +16,8 @@ from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.study import TEACHER, Run, Study
+from nnunet_kd.evaluation.runs import Run
+from nnunet_kd.evaluation.study import TEACHER, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.planning import stage_widths
 from nnunet_kd.reading import read_json, read_plans
@@ -339,12 +340,14 @@ def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str
     schedule = read_settings(study.plans).training
     folds = sorted({run.fold for run in runs})
     seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
+    rows = {run.method: run for run in runs if run.settings}
     return {
         "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
         "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
         "Schedule": f"{schedule.num_epochs or 1000} epochs of {schedule.num_iterations_per_epoch or 250} iterations, "
         f"initial learning rate {schedule.initial_lr or 0.01:g}, "
         f"seed {', '.join(str(schedule.seed if seed is None else seed) for seed in seeds)}",
+        **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
         "NSD": f"tolerance {tolerance:g} mm",
         "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),
     }

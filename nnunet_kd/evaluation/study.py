@@ -1,84 +1,26 @@
 """A study: the same student by several methods, on the same folds and seeds, trained with stock nnU-Net.
 
-Every run is an ordinary nnU-Net training in ``nnUNet_results``. What a run differs in beside its trainer, a seed or a
-row of an ablation, is written into plans of its own, ``PLANS_seed0`` or ``PLANS_dcd-lll``, beside the given ones.
+Every run is an ordinary nnU-Net training in ``nnUNet_results``. What a run differs in beside its trainer, a seed or
+settings of its row, is written into plans of its own, ``PLANS_seed0`` or ``PLANS_dcd-lll``, beside the given ones.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.writing import naming_full_disk, not_written, write_whole
 
 TEACHER = "teacher"
-
-# Rows of the papers' ablation tables: name -> keywords of the method's loss.
-ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "dcd": (
-        "DCD",
-        {
-            "lll": {"bands": "lll"},
-            "hhh": {"bands": "hhh"},
-            "detail": {"bands": "detail"},
-            "all": {"bands": "all"},
-            "without-idwt": {"reconstruct": False},
-        },
-    ),
-    "dual_self": ("DualSelfKD", {"projection": {"beta": 0}, "progressive": {"alpha": 0}}),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Attributes:
-        method: Its row in the tables.
-        trainer: Class name.
-        plans: ``plans_name``.
-        fold: Of the cross-validation.
-        seed: ``None``: the plans'.
-        numbers: Keywords of the method's loss that the plans' do not have.
-    """
-
-    method: str
-    trainer: str
-    plans: str
-    fold: int
-    seed: int | None
-    numbers: Mapping[str, Any]
-
-
-def list_runs(
-    plans: str, methods: Sequence[str], folds: Sequence[int], seeds: Sequence[int | None], ablation: str | None
-) -> list[Run]:
-    """All trainings of a study, fold by fold, so that a stopped study has whole folds.
-
-    Raises:
-        ValueError: For an unknown ablation.
-    """
-    variants: list[tuple[str, str, str, dict[str, Any]]] = [(m, f"nnUNetTrainer{m}", "", {}) for m in methods]
-    if ablation is not None:
-        if ablation not in ABLATIONS:
-            raise ValueError(f"there is no ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}")
-        method, rows = ABLATIONS[ablation]
-        variants += [(f"{method} {row}", f"nnUNetTrainer{method}", f"_{ablation}-{row}", n) for row, n in rows.items()]
-    return [
-        Run(method, trainer, plans + suffix + ("" if seed is None else f"_seed{seed}"), fold, seed, numbers)
-        for fold in folds
-        for seed in seeds
-        for method, trainer, suffix, numbers in variants
-    ]
 
 
 class Study:
@@ -114,7 +56,7 @@ class Study:
     # ---- plans
 
     def plans_of(self, run: Run) -> dict[str, Any]:
-        """The given plans with the run's seed and numbers; the teacher is that of the given plans."""
+        """The given plans with the run's seed and settings; the teacher is that of the given plans."""
         plans = deepcopy(self.plans)
         if run.plans == plans["plans_name"]:
             return plans
@@ -125,10 +67,10 @@ class Study:
         for teacher in teachers if isinstance(teachers, list) else [teachers]:
             if teacher.get("plans") is None and teacher.get("folder") is None:
                 teacher["plans"] = source
+        for section, values in run.settings.items():
+            block[section] = {**block.get(section, {}), **values}
         if run.seed is not None:
             block.setdefault("training", {})["seed"] = run.seed
-        if run.numbers:
-            block["method"] = {**block.get("method", {}), **run.numbers}
         plans["plans_name"] = run.plans
         return plans
 
@@ -206,7 +148,7 @@ class Study:
                 path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
-        epochs = read_settings(self.plans).training.num_epochs or 1000
+        epochs = read_settings(self.plans_of(run)).training.num_epochs or 1000
         self.commands.run(
             f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
             "nnUNetv2_train",

@@ -18,7 +18,9 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     """Two methods train, one fails; stopped before the second, then to the end, then written again."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
-    words = ("-p", "tiny", "-m", "NoKD", "KD", "LogitsKD")
+    rows = workspace.root / "rows.json"
+    rows.write_text('{"both": {"trainer": "KD", "method": {"terms": [{"name": "logits"}, {"name": "cwd"}]}}}')
+    words = ("-p", "tiny", "-m", "NoKD", "KD", "LogitsKD", "--rows", str(rows))
     run = Commands.run
 
     def stopped(self, log, *command, epochs=None):
@@ -40,18 +42,19 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     monkeypatch.setattr(Commands, "run", run)
     assert compare(workspace, *words) == 1  # one method failed
     printed = capsys.readouterr().out
-    assert "1 of 3: NoKD, fold 0, plans tiny: done already" in printed
+    assert "1 of 4: NoKD, fold 0, plans tiny: done already" in printed
     report = (study / "report.md").read_text()
     assert "**KD (fold 0, plans tiny) failed" in report
-    for method in ("teacher", "NoKD", "LogitsKD"):
+    assert 'both: nnUNetTrainerKD with {"method": {"terms": [{"name": "logits"}' in report
+    for method in ("teacher", "NoKD", "LogitsKD", "both"):
         assert f"| {method} " in report
     assert "gap closed" in report and "GFLOPs a case" in report and "LEAKAGE" not in report
     methods = {row["method"] for row in json.loads((study / "metrics.json").read_text())}
-    assert methods == {"teacher", "NoKD", "LogitsKD"}
+    assert methods == {"teacher", "NoKD", "LogitsKD", "both"}
     page = (study / "report.html").read_text()
     assert page.count("<img ") == 3 and "worst" not in page.split("<img")[0]
 
-    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 0
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD", "--rows", str(rows)) == 0
     again = (study / "report.md").read_text()
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables
@@ -67,6 +70,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
         (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
         (["-m", "NoKD", "SAMKD"], "there are no soft labels in"),
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),
+        (["-m", "NoKD", "--rows", "nothing.json"], "cannot read nothing.json: there is no such file"),
         (["-m", "NoKD", "--tolerance", "0"], "--tolerance above 0"),
     ],
 )

@@ -12,7 +12,8 @@ import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.comparison import _find_teachers
-from nnunet_kd.evaluation.study import Study, list_runs
+from nnunet_kd.evaluation.runs import list_runs, rows_of_methods
+from nnunet_kd.evaluation.study import Study
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer
 
@@ -112,7 +113,7 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     folders = tuple(workspace.root / name for name in FOLDERS)
     study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
-    runs = list_runs("nnUNetPlans", ["NoKD"], [0], [None], None)
+    runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
     assert _find_teachers(study, runs, needed=False) == {0: workspace.teacher}
     spoil(workspace, tmp_path / "mark")
     assert _find_teachers(study, runs, needed=False) == {}

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.evaluation.study import ABLATIONS, Study, list_runs
+from nnunet_kd.evaluation.runs import list_runs, rows_of_ablation, rows_of_methods
+from nnunet_kd.evaluation.study import Study
 from nnunet_kd.settings import read_settings
-from nnunet_kd.training.methods import TERMS
 from nnunet_kd.writing import DiskFullError
 from tests.conftest import DATASET, FOLDERS, SHORT
 from tests.full_disk import PAGE, leave
@@ -19,36 +19,10 @@ def study_of(workspace, plans):
     return Study(DATASET, "3d_fullres", plans, folders, workspace.root / "study", "cpu")
 
 
-def test_runs_come_fold_by_fold():
-    runs = list_runs("P", ["NoKD", "DCD"], [0, 1], [None], None)
-    assert [(run.fold, run.trainer, run.plans, run.seed) for run in runs] == [
-        (0, "nnUNetTrainerNoKD", "P", None),
-        (0, "nnUNetTrainerDCD", "P", None),
-        (1, "nnUNetTrainerNoKD", "P", None),
-        (1, "nnUNetTrainerDCD", "P", None),
-    ]
-    assert [run.plans for run in list_runs("P", ["DCD"], [0], [0, 7], None)] == ["P_seed0", "P_seed7"]
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_rows_of_an_ablation_are_settings_of_its_method(name):
-    runs = list_runs("P", ["NoKD"], [0], [None], name)
-    method, rows = ABLATIONS[name]
-    assert [run.method for run in runs] == ["NoKD", *(f"{method} {row}" for row in rows)]
-    assert len({run.plans for run in runs}) == len(runs)
-    for run in runs[1:]:
-        TERMS[name].changed(run.numbers, "here").build(1000, "here")
-
-
-def test_an_ablation_that_is_not_there():
-    with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
-        list_runs("P", ["NoKD"], [0], [None], "dc")
-
-
 def test_plans_of_a_run_keep_the_teacher_and_change_seed_and_numbers(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"levels": 2})
     study = study_of(workspace, plans)
-    *_, run = list_runs("nnUNetPlans", ["DCD"], [0], [5], "dcd")
+    run = list_runs("nnUNetPlans", rows_of_ablation("dcd"), [0], [5])[4]
     study.write_plans([run])
     written = json.loads((workspace.preprocessed / "nnUNetPlans_dcd-without-idwt_seed5.json").read_text())
     settings = read_settings(written)
@@ -65,7 +39,7 @@ def test_plans_of_a_run_keep_the_teacher_and_change_seed_and_numbers(workspace):
 
 def test_students_plans_keep_their_own_source(workspace):
     plans = workspace.plans("small", student={"source_plans": "nnUNetPlans"})
-    (run,) = list_runs("small", ["DCD"], [0], [1], None)
+    (run,) = list_runs("small", rows_of_methods(["DCD"]), [0], [1])
     assert read_settings(study_of(workspace, plans).plans_of(run)).teachers[0].plans == "nnUNetPlans"
 
 
@@ -101,7 +75,7 @@ def test_folds_are_nnunets_and_written_whole(workspace):
 def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     study = study_of(workspace, plans)
-    (run,) = list_runs("nnUNetPlans", [""], [0], [None], None)
+    (run,) = list_runs("nnUNetPlans", rows_of_methods([""]), [0], [None])
     fold = workspace.teacher / "fold_0"
     final, latest = fold / "checkpoint_final.pth", fold / "checkpoint_latest.pth"
     assert study.is_trained(run)

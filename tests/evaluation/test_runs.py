@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
+from nnunet_kd.training.methods import TERMS
+
+
+def written(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_runs_come_fold_by_fold():
+    runs = list_runs("P", rows_of_methods(["NoKD", "DCD"]), [0, 1], [None])
+    assert [(run.fold, run.trainer, run.plans, run.seed) for run in runs] == [
+        (0, "nnUNetTrainerNoKD", "P", None),
+        (0, "nnUNetTrainerDCD", "P", None),
+        (1, "nnUNetTrainerNoKD", "P", None),
+        (1, "nnUNetTrainerDCD", "P", None),
+    ]
+    assert [run.plans for run in list_runs("P", rows_of_methods(["DCD"]), [0], [0, 7])] == ["P_seed0", "P_seed7"]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_rows_of_an_ablation_are_settings_of_its_method(name):
+    runs = list_runs("P", rows_of_methods(["NoKD"]) + rows_of_ablation(name), [0], [None])
+    method, rows = ABLATIONS[name]
+    assert [run.method for run in runs] == ["NoKD", *(f"{method} {row}" for row in rows)]
+    assert len({run.plans for run in runs}) == len(runs)
+    for run in runs[1:]:
+        TERMS[name].changed(run.settings["method"], "here").build(1000, "here")
+
+
+def test_an_ablation_that_is_not_there():
+    with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
+        rows_of_ablation("dc")
+
+
+def test_rows_of_a_file(tmp_path):
+    listed = {
+        "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
+        "DCD, λ 0.1": {"trainer": "DCD", "method": {"weight": 0.1}, "training": {"ema_decay": 0.9}},
+        "as it is": {"trainer": "CWD"},
+    }
+    one, two, three = list_runs("P", rows_of_file(written(tmp_path / "rows.json", listed)), [0], [3])
+    assert (one.method, one.trainer, one.plans) == ("DCD + logits", "nnUNetTrainerKD", "P_dcd-logits_seed3")
+    assert (two.plans, two.settings) == (
+        "P_dcd-0.1_seed3",
+        {"method": {"weight": 0.1}, "training": {"ema_decay": 0.9}},
+    )
+    assert (three.trainer, three.plans, three.settings) == ("nnUNetTrainerCWD", "P_seed3", {})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"a": 1}, "row 'a' must be an object with a trainer"),
+        ({"a": {"method": {}}}, "row 'a' must be an object with a trainer"),
+        ({"a": {"trainer": "DCD", "methods": {}}}, "unknown key 'methods' in .*row 'a': did you mean 'method'"),
+        ({"a": {"trainer": "DCD", "method": 3}}, "row 'a': method must be an object, got 3"),
+        ({"λ": {"trainer": "DCD"}}, "row 'λ': a name needs a letter or a digit"),
+        ([], "is no JSON object"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        rows_of_file(written(tmp_path / "rows.json", rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"NoKD": {"trainer": "DCD"}}, "there are two rows NoKD"),
+        ({"none": {"trainer": "NoKD"}}, "the rows NoKD and none would have the same plans P$"),
+        (
+            {"a b": {"trainer": "DCD", "method": {"levels": 1}}, "A-b": {"trainer": "KD", "method": {"levels": 2}}},
+            "the rows a b and A-b would have the same plans P_a-b",
+        ),
+    ],
+)
+def test_rows_are_told_apart(tmp_path, rows, message):
+    listed = rows_of_methods(["NoKD"]) + rows_of_file(written(tmp_path / "rows.json", rows))
+    with pytest.raises(ValueError, match=message):
+        list_runs("P", listed, [0], [None])
