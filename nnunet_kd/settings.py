@@ -8,7 +8,7 @@ A plans file may carry one block at its top level; every key has a default::
                    "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false},
       "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
                    "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null,
-                   "optimizer": null},
+                   "optimizer": null, "initial_weights": null},
       "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
     }
 
@@ -91,6 +91,7 @@ class TrainingSettings:
             ``None`` leaves nnU-Net's own unseeded loading.
         ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
         optimizer: ``"adamw"``, with a cosine from ``initial_lr`` to 1e-5; ``None``: nnU-Net's SGD and polynomial.
+        initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``None``: random ones.
     """
 
     num_epochs: int | None = None
@@ -101,6 +102,7 @@ class TrainingSettings:
     seed: int | None = 1234
     ema_decay: float | None = None
     optimizer: str | None = None
+    initial_weights: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
@@ -111,6 +113,8 @@ class TrainingSettings:
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
         require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
+        start = self.initial_weights
+        require(start in (None, "teacher"), "training.initial_weights", '"teacher" or null', start)
 
 
 @dataclass(frozen=True)

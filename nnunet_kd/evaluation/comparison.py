@@ -24,7 +24,7 @@ from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
-from nnunet_kd.teachers.nnunet import Experiment, check_weights, find_teachers, find_trainer
+from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer, load_plain
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
         try:
             files = find_teachers(settings, student, fold)
             for teacher in files:  # which stock commands will run
-                check_weights(teacher)
+                load_plain(teacher)
         except (FileNotFoundError, ValueError):
             if needed:
                 raise

@@ -287,17 +287,16 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
             holds weights that are not finite.
         NotImplementedError: For features of a network without encoder stages.
     """
-    network = _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
-    return Teacher(network, features, logits, logits and files.deep_supervision)
+    return Teacher(load_plain(files), features, logits, logits and files.deep_supervision)
 
 
-def check_weights(files: TeacherFiles) -> None:
-    """Read and build a teacher once: before a stock command does, which unpickles and builds whatever is there.
+def load_plain(files: TeacherFiles) -> nn.Module:
+    """The network as nnU-Net builds it. Also a check, before a stock command unpickles and builds whatever is there.
 
     Raises:
         ValueError: As :func:`load_teacher`.
     """
-    _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
+    return _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
 
 
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 
 from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import read_settings
-from nnunet_kd.teachers.nnunet import case_predictor, check_weights, find_teachers
+from nnunet_kd.teachers.nnunet import case_predictor, find_teachers, load_plain
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
 from nnunet_kd.teachers.sam_embeddings import STEP, Colours, SamEmbedder, SlicePatches
@@ -114,7 +114,7 @@ class NnUNetSource:
             one: find_teachers([replace(settings[0], folds=[one])], cases.experiment, one)[0] for one in folds
         }
         for files in self._teachers.values():  # before the store is begun
-            check_weights(files)
+            load_plain(files)
         self._loaded: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
         self.description: dict[str, Any] = {
             "kind": "nnunet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,16 +12,18 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
 
 from nnunet_kd.planning import student_plans
 from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import BLOCK, Plans, Settings, StudentSettings, TrainingSettings, read_section, read_settings
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
+from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_plain, load_teacher
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.training.methods import active_terms
+from nnunet_kd.training.start import selected_weights
 from nnunet_kd.training.step import LabelCodes
 from nnunet_kd.training.terms import ActiveSoftLabelTerm, ActiveStageTerm, ActiveTerm
 
@@ -47,7 +50,13 @@ class Preparation:
     @property
     def leakage(self) -> str | None:
         """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
-        return leakage(self.settings.teachers, self.fold) if self.needs_teacher else None
+        taught = self.needs_teacher or self.starts_from_teacher
+        return leakage(self.settings.teachers, self.fold) if taught else None
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether the student's initial weights are the teacher's."""
+        return self.settings.training.initial_weights == "teacher"
 
     @property
     def needs_teacher(self) -> bool:
@@ -90,8 +99,9 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     plans = _student_plans(trainer, student, settings.student)
     epochs = settings.training.num_epochs or NNUNET_EPOCHS
     terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
-    if trainer.method is not None and settings.training.optimizer is not None:
-        raise ValueError(f"{BLOCK}.training.optimizer: {trainer.__name__} has an optimizer of its own")
+    for key in ("optimizer", "initial_weights"):
+        if trainer.method is not None and getattr(settings.training, key) is not None:
+            raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 
@@ -135,14 +145,13 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     """
     student, terms = preparation.student, preparation.terms
     files = find_teachers(preparation.settings.teachers, student, preparation.fold)
-    notes = [preparation.leakage, *(one.leakage for one in files)]
-    leaks = " ".join(dict.fromkeys(note for note in notes if note is not None)) or None
+    leaks = joined([preparation.leakage, *(one.leakage for one in files)])
     features = preparation.reads_teacher_features
     tuned = [term.name for term in terms if term.tuning_name is not None]
     logits = bool(tuned) or any(term.reads_logits for term in terms)
     if tuned and len(files) > 1:
         raise NotImplementedError(f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}")
-    own_stages = _stages_of_student(trainer, student) if features else None
+    own_stages = encoder_stages(_student_network(trainer, student)) if features else None
 
     teachers = [load_teacher(one, features, logits) for one in files]
     labels = PlansManager(student.plans).get_label_manager(student.dataset_json)
@@ -159,6 +168,33 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
         if one.stages is not None:
             _check_patch(student, one.stages)
     return AttachedTeacher(teacher, pairs, leaks)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Initial weights of a student, and what has leaked into them."""
+
+    weights: dict[str, Tensor]
+    leakage: str | None
+
+
+def start_from_teacher(trainer: type[DistillationTrainer], preparation: Preparation) -> Start:
+    """The student's initial weights, taken from its teacher.
+
+    Raises:
+        FileNotFoundError: Where the teacher is missing.
+        ValueError: Where it cannot be read, has other layers, or there are several.
+    """
+    files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
+    if len(files) > 1:
+        raise ValueError(f"{BLOCK}.training.initial_weights: there are {len(files)} teachers, one is needed")
+    student = _student_network(trainer, preparation.student)
+    return Start(selected_weights(load_plain(files[0]), student), joined([preparation.leakage, files[0].leakage]))
+
+
+def joined(leaks: Sequence[str | None]) -> str | None:
+    """What has leaked as one text, each note once; ``None`` where nothing has."""
+    return " ".join(dict.fromkeys(note for note in leaks if note is not None)) or None
 
 
 def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
@@ -211,17 +247,17 @@ def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
         )
 
 
-def _stages_of_student(trainer: type[DistillationTrainer], student: Experiment) -> EncoderStages:
-    """Of the network the plans ask for, built without memory."""
+def _student_network(trainer: type[DistillationTrainer], student: Experiment) -> nn.Module:
+    """The network the plans ask for, built without memory."""
     plans = PlansManager(student.plans)
     configuration = plans.get_configuration(student.configuration)
     with torch.device("meta"):
         build = trainer.build_network_architecture  # type: ignore[misc]  # a static method; instances shadow it
-        network = build(
+        network: nn.Module = build(
             plans,
             configuration,
             determine_num_input_channels(plans, configuration, student.dataset_json),
             plans.get_label_manager(student.dataset_json).num_segmentation_heads,
             False,
         )
-    return encoder_stages(network)
+    return network

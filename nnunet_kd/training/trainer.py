@@ -37,7 +37,15 @@ from nnunet_kd.training.loading import (
     seed_everything,
     seeded_augmenter,
 )
-from nnunet_kd.training.preparation import AttachedTeacher, attach_soft_labels, attach_teacher, prepare
+from nnunet_kd.training.preparation import (
+    AttachedTeacher,
+    Start,
+    attach_soft_labels,
+    attach_teacher,
+    joined,
+    prepare,
+    start_from_teacher,
+)
 from nnunet_kd.training.progress import append_terms
 from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_leakage, results_of
 from nnunet_kd.training.schedules import CosineSchedule
@@ -87,6 +95,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.preparation = prepare(kind, Experiment(plans, configuration, dataset_json), fold)
         self.attached: AttachedTeacher | None = None
         self.teacher_stages: EncoderStages | None = None
+        self.start: Start | None = None
         self.average: WeightAverage | None = None
         self.soft_labels: SoftLabelStore | None = None
         self._resumes = False
@@ -98,9 +107,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.soft_labels = attach_soft_labels(self.preparation)
             if self.preparation.needs_teacher:
                 self._attach_teacher()
+            if self.preparation.starts_from_teacher and not self.has_begun():
+                self.start = start_from_teacher(kind, self.preparation)
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
-            if key not in ("seed", "ema_decay", "optimizer") and value is not None:
+            if key not in ("seed", "ema_decay", "optimizer", "initial_weights") and value is not None:
                 setattr(self, key, value)
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
@@ -152,7 +163,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.average = WeightAverage(self.trained().student, decay)
 
     def start_weights(self, student: Any) -> None:
-        """For a trainer whose student does not start from random weights; not called where a training goes on."""
+        """Weights that are not random; not called where a training goes on."""
+        if self.start is not None:
+            student.load_state_dict(self.start.weights)
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -289,7 +302,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if unfinished:
             teacher = None if attached is None else attached.leakage
             stored = None if self.soft_labels is None else self.soft_labels.leakage(self.fold)
-            warning = " ".join(dict.fromkeys(filter(None, (teacher, stored)))) or None
+            initial = None if self.start is None else self.start.leakage
+            if self.start is None and self.preparation.starts_from_teacher:  # when it was begun
+                initial = notes.get(fold)
+            warning = joined([teacher, stored, initial])
         else:  # what was noted when it was trained holds
             warning = notes.get(fold, self.preparation.leakage)
         notes.pop(fold, None)

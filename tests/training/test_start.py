@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from nnunet_kd.training.start import selected_weights
+from tests.conftest import SHORT, make_trainer
+
+FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
+
+
+class Joined(nn.Module):
+    """Two branches joined, as a skip connection is."""
+
+    def __init__(self, width, inputs=2, classes=3):
+        super().__init__()
+        self.down = nn.Conv2d(inputs, width, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(width, affine=True)
+        self.deep = nn.Conv2d(width, 2 * width, 2, stride=2)
+        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.out = nn.Conv2d(2 * width, classes, 1)
+
+    def forward(self, images):
+        skip = self.norm(self.down(images))
+        return self.out(torch.cat((self.up(self.deep(skip).relu()), skip), 1))
+
+
+def test_every_other_channel_is_taken():
+    teacher, student = Joined(8), Joined(4)
+    weights = selected_weights(teacher, student)
+    torch.testing.assert_close(weights["down.weight"], teacher.down.weight[::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["down.bias"], teacher.down.bias[::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["norm.weight"], teacher.norm.weight[::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["deep.weight"], 2 * teacher.deep.weight[::2, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["up.weight"], 2 * teacher.up.weight[::2, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["out.weight"], 2 * teacher.out.weight[:, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(weights["out.bias"], teacher.out.bias, rtol=0, atol=0)
+
+
+def test_a_teacher_whose_channels_are_all_there_twice_is_the_student():
+    """A layer reads the channels it read in the teacher, also where two tensors are joined, and sums to the same."""
+    torch.manual_seed(0)
+    teacher, student = Joined(8), Joined(4)
+    with torch.no_grad():
+        for name, weight in teacher.named_parameters():
+            for axis in range(weight.dim()):
+                if weight.shape[axis] != dict(student.named_parameters())[name].shape[axis]:
+                    first = weight.index_select(axis, torch.arange(0, weight.shape[axis], 2))
+                    weight.copy_(first.repeat_interleave(2, axis))
+    student.load_state_dict(selected_weights(teacher, student))
+    images = torch.randn(2, 2, 8, 8)
+    torch.testing.assert_close(student(images), teacher(images))
+
+
+def test_widths_need_not_divide_each_other():
+    weights = selected_weights(Joined(7), Joined(3))
+    assert {name: w.shape for name, w in weights.items()} == {n: w.shape for n, w in Joined(3).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 2, 1)), "other layers than the teacher: only the student has 0.bias"),
+        (Joined(16), r"the student's down.weight \[16, 2, 3, 3\] cannot be taken from the teacher's \[8, 2, 3, 3\]"),
+    ],
+)
+def test_networks_that_do_not_fit(student, message):
+    with pytest.raises(ValueError, match=message):
+        selected_weights(Joined(8), student)
+
+
+@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
+def test_a_training_starts_from_the_teacher(workspace, kind):
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER)
+    trainer = make_trainer(kind, plans, workspace)
+    trainer.initialize()
+    taught = torch.load(workspace.teacher / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    own = trainer.trained().student.state_dict()
+    assert own.keys() == taught.keys()
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    rows = torch.arange(own[name].shape[0]) * taught[name].shape[0] // own[name].shape[0]
+    torch.testing.assert_close(own[name], taught[name][rows], rtol=0, atol=0)
+    trainer.run_training()
+    again = make_trainer(kind, plans, workspace)
+    assert again.start is None  # it goes on from what was saved, and needs no teacher for that
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    for key, weight in trainer.trained().student.state_dict().items():
+        torch.testing.assert_close(again.trained().student.state_dict()[key], weight, rtol=0, atol=0)
+
+
+def test_what_the_teacher_has_seen_is_noted(workspace):
+    """Also where nothing else is distilled."""
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    assert "LEAKAGE" in trainer.start.leakage
