@@ -24,6 +24,7 @@ followed by the command that mends it. Exit status 1 if there is one.
   nnunet_kd doctor -d 501 --cases       and read every preprocessed case: are all values numbers, all labels known?
 """
 
+OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
 PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
 
 
@@ -210,7 +211,7 @@ class _Experiment:
 
     def teacher(self) -> str:
         from nnunet_kd.teachers.nnunet import Experiment
-        from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, prepare
+        from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, prepare, start_from_teacher
         from nnunet_kd.training.results import check_results, results_of
         from nnunet_kd.training.trainer import DistillationTrainer
 
@@ -231,12 +232,17 @@ class _Experiment:
                 f"there are no weights of SAM in {weights}. Mend: name them in the plans as nnunet_kd.method.checkpoint"
             )
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
+        if preparation.starts_from_teacher:
+            leaked = start_from_teacher(self.trainer, preparation).leakage
+            if leaked is not None:
+                raise ValueError(f"{leaked} {OWN_FOLD}")
         if not preparation.needs_teacher:
-            return f"{self.arguments.tr} needs no teacher{stored}"
+            taught = "starts from its teacher" if preparation.starts_from_teacher else "needs no teacher"
+            return f"{self.arguments.tr} {taught}{stored}"
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
-            raise ValueError(f'{attached.leakage} Mend: set nnunet_kd.teacher.folds to "same" in the plans')
+            raise ValueError(f"{attached.leakage} {OWN_FOLD}")
         if attached.teacher.stages is None or not attached.matched_stages:
             return "the teacher is there and fits"
         widths = attached.teacher.stages.widths

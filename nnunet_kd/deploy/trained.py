@@ -154,9 +154,10 @@ def _distillation(model: TrainedModel) -> dict[str, Any]:
     if not issubclass(kind, DistillationTrainer):
         return {"method": None, "teacher": None}
     preparation = prepare(kind, model.experiment, _fold(next(iter(model.checkpoints))))
-    teachers = read_settings(model.experiment.plans).teachers if preparation.needs_teacher else []
+    teachers = read_settings(model.experiment.plans).teachers if preparation.uses_teacher else []
     return {
         "method": [str(term) for term in preparation.terms],
+        "initial_weights": preparation.settings.training.initial_weights,
         "teacher": [{key: value for key, value in asdict(one).items() if key != "trust_checkpoint"} for one in teachers]
         or None,
     }

@@ -123,7 +123,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
                 preparation = prepare(trainer, Experiment(plans, study.configuration, study.dataset_json), run.fold)
             except ValueError:
                 continue  # its training will say so and not stop the others
-            needed |= preparation.needs_teacher
+            needed |= preparation.uses_teacher
             if not study.is_trained(run):  # of the same data whatever the seed; these plans are written already
                 given = Experiment(study.plans, study.configuration, study.dataset_json)
                 attach_soft_labels(replace(preparation, student=given))

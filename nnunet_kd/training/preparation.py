@@ -50,13 +50,17 @@ class Preparation:
     @property
     def leakage(self) -> str | None:
         """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
-        taught = self.needs_teacher or self.starts_from_teacher
-        return leakage(self.settings.teachers, self.fold) if taught else None
+        return leakage(self.settings.teachers, self.fold) if self.uses_teacher else None
 
     @property
     def starts_from_teacher(self) -> bool:
         """Whether the student's initial weights are the teacher's."""
         return self.settings.training.initial_weights == "teacher"
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether anything comes from the teacher."""
+        return self.needs_teacher or self.starts_from_teacher
 
     @property
     def needs_teacher(self) -> bool:

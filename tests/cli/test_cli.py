@@ -156,6 +156,15 @@ def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
     doctor_says(capsys, "no estimate for new cases. Mend: nnunet_kd soft-labels --teacher -f 1 --name NAME", *words)
 
 
+def test_doctor_tells_of_initial_weights_that_leak(workspace, capsys):
+    workspace.plans("start", training={"initial_weights": "teacher"}, teacher={"plans": "nnUNetPlans"})
+    words = ("-d", "598", "-tr", "nnUNetTrainerNoKD", "-p", "start")
+    assert main(["doctor", *words]) == 0
+    assert "nnUNetTrainerNoKD starts from its teacher" in capsys.readouterr().out
+    workspace.plans("start", training={"initial_weights": "teacher"}, teacher={"plans": "nnUNetPlans", "folds": [0]})
+    doctor_says(capsys, 'Mend: set nnunet_kd.teacher.folds to "same" in the plans', *words, "-f", "1")
+
+
 def test_doctor_without_folders(workspace, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
     doctor_says(capsys, "nnUNet_results is not set. Mend: export nnUNet_results=")

@@ -1,11 +1,17 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from nnunet_kd.planning import student_plans
+from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.training.start import selected_weights
-from tests.conftest import SHORT, make_trainer
+from tests.conftest import SHORT, make_trainer, stop_within
 
 FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
 
@@ -90,7 +96,30 @@ def test_a_training_starts_from_the_teacher(workspace, kind):
 
 
 def test_what_the_teacher_has_seen_is_noted(workspace):
-    """Also where nothing else is distilled."""
+    """Also where nothing else is distilled, and where the training goes on without the teacher."""
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
     assert "LEAKAGE" in trainer.start.leakage
+    stop_within(trainer, 3)
+    results = Path(trainer.output_folder_base) / "plans.json"
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
+    shutil.rmtree(workspace.teacher)
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1, resume=True)
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    again.run_training()
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
+
+
+def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
+    plans = workspace.plans("dra", training=FROM_TEACHER, teacher={"plans": "nnUNetPlans"})
+    dra = student_plans(plans, 4, network="dra_unet")
+    dra["nnunet_kd"] = {"student": {"source_plans": "nnUNetPlans"}, **plans["nnunet_kd"]}
+    with pytest.raises(ValueError, match="the student has other layers than the teacher: only the"):
+        make_trainer(nnUNetTrainerNoKD, dra, workspace)
+    assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
+
+
+def test_one_teacher_is_needed(workspace):
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=[{}, {}])
+    with pytest.raises(ValueError, match="initial_weights: there are 2 teachers, one is needed"):
+        make_trainer(nnUNetTrainerNoKD, plans, workspace)
