@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +178,7 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
 class Start:
     """Initial weights of a student, and what has leaked into them."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes what its trainer has into debug.json
     leakage: str | None
 
 

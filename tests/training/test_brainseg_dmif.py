@@ -143,7 +143,7 @@ def test_settings_that_cannot_be(workspace, method, words):
 
 
 def test_missing_weights_and_other_networks(workspace):
-    with pytest.raises(ValueError, match="training.optimizer: nnUNetTrainerBrainSegDMIF has an optimizer of its own"):
+    with pytest.raises(ValueError, match="training.optimizer: nnUNetTrainerBrainSegDMIF has its own"):
         trainer_for(workspace, plans_for(workspace, {"optimizer": "adamw"}))
     with pytest.raises(FileNotFoundError, match="method.checkpoint: there are no weights of SAM in /none"):
         trainer_for(workspace, plans_for(workspace, method={"checkpoint": "/none"}))
