@@ -181,6 +181,7 @@ def _run(
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # before a traceback, as where Python ends by itself
     os.environ.clear()
     os.environ.update(variables)
     multiprocessing.set_start_method("fork", force=True)  # the method of this process would be handed on
