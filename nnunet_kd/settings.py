@@ -91,7 +91,8 @@ class TrainingSettings:
             ``None`` leaves nnU-Net's own unseeded loading.
         ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
         optimizer: ``"adamw"``, with a cosine from ``initial_lr`` to 1e-5; ``None``: nnU-Net's SGD and polynomial.
-        initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``None``: random ones.
+        initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``"reconstructed"``: these, with every
+            convolution fitted to the outputs of the teacher's; ``None``: random ones.
     """
 
     num_epochs: int | None = None
@@ -114,7 +115,8 @@ class TrainingSettings:
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
         require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
         start = self.initial_weights
-        require(start in (None, "teacher"), "training.initial_weights", '"teacher" or null', start)
+        starts = '"teacher", "reconstructed" or null'
+        require(start in (None, "teacher", "reconstructed"), "training.initial_weights", starts, start)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,13 +28,27 @@ from tests.killing import kill_group, run_killed, start
 from tests.small_networks import tiny_sam
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # a variable: voxels of its images' sides
+LONGEST = 600.0  # seconds a command may take
 
 
-def run_command(words: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command to its end; what it prints to either stream is in ``stdout``."""
-    command = ForkedCommand(words, environment)
-    output = command.stdout.read()
-    return subprocess.CompletedProcess(words, command.wait(), output, "")
+def run_command(
+    words: Sequence[str], environment: Mapping[str, str] | None = None, limit: float = LONGEST
+) -> subprocess.CompletedProcess[str]:
+    """A command to its end; what it prints to either stream is in ``stdout``.
+
+    Args:
+        words: The command with its arguments.
+        environment: Its variables instead of this process's.
+        limit: It is killed, with all it has started, after so many seconds; its exit code is below 0 then.
+    """
+    command = ForkedCommand(words, env=environment)
+    killer = threading.Timer(limit, command.terminate)
+    killer.start()
+    try:
+        output = command.stdout.read()
+        return subprocess.CompletedProcess(words, command.wait(), output, "")
+    finally:
+        killer.cancel()
 
 
 class ForkedCommand:
@@ -41,17 +56,17 @@ class ForkedCommand:
 
     Args:
         words: A command of an installed package with its arguments, possibly below a supervisor.
-        environment: Its variables instead of this process's.
+        env: Its variables instead of this process's.
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str] | None = None, **_: Any) -> None:
+    def __init__(self, words: Sequence[str], env: Mapping[str, str] | None = None, **_: Any) -> None:
         names = [Path(word).name for word in words]
         first = next(i for i, name in enumerate(names) if entry_points(group="console_scripts", name=name))
         self._folder = tempfile.mkdtemp()
         path = Path(self._folder) / "output"
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self._process = start(path, environment, entry_point, (names[first], *words[first + 1 :]))
+        self._process = start(path, env, entry_point, (names[first], *words[first + 1 :]))
         os.set_blocking(reader, True)  # now that somebody writes
         self.stdout = open(reader, errors="replace")  # noqa: SIM115
         self.stdin = io.StringIO()

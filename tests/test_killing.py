@@ -1,9 +1,11 @@
 """The tests' own means: a process is killed when it should be, and all of its group."""
 
 import os
+import signal
 import subprocess
 import time
 
+from tests.commands import run_command
 from tests.killing import is_alive, killed_at_rename, needs_fork, run_killed, times_of_all_phases
 
 pytestmark = needs_fork
@@ -63,3 +65,9 @@ def test_times_lie_in_all_phases_and_repeat():
     times = times_of_all_phases(20, 4.0, seed=0)
     assert times == times_of_all_phases(20, 4.0, seed=0) != sorted(times)
     assert [int(time * 5) for time in sorted(times)] == list(range(20))
+
+
+def test_a_command_that_takes_too_long_is_killed():
+    """A test that hangs would say nothing."""
+    ended = run_command(["nnunet_kd", "--help"], limit=0.0)
+    assert ended.returncode == -signal.SIGKILL

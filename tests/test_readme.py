@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
 from nnunet_kd.training.kd_sam_settings import KDSAMSettings
 from nnunet_kd.training.methods import DCD, TERMS, active_terms
@@ -58,4 +59,14 @@ def test_defaults_of_trainers_with_settings_of_their_own(settings):
 
 def test_examples_of_method_are_valid():
     for example in re.findall(r'"method": (\{"terms".*\})$', README, flags=re.MULTILINE):
-        assert len(active_terms(None, json.loads(example), 1000, "nnUNetTrainerKD")) == 2
+        assert active_terms((DCD,), json.loads(example), 1000)
+
+
+def test_the_recipe():
+    text = README[README.index("**The recipe.**") :]
+    lines = re.findall(r'^    "(training|method)": (\{.*\}),?$', text, flags=re.MULTILINE)[:2]
+    stated = {section: json.loads(values) for section, values in lines}
+    assert stated["training"] == nnUNetTrainerKD.recipe
+    own, listed = (active_terms(nnUNetTrainerKD.terms, method, 1000) for method in ({}, stated["method"]))
+    assert list(map(str, own)) == list(map(str, listed))
+    assert [(term.convex, term.all_scales) for term in own] == [(term.convex, term.all_scales) for term in listed]

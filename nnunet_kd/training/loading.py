@@ -16,7 +16,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 Check = Callable[[Mapping[str, Any]], str | None]
 _FAULT = "fault"
 
-TRAINING, VALIDATION, NETWORK = range(3)  # independent streams of random numbers
+TRAINING, VALIDATION, NETWORK, START = range(4)  # independent streams of random numbers
 
 
 def seed_everything(seed: int, *position: int) -> None:
@@ -67,7 +67,8 @@ class SeededBatches:
         return batch if fault is None else {**batch, _FAULT: fault}
 
 
-def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch; ``ValueError`` where fault was found with it."""
     if _FAULT in batch:
         raise ValueError(batch[_FAULT])
     return batch
@@ -75,12 +76,12 @@ def _checked(batch: dict[str, Any]) -> dict[str, Any]:
 
 class _InProcesses(MultiThreadedAugmenter):  # type: ignore[misc]  # untyped
     def __next__(self) -> dict[str, Any]:
-        return _checked(super().__next__())
+        return checked(super().__next__())
 
 
 class _InThisProcess(SingleThreadedAugmenter):  # type: ignore[misc]  # untyped
     def __next__(self) -> dict[str, Any]:
-        return _checked(super().__next__())
+        return checked(super().__next__())
 
 
 def seeded_augmenter(

@@ -26,39 +26,32 @@ TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD
 METHOD = "nnunet_kd.method"
 
 
-def active_terms(
-    own: Sequence[Term] | None, method: Mapping[str, Any], num_epochs: int, trainer: str
-) -> list[ActiveTerm]:
+def active_terms(own: Sequence[Term], method: Mapping[str, Any], num_epochs: int) -> list[ActiveTerm]:
     """Terms of one training.
 
     Args:
-        own: The trainer's; ``None`` where it leaves them to the plans, empty where it distils nothing.
+        own: The trainer's; empty where it distils nothing, whatever the plans say.
         method: ``nnunet_kd.method`` of the plans: keywords of the trainer's first term, and terms to ``add`` to the
-            trainer's or, as ``terms``, to use instead, each an object with its ``name``.
+            trainer's or, as ``terms``, to use instead, each an object with its ``name`` and what differs from
+            :data:`TERMS`.
         num_epochs: Of the training.
-        trainer: Name of its class.
 
     Raises:
         ValueError: For anything that is not valid, naming the key.
     """
-    if own is not None and not own:
+    if not own:
         return []
     numbers = {key: value for key, value in method.items() if key not in ("terms", "add")}
     listed = [*_listed(method, "terms"), *_listed(method, "add")]
-    if own is None and "terms" not in method:
-        raise ValueError(
-            f'{trainer} takes its terms from the plans: {METHOD} = {{"terms": [{{"name": "dcd"}}, ...]}}; '
-            f"names are {', '.join(TERMS)}"
-        )
     if "terms" in method and numbers:
         raise ValueError(f"{METHOD} has both 'terms' and {next(iter(numbers))!r}: numbers belong to a term of the list")
     if "terms" in method and "add" in method:
         raise ValueError(f"{METHOD} has both 'terms', which replaces the trainer's terms, and 'add': list all in one")
     declared = []
     if "terms" not in method:
-        first, *others = own or ()
+        first, *others = own
         declared = [(first.changed(numbers, METHOD), METHOD), *((term, METHOD) for term in others)]
-    known = {**TERMS, **{term.name: term for term in own or ()}}
+    known = {**{term.name: term for term in own}, **TERMS}
     for where, entry in listed:
         rest = dict(entry)
         name = rest.pop("name", None)

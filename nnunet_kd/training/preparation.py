@@ -18,7 +18,7 @@ from nnunet_kd.planning import student_plans
 from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import BLOCK, Plans, Settings, StudentSettings, TrainingSettings, read_section, read_settings
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_plain, load_teacher
+from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
@@ -54,8 +54,8 @@ class Preparation:
 
     @property
     def starts_from_teacher(self) -> bool:
-        """Whether the student's initial weights are the teacher's."""
-        return self.settings.training.initial_weights == "teacher"
+        """Whether the student's initial weights come from the teacher."""
+        return self.settings.training.initial_weights is not None
 
     @property
     def uses_teacher(self) -> bool:
@@ -99,10 +99,10 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
         ValueError: For a block that is not valid.
     """
     settings = read_settings(student.plans)
-    settings = replace(settings, training=_with_class_attributes(trainer, settings.training, student.plans))
+    settings = replace(settings, training=_with_class_attributes(trainer, settings, student.plans))
     plans = _student_plans(trainer, student, settings.student)
     epochs = settings.training.num_epochs or NNUNET_EPOCHS
-    terms = active_terms(trainer.terms, settings.method, epochs, trainer.__name__)
+    terms = active_terms(trainer.terms, settings.method, epochs)
     for key in ("optimizer", "initial_weights"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own")
@@ -110,13 +110,13 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 
 
-def _with_class_attributes(
-    trainer: type[DistillationTrainer], training: TrainingSettings, plans: Plans
-) -> TrainingSettings:
+def _with_class_attributes(trainer: type[DistillationTrainer], settings: Settings, plans: Plans) -> TrainingSettings:
     """Class attributes of the trainer where the block says nothing."""
     given = plans.get(BLOCK, {}).get("training", {})
+    recipe = {} if "terms" in settings.method else trainer.recipe
     names = [entry.name for entry in fields(TrainingSettings) if entry.name not in given]
-    return replace(training, **{name: getattr(trainer, name) for name in names if hasattr(trainer, name)})
+    own = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+    return replace(settings.training, **own, **{name: recipe[name] for name in names if name in recipe})
 
 
 def _student_plans(
@@ -176,10 +176,17 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
 
 @dataclass(frozen=True)
 class Start:
-    """Initial weights of a student, and what has leaked into them."""
+    """Initial weights of a student.
+
+    Attributes:
+        weights: As the training begins with them, or as the reconstruction of them does.
+        leakage: What has leaked into them.
+        teacher: Whose outputs they are to be fitted to; ``None`` where they are not.
+    """
 
     weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes what its trainer has into debug.json
     leakage: str | None
+    teacher: nn.Module | None = field(default=None, repr=False)
 
 
 def start_from_teacher(trainer: type[DistillationTrainer], preparation: Preparation) -> Start:
@@ -192,8 +199,13 @@ def start_from_teacher(trainer: type[DistillationTrainer], preparation: Preparat
     files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
     if len(files) > 1:
         raise ValueError(f"{BLOCK}.training.initial_weights: there are {len(files)} teachers, one is needed")
-    student = _student_network(trainer, preparation.student)
-    return Start(selected_weights(load_plain(files[0]), student), joined([preparation.leakage, files[0].leakage]))
+    fitted = preparation.settings.training.initial_weights == "reconstructed"
+    teacher = load_teacher(files[0], features=False, logits=fitted).network
+    try:
+        weights = selected_weights(teacher, _student_network(trainer, preparation.student))
+    except ValueError as error:
+        raise ValueError(f"{BLOCK}.training.initial_weights: {error}; null starts from random ones") from None
+    return Start(weights, joined([preparation.leakage, files[0].leakage]), teacher if fitted else None)
 
 
 def joined(leaks: Sequence[str | None]) -> str | None:

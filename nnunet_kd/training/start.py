@@ -37,6 +37,11 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
     return {name: _selected(name, given[name], wanted[name].shape, inputs.get(name)) for name in wanted}
 
 
+def channels_taken(has: int, wants: int) -> Tensor:
+    """Numbers of the teacher's channels a student has."""
+    return torch.arange(wants) * has // wants
+
+
 def _input_axes(network: nn.Module) -> Mapping[str, int]:
     """Name of a weight -> the axis its layer sums over."""
     axes = {}
@@ -55,7 +60,7 @@ def _selected(name: str, weight: Tensor, shape: torch.Size, input_axis: int | No
     selected = weight
     for axis, (has, wants) in enumerate(zip(weight.shape, shape, strict=True)):
         if has != wants:
-            selected = selected.index_select(axis, torch.arange(wants) * has // wants)
+            selected = selected.index_select(axis, channels_taken(has, wants))
     if input_axis is not None:
         selected = selected * (weight.shape[input_axis] / shape[input_axis])
     return selected.clone()

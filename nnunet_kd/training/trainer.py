@@ -7,9 +7,11 @@ modules beside this one.
 from __future__ import annotations
 
 import io
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +33,11 @@ from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.loading import (
     NETWORK,
+    START,
     TRAINING,
     VALIDATION,
+    SeededBatches,
+    checked,
     no_worker_processes,
     seed_everything,
     seeded_augmenter,
@@ -47,6 +52,7 @@ from nnunet_kd.training.preparation import (
     start_from_teacher,
 )
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.reconstruction import reconstruct
 from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_leakage, results_of
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
@@ -55,6 +61,7 @@ from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_n
 from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
+RECONSTRUCTED_PATCHES = 24  # that initial weights are fitted to
 
 
 class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped
@@ -64,7 +71,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     Attributes:
         reduction: Where the plans name no student, one with widths divided by this is derived from them.
-        terms: Loss terms beside nnU-Net's own; with any, a teacher is needed. ``None``: those the plans list.
+        terms: Loss terms beside nnU-Net's own; with any, a teacher is needed.
+        recipe: Settings of the training that go with these terms: not used where the plans list others instead.
         network_of_plans: Of :data:`nnunet_kd.planning.NETWORKS`, for plans that name no student; ``None``: the plans'.
         method: Dataclass of ``nnunet_kd.method``, for a trainer that has settings of its own instead of terms.
         joint: What holds student and adapters.
@@ -78,7 +86,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     """
 
     reduction: ClassVar[float] = 4
-    terms: ClassVar[tuple[Term, ...] | None] = ()
+    terms: ClassVar[tuple[Term, ...]] = ()
+    recipe: ClassVar[Mapping[str, Any]] = {}
     network_of_plans: ClassVar[str | None] = None
     method: ClassVar[type | None] = None
     joint: ClassVar[type[StudentWithAdapters]] = StudentWithAdapters
@@ -166,6 +175,28 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """Weights that are not random; not called where a training goes on."""
         if self.start is not None:
             student.load_state_dict(self.start.weights)
+
+    def _reconstruct(self, weights: Mapping[str, Tensor], teacher: nn.Module) -> None:
+        """Fit these initial weights to what the teacher makes of augmented training patches."""
+        student = self.trained().student
+        if any(not torch.equal(weight.cpu(), weights[name]) for name, weight in student.state_dict().items()):
+            self.print_to_log_file("initial weights: others were loaded, these are not fitted to the teacher's outputs")
+            return
+        with no_worker_processes():
+            loader = super().get_dataloaders()[0].data_loader
+        drawn = SeededBatches(loader, self.seed or 0, START, rank=0, first=0, workers=1, check=self.batch_check())
+        batches = [checked(next(drawn)) for _ in range(math.ceil(RECONSTRUCTED_PATCHES / self.batch_size))]
+        images = [self.on_device(batch)[0][:, : self.num_input_channels] for batch in batches]
+        begun = time.time()
+        explained = reconstruct(teacher.to(self.device), student, images)
+        if self.is_ddp:  # the same up to rounding
+            for weight in student.state_dict().values():
+                torch.distributed.broadcast(weight, 0)
+        lowest, highest = min(explained.values(), default=1.0), max(explained.values(), default=1.0)
+        self.print_to_log_file(
+            f"initial weights: {len(explained)} layers fitted to the teacher's in {time.time() - begun:.0f} s, which "
+            f"explain {lowest:.0%} to {highest:.0%} of its variance"
+        )
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -277,9 +308,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.soft_labels = attach_soft_labels(self.preparation)
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
         leakage = self._note_leakage(attached, unfinished)
-        if self.average is not None and self.current_epoch == 0:  # weights may have been loaded since it was made
-            self.average = WeightAverage(self.trained().student, self.average.decay)
         super().on_train_start()
+        if self.start is not None and self.start.teacher is not None:
+            self._reconstruct(self.start.weights, self.start.teacher)
+            self.start = replace(self.start, teacher=None)
+        if self.average is not None and self.current_epoch == 0:  # weights may have changed since it was made
+            self.average = WeightAverage(self.trained().student, self.average.decay)
         if leakage is not None:
             self.print_to_log_file(leakage)
         unread = not self.preparation.terms and self.method is None

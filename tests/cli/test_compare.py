@@ -19,12 +19,13 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
     rows = workspace.root / "rows.json"
-    rows.write_text('{"both": {"trainer": "KD", "method": {"terms": [{"name": "logits"}, {"name": "cwd"}]}}}')
-    words = ("-p", "tiny", "-m", "NoKD", "KD", "LogitsKD", "--rows", str(rows))
+    both = {"both": {"trainer": "KD", "method": {"terms": [{"name": "logits"}, {"name": "cwd"}]}}}
+    rows.write_text(json.dumps({"wrong": {"trainer": "DCD", "method": {"weight": -1}}, **both}))
+    words = ("-p", "tiny", "-m", "NoKD", "LogitsKD", "--rows", str(rows))
     run = Commands.run
 
     def stopped(self, log, *command, epochs=None):
-        if "LogitsKD" in log:
+        if "both" in log:
             raise KeyboardInterrupt
         run(self, log, *command, epochs=epochs)
 
@@ -32,7 +33,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     assert compare(workspace, *words) == 130
     captured = capsys.readouterr()
     assert (
-        "KD (fold 0, plans tiny) failed: nnUNetv2_train failed (ValueError: nnUNetTrainerKD takes its terms"
+        "wrong (fold 0, plans tiny_wrong) failed: nnUNetv2_train failed (ValueError: nnunet_kd.method: weight must be"
         in captured.out
     )
     assert captured.err.endswith("nnunet_kd: stopped\n")
@@ -44,7 +45,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     printed = capsys.readouterr().out
     assert "1 of 4: NoKD, fold 0, plans tiny: done already" in printed
     report = (study / "report.md").read_text()
-    assert "**KD (fold 0, plans tiny) failed" in report
+    assert "**wrong (fold 0, plans tiny_wrong) failed" in report
     assert 'both: nnUNetTrainerKD with {"method": {"terms": [{"name": "logits"}' in report
     for method in ("teacher", "NoKD", "LogitsKD", "both"):
         assert f"| {method} " in report
@@ -54,7 +55,8 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     page = (study / "report.html").read_text()
     assert page.count("<img ") == 3 and "worst" not in page.split("<img")[0]
 
-    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD", "--rows", str(rows)) == 0
+    rows.write_text(json.dumps(both))
+    assert compare(workspace, *words) == 0
     again = (study / "report.md").read_text()
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables

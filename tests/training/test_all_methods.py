@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from tests.conftest import make_trainer
 from tests.training import variants
 
@@ -26,17 +27,19 @@ METHODS = {  # numbers that make every term active within one epoch
             {"name": "dual_self"},
         ]
     },
+    "KD recipe": {},
 }
 TERMS = {
     "IFVD": ["ifvd", "logits"],
     "KD": ["dcd", "logits", "ifvd", "dual_self"],
+    "KD recipe": [term.name for term in nnUNetTrainerKD.terms],
     "DualSelfKD": ["dual_self"],
     "LogitsKD": ["logits"],
 }
 
 
 def trainer_class(method):
-    name = f"nnUNetTrainer{method}"
+    name = f"nnUNetTrainer{method.split()[0]}"
     return getattr(importlib.import_module(f"nnunet_kd.trainers.{name}"), name)
 
 

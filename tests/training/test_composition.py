@@ -61,10 +61,25 @@ def test_the_trainers_own_term_and_another(workspace):
     assert "distilling dcd: weight 0.01" in log.read_text() and "distilling fitnets: weight 0.1" in log.read_text()
 
 
-def test_a_trainer_of_the_block_needs_one(workspace):
-    with pytest.raises(ValueError, match="nnUNetTrainerKD takes its terms from the plans"):
-        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans"), workspace)
-    assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
+def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    own = nnUNetTrainerKD.terms
+    assert [(term.name, term.weight) for term in trainer.preparation.terms] == [(t.name, t.weight) for t in own]
+    training = trainer.preparation.settings.training
+    assert {key: getattr(training, key) for key in nnUNetTrainerKD.recipe} == nnUNetTrainerKD.recipe
+    trainer.run_training()
+    assert all(np.isfinite(trainer.logger.get_checkpoint()[term.name]).all() for term in own)
+
+    said = {**SHORT, "initial_weights": None, "ema_decay": None}
+    trainer = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=said), workspace)
+    assert trainer.preparation.settings.training.initial_weights is None
+    listed = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": [{"name": "dual_self"}]})
+    trainer = make_trainer(nnUNetTrainerKD, listed, workspace)
+    assert not trainer.preparation.uses_teacher
+    changed = workspace.plans("nnUNetPlans", training=SHORT, method={"weight": 0.125})
+    trainer = make_trainer(nnUNetTrainerKD, changed, workspace)
+    assert trainer.preparation.terms[0].weight == 0.125 and trainer.preparation.starts_from_teacher
 
 
 @pytest.mark.draws

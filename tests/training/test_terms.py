@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -177,35 +179,30 @@ def test_every_term_can_be_built_and_says_its_numbers():
 
 
 def names(own, method):
-    return [term.name for term in active_terms(own, method, 100, "nnUNetTrainerX")]
+    return [term.name for term in active_terms(own, method, 100)]
 
 
 def test_terms_are_kept_added_or_replaced():
     assert names((DCD,), {}) == ["dcd"]
     assert names((DCD,), {"levels": 1, "add": [{"name": "logits"}]}) == ["dcd", "logits"]
     assert names((DCD, CWD), {"terms": [{"name": "ifvd"}, {"name": "cwd"}]}) == ["ifvd", "cwd"]
-    assert names(None, {"terms": [{"name": "dcd", "weight": 0.01}, {"name": "logits", "weight": 0.3}]}) == [
-        "dcd",
-        "logits",
-    ]
     assert names((), {"weight": 3}) == []
-    (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100, "X")
+    (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100)
     assert (first.weight, second.weight) == (0.5, 3)  # flat numbers are the first term's
 
 
-def test_a_trainers_numbers_are_those_of_its_own_term():
-    own = (LogitsTerm("logits", LOGITS.loss, weight=10.0, options={"temperature": 1.0}),)
-    (term,) = active_terms(own, {"terms": [{"name": "logits"}]}, 100, "X")
+def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are():
+    own = (LogitsTerm("logits", LOGITS.loss, weight=10.0, options={"temperature": 1.0}), replace(CWD, name="mine"))
+    (term,) = active_terms(own, {}, 100)[:1]
     assert (term.weight, term.loss.temperature, term.convex) == (10, 1, False)
-    (term,) = active_terms(None, {"terms": [{"name": "logits"}]}, 100, "X")
+    (term, mine) = active_terms(own, {"terms": [{"name": "logits"}, {"name": "mine"}]}, 100)
     assert (term.weight, term.loss.temperature, term.convex) == (0.3, 3, True)
+    assert mine.weight == 3
 
 
 @pytest.mark.parametrize(
     ("own", "method", "message"),
     [
-        (None, {}, r'nnUNetTrainerX takes its terms from the plans: nnunet_kd.method = \{"terms": .*freekd'),
-        (None, {"add": [{"name": "dcd"}]}, "nnUNetTrainerX takes its terms from the plans"),
         ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
         ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
         ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),

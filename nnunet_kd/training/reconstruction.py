@@ -1,0 +1,277 @@
+"""Starting weights of a student whose layers give, one after the other, what its teacher's give.
+
+He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3: least squares on the
+outputs of the whole network, from the inputs of the thinner one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nnunet_kd.training.start import channels_taken
+
+
+@torch.no_grad()
+def reconstruct(
+    teacher: nn.Module, student: nn.Module, batches: Sequence[Tensor], positions: int = 2048, ridge: float = 1e-3
+) -> dict[str, float]:
+    r"""Fit the student's convolutions, in the order in which they run, to the outputs of the teacher's.
+
+    .. math:: \min_{W, b} \sum_p \lVert y^T(p) - W x^S(p) - b \rVert^2 + \lambda \lVert W \rVert^2
+
+    over positions p drawn from the images. x is what the student's layer reads there once all layers before it are
+    fitted, y what the teacher's gives in the channels the student has; so a layer makes up for errors of earlier ones
+    as far as it can. Fitted are convolutions that run once and have no groups, of transposed ones those whose strides
+    are their kernels. All other weights stay.
+
+    Args:
+        teacher: A network with at least the student's widths, in evaluation mode. What it does not run, as heads it
+            was not trained with, is not fitted.
+        student: The same network but for its widths, which has :func:`nnunet_kd.training.start.selected_weights`. Its
+            weights are changed in place.
+        batches: Images ``(B, channels, *spatial)``, two or three spatial axes, on the device of both.
+        positions: How many are drawn from an image for a layer, where it has so many.
+        ridge: lambda as a share of the mean variance of x, times the number of positions.
+
+    Returns:
+        Name of every layer that was fitted, in their order -> share of y's variance it explains.
+    """
+    training = student.training
+    student.eval()
+    try:
+        layers = _layers(teacher, student, batches[0], positions)
+        outputs = _outputs(layers, teacher, batches)
+        return {
+            layer.name: _fit(layer, student, batches, outputs[layer.name], ridge)
+            for layer in layers
+            if layer.name in outputs
+        }
+    finally:
+        student.train(training)
+
+
+@dataclass(frozen=True)
+class _Layer(ABC):
+    """A layer of both networks, as a linear map from what it reads at a position to what it gives there.
+
+    Attributes:
+        name: Of the module.
+        number: In the order of the layers.
+        teacher: The teacher's.
+        student: The student's.
+        positions: How many of an image are drawn.
+    """
+
+    name: str
+    number: int
+    teacher: Any
+    student: Any
+    positions: int
+
+    @abstractmethod
+    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        """Of the student's input ``(B, channels, *spatial)`` what it reads at positions, ``(positions, numbers)``."""
+
+    @abstractmethod
+    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        """Of the output what belongs to these positions, ``(positions, numbers)``."""
+
+    @abstractmethod
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        """Size of the grid of positions."""
+
+    @abstractmethod
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        """Take a map ``(numbers it reads, numbers it gives)`` and its intercepts."""
+
+    def taught(self, output: Tensor) -> Tensor:
+        """Of the teacher's output the student's channels."""
+        return output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
+
+    def drawn(self, tensor: Tensor, grid: Sequence[int], batch: int) -> tuple[Tensor, ...]:
+        """Numbers of images and coordinates of positions, the same for both networks."""
+        generator = torch.Generator().manual_seed(batch << 20 | self.number)
+        size = (len(tensor), *grid)
+        drawn = torch.randperm(torch.Size(size).numel(), generator=generator)[: self.positions * len(tensor)]
+        return torch.unravel_index(drawn.to(tensor.device), size)
+
+
+class _Convolution(_Layer):
+    """Reads windows, gives voxels."""
+
+    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        padding = [width for width in reversed(self.student.padding) for _ in range(2)]
+        padded = F.pad(images, padding)
+        drawn = self.drawn(images, grid, batch)
+        return _windows(padded, drawn, self.student.kernel_size, self.student.stride, self.student.dilation)
+
+    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        return _windows(output, self.drawn(output, grid, batch), *[(1,) * len(grid)] * 3)
+
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        return output.shape[2:]
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        self.student.weight.copy_(weight.T.reshape(self.student.weight.shape))
+        if self.student.bias is not None:
+            self.student.bias.copy_(bias)
+
+
+class _TransposedConvolution(_Layer):
+    """Reads voxels, gives windows that do not overlap."""
+
+    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        return _windows(images, self.drawn(images, grid, batch), *[(1,) * len(grid)] * 3)
+
+    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+        kernel = self.student.kernel_size
+        return _windows(output, self.drawn(output, grid, batch), kernel, kernel, (1,) * len(grid))
+
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        return images.shape[2:]
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        self.student.weight.copy_(weight.reshape(self.student.weight.shape))
+        if self.student.bias is not None:
+            self.student.bias.copy_(bias.reshape(self.student.out_channels, -1).mean(1))
+
+
+def _windows(
+    tensor: Tensor, drawn: tuple[Tensor, ...], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Windows of a tensor ``(B, channels, *spatial)`` at positions, ``(positions, channels * voxels)``."""
+    image, *coordinates = drawn
+    offsets = torch.meshgrid(*(torch.arange(size, device=image.device) for size in kernel), indexing="ij")
+    where = [
+        coordinate[:, None] * step + spread * offset.flatten()
+        for coordinate, step, spread, offset in zip(coordinates, stride, dilation, offsets, strict=True)
+    ]
+    everywhere = (image[:, None], *where)
+    windows = tensor.movedim(1, -1)[everywhere]  # (positions, voxels, channels)
+    return windows.transpose(1, 2).flatten(1)
+
+
+def _layers(teacher: nn.Module, student: nn.Module, images: Tensor, positions: int) -> list[_Layer]:
+    """In the order in which they run."""
+    ran: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.append(name)
+
+    own, given = dict(student.named_modules()), dict(teacher.named_modules())
+    with _hooks(module.register_forward_hook(note(name)) for name, module in own.items()):
+        student(images)
+    layers: list[_Layer] = []
+    for name in ran:
+        kind = _kind(own[name])
+        if kind is not None and ran.count(name) == 1:
+            layers.append(kind(name, len(layers), given[name], own[name], positions))
+    return layers
+
+
+def _kind(layer: Any) -> type[_Layer] | None:
+    """How a layer is fitted; ``None``: not."""
+    if isinstance(layer, nn.Conv2d | nn.Conv3d):
+        fits = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return _Convolution if fits else None
+    if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        apart = layer.stride == layer.kernel_size and {*layer.padding, *layer.output_padding} == {0}
+        return _TransposedConvolution if apart and layer.groups == 1 and {*layer.dilation} == {1} else None
+    return None
+
+
+def _outputs(layers: Sequence[_Layer], teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Name -> what the layer has to give, a tensor a batch. The teacher runs once."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def keep(layer: _Layer) -> Callable[[Any, tuple[Tensor], Tensor], None]:
+        def hook(_: Any, read: tuple[Tensor], output: Tensor) -> None:
+            kept = outputs.setdefault(layer.name, [])
+            kept.append(layer.gives(layer.taught(output), layer.grid(read[0], output), len(kept)))
+
+        return hook
+
+    with _hooks(layer.teacher.register_forward_hook(keep(layer)) for layer in layers):
+        for images in batches:
+            teacher(images)
+    return outputs
+
+
+class _HasReadError(Exception):
+    """The rest of the network need not run."""
+
+
+def _fit(
+    layer: _Layer, student: nn.Module, batches: Sequence[Tensor], outputs: Sequence[Tensor], ridge: float
+) -> float:
+    """Fit one layer.
+
+    Returns:
+        Share of the variance that is explained.
+    """
+    regression = _Regression(outputs[0].shape[1])
+    left = iter(enumerate(outputs))
+
+    def hook(_: Any, read: tuple[Tensor], output: Tensor) -> None:
+        batch, wanted = next(left)
+        regression.add(layer.reads(read[0], layer.grid(read[0], output), batch), wanted)
+        raise _HasReadError
+
+    with _hooks([layer.student.register_forward_hook(hook)]):
+        for images in batches:
+            with suppress(_HasReadError):
+                student(images)
+    weight, bias, explained = regression.solve(ridge)
+    layer.assign(weight, bias)
+    return explained
+
+
+class _Regression:
+    """Linear, with intercepts, from sums over batches in float64.
+
+    Args:
+        outputs: How many numbers are explained.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        self._outputs = outputs
+        self._products: Tensor | float = 0.0
+
+    def add(self, read: Tensor, given: Tensor) -> None:
+        """Positions, ``(positions, numbers)`` each."""
+        rows = torch.cat((read, given, torch.ones_like(read[:, :1])), 1).double()
+        self._products = self._products + rows.T @ rows
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+        """Map, intercepts, and the share of the variance that is explained."""
+        assert isinstance(self._products, Tensor)
+        sums = self._products[:-1, -1]
+        means = sums / self._products[-1, -1]
+        covariance = self._products[:-1, :-1] - torch.outer(sums, means)
+        count = len(means) - self._outputs
+        read, both, given = covariance[:count, :count], covariance[:count, count:], covariance[count:, count:]
+        mean = read.diagonal().mean()
+        penalty = ridge * torch.where(mean > 0, mean, torch.ones_like(mean))
+        weight = torch.linalg.solve(read + torch.diag(penalty.expand(count)), both)
+        variance = given.diagonal().sum()
+        residual = variance - 2 * (weight * both).sum() + (weight * (read @ weight)).sum()
+        return weight, means[count:] - means[:count] @ weight, float(1 - residual / variance) if variance > 0 else 1.0
+
+
+@contextmanager
+def _hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()

@@ -1,0 +1,215 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from nnunet_kd.training.reconstruction import reconstruct
+from nnunet_kd.training.start import selected_weights
+from tests.conftest import SHORT, make_trainer
+
+RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
+EVERYWHERE = 10**9  # positions
+
+
+def images(*shape, count=3):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def thinner(teacher, student):
+    student.load_state_dict(selected_weights(teacher, student))
+    return student
+
+
+def unet(width, dim=3, kind=PlainConvUNet, **options):
+    torch.manual_seed(0)
+    blocks = {"n_conv_per_stage": 2} if kind is PlainConvUNet else {"n_blocks_per_stage": 2}
+    network = kind(
+        input_channels=2,
+        n_stages=3,
+        features_per_stage=[width, 2 * width, 4 * width],
+        conv_op=(nn.Conv2d, nn.Conv3d)[dim - 2],
+        kernel_sizes=3,
+        strides=[1, 2, 2],
+        num_classes=3,
+        **{"n_conv_per_stage_decoder": 1, "conv_bias": True, "nonlin": nn.LeakyReLU, **blocks},
+        **{"norm_op": (nn.InstanceNorm2d, nn.InstanceNorm3d)[dim - 2], "norm_op_kwargs": {"affine": True}, **options},
+    )
+    return network.eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2}, {"padding": (1, 2), "dilation": (1, 2)}, {"kernel_size": (1, 3), "padding": (0, 1)}]
+)
+def test_a_convolution_is_the_least_squares_solution(options, bias):
+    options = {"kernel_size": 3, "padding": 1, "bias": bias, **options}
+    teacher = nn.Sequential(nn.Conv2d(4, 6, **options), nn.Tanh(), nn.Conv2d(6, 5, **options))
+    student = thinner(teacher, nn.Sequential(nn.Conv2d(4, 3, **options), nn.Tanh(), nn.Conv2d(3, 5, **options)))
+    batches = images(2, 4, 9, 8)
+    explained = reconstruct(teacher, student, batches, EVERYWHERE, ridge=1e-12)
+    torch.testing.assert_close(student[0].weight, teacher[0].weight[::2])
+    assert list(explained) == ["0", "2"]
+    assert explained["0"] == pytest.approx(1)
+    assert 0 < explained["2"] < 1
+
+    with torch.no_grad():
+        read, wanted = student[:2](torch.cat(batches)), teacher(torch.cat(batches))
+        windows = nn.functional.unfold(
+            read, teacher[2].kernel_size, teacher[2].dilation, teacher[2].padding, teacher[2].stride
+        )
+    rows = windows.transpose(1, 2).flatten(0, 1).double().numpy()
+    given = wanted.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()
+    rows = np.concatenate((rows, np.ones_like(rows[:, :1])), 1)
+    solution, *_ = np.linalg.lstsq(rows, given, rcond=None)
+    expected = torch.from_numpy(solution[:-1].T.reshape(student[2].weight.shape)).float()
+    torch.testing.assert_close(student[2].weight, expected, rtol=1e-3, atol=1e-4)
+    if bias:
+        torch.testing.assert_close(student[2].bias, torch.from_numpy(solution[-1]).float(), rtol=1e-3, atol=1e-4)
+    residual = ((rows @ solution - given) ** 2).sum() / ((given - given.mean(0)) ** 2).sum()
+    assert explained["2"] == pytest.approx(1 - residual, abs=1e-3)
+
+
+@pytest.mark.parametrize("kernel", [2, (1, 2, 2)])
+def test_a_transposed_convolution_is_found_again(kernel):
+    teacher = nn.ConvTranspose3d(3, 4, kernel, stride=kernel)
+    student = nn.ConvTranspose3d(3, 2, kernel, stride=kernel)
+    student.load_state_dict(selected_weights(teacher, student))
+    explained = reconstruct(teacher, student, images(1, 3, 4, 5, 6), EVERYWHERE, ridge=1e-12)
+    torch.testing.assert_close(student.weight, teacher.weight[:, ::2])
+    torch.testing.assert_close(student.bias, teacher.bias[::2])
+    assert explained == {"": pytest.approx(1)}
+
+
+def test_a_teacher_that_says_everything_twice_becomes_the_student():
+    """Selected weights sum every second one; here the two of each pair have different weights in the layer after."""
+    teacher, student = unet(8), unet(4)
+    with torch.no_grad():
+        for name, weight in teacher.named_parameters():
+            own = dict(student.named_parameters())[name].shape
+            gives = 1 if name.startswith("decoder.transpconvs") and name.endswith("weight") else 0
+            if weight.shape[gives] != own[gives]:  # what a layer gives is there twice
+                weight.copy_(
+                    weight.index_select(gives, torch.arange(0, weight.shape[gives], 2)).repeat_interleave(2, gives)
+                )
+    batches = images(2, 2, 16, 16, 16)
+    thinner(teacher, student)
+    with torch.no_grad():
+        expected = teacher(batches[0])
+        assert (student(batches[0]) - expected).abs().max() > 0.1
+        explained = reconstruct(teacher, student, batches, EVERYWHERE, ridge=1e-9)
+        torch.testing.assert_close(student(batches[0]), expected, rtol=1e-2, atol=1e-2)
+    assert min(explained.values()) > 0.999
+
+
+@pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_student_is_nearer_to_its_teacher(kind, dim):
+    teacher, student = unet(16, dim, kind), thinner(unet(16, dim, kind), unet(4, dim, kind))
+    *batches, unseen = images(2, 2, *[16] * dim, count=5)
+    with torch.no_grad():
+        wanted = teacher(unseen)
+        before = (student(unseen) - wanted).square().mean()
+        explained = reconstruct(teacher, student, batches)
+        after = (student(unseen) - wanted).square().mean()
+    assert after < before / 2
+    assert all(0 < share <= 1 + 1e-9 for share in explained.values())
+
+
+def test_it_repeats_and_leaves_the_rest_alone():
+    teacher = unet(8, deep_supervision=True)
+    first = thinner(teacher, unet(4, deep_supervision=True)).train()
+    second = copy.deepcopy(first)
+    before = copy.deepcopy(first.state_dict())
+    batches = images(2, 2, 16, 16, 16)
+    teachers_weights = copy.deepcopy(teacher.state_dict())
+    explained = reconstruct(teacher, first, batches, positions=100)
+    reconstruct(teacher, second, batches, positions=100)
+    assert first.training
+    fitted = {f"{name}.{part}" for name in explained for part in ("weight", "bias")}
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+        shared = any(part in name for part in ("all_modules", "decoder.encoder"))  # other names of the same weights
+        assert shared or torch.equal(weight, before[name]) == (name not in fitted), name
+    assert all(torch.equal(weight, teachers_weights[name]) for name, weight in teacher.state_dict().items())
+    assert {"decoder.seg_layers.0", "decoder.transpconvs.1"} <= explained.keys()
+
+
+def test_a_head_the_teacher_does_not_run_is_left_alone():
+    teacher, student = unet(8), thinner(unet(8), unet(4, deep_supervision=True))
+    before = student.decoder.seg_layers[0].weight.clone()
+    explained = reconstruct(teacher, student, images(2, 2, 16, 16, 16))
+    assert "decoder.seg_layers.0" not in explained
+    assert torch.equal(student.decoder.seg_layers[0].weight, before)
+
+
+def test_grouped_shared_and_overlapping_layers_are_left_alone():
+    class Odd(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.grouped = nn.Conv2d(4, width, 3, padding=1, groups=2)
+            self.twice = nn.Conv2d(width, width, 3, padding=1)
+            self.overlapping = nn.ConvTranspose2d(width, 2, 3, stride=2)
+
+        def forward(self, read):
+            return self.overlapping(self.twice(self.twice(self.grouped(read))))
+
+    teacher, student = Odd(4), thinner(Odd(4), Odd(4))
+    assert reconstruct(teacher, student, images(1, 4, 8, 8)) == {}
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_constant_features_do_no_harm(value):
+    teacher = unet(8)
+    student = thinner(teacher, unet(4))
+    reconstruct(teacher, student, [torch.full((2, 2, 16, 16, 16), value)])
+    assert all(torch.isfinite(weight).all() for weight in student.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
+def test_a_training_starts_from_it(workspace, kind):
+    plans = workspace.plans("nnUNetPlans", training={**RECONSTRUCTED, "ema_decay": 0.5})
+    weights = []
+    for _ in range(2):  # the second time as after a kill before anything was saved
+        trainer = make_trainer(kind, plans, workspace)
+        trainer.on_train_start()
+        weights.append(copy.deepcopy(trainer.trained().student.state_dict()))
+        trainer.on_train_end()
+        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
+    plain = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": "teacher"})
+    selected = make_trainer(kind, plain, workspace)
+    selected.initialize()
+    name = "encoder.stages.0.0.convs.1.conv.weight"
+    assert not torch.equal(weights[0][name], selected.trained().student.state_dict()[name])
+    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
+    assert torch.equal(trainer.average.state_dict()[name], weights[0][name])
+    assert trainer.start.teacher is None  # it is not kept
+    assert "layers fitted to the teacher's" in Path(trainer.log_file).read_text()
+
+
+def test_it_goes_on_without_the_teacher(workspace):
+    plans = workspace.plans("nnUNetPlans", training=RECONSTRUCTED)
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    trainer.run_training()
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    assert again.start is None
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    for key, weight in trainer.trained().student.state_dict().items():
+        assert torch.equal(again.trained().student.state_dict()[key], weight)
+
+
+def test_weights_that_were_loaded_since_stay(workspace):
+    """nnUNetv2_train -pretrained_weights loads after the network is made."""
+    trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=RECONSTRUCTED), workspace)
+    trainer.initialize()
+    with torch.no_grad():
+        trainer.trained().student.decoder.seg_layers[-1].weight.zero_()
+    trainer.on_train_start()
+    assert not trainer.trained().student.decoder.seg_layers[-1].weight.any()
+    assert "others were loaded" in Path(trainer.log_file).read_text()
