@@ -2,10 +2,11 @@
 
     python benchmarks/study.py --raw nnUNet_raw --work WORK [--teachers FOLDER] [--parts tuning brats_r4 ...]
 
-Preprocesses, trains the teachers that are missing, writes plans of the students, compares, and writes study.md and
-study.png beside this file from the parts that are done. Stop it and start it again as you like: what is trained is
-not trained again. ``--raw`` holds Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus;
-``--teachers`` holds results folders of stock teachers of fold 0 by data set.
+Preprocesses, trains the teachers that are missing, writes plans of the students, compares, keeps every case's metrics
+in the folder study/ beside this file, and writes study.md and study.png from what is kept there. Stop it and start it
+again as you like, on another machine too: what is kept is not trained again. ``--raw`` holds Dataset021_BraTSPatches
+(with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results folders of stock teachers of
+fold 0 by data set. Without both, the page is written again.
 
 Everything is decided in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the others report
 fold 0.
@@ -15,24 +16,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
+from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.report import Report, write_report
+from nnunet_kd.evaluation.runs import ABLATIONS
 from nnunet_kd.evaluation.study import TEACHER
-from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
+from nnunet_kd.evaluation.summary import Scores, Table, average_runs, compare, mean_with_error
 from nnunet_kd.planning import student_plans
+from nnunet_kd.writing import write_whole
 
 HERE = Path(__file__).parent
-METHODS = ("NoKD", "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD", "DualSelfKD", "KD")
-ROWS = {
+SEEDS = (0, 1, 2)
+SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
+AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
+BASELINE = "NoKD"
+METHODS: dict[str, Any] = {
+    **{name: {"trainer": name} for name in (BASELINE, "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")},
+    "DualSelfKD": {"trainer": "DualSelfKD"},
     "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
+    "KD": {"trainer": "KD"},
     "NoKD, reconstructed": {"trainer": "NoKD", "training": {"initial_weights": "reconstructed"}},
 }
 CONFIGURATION = "3d_fullres"
@@ -57,16 +73,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Part:
-    """One ``nnunet_kd compare``.
+    """A data set, a reduction, and rows.
 
     Attributes:
         title: In study.md.
-        short: In its first table.
+        short: In its first table; empty: not there.
         data: Key of :data:`DATA`.
         reduction: Of the student's widths.
-        methods: Trainers; the first is the baseline.
-        rows: Further rows.
-        ablation: Its rows too.
+        rows: As in a file for ``--rows``; the first is the baseline.
         fold: Of the cases that are evaluated.
     """
 
@@ -74,9 +88,7 @@ class Part:
     short: str
     data: str
     reduction: int
-    methods: Sequence[str] = METHODS
-    rows: Mapping[str, Any] = field(default_factory=lambda: ROWS)
-    ablation: str | None = None
+    rows: Mapping[str, Any]
     fold: int = 0
 
 
@@ -93,23 +105,177 @@ DATA = {
         {"num_epochs": 20, "num_iterations_per_epoch": 50, **SHORT},
     ),
 }
+FITTED = {"initial_weights": "reconstructed"}
 TUNING = {
-    "reconstructed": {"trainer": "NoKD", "training": {"initial_weights": "reconstructed"}},
-    "reconstructed + logits": {
+    BASELINE: METHODS[BASELINE],
+    "NoKD, twice as long": {"trainer": "NoKD", "training": {"num_epochs": 40}},
+    "reconstructed": {"trainer": "NoKD", "training": FITTED},
+    "reconstructed, twice as long": {"trainer": "NoKD", "training": {**FITTED, "num_epochs": 40}},
+    "reconstructed, lr 0.003": {"trainer": "NoKD", "training": {**FITTED, "initial_lr": 0.003}},
+    "reconstructed, EMA 0.99": {"trainer": "NoKD", "training": {**FITTED, "ema_decay": 0.99}},
+    "logits": {"trainer": "KD", "method": {"terms": [LOGITS]}},
+    "reconstructed + logits": {"trainer": "KD", "method": {"terms": [LOGITS]}, "training": FITTED},
+    "reconstructed + logits 0.9": {
         "trainer": "KD",
-        "method": {"terms": [LOGITS]},
-        "training": {"initial_weights": "reconstructed"},
+        "method": {"terms": [{**LOGITS, "weight": 0.9}]},
+        "training": FITTED,
     },
-    "reconstructed + DCD": {"trainer": "DCD", "training": {"initial_weights": "reconstructed"}},
+    "reconstructed + DCD 0.3": {"trainer": "DCD", "method": {"weight": 0.3}, "training": FITTED},
+    "reconstructed + FitNets": {"trainer": "FitNets", "training": FITTED},
+    "reconstructed + CWD": {"trainer": "CWD", "training": FITTED},
+}
+ABLATION = {
+    **{name: METHODS[name] for name in (BASELINE, "DCD")},
+    **{f"DCD {name}": {"trainer": "DCD", "method": keywords} for name, keywords in ABLATIONS["dcd"][1].items()},
 }
 PARTS = {
-    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, ("NoKD",), TUNING, fold=1),
-    "brats_r4": Part("BraTS patches, a quarter of the width", "BraTS, r = 4", "brats", 4),
-    "brats_r8": Part("BraTS patches, an eighth of the width", "BraTS, r = 8", "brats", 8),
-    "hippocampus_r4": Part("Hippocampus, a quarter of the width", "Hippocampus, r = 4", "hippocampus", 4),
-    "hippocampus_r8": Part("Hippocampus, an eighth of the width", "Hippocampus, r = 8", "hippocampus", 8),
-    "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ("NoKD", "DCD"), {}, "dcd"),
+    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, fold=1),
+    "brats_r4": Part("BraTS patches, a quarter of the width", "BraTS, r = 4", "brats", 4, METHODS),
+    "brats_r8": Part("BraTS patches, an eighth of the width", "BraTS, r = 8", "brats", 8, METHODS),
+    "hippocampus_r4": Part("Hippocampus, a quarter of the width", "Hippocampus, r = 4", "hippocampus", 4, METHODS),
+    "hippocampus_r8": Part("Hippocampus, an eighth of the width", "Hippocampus, r = 8", "hippocampus", 8, METHODS),
+    "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION),
 }
+
+
+class Record:
+    """What was measured of a part: a file with a line (JSON) for the teacher and for every run.
+
+    Args:
+        name: Of the part.
+        folder: Where the file is, or will be.
+    """
+
+    def __init__(self, name: str, folder: Path = HERE / "study") -> None:
+        self.part = PARTS[name]
+        self.path = folder / f"{name}.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
+        for entry in map(json.loads, lines):
+            if entry["settings"] == self._settings(entry["method"]):  # those of other rows are of the past
+                self._entries[entry["method"], entry["seed"]] = entry
+
+    def _settings(self, method: str) -> dict[str, Any] | None:
+        data = DATA[self.part.data]
+        if method == TEACHER:
+            return {}
+        row = self.part.rows.get(method)
+        return row and {**row, "training": {**data.student, **row.get("training", {})}}
+
+    def missing(self, seed: int) -> list[str]:
+        """Rows without a run of this seed."""
+        return [row for row in self.part.rows if (row, seed) not in self._entries]
+
+    def whole_seeds(self) -> list[int]:
+        """Those that all rows have."""
+        return sorted({seed for _, seed in self._entries if seed is not None and not self.missing(seed)})
+
+    def state(self) -> str:
+        """How much of it is there."""
+        wanted = [(row, seed) for row in self.part.rows for seed in SEEDS]
+        return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
+
+    def add(self, folder: Path, seed: int) -> None:
+        """What ``nnunet_kd compare`` has written to its folder, of one seed.
+
+        Raises:
+            ValueError: Where another teacher was measured before.
+        """
+        costs = json.loads((folder / "costs.json").read_text())
+        by_method: dict[str, list[dict[str, Any]]] = {}
+        for line in json.loads((folder / "metrics.json").read_text()):
+            by_method.setdefault(line["method"], []).append(line)
+        for method, lines in by_method.items():
+            scores: dict[str, dict[str, list[Any]]] = {metric: {} for metric in SHOWN}
+            for line in lines:
+                for metric, structures in scores.items():
+                    value = line[metric]
+                    structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
+            costs[method].pop("folder", None)
+            entry = {
+                "method": method,
+                "seed": None if method == TEACHER else seed,
+                "settings": self._settings(method),
+                "versions": {package: version(package) for package in ("nnunet_kd", "nnunetv2", "torch")},
+                "cost": costs[method],
+                "scores": scores,
+            }
+            if method == TEACHER:
+                entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
+                if (known := self._entries.get((TEACHER, None))) is not None:
+                    if known["scores"] != scores or known["cases"] != entry["cases"]:
+                        raise ValueError(f"{self.path} is of another teacher: remove it to begin again")
+                    continue
+            self._entries[method, entry["seed"]] = entry
+        text = "".join(json.dumps(entry) + "\n" for entry in self._entries.values())
+        self.path.parent.mkdir(exist_ok=True)
+        write_whole(self.path, text)
+
+    def rows(self, method: str, seed: int | None) -> list[Row]:
+        """Metrics of one run."""
+        scores, cases = self._entries[method, seed]["scores"], self._entries[TEACHER, None]["cases"]
+        unknown = dict.fromkeys(METRICS, math.nan)
+        return [
+            Row(
+                method,
+                case,
+                structure,
+                {**unknown, **{m: math.nan if (v := scores[m][structure][i]) is None else v for m in SHOWN}},
+            )
+            for i, case in enumerate(cases)
+            for structure in scores[SHOWN[0]]
+        ]
+
+    def scores(self) -> Scores | None:
+        """Teacher and all rows, the whole seeds averaged; ``None``: there are none."""
+        return Scores(self._averaged()) if self.whole_seeds() else None
+
+    def _averaged(self) -> list[Row]:
+        rows = self.rows(TEACHER, None)
+        for method in self.part.rows:
+            rows += average_runs(method, [self.rows(method, seed) for seed in self.whole_seeds()])
+        return rows
+
+    def report(self) -> str:
+        """Tables of the whole seeds, as of ``nnunet_kd compare`` (Markdown)."""
+        seeds, data = self.whole_seeds(), DATA[self.part.data]
+        costs = {name: self._cost(name, seed) for name, seed in ((TEACHER, None), (BASELINE, seeds[0]))}
+        versions = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
+        report = Report(
+            title=self.part.title,
+            facts={
+                "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {self.part.reduction}",
+                "Cases": f"validation cases of fold {self.part.fold}; no student and no teacher has seen them",
+                "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**data.student)
+                + f", seeds {', '.join(map(str, seeds))}",
+                **{
+                    name: f"nnUNetTrainer{row['trainer']} with {json.dumps(settings)}"
+                    for name, row in self.part.rows.items()
+                    if (settings := {key: value for key, value in row.items() if key != "trainer"})
+                },
+                "NSD": "tolerance 1 mm",
+                "Versions": "; ".join(
+                    ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in versions.values()
+                ),
+            },
+            warnings=[],
+            rows=self._averaged(),
+            baseline=BASELINE,
+            teacher=TEACHER,
+            costs=costs,
+            seeds={
+                row: [float(Scores(self.rows(row, seed)).of(row).mean()) for seed in seeds] for row in self.part.rows
+            },
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_report(report, Path(folder))
+            text = (Path(folder) / "report.md").read_text()
+        text = text.partition("\n## Further metrics")[0].partition("\n")[2].replace("\n## ", "\n### ")
+        return text.strip()
+
+    def _cost(self, method: str, seed: int | None) -> Measured:
+        entry = self._entries[method, seed]["cost"]
+        return Measured(**{**entry, "network": Cost(**entry["network"])})
 
 
 class Workplace:
@@ -126,7 +292,7 @@ class Workplace:
         self.raw = raw.resolve()
         self.work = work.resolve()
         self.teachers = teachers
-        self.device = device
+        self.on = ("-device", device)
         self.preprocessed, self.results = self.work / "nnUNet_preprocessed", self.work / "nnUNet_results"
         folders = {"nnUNet_raw": self.raw, "nnUNet_preprocessed": self.preprocessed, "nnUNet_results": self.results}
         for name, folder in folders.items():
@@ -183,8 +349,8 @@ class Workplace:
         results = self.results / data.folder / f"{trainer}__{TEACHER_PLANS}__{CONFIGURATION}" / f"fold_{fold}"
         if not (results / "checkpoint_final.pth").is_file():
             begun = ["--c"] if (results / "checkpoint_latest.pth").is_file() else []
-            words = [data.folder, CONFIGURATION, str(fold), "-tr", trainer, "-p", TEACHER_PLANS, "-device", self.device]
-            self.command("nnUNetv2_train", *words, *begun)
+            words = [data.folder, CONFIGURATION, str(fold), "-tr", trainer, "-p", TEACHER_PLANS]
+            self.command("nnUNetv2_train", *words, *self.on, *begun)
         return {"trainer": trainer, "plans": TEACHER_PLANS}
 
     def write_plans(self, data: Data, name: str, reduction: int, block: Mapping[str, Any]) -> None:
@@ -194,121 +360,121 @@ class Workplace:
         plans["nnunet_kd"].update(block)
         (folder / f"{name}.json").write_text(json.dumps(plans, indent=4))
 
-    def compare(self, name: str, part: Part, seeds: Sequence[int]) -> None:
-        """Writes ``WORK/name``."""
-        data = DATA[part.data]
+    def compare(self, name: str, seed: int, record: Record) -> None:
+        """Trains and measures what the record has not, a few rows at a time."""
+        part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
         plans = f"study_r{part.reduction}" if part.fold == 0 else f"study_r{part.reduction}_fold{part.fold}"
         block = {"training": data.student, "teacher": self.teacher(data, part.fold), "method": {}}
         self.write_plans(data, plans, part.reduction, block)
-        words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-device", self.device]
-        words += ["-m", *part.methods, "--seeds", *map(str, seeds), "-o", str(self.work / name)]
-        if part.rows:
-            rows = self.work / f"{name}.json"
-            rows.write_text(json.dumps(part.rows, indent=4))
-            words += ["--rows", str(rows)]
-        if part.ablation is not None:
-            words += ["--ablation", part.ablation]
-        self.command("nnunet_kd", "compare", *words)
+        while missing := record.missing(seed)[:AT_ONCE]:
+            print(f"{part.title}, seed {seed}: {', '.join(missing)}", flush=True)
+            folder, rows = self.work / name, self.work / f"{name}.json"
+            (folder / "metrics.json").unlink(missing_ok=True)
+            rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
+            words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
+            self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
+            record.add(folder, seed)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Of ``metrics.json``; null is not a number."""
-    rows = []
-    for entry in json.loads(path.read_text()):
-        names = {key: entry.pop(key) for key in ("method", "case", "structure")}
-        values = {metric: float("nan") if value is None else float(value) for metric, value in entry.items()}
-        rows.append(Row(**names, values=values))
-    return rows
-
-
-def done(work: Path) -> dict[str, Scores]:
-    """Part -> what was measured, for those that are done and have all methods."""
-    names = [name for name, part in PARTS.items() if part.methods == METHODS]
-    files = {name: work / name / "metrics.json" for name in names}
-    return {name: Scores(read_rows(path)) for name, path in files.items() if path.is_file()}
-
-
-def overview(work: Path) -> str:
+def overview(records: Mapping[str, Record]) -> str:
     """A row a method, two columns a part: mean Dice with its standard error, and the gap closed with its interval."""
-    parts = done(work)
-    methods = dict.fromkeys(method for scores in parts.values() for method in scores.methods)
-    rows = {method: [method] for method in methods}
+    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
+    rows = {method: [method] for method in (TEACHER, *METHODS)}
     for scores in parts.values():
-        results = compare(scores, METHODS[0], TEACHER)
+        results = compare(scores, BASELINE, TEACHER)
         for method, row in rows.items():
-            row.append(mean_with_error(scores.of(method), "dice") if method in scores.methods else "-")
+            row.append(mean_with_error(scores.of(method), "dice"))
             gap = results[method].gap if method in results and method != TEACHER else None
             row.append("" if gap is None else f"{100 * gap.value:.0f} [{100 * gap.low:.0f}, {100 * gap.high:.0f}]")
-    header = [text for name in parts for text in (f"{PARTS[name].short}: Dice (%)", "gap closed (%)")]
+    header = [text for name in parts for text in (f"{name}: Dice (%)", "gap closed (%)")]
     return Table(["method", *header], list(rows.values())).markdown()
 
 
-def page(work: Path) -> str:
-    """Reports of the parts that are done, as ``nnunet_kd compare`` wrote them, without its rarer metrics."""
+def shown(record: Record) -> Scores | None:
+    """What the first table and the picture show of a part."""
+    return record.scores() if record.part.short else None
+
+
+def page(records: Mapping[str, Record]) -> str:
+    """Tables of all parts of which every row was run with some seed."""
     sections = [
         "# A study on real volumes",
         "Made by `python benchmarks/study.py`, which trains with nnU-Net's own commands through `nnunet_kd compare`. "
-        "Defaults are chosen in the part on tuning, on cases and with a teacher of another fold.",
+        "Defaults are chosen in the part on tuning, on cases and with a teacher of another fold. The metrics of every "
+        "run and case are in [study/](study).",
     ]
-    missing = [part.title for name, part in PARTS.items() if not (work / name / "report.md").is_file()]
-    sections += [f"Not run yet: {'; '.join(missing)}."] if missing else []
-    sections += [overview(work)] if done(work) else []
-    for name, part in PARTS.items():
-        report = work / name / "report.md"
-        if report.is_file():
-            text = report.read_text().partition("\n## Further metrics")[0].partition("\n")[2]
-            sections += [f"## {part.title}", text.replace("\n## ", "\n### ").strip()]
+    left = [
+        f"{record.part.title} ({record.state()})"
+        for record in records.values()
+        if len(record.whole_seeds()) < len(SEEDS)
+    ]
+    sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
+    sections += [overview(records)] if any(shown(record) for record in records.values()) else []
+    for record in records.values():
+        if record.whole_seeds():
+            sections += [f"## {record.part.title}", record.report()]
     return "\n\n".join(sections) + "\n"
 
 
-def picture(work: Path, target: Path) -> None:
+def picture(records: Mapping[str, Record], target: Path) -> None:
     """Difference of every method to the baseline with its interval, a panel a part, and the teacher's."""
     from matplotlib.figure import Figure
 
-    parts = done(work)
+    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
     if not parts:
         return
     figure = Figure(figsize=(2 + 2.6 * len(parts), 3.8))
     panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    order = [TEACHER, *(method for method in METHODS if method != BASELINE)][::-1]
     for axes, (name, scores) in zip(panels, parts.items(), strict=True):
-        results = compare(scores, METHODS[0], TEACHER)
-        order = [*(method for method in scores.methods if method in results and method != TEACHER), TEACHER]
-        for height, method in enumerate(reversed(order)):
+        results = compare(scores, BASELINE, TEACHER)
+        for height, method in enumerate(order):
             difference = results[method].difference
             low, value, high = (100 * number for number in (difference.low, difference.value, difference.high))
             colour = "0.5" if method == TEACHER else "C0"
             axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3)
-        axes.set_yticks(range(len(order)), [*reversed(order)])
+        axes.set_yticks(range(len(order)), order)
         axes.axvline(0, color="0.3", linewidth=0.8)
-        axes.set_xlabel(f"Dice minus {METHODS[0]} (points)")
-        axes.set_title(PARTS[name].short, fontsize=10)
+        axes.set_xlabel(f"Dice minus {BASELINE} (points)")
+        axes.set_title(name, fontsize=10)
         axes.grid(True, axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(target, dpi=110)
 
 
+def write_page(folder: Path = HERE) -> None:
+    """``study.md`` and ``study.png`` from what is kept in ``study``."""
+    records = {name: Record(name, folder / "study") for name in PARTS}
+    (folder / "study.md").write_text(page(records))
+    picture(records, folder / "study.png")
+
+
 def main() -> None:
-    """Carry out the parts, then write the page."""
+    """Carry out what is missing of the parts, then write the page."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--raw", type=Path, required=True, help="nnUNet_raw")
-    options.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
+    options.add_argument("--raw", type=Path, help="nnUNet_raw")
+    options.add_argument("--work", type=Path, help="folder for everything that is made")
     options.add_argument("--teachers", type=Path, help="results folders of stock teachers of fold 0")
     options.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=str(list(PARTS))
     )
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    options.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED", help="default: 0 1 2")
     options.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     chosen = options.parse_args()
-    for data in {PARTS[name].data: DATA[PARTS[name].data] for name in chosen.parts}.values():
-        for folder in (chosen.raw, *([chosen.teachers] if chosen.teachers else [])):
-            if not (folder / data.folder).is_dir():
-                options.error(f"there is no {folder / data.folder}")
-    workplace = Workplace(chosen.raw, chosen.work, chosen.teachers, chosen.device)
-    for name in chosen.parts:
-        workplace.compare(name, PARTS[name], chosen.seeds)
-        (HERE / "study.md").write_text(page(workplace.work))
-        picture(workplace.work, HERE / "study.png")
+    if (chosen.raw is None) != (chosen.work is None):
+        options.error("--raw and --work go together")
+    if chosen.raw is not None:
+        for data in {PARTS[name].data: DATA[PARTS[name].data] for name in chosen.parts}.values():
+            for folder in (chosen.raw, *([chosen.teachers] if chosen.teachers else [])):
+                if not (folder / data.folder).is_dir():
+                    options.error(f"there is no {folder / data.folder}")
+        workplace = Workplace(chosen.raw, chosen.work, chosen.teachers, chosen.device)
+        for seed in chosen.seeds:
+            for name in chosen.parts:
+                workplace.compare(name, seed, Record(name))
+                write_page()
+    write_page()
 
 
 if __name__ == "__main__":

@@ -1,51 +1,94 @@
-"""The page of benchmarks/study.py; what it calls is tested where it is."""
+"""The record and the page of benchmarks/study.py; what it calls is tested where it is."""
 
 import json
+import math
 
+import pytest
 from matplotlib.image import imread
 
 from benchmarks import study
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.runs import rows_of_file, rows_of_methods
+from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.training.methods import active_terms
 
+SHIFTS = {"one": -0.1, "two": 0.1}
 
-def write_part(folder, dice):
-    """Every method's Dice of two cases."""
-    folder.mkdir()
+
+def compared(folder, dice):
+    """What ``nnunet_kd compare`` leaves of two cases: every method's Dice, no HD95 in one of them."""
+    folder.mkdir(exist_ok=True)
     rows = [
-        Row(method, case, "tumour", {**dict.fromkeys(METRICS, float("nan")), "dice": value + shift})
+        Row(method, case, "tumour", {**dict.fromkeys(METRICS, 0.5), "dice": value + shift, "hd95": hd95})
         for method, value in dice.items()
-        for case, shift in (("one", -0.1), ("two", 0.1))
+        for (case, shift), hd95 in zip(SHIFTS.items(), (3.0, math.nan), strict=True)
     ]
     write_rows(rows, folder)
-    (folder / "report.md").write_text("# Title\n\nfacts\n\n## Accuracy\n\ntable\n\n## Further metrics\n\nmore\n")
+    cost = {"passes": 8.0, "seconds": 1.5, "peak_bytes": 2**20, "device": "CPU, 2 threads", "cases": 2, "folder": "x"}
+    network = {"parameters": 16_000_000, "flops": 10**9, "activation_bytes": 10**6}
+    (folder / "costs.json").write_text(json.dumps({method: {**cost, "network": network} for method in dice}))
+    return folder
 
 
-def test_page_and_picture_of_the_parts_that_are_done(tmp_path):
-    assert "|" not in study.page(tmp_path)
-    study.picture(tmp_path, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-    write_part(tmp_path / "brats_r4", {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6})
-    write_part(tmp_path / "hippocampus_r8", {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55})
-    write_part(tmp_path / "ablation", {"teacher": 0.8, "NoKD": 0.6})
-    text = study.page(tmp_path)
+def filled(name, folder, dice, seeds):
+    """A record with a run of every row and seed; methods that are not named have the baseline's Dice."""
+    for seed in seeds:
+        record = study.Record(name, folder / "study")
+        each = {row: dice.get(row, dice["NoKD"]) + 0.02 * seed for row in record.missing(seed)}
+        record.add(compared(folder / "compared", {"teacher": dice["teacher"], **each}), seed)
+
+
+def test_a_record_goes_on_where_it_was(tmp_path):
+    record = study.Record("ablation", tmp_path)
+    rows = list(study.PARTS["ablation"].rows)
+    assert record.missing(0) == rows and record.state() == f"0 of {3 * len(rows)} runs"
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}), 0)
+    record = study.Record("ablation", tmp_path)
+    assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
+    assert record.scores() is None
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0)
+    record = study.Record("ablation", tmp_path)
+    assert record.whole_seeds() == [0] and record.state() == f"{len(rows)} of {3 * len(rows)} runs"
+    one, two = record.rows("DCD", 0)
+    assert (one.case, one.structure, one.values["dice"], one.values["hd95"]) == ("one", "tumour", 0.5, 3.0)
+    assert two.values["dice"] == 0.7 and math.isnan(two.values["hd95"])
+
+
+def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
+    filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
+    with pytest.raises(ValueError, match="ablation.jsonl is of another teacher: remove it to begin again"):
+        filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
+    changed = {**study.PARTS["ablation"].rows, "DCD": {"trainer": "DCD", "method": {"weight": 0.2}}}
+    part = study.PARTS["ablation"]
+    monkeypatch.setitem(study.PARTS, "ablation", study.Part(part.title, part.short, part.data, 4, changed))
+    assert study.Record("ablation", tmp_path / "study").missing(0) == ["DCD"]
+
+
+def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
+    study.write_page(tmp_path)
+    assert "|" not in (tmp_path / "study.md").read_text() and not (tmp_path / "study.png").exists()
+    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
+    filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
+    filled("ablation", tmp_path, {"teacher": 0.8, "NoKD": 0.6}, [0, 2])
+    study.write_page(tmp_path)
+    text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     short = study.PARTS["brats_r4"].short, study.PARTS["hippocampus_r8"].short
     assert lines[0] == ["method", f"{short[0]}: Dice (%)", "gap closed (%)", f"{short[1]}: Dice (%)", "gap closed (%)"]
-    assert lines[2:] == [
-        ["teacher", "70.00 ± 10.00", "", "80.00 ± 10.00", ""],
-        ["NoKD", "50.00 ± 10.00", "", "60.00 ± 10.00", ""],
-        ["DCD", "60.00 ± 10.00", "50 [50, 50]", "-", ""],
-        ["CWD", "-", "", "55.00 ± 10.00", "-25 [-25, -25]"],
-    ]
-    assert f"Not run yet: {study.PARTS['tuning'].title}; {study.PARTS['brats_r8'].title}; " in text
-    assert text.count("\n### Accuracy\n") == 3 and "more" not in text
+    table = {line[0]: line[1:] for line in lines[2 : 3 + len(study.METHODS)]}
+    assert list(table) == ["teacher", *study.METHODS]
+    assert table["teacher"] == ["70.00 ± 10.00", "", "80.00 ± 10.00", ""]
+    assert table["NoKD"] == ["50.00 ± 10.00", "", "62.00 ± 10.00", ""]
+    assert table["DCD"] == ["60.00 ± 10.00", "50 [50, 50]", "62.00 ± 10.00", "0 [0, 0]"]
+    assert table["CWD"] == ["50.00 ± 10.00", "0 [0, 0]", "57.00 ± 10.00", "-28 [-28, -28]"]
+    count = len(study.METHODS)
+    assert f"{study.PARTS['brats_r4'].title} ({count} of {3 * count} runs); " in text
+    assert f"{study.PARTS['hippocampus_r8'].title} (" not in text
+    assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
+    assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seeds 0, 2" in text
     assert text.index(study.PARTS["brats_r4"].title) < text.index(study.PARTS["ablation"].title)
-    study.picture(tmp_path, tmp_path / "study.png")
     picture = imread(tmp_path / "study.png")
     assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
 
@@ -54,7 +97,13 @@ def test_every_row_is_valid(tmp_path):
     for name, part in study.PARTS.items():
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(part.rows))
-        for row in [*rows_of_file(path), *rows_of_methods(part.methods)]:
+        for row in rows_of_file(path):
             trainer = find_trainer(row.trainer)
             active_terms(trainer.terms, row.settings.get("method", {}), 20)
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
+
+
+def test_the_ablation_is_that_of_compare():
+    rows = {row.name: dict(row.settings) for row in rows_of_ablation("dcd")}
+    part = study.PARTS["ablation"].rows
+    assert {name: {"method": row["method"]} for name, row in part.items() if "method" in row} == rows

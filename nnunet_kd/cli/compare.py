@@ -27,7 +27,7 @@ report and does not stop the others.
                          "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
       method and training are those of the plans' nnunet_kd block, and change what the plans have
 
--m are trainers without their prefix nnUNetTrainer; the first is the baseline. The schedule is that of the plans
+-m are trainers without their prefix nnUNetTrainer. The first row is the baseline. The schedule is that of the plans
 (nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student, some
 trainers take a quarter of the width and others all of it, and the study is refused.
 """
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
     command.add_argument("-f", metavar="FOLD", type=int, nargs="+", default=[0], help="folds (default: 0)")
     command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
-    command.add_argument("-m", metavar="METHOD", nargs="+", required=True, help="methods; the first is the baseline")
+    command.add_argument("-m", metavar="METHOD", nargs="+", default=[], help="methods; the first row is the baseline")
     command.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="train every method with each of these")
     command.add_argument("--ablation", metavar="NAME", help=f"add the rows of an ablation: {', '.join(ABLATIONS)}")
     command.add_argument("--rows", metavar="FILE", type=Path, help="add the rows of a file (JSON)")
@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         rows += rows_of_file(arguments.rows)
     if arguments.ablation is not None:
         rows += rows_of_ablation(arguments.ablation)
+    if not rows:
+        raise ValueError("nothing to compare: name methods with -m, or rows with --rows")
     runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
     folders = tuple(Path(where.require()) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
     device = arguments.device or default_device()

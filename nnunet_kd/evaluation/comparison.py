@@ -14,11 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
-from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.evaluation.study import TEACHER, Study
-from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.evaluation.summary import Scores, average_runs
 from nnunet_kd.planning import stage_widths
 from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import read_settings, recorded_leakage
@@ -202,7 +201,7 @@ def _evaluate(
         if _key(run) not in keys:
             keys.append(_key(run))
     for method, keys in by_method.items():
-        rows += _averaged(method, [each[key] for key in keys])
+        rows += average_runs(method, [each[key] for key in keys])
         if method != TEACHER:
             seeds[method] = [float(np.nanmean(Scores(each[key]).of(key))) for key in keys]
     return rows, seeds
@@ -210,18 +209,6 @@ def _evaluate(
 
 def _key(run: Run) -> str:
     return f"{run.method} seed {run.seed}"
-
-
-def _averaged(method: str, runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """Mean over the runs of one method, case by case; not a number only where all are."""
-    rows = []
-    for same in zip(*runs, strict=True):
-        values = {}
-        for metric in METRICS:
-            numbers = [row.values[metric] for row in same if not np.isnan(row.values[metric])]
-            values[metric] = float(np.mean(numbers)) if numbers else float("nan")
-        rows.append(Row(method, same[0].case, same[0].structure, values))
-    return rows
 
 
 def _evaluation(study: Study, example: Path, tolerance: float) -> Evaluation:

@@ -72,6 +72,18 @@ class Scores:
         return self._values[method, structure, metric]
 
 
+def average_runs(method: str, runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Mean over the runs of one method, case by case; not a number only where all are."""
+    rows = []
+    for same in zip(*runs, strict=True):
+        values = {}
+        for metric in METRICS:
+            numbers = [row.values[metric] for row in same if not math.isnan(row.values[metric])]
+            values[metric] = float(np.mean(numbers)) if numbers else float("nan")
+        rows.append(Row(method, same[0].case, same[0].structure, values))
+    return rows
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One method beside a baseline, by the mean Dice of the structures.

@@ -55,8 +55,8 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     page = (study / "report.html").read_text()
     assert page.count("<img ") == 3 and "worst" not in page.split("<img")[0]
 
-    rows.write_text(json.dumps(both))
-    assert compare(workspace, *words) == 0
+    rows.write_text(json.dumps({"NoKD": {"trainer": "NoKD"}, "LogitsKD": {"trainer": "LogitsKD"}, **both}))
+    assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 0  # the same from a file alone
     again = (study / "report.md").read_text()
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables
@@ -66,6 +66,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     ("words", "message"),
     [
         (["-m", "NoKD", "Nothing"], "nnU-Net finds no trainer nnUNetTrainerNothing for the method Nothing"),
+        ([], "nothing to compare: name methods with -m, or rows with --rows"),
         (["-m", "NoKD", "NoKD"], "-m has an entry twice: NoKD NoKD"),
         (["-m", "NoKD", "-p", "other"], "there are no plans"),
         (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
