@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from nnunet_kd.writing import write_whole
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
+SAME = 1e-4  # difference of mean Dice that another processor may make
 AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
 BASELINE = "NoKD"
 METHODS: dict[str, Any] = {
@@ -51,6 +52,8 @@ METHODS: dict[str, Any] = {
     "KD": {"trainer": "KD"},
     "NoKD, reconstructed": {"trainer": "NoKD", "training": {"initial_weights": "reconstructed"}},
 }
+# glibc otherwise gives memory of tensors back after each step, which costs the CPU up to half of a student's step.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 CONFIGURATION = "3d_fullres"
 TEACHER_PLANS = "study_teacher"
 LOGITS = {"name": "logits", "temperature": 1.0, "weight": 0.5}
@@ -82,6 +85,7 @@ class Part:
         reduction: Of the student's widths.
         rows: As in a file for ``--rows``; the first is the baseline.
         fold: Of the cases that are evaluated.
+        seeds: Of the page.
     """
 
     title: str
@@ -90,6 +94,7 @@ class Part:
     reduction: int
     rows: Mapping[str, Any]
     fold: int = 0
+    seeds: Sequence[int] = SEEDS
 
 
 SHORT = {"num_val_iterations_per_epoch": 5, "save_every": 5}
@@ -129,13 +134,19 @@ ABLATION = {
     **{f"DCD {name}": {"trainer": "DCD", "method": keywords} for name, keywords in ABLATIONS["dcd"][1].items()},
 }
 PARTS = {
-    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, fold=1),
+    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0, 1)),
     "brats_r4": Part("BraTS patches, a quarter of the width", "BraTS, r = 4", "brats", 4, METHODS),
     "brats_r8": Part("BraTS patches, an eighth of the width", "BraTS, r = 8", "brats", 8, METHODS),
     "hippocampus_r4": Part("Hippocampus, a quarter of the width", "Hippocampus, r = 4", "hippocampus", 4, METHODS),
     "hippocampus_r8": Part("Hippocampus, an eighth of the width", "Hippocampus, r = 8", "hippocampus", 8, METHODS),
     "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION),
 }
+
+
+def mean_dice(entry: Mapping[str, Any]) -> float:
+    """Over the structures and cases that have one."""
+    values = [value for values in entry["scores"]["dice"].values() for value in values if value is not None]
+    return float(sum(values) / len(values))
 
 
 class Record:
@@ -147,13 +158,26 @@ class Record:
     """
 
     def __init__(self, name: str, folder: Path = HERE / "study") -> None:
-        self.part = PARTS[name]
-        self.path = folder / f"{name}.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        self.name, self.part, self.folder = name, PARTS[name], folder
         self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
-        for entry in map(json.loads, lines):
-            if entry["settings"] == self._settings(entry["method"]):  # those of other rows are of the past
-                self._entries[entry["method"], entry["seed"]] = entry
+        for other, part in PARTS.items():  # a run of two parts is trained once
+            if (part.data, part.reduction, part.fold) == (self.part.data, self.part.reduction, self.part.fold):
+                self._entries |= self._read(other)
+        self._own = self._read(name)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path(self.name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
+
+    def _read(self, name: str) -> dict[tuple[str, int | None], dict[str, Any]]:
+        """What a file has that is still as the rows of this part are."""
+        lines = self._path(name).read_text().splitlines() if self._path(name).is_file() else []
+        entries = map(json.loads, lines)
+        return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings(e["method"])}
 
     def _settings(self, method: str) -> dict[str, Any] | None:
         data = DATA[self.part.data]
@@ -172,7 +196,7 @@ class Record:
 
     def state(self) -> str:
         """How much of it is there."""
-        wanted = [(row, seed) for row in self.part.rows for seed in SEEDS]
+        wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
         return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
 
     def add(self, folder: Path, seed: int) -> None:
@@ -203,11 +227,12 @@ class Record:
             if method == TEACHER:
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
-                    if known["scores"] != scores or known["cases"] != entry["cases"]:
+                    if known["cases"] != entry["cases"] or abs(mean_dice(known) - mean_dice(entry)) > SAME:
                         raise ValueError(f"{self.path} is of another teacher: remove it to begin again")
                     continue
-            self._entries[method, entry["seed"]] = entry
-        text = "".join(json.dumps(entry) + "\n" for entry in self._entries.values())
+            self._own[method, entry["seed"]] = entry
+        self._entries |= self._own
+        text = "".join(json.dumps(entry) + "\n" for entry in self._own.values())
         self.path.parent.mkdir(exist_ok=True)
         write_whole(self.path, text)
 
@@ -254,6 +279,7 @@ class Record:
                     if (settings := {key: value for key, value in row.items() if key != "trainer"})
                 },
                 "NSD": "tolerance 1 mm",
+                "Cost": f"of the teacher and of {BASELINE}; all students are the same network",
                 "Versions": "; ".join(
                     ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in versions.values()
                 ),
@@ -300,6 +326,8 @@ class Workplace:
             os.environ[name] = str(folder)
         os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, (os.cpu_count() or 2) - 1)))
         os.environ.setdefault("nnUNet_def_n_proc", "2")
+        for name, value in MALLOC.items():
+            os.environ.setdefault(name, value)
 
     def command(self, *words: str) -> None:
         """One that must succeed."""

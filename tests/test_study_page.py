@@ -56,6 +56,16 @@ def test_a_record_goes_on_where_it_was(tmp_path):
     assert two.values["dice"] == 0.7 and math.isnan(two.values["hd95"])
 
 
+def test_a_run_of_two_parts_is_trained_once(tmp_path):
+    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
+    record = study.Record("ablation", tmp_path / "study")
+    assert record.missing(0) == list(record.part.rows)[2:] and record.rows("DCD", 0)[0].values["dice"] == 0.5
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(record.missing(0), 0.4)}), 0)
+    assert study.Record("ablation", tmp_path / "study").whole_seeds() == [0]
+    assert len(record.path.read_text().splitlines()) == len(record.part.rows) - 2
+    assert len(study.Record("brats_r8", tmp_path / "study").missing(0)) == len(study.METHODS)
+
+
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     with pytest.raises(ValueError, match="ablation.jsonl is of another teacher: remove it to begin again"):
