@@ -64,9 +64,5 @@ def test_examples_of_method_are_valid():
 
 def test_the_recipe():
     text = README[README.index("**The recipe.**") :]
-    lines = re.findall(r'^    "(training|method)": (\{.*\}),?$', text, flags=re.MULTILINE)[:2]
-    stated = {section: json.loads(values) for section, values in lines}
-    assert stated["training"] == nnUNetTrainerKD.recipe
-    own, listed = (active_terms(nnUNetTrainerKD.terms, method, 1000) for method in ({}, stated["method"]))
-    assert list(map(str, own)) == list(map(str, listed))
-    assert [(term.convex, term.all_scales) for term in own] == [(term.convex, term.all_scales) for term in listed]
+    stated = re.search(r'^    "training": (\{.*\})$', text, flags=re.MULTILINE)
+    assert json.loads(stated[1]) == nnUNetTrainerKD.recipe and not nnUNetTrainerKD.terms

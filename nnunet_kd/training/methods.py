@@ -26,11 +26,11 @@ TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD
 METHOD = "nnunet_kd.method"
 
 
-def active_terms(own: Sequence[Term], method: Mapping[str, Any], num_epochs: int) -> list[ActiveTerm]:
+def active_terms(own: Sequence[Term] | None, method: Mapping[str, Any], num_epochs: int) -> list[ActiveTerm]:
     """Terms of one training.
 
     Args:
-        own: The trainer's; empty where it distils nothing, whatever the plans say.
+        own: The trainer's; ``None`` where it distils nothing, whatever the plans say.
         method: ``nnunet_kd.method`` of the plans: keywords of the trainer's first term, and terms to ``add`` to the
             trainer's or, as ``terms``, to use instead, each an object with its ``name`` and what differs from
             :data:`TERMS`.
@@ -39,7 +39,7 @@ def active_terms(own: Sequence[Term], method: Mapping[str, Any], num_epochs: int
     Raises:
         ValueError: For anything that is not valid, naming the key.
     """
-    if not own:
+    if own is None:
         return []
     numbers = {key: value for key, value in method.items() if key not in ("terms", "add")}
     listed = [*_listed(method, "terms"), *_listed(method, "add")]
@@ -49,8 +49,9 @@ def active_terms(own: Sequence[Term], method: Mapping[str, Any], num_epochs: int
         raise ValueError(f"{METHOD} has both 'terms', which replaces the trainer's terms, and 'add': list all in one")
     declared = []
     if "terms" not in method:
-        first, *others = own
-        declared = [(first.changed(numbers, METHOD), METHOD), *((term, METHOD) for term in others)]
+        if numbers and not own:
+            raise ValueError(f"{METHOD}: {next(iter(numbers))!r} belongs to a term, name it under 'terms' or 'add'")
+        declared = [(term.changed(numbers if term is own[0] else {}, METHOD), METHOD) for term in own]
     known = {**{term.name: term for term in own}, **TERMS}
     for where, entry in listed:
         rest = dict(entry)

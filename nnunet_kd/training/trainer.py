@@ -71,7 +71,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     Attributes:
         reduction: Where the plans name no student, one with widths divided by this is derived from them.
-        terms: Loss terms beside nnU-Net's own; with any, a teacher is needed.
+        terms: Loss terms beside nnU-Net's own, which plans can add to or replace; ``None``: none, whatever they say.
         recipe: Settings of the training that go with these terms: not used where the plans list others instead.
         network_of_plans: Of :data:`nnunet_kd.planning.NETWORKS`, for plans that name no student; ``None``: the plans'.
         method: Dataclass of ``nnunet_kd.method``, for a trainer that has settings of its own instead of terms.
@@ -86,7 +86,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     """
 
     reduction: ClassVar[float] = 4
-    terms: ClassVar[tuple[Term, ...]] = ()
+    terms: ClassVar[tuple[Term, ...] | None] = None
     recipe: ClassVar[Mapping[str, Any]] = {}
     network_of_plans: ClassVar[str | None] = None
     method: ClassVar[type | None] = None

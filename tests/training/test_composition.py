@@ -64,12 +64,12 @@ def test_the_trainers_own_term_and_another(workspace):
 def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
-    own = nnUNetTrainerKD.terms
-    assert [(term.name, term.weight) for term in trainer.preparation.terms] == [(t.name, t.weight) for t in own]
+    assert not trainer.preparation.terms and trainer.preparation.uses_teacher
     training = trainer.preparation.settings.training
     assert {key: getattr(training, key) for key in nnUNetTrainerKD.recipe} == nnUNetTrainerKD.recipe
     trainer.run_training()
-    assert all(np.isfinite(trainer.logger.get_checkpoint()[term.name]).all() for term in own)
+    assert trainer.attached is None  # once it has begun
+    assert np.isfinite(trainer.logger.get_checkpoint()["train_losses"]).all()
 
     said = {**SHORT, "initial_weights": None, "ema_decay": None}
     trainer = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=said), workspace)
@@ -77,9 +77,12 @@ def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
     listed = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": [{"name": "dual_self"}]})
     trainer = make_trainer(nnUNetTrainerKD, listed, workspace)
     assert not trainer.preparation.uses_teacher
-    changed = workspace.plans("nnUNetPlans", training=SHORT, method={"weight": 0.125})
-    trainer = make_trainer(nnUNetTrainerKD, changed, workspace)
-    assert trainer.preparation.terms[0].weight == 0.125 and trainer.preparation.starts_from_teacher
+    assert trainer.preparation.settings.training.ema_decay is None
+    more = workspace.plans("nnUNetPlans", training=SHORT, method={"add": [{"name": "logits", "weight": 0.125}]})
+    trainer = make_trainer(nnUNetTrainerKD, more, workspace)
+    assert [term.weight for term in trainer.preparation.terms] == [0.125] and trainer.preparation.starts_from_teacher
+    with pytest.raises(ValueError, match="nnunet_kd.method: 'weight' belongs to a term, name it"):
+        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", method={"weight": 0.5}), workspace)
 
 
 @pytest.mark.draws

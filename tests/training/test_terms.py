@@ -186,7 +186,8 @@ def test_terms_are_kept_added_or_replaced():
     assert names((DCD,), {}) == ["dcd"]
     assert names((DCD,), {"levels": 1, "add": [{"name": "logits"}]}) == ["dcd", "logits"]
     assert names((DCD, CWD), {"terms": [{"name": "ifvd"}, {"name": "cwd"}]}) == ["ifvd", "cwd"]
-    assert names((), {"weight": 3}) == []
+    assert names((), {}) == [] and names((), {"add": [{"name": "cwd"}]}) == ["cwd"]
+    assert names(None, {"weight": 3, "add": [{"name": "cwd"}]}) == []  # what other methods are told
     (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100)
     assert (first.weight, second.weight) == (0.5, 3)  # flat numbers are the first term's
 
@@ -203,6 +204,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
 @pytest.mark.parametrize(
     ("own", "method", "message"),
     [
+        ((), {"levels": 1}, "nnunet_kd.method: 'levels' belongs to a term, name it under 'terms' or 'add'"),
         ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
         ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
         ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),
