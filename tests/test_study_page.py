@@ -97,7 +97,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
     assert f"{study.PARTS['brats_r4'].title} ({count} of {3 * count} runs); " in text
     assert f"{study.PARTS['hippocampus_r8'].title} (" not in text
     assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
-    assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seeds 0, 2" in text
+    assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seed 0, 2" in text
     assert text.index(study.PARTS["brats_r4"].title) < text.index(study.PARTS["ablation"].title)
     picture = imread(tmp_path / "study.png")
     assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
@@ -111,6 +111,15 @@ def test_every_row_is_valid(tmp_path):
             trainer = find_trainer(row.trainer)
             active_terms(trainer.terms, row.settings.get("method", {}), 20)
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
+
+
+def test_a_part_of_one_seed_is_finished_with_it(tmp_path):
+    filled("tuning", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
+    study.write_page(tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    unfinished = next(line for line in text.splitlines() if line.startswith("Not finished"))
+    assert study.PARTS["tuning"].title not in unfinished and study.PARTS["tuning"].note in text
+    assert study.PARTS["spread"].title in unfinished
 
 
 def test_the_ablation_is_that_of_compare():
