@@ -28,6 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
@@ -37,6 +39,7 @@ from nnunet_kd.evaluation.runs import ABLATIONS
 from nnunet_kd.evaluation.study import TEACHER
 from nnunet_kd.evaluation.summary import Scores, Table, average_runs, compare, mean_with_error
 from nnunet_kd.planning import student_plans
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.writing import write_whole
 
 HERE = Path(__file__).parent
@@ -49,9 +52,9 @@ METHODS: dict[str, Any] = {
     **{name: {"trainer": name} for name in (BASELINE, "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")},
     "DualSelfKD": {"trainer": "DualSelfKD"},
     "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
-    "KD": {"trainer": "KD"},
+    "KD": {"trainer": "KD", "training": dict(nnUNetTrainerKD.recipe)},  # so that a record knows which recipe it was
 }
-# glibc otherwise gives memory of tensors back after each step, which costs the CPU up to half of a student's step.
+# glibc otherwise gives the memory of tensors back after every step and asks for it again.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 CONFIGURATION = "3d_fullres"
 TEACHER_PLANS = "study_teacher"
@@ -258,7 +261,9 @@ class Record:
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
                     if known["cases"] != entry["cases"] or abs(mean_dice(known) - mean_dice(entry)) > SAME:
-                        raise ValueError(f"{self.path} is of another teacher: remove it to begin again")
+                        raise ValueError(
+                            f"{self.folder} has runs of {self.part.title} with another teacher: remove them"
+                        )
                     continue
             self._own[method, entry["seed"]] = entry
         self._entries |= self._own
@@ -320,7 +325,8 @@ class Record:
             teacher=TEACHER,
             costs=costs,
             seeds={
-                row: [float(Scores(self.rows(row, seed)).of(row).mean()) for seed in seeds] for row in self.part.rows
+                row: [float(np.nanmean(Scores(self.rows(row, seed)).of(row))) for seed in seeds]
+                for row in self.part.rows
             },
         )
         with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,7 @@ def test_a_run_of_two_parts_is_trained_once(tmp_path):
 
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    with pytest.raises(ValueError, match="ablation.jsonl is of another teacher: remove it to begin again"):
+    with pytest.raises(ValueError, match="study has runs of DCD's ablation, .* with another teacher: remove them"):
         filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
     changed = {**study.PARTS["ablation"].rows, "DCD": {"trainer": "DCD", "method": {"weight": 0.2}}}
     part = study.PARTS["ablation"]
