@@ -39,7 +39,8 @@ from nnunet_kd.evaluation.runs import ABLATIONS
 from nnunet_kd.evaluation.study import TEACHER
 from nnunet_kd.evaluation.summary import Scores, Table, average_runs, compare, mean_with_error
 from nnunet_kd.planning import student_plans
-from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from nnunet_kd.teachers.nnunet import find_trainer
+from nnunet_kd.training.methods import active_terms
 from nnunet_kd.writing import write_whole
 
 HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ METHODS: dict[str, Any] = {
     **{name: {"trainer": name} for name in (BASELINE, "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")},
     "DualSelfKD": {"trainer": "DualSelfKD"},
     "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
-    "KD": {"trainer": "KD", "training": dict(nnUNetTrainerKD.recipe)},  # so that a record knows which recipe it was
+    "KD": {"trainer": "KD"},
 }
 # glibc otherwise gives the memory of tensors back after every step and asks for it again.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -107,6 +108,21 @@ class Part:
         """Of every student, where its row says nothing else."""
         return {**DATA[self.data].student, **self.training}
 
+    def settings(self, row: str) -> dict[str, Any]:
+        """What its runs depend on, the defaults of its trainer included: a changed one makes it another run."""
+        trainer, method = find_trainer(f"nnUNetTrainer{self.rows[row]['trainer']}"), self.rows[row].get("method", {})
+        recipe = {} if "terms" in method else trainer.recipe
+        training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
+        terms = active_terms(trainer.terms, method, training["num_epochs"])
+        return {"trainer": trainer.__name__, "training": training, "terms": [str(term) for term in terms]}
+
+    def description(self, row: str) -> str:
+        """Trainer, terms, and what differs from the schedule."""
+        settings = self.settings(row)
+        different = {key: value for key, value in settings["training"].items() if self.schedule.get(key) != value}
+        words = [f"{key} {value}" for key, value in different.items()]
+        return "; ".join([settings["trainer"], *settings["terms"], *words])
+
 
 SHORT = {"num_val_iterations_per_epoch": 5, "save_every": 5}
 DATA = {
@@ -121,6 +137,10 @@ DATA = {
         {"num_epochs": 20, "num_iterations_per_epoch": 50, **SHORT},
     ),
 }
+IFVD_TENTH = [
+    {"name": "ifvd", "weight": 20.0},
+    {"name": "logits", "weight": 1.0, "temperature": 1.0, "scales": "full", "convex": False},
+]
 HALF = {"num_epochs": 20}  # schedule
 FITTED = {"initial_weights": "reconstructed"}
 TUNING = {
@@ -153,7 +173,22 @@ TUNING = {
     },
     "reconstructed + DCD 0.3": {"trainer": "DCD", "method": {"weight": 0.3}, "training": FITTED},
     "reconstructed + FitNets": {"trainer": "FitNets", "training": FITTED},
-    "reconstructed + CWD": {"trainer": "CWD", "training": FITTED},
+    "reconstructed + CWD": {"trainer": "CWD", "method": {"weight": 3.0}, "training": FITTED},
+    # The authors' weights, which are for 2-D natural images, and lower ones.
+    **{
+        f"{name} {weight:g}": {"trainer": name, "method": {"weight": weight}}
+        for name, weights in (
+            ("CWD", (3.0, 0.3, 0.03)),
+            ("FitNets", (1.0, 0.1)),
+            ("FreeKD", (1.0, 0.1)),
+            ("LogitsKD", (0.3, 0.03)),
+        )
+        for weight in weights
+    },
+    "IFVD 200": {"trainer": "IFVD"},
+    "IFVD 20": {"trainer": "KD", "method": {"terms": IFVD_TENTH}},
+    "reconstructed + FreeKD": {"trainer": "FreeKD", "training": FITTED},
+    "reconstructed + IFVD": {"trainer": "IFVD", "training": FITTED},
 }
 DECIDED = """\
 Decided here, on one seed, with the spread of the next part in mind. A student from random weights gains as much from
@@ -193,6 +228,7 @@ class Record:
 
     def __init__(self, name: str, folder: Path = HERE / "study") -> None:
         self.name, self.part, self.folder = name, PARTS[name], folder
+        self._settings = {TEACHER: {}, **{row: self.part.settings(row) for row in self.part.rows}}
         self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
         for other, part in PARTS.items():  # a run of two parts is trained once
             if (part.data, part.reduction, part.fold) == (self.part.data, self.part.reduction, self.part.fold):
@@ -211,13 +247,7 @@ class Record:
         """What a file has that is still as the rows of this part are."""
         lines = self._path(name).read_text().splitlines() if self._path(name).is_file() else []
         entries = map(json.loads, lines)
-        return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings(e["method"])}
-
-    def _settings(self, method: str) -> dict[str, Any] | None:
-        if method == TEACHER:
-            return {}
-        row = self.part.rows.get(method)
-        return row and {**row, "training": {**self.part.schedule, **row.get("training", {})}}
+        return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings.get(e["method"])}
 
     def missing(self, seed: int) -> list[str]:
         """Rows without a run of this seed."""
@@ -252,7 +282,7 @@ class Record:
             entry = {
                 "method": method,
                 "seed": None if method == TEACHER else seed,
-                "settings": self._settings(method),
+                "settings": self._settings[method],
                 "versions": {package: version(package) for package in ("nnunet_kd", "nnunetv2", "torch")},
                 "cost": costs[method],
                 "scores": scores,
@@ -308,11 +338,7 @@ class Record:
                 "Cases": f"validation cases of fold {self.part.fold}; no student and no teacher has seen them",
                 "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**self.part.schedule)
                 + f", seed {', '.join(map(str, seeds))}",
-                **{
-                    name: f"nnUNetTrainer{row['trainer']} with {json.dumps(settings)}"
-                    for name, row in self.part.rows.items()
-                    if (settings := {key: value for key, value in row.items() if key != "trainer"})
-                },
+                **{row: self.part.description(row) for row in self.part.rows},
                 "NSD": "tolerance 1 mm",
                 "Cost": f"of the teacher and of {BASELINE}; all students are the same network",
                 "Versions": "; ".join(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from matplotlib.image import imread
@@ -12,7 +13,7 @@ from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.teachers.nnunet import find_trainer
-from nnunet_kd.training.methods import active_terms
+from nnunet_kd.training import methods
 
 SHIFTS = {"one": -0.1, "two": 0.1}
 
@@ -76,6 +77,18 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     assert study.Record("ablation", tmp_path / "study").missing(0) == ["DCD"]
 
 
+def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
+    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
+    lower = replace(methods.FITNETS, weight=methods.FITNETS.weight / 2)
+    monkeypatch.setattr(find_trainer("nnUNetTrainerFitNets"), "terms", (lower,))
+    monkeypatch.setattr(find_trainer("nnUNetTrainerKD"), "recipe", {"ema_decay": 0.5})
+    record = study.Record("brats_r4", tmp_path / "study")
+    assert record.missing(0) == ["FitNets", "KD"]
+    assert "fitnets: weight 0.5" in record.part.description("FitNets")
+    assert record.part.description("KD") == "nnUNetTrainerKD; ema_decay 0.5"
+    assert record.part.description("NoKD") == "nnUNetTrainerNoKD"
+
+
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
     study.write_page(tmp_path)
     assert "|" not in (tmp_path / "study.md").read_text() and not (tmp_path / "study.png").exists()
@@ -109,7 +122,7 @@ def test_every_row_is_valid(tmp_path):
         path.write_text(json.dumps(part.rows))
         for row in rows_of_file(path):
             trainer = find_trainer(row.trainer)
-            active_terms(trainer.terms, row.settings.get("method", {}), 20)
+            methods.active_terms(trainer.terms, row.settings.get("method", {}), 20)
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
 
 

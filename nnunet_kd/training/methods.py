@@ -15,7 +15,7 @@ from nnunet_kd.training.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTer
 DCD = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8))
 LOGITS = LogitsTerm("logits", LogitsKDLoss, weight=0.3, scales="all", convex=True)
 FITNETS = StageTerm("fitnets", FitNetsLoss, weight=1.0)
-CWD = LogitsTerm("cwd", CWDLoss, weight=3.0)
+CWD = LogitsTerm("cwd", CWDLoss, weight=0.03)  # the authors' 3 leaves a U-Net in 3-D far behind: benchmarks/study.md
 IFVD = StageTerm("ifvd", IFVDLoss, weight=200.0)
 FREEKD = PromptTerm("freekd", FreeKDLoss, weight=1.0)
 SOFT_LABELS = SoftLabelTerm("soft_labels", LogitsKDLoss, weight=0.5, options={"temperature": 3.0, "rescale": False})
