@@ -80,13 +80,31 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
 def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     lower = replace(methods.FITNETS, weight=methods.FITNETS.weight / 2)
-    monkeypatch.setattr(find_trainer("nnUNetTrainerFitNets"), "terms", (lower,))
-    monkeypatch.setattr(find_trainer("nnUNetTrainerKD"), "recipe", {"ema_decay": 0.5})
+    changes = {"nnUNetTrainerFitNets": {"terms": (lower,)}, "nnUNetTrainerKD": {"recipe": {"ema_decay": 0.5}}}
+    changed = {name: type(name, (find_trainer(name),), change) for name, change in changes.items()}
+    monkeypatch.setattr(study, "find_trainer", lambda name: changed.get(name) or find_trainer(name))
     record = study.Record("brats_r4", tmp_path / "study")
     assert record.missing(0) == ["FitNets", "KD"]
     assert "fitnets: weight 0.5" in record.part.description("FitNets")
     assert record.part.description("KD") == "nnUNetTrainerKD; ema_decay 0.5"
     assert record.part.description("NoKD") == "nnUNetTrainerNoKD"
+
+
+def test_runs_of_other_defaults_are_not_taken(tmp_path):
+    part = study.PARTS["brats_r4"]
+    for row in ("NoKD", "IFVD"):
+        (tmp_path / row / "fold_0").mkdir(parents=True)
+    (tmp_path / "costs.json").write_text(
+        json.dumps({row: {"folder": str(tmp_path / row)} for row in ("teacher", "NoKD", "IFVD")})
+    )
+    log = tmp_path / "IFVD" / "fold_0" / "training_log_1.txt"
+    log.write_text(
+        "".join(f"2026-11-22 11:22:20.277061: distilling {term} \n" for term in part.settings("IFVD")["terms"])
+    )
+    study.check_runs(tmp_path, part)
+    log.write_text(log.read_text().replace("weight 200", "weight 20"))
+    with pytest.raises(ValueError, match=r"IFVD was trained with other terms \(.*weight 20, .*\): remove it"):
+        study.check_runs(tmp_path, part)
 
 
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
