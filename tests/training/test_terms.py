@@ -189,7 +189,7 @@ def test_terms_are_kept_added_or_replaced():
     assert names((), {}) == [] and names((), {"add": [{"name": "cwd"}]}) == ["cwd"]
     assert names(None, {"weight": 3, "add": [{"name": "cwd"}]}) == []  # what other methods are told
     (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100)
-    assert (first.weight, second.weight) == (0.5, 3)  # flat numbers are the first term's
+    assert (first.weight, second.weight) == (0.5, CWD.weight)  # flat numbers are the first term's
 
 
 def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are():
