@@ -27,7 +27,11 @@ class Calls:
 
 
 def test_terms_of_the_block_sum_up_and_the_teacher_runs_once_a_step(workspace):
-    terms = [{"name": "dcd", "weight": 0.5, "ramp": [1, 0]}, {"name": "logits", "weight": 0.3}, {"name": "cwd"}]
+    terms = [
+        {"name": "dcd", "weight": 0.5, "ramp": [1, 0]},
+        {"name": "logits", "weight": 0.3},
+        {"name": "cwd", "weight": 3},
+    ]
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
     teacher = trainer.attached.teacher

@@ -198,7 +198,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
     assert (term.weight, term.loss.temperature, term.convex) == (10, 1, False)
     (term, mine) = active_terms(own, {"terms": [{"name": "logits"}, {"name": "mine"}]}, 100)
     assert (term.weight, term.loss.temperature, term.convex) == (0.3, 3, True)
-    assert mine.weight == 3
+    assert mine.weight == CWD.weight
 
 
 @pytest.mark.parametrize(
