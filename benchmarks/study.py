@@ -196,15 +196,15 @@ TUNING = {
     },
 }
 DECIDED = """\
-Decided here, on one seed, with the spread of the next part in mind: between seeds it is 2.6 points of Dice for a
+Decided here, on one seed, with the next part in mind: the standard deviation between seeds is 2.6 points of Dice for a
 student from random weights and 0.6 for a fitted one.
 
 - **Schedule.** A student from random weights gains as much from twice the schedule as from the fitted start, and with
   four times the schedule comes near this teacher, which was trained half as long; so the reported parts train twice as
   long as most rows here.
 - **Weights.** CWD's own leaves the student eleven points behind NoKD, a tenth six, a hundredth none: that is the
-  default. A tenth of the others' is better by no more than the spread, so these stay as their authors have them.
-  FreeKD's and IFVD's are five points above NoKD of the same seed, as much as NoKD's own seeds differ.
+  default. A tenth of the others' is better by no more than 2.6, so these stay as their authors have them. FreeKD's
+  and IFVD's are 5.5 and 5.8 points above NoKD of the same seed; NoKD's own seeds differ by up to 4.9.
 - **Recipe.** Of what comes from the teacher only the fitted start pays on both schedules. Terms beside it change
   nothing or take from it; IFVD's gives two points in 20 epochs and takes 0.7 in 40. So the recipe has none. Averaged
   weights gave 0.3 to 1.1 points where no term was and cost nothing, so the recipe has them."""
