@@ -29,6 +29,7 @@ demo: install
 benchmarks: install
 	$(BIN)/python benchmarks/dcd_loss.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/memory_layout.py
 	$(BIN)/python benchmarks/start_up.py
 
 clean:

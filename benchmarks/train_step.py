@@ -15,7 +15,9 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,13 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
+    with scratch_experiment(chosen.patch, chosen.batch):
+        run(chosen.patch, chosen.batch, chosen.repeats)
+
+
+@contextmanager
+def scratch_experiment(patch: list[int], batch: int) -> Iterator[None]:
+    """nnU-Net's folders, with a teacher of random weights, for as long as it is open."""
     with tempfile.TemporaryDirectory() as scratch:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = Path(scratch) / variable / DATASET
@@ -111,21 +120,21 @@ def main() -> None:
             os.environ[variable] = str(folder.parent)
         (Path(scratch) / "nnUNet_preprocessed" / DATASET / "none").mkdir()
         (Path(scratch) / "nnUNet_preprocessed" / DATASET / "none" / "case.b2nd").touch()
-        run(chosen.patch, chosen.batch, chosen.repeats)
+
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # reads the folders when imported
+
+        content, device = plans(patch, batch), torch.device("cpu")
+        stock = nnUNetTrainer({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, device)
+        stock.initialize()
+        results = Path(stock.output_folder_base)
+        (results / "plans.json").write_text(json.dumps(content))
+        (results / "dataset.json").write_text(json.dumps(DATASET_JSON))
+        stock.save_checkpoint(str(results / "fold_0" / "checkpoint_final.pth"))
+        yield
 
 
 def run(patch: list[int], batch: int, repeats: int) -> None:
     """Train steps of NoKD and every method beside it."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    content = plans(patch, batch)
-    stock = nnUNetTrainer({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
-    stock.initialize()
-    folder = Path(stock.output_folder_base)
-    (folder / "plans.json").write_text(json.dumps(content))
-    (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
-    stock.save_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
-
     alone = trainer("NoKD", patch, batch)
     distilled = {name: trainer(name, patch, batch) for name in METHODS}
     distilled["FreeKD prompts"] = trainer("FreeKD", patch, batch)

@@ -57,7 +57,7 @@ from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_l
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
-from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, shapes
+from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
 from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
@@ -213,6 +213,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             student = build_student(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
+            student = in_fast_layout(student, self.device)
             preparation = self.preparation
             features = preparation.reads_features
             adapters = adapters_of(

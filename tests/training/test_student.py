@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from nnunet_kd.teachers.nnunet import Teacher
 from nnunet_kd.teachers.stages import encoder_stages
 from nnunet_kd.training.checkpoint import save_atomically
 from nnunet_kd.training.ema import WeightAverage
-from nnunet_kd.training.student import StudentWithAdapters
+from nnunet_kd.training.student import NARROW, StudentWithAdapters, in_fast_layout
 from tests.small_networks import unet
 
 
@@ -136,3 +138,24 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
         save_atomically({"epoch": 2, "bad": lambda: None}, path)
     assert torch.load(path) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def convolutions(features):
+    return nn.Sequential(nn.Conv3d(1, features, 3), nn.InstanceNorm3d(features), nn.Conv3d(features, 4, 3))
+
+
+def test_a_narrow_network_is_laid_out_for_the_cpu():
+    network = convolutions(NARROW)
+    laid_out = in_fast_layout(deepcopy(network), torch.device("cpu"))
+    weight = laid_out[2].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+    for name, value in network.state_dict().items():
+        assert torch.equal(laid_out.state_dict()[name], value)
+    images = torch.randn(1, 1, 8, 8, 8)
+    torch.testing.assert_close(laid_out(images), network(images))
+
+
+@pytest.mark.parametrize(("features", "device"), [(NARROW, "cuda"), (2 * NARROW, "cpu")])
+def test_other_networks_are_left_as_they_are(features, device):
+    network = in_fast_layout(convolutions(features), torch.device(device))
+    assert all(weight.is_contiguous() for weight in network.parameters())
