@@ -64,6 +64,7 @@ class Commands:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # else epochs are told some fifteen at a time
             )
             assert process.stdin is not None and process.stdout is not None
             try:

@@ -158,3 +158,17 @@ def test_commands_show_progress_and_keep_their_output(tmp_path, capsys):
         commands.run("log", "python", "-c", "raise SystemExit('broken')")
     with pytest.raises(FileNotFoundError, match="nnUNetv2_nothing is not installed"):
         commands.run("log", "nnUNetv2_nothing")
+
+
+def test_an_epoch_is_told_when_it_begins(tmp_path, monkeypatch):
+    """And not when the command's output has filled a buffer."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    told = tmp_path / "told"
+    commands = Commands(tmp_path)
+    monkeypatch.setattr(commands, "say", lambda text: "epoch 1" in text and told.touch())
+    script = (
+        "import pathlib, sys, time\nprint('a: Epoch 0')\nstop = time.monotonic() + 20\n"
+        "while not pathlib.Path(sys.argv[1]).exists():\n"
+        "    assert time.monotonic() < stop, 'nobody heard'\n    time.sleep(0.05)"
+    )
+    commands.run("log", "python", "-c", script, str(told), epochs=3)
