@@ -1,4 +1,4 @@
-"""The record and the page of benchmarks/study.py; what it calls is tested where it is."""
+"""The record and the page of benchmarks/study; what it calls is tested where it is."""
 
 import json
 import math
@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 from matplotlib.image import imread
 
-from benchmarks import study
+from benchmarks.study import parts
+from benchmarks.study.page import write_page
+from benchmarks.study.parts import METHODS, PARTS, Part
+from benchmarks.study.record import Record, check_runs
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
@@ -36,21 +39,21 @@ def compared(folder, dice):
 def filled(name, folder, dice, seeds):
     """A record with a run of every row and seed; methods that are not named have the baseline's Dice."""
     for seed in seeds:
-        record = study.Record(name, folder / "study")
+        record = Record(name, folder / "study" / "runs")
         each = {row: dice.get(row, dice["NoKD"]) + 0.02 * seed for row in record.missing(seed)}
         record.add(compared(folder / "compared", {"teacher": dice["teacher"], **each}), seed)
 
 
 def test_a_record_goes_on_where_it_was(tmp_path):
-    record = study.Record("ablation", tmp_path)
-    rows = list(study.PARTS["ablation"].rows)
+    record = Record("ablation", tmp_path)
+    rows = list(PARTS["ablation"].rows)
     assert record.missing(0) == rows and record.state() == f"0 of {3 * len(rows)} runs"
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}), 0)
-    record = study.Record("ablation", tmp_path)
+    record = Record("ablation", tmp_path)
     assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
     assert record.scores() is None
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0)
-    record = study.Record("ablation", tmp_path)
+    record = Record("ablation", tmp_path)
     assert record.whole_seeds() == [0] and record.state() == f"{len(rows)} of {3 * len(rows)} runs"
     one, two = record.rows("DCD", 0)
     assert (one.case, one.structure, one.values["dice"], one.values["hd95"]) == ("one", "tumour", 0.5, 3.0)
@@ -59,22 +62,22 @@ def test_a_record_goes_on_where_it_was(tmp_path):
 
 def test_a_run_of_two_parts_is_trained_once(tmp_path):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
-    record = study.Record("ablation", tmp_path / "study")
+    record = Record("ablation", tmp_path / "study" / "runs")
     assert record.missing(0) == list(record.part.rows)[2:] and record.rows("DCD", 0)[0].values["dice"] == 0.5
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(record.missing(0), 0.4)}), 0)
-    assert study.Record("ablation", tmp_path / "study").whole_seeds() == [0]
+    assert Record("ablation", tmp_path / "study" / "runs").whole_seeds() == [0]
     assert len(record.path.read_text().splitlines()) == len(record.part.rows) - 2
-    assert len(study.Record("brats_r8", tmp_path / "study").missing(0)) == len(study.METHODS)
+    assert len(Record("brats_r8", tmp_path / "study" / "runs").missing(0)) == len(METHODS)
 
 
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    with pytest.raises(ValueError, match="study has runs of DCD's ablation, .* with another teacher: remove them"):
+    with pytest.raises(ValueError, match="runs has runs of DCD's ablation, .* with another teacher: remove them"):
         filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
-    changed = {**study.PARTS["ablation"].rows, "DCD": {"trainer": "DCD", "method": {"weight": 0.2}}}
-    part = study.PARTS["ablation"]
-    monkeypatch.setitem(study.PARTS, "ablation", study.Part(part.title, part.short, part.data, 4, changed))
-    assert study.Record("ablation", tmp_path / "study").missing(0) == ["DCD"]
+    changed = {**PARTS["ablation"].rows, "DCD": {"trainer": "DCD", "method": {"weight": 0.2}}}
+    part = PARTS["ablation"]
+    monkeypatch.setitem(PARTS, "ablation", Part(part.title, part.short, part.data, 4, changed))
+    assert Record("ablation", tmp_path / "study" / "runs").missing(0) == ["DCD"]
 
 
 def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
@@ -82,8 +85,8 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     lower = replace(methods.FITNETS, weight=methods.FITNETS.weight / 2)
     changes = {"nnUNetTrainerFitNets": {"terms": (lower,)}, "nnUNetTrainerKD": {"recipe": {"ema_decay": 0.5}}}
     changed = {name: type(name, (find_trainer(name),), change) for name, change in changes.items()}
-    monkeypatch.setattr(study, "find_trainer", lambda name: changed.get(name) or find_trainer(name))
-    record = study.Record("brats_r4", tmp_path / "study")
+    monkeypatch.setattr(parts, "find_trainer", lambda name: changed.get(name) or find_trainer(name))
+    record = Record("brats_r4", tmp_path / "study" / "runs")
     assert record.missing(0) == ["FitNets", "KD"]
     assert "fitnets: weight 0.5" in record.part.description("FitNets")
     assert record.part.description("KD") == "nnUNetTrainerKD; ema_decay 0.5"
@@ -91,7 +94,7 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
 
 
 def test_runs_of_other_defaults_are_not_taken(tmp_path):
-    part = study.PARTS["brats_r4"]
+    part = PARTS["brats_r4"]
     for row in ("NoKD", "IFVD"):
         (tmp_path / row / "fold_0").mkdir(parents=True)
     (tmp_path / "costs.json").write_text(
@@ -101,41 +104,41 @@ def test_runs_of_other_defaults_are_not_taken(tmp_path):
     log.write_text(
         "".join(f"2026-11-22 11:22:20.277061: distilling {term} \n" for term in part.settings("IFVD")["terms"])
     )
-    study.check_runs(tmp_path, part)
+    check_runs(tmp_path, part)
     log.write_text(log.read_text().replace("weight 200", "weight 20"))
     with pytest.raises(ValueError, match=r"IFVD was trained with other terms \(.*weight 20, .*\): remove it"):
-        study.check_runs(tmp_path, part)
+        check_runs(tmp_path, part)
 
 
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
-    study.write_page(tmp_path)
+    write_page(tmp_path)
     assert "|" not in (tmp_path / "study.md").read_text() and not (tmp_path / "study.png").exists()
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
-    study.write_page(tmp_path)
+    write_page(tmp_path)
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    short = study.PARTS["brats_r4"].short, study.PARTS["hippocampus_r8"].short
+    short = PARTS["brats_r4"].short, PARTS["hippocampus_r8"].short
     assert lines[0] == ["method", f"{short[0]}: Dice (%)", "gap closed (%)", f"{short[1]}: Dice (%)", "gap closed (%)"]
-    table = {line[0]: line[1:] for line in lines[2 : 3 + len(study.METHODS)]}
-    assert list(table) == ["teacher", *study.METHODS]
+    table = {line[0]: line[1:] for line in lines[2 : 3 + len(METHODS)]}
+    assert list(table) == ["teacher", *METHODS]
     assert table["teacher"] == ["70.00 ± 10.00", "", "80.00 ± 10.00", ""]
     assert table["NoKD"] == ["50.00 ± 10.00", "", "62.00 ± 10.00", ""]
     assert table["DCD"] == ["60.00 ± 10.00", "50 [50, 50]", "62.00 ± 10.00", "0 [0, 0]"]
     assert table["CWD"] == ["50.00 ± 10.00", "0 [0, 0]", "57.00 ± 10.00", "-28 [-28, -28]"]
-    count = len(study.METHODS)
-    assert f"{study.PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two of the ablation's
-    assert f"{study.PARTS['hippocampus_r8'].title} (" not in text
+    count = len(METHODS)
+    assert f"{PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two of the ablation's
+    assert f"{PARTS['hippocampus_r8'].title} (" not in text
     assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
     assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seed 0, 2" in text
-    assert text.index(study.PARTS["brats_r4"].title) < text.index(study.PARTS["ablation"].title)
+    assert text.index(PARTS["brats_r4"].title) < text.index(PARTS["ablation"].title)
     picture = imread(tmp_path / "study.png")
     assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
 
 
 def test_every_row_is_valid(tmp_path):
-    for name, part in study.PARTS.items():
+    for name, part in PARTS.items():
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(part.rows))
         for row in rows_of_file(path):
@@ -146,14 +149,14 @@ def test_every_row_is_valid(tmp_path):
 
 def test_a_part_of_one_seed_is_finished_with_it(tmp_path):
     filled("tuning", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    study.write_page(tmp_path)
+    write_page(tmp_path)
     text = (tmp_path / "study.md").read_text()
     unfinished = next(line for line in text.splitlines() if line.startswith("Not finished"))
-    assert study.PARTS["tuning"].title not in unfinished and study.PARTS["tuning"].note in text
-    assert study.PARTS["spread"].title in unfinished
+    assert PARTS["tuning"].title not in unfinished and PARTS["tuning"].note in text
+    assert PARTS["spread"].title in unfinished
 
 
 def test_the_ablation_is_that_of_compare():
     rows = {row.name: dict(row.settings) for row in rows_of_ablation("dcd")}
-    part = study.PARTS["ablation"].rows
+    part = PARTS["ablation"].rows
     assert {name: {"method": row["method"]} for name, row in part.items() if "method" in row} == rows

@@ -23,7 +23,7 @@ def in_fast_layout(network: nn.Module, device: torch.device) -> nn.Module:
     first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
     if device.type != "cpu" or first is None or first.out_channels > NARROW:
         return network
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last_3d)
 
 
 class StudentWithAdapters(nn.Module):

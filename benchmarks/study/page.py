@@ -1,0 +1,127 @@
+"""The page and the picture of the study."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
+from benchmarks.study.record import Record
+from benchmarks.study.workplace import CONFIGURATION
+from nnunet_kd.evaluation.report import Report, write_report
+from nnunet_kd.evaluation.study import TEACHER
+from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
+
+BENCHMARKS = Path(__file__).parents[1]
+
+
+def overview(records: Mapping[str, Record]) -> str:
+    """A row a method, two columns a part: mean Dice with its standard error, and the gap closed with its interval."""
+    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
+    rows = {method: [method] for method in (TEACHER, *METHODS)}
+    for scores in parts.values():
+        results = compare(scores, BASELINE, TEACHER)
+        for method, row in rows.items():
+            row.append(mean_with_error(scores.of(method), "dice"))
+            gap = results[method].gap if method in results and method != TEACHER else None
+            row.append("" if gap is None else f"{100 * gap.value:.0f} [{100 * gap.low:.0f}, {100 * gap.high:.0f}]")
+    header = [text for name in parts for text in (f"{name}: Dice (%)", "gap closed (%)")]
+    return Table(["method", *header], list(rows.values())).markdown()
+
+
+def shown(record: Record) -> Scores | None:
+    """What the first table and the picture show of a part."""
+    return record.scores() if record.part.short else None
+
+
+def report(record: Record) -> str:
+    """Tables of the whole seeds, as of ``nnunet_kd compare`` (Markdown)."""
+    seeds, data = record.whole_seeds(), DATA[record.part.data]
+    costs = {name: record.cost(name, seed) for name, seed in ((TEACHER, None), (BASELINE, seeds[0]))}
+    content = Report(
+        title=record.part.title,
+        facts={
+            "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {record.part.reduction}",
+            "Cases": f"validation cases of fold {record.part.fold}; no student and no teacher has seen them",
+            "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
+            + f", seed {', '.join(map(str, seeds))}",
+            **{row: record.part.description(row) for row in record.part.rows},
+            "NSD": "tolerance 1 mm",
+            "Cost": f"of the teacher and of {BASELINE}; all students are the same network",
+            "Versions": "; ".join(
+                ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
+            ),
+        },
+        warnings=[],
+        rows=record.averaged(),
+        baseline=BASELINE,
+        teacher=TEACHER,
+        costs=costs,
+        seeds={
+            row: [float(np.nanmean(Scores(record.rows(row, seed)).of(row))) for seed in seeds]
+            for row in record.part.rows
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(content, Path(folder))
+        text = (Path(folder) / "report.md").read_text()
+    text = text.partition("\n## Further metrics")[0].partition("\n")[2].replace("\n## ", "\n### ")
+    return text.strip()
+
+
+def page(records: Mapping[str, Record]) -> str:
+    """Tables of all parts of which every row was run with some seed."""
+    sections = [
+        "# A study on real volumes",
+        "Made by `python -m benchmarks.study`, which trains with nnU-Net's own commands through `nnunet_kd compare`. "
+        "Defaults are chosen in the part on tuning, on cases and with a teacher of another fold. The metrics of every "
+        "run and case are in [study/runs/](study/runs).",
+    ]
+    left = [
+        f"{record.part.title} ({record.state()})"
+        for record in records.values()
+        if not {*record.part.seeds} <= {*record.whole_seeds()}
+    ]
+    sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
+    sections += [overview(records)] if any(shown(record) for record in records.values()) else []
+    for record in records.values():
+        if record.whole_seeds():
+            note = [record.part.note] if record.part.note else []
+            sections += [f"## {record.part.title}", *note, report(record)]
+    return "\n\n".join(sections) + "\n"
+
+
+def picture(records: Mapping[str, Record], target: Path) -> None:
+    """Difference of every method to the baseline with its interval, a panel a part, and the teacher's."""
+    from matplotlib.figure import Figure
+
+    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
+    if not parts:
+        return
+    figure = Figure(figsize=(2 + 2.6 * len(parts), 3.8))
+    panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    order = [TEACHER, *(method for method in METHODS if method != BASELINE)][::-1]
+    for axes, (name, scores) in zip(panels, parts.items(), strict=True):
+        results = compare(scores, BASELINE, TEACHER)
+        for height, method in enumerate(order):
+            difference = results[method].difference
+            low, value, high = (100 * number for number in (difference.low, difference.value, difference.high))
+            colour = "0.5" if method == TEACHER else "C0"
+            axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3)
+        axes.set_yticks(range(len(order)), order)
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_xlabel(f"Dice minus {BASELINE} (points)")
+        axes.set_title(name, fontsize=10)
+        axes.grid(True, axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+def write_page(folder: Path = BENCHMARKS) -> None:
+    """``study.md`` and ``study.png`` from what is kept in ``study/runs``."""
+    records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
+    (folder / "study.md").write_text(page(records))
+    picture(records, folder / "study.png")

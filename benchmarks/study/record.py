@@ -1,0 +1,165 @@
+"""What was measured: a line for every run, kept beside the code that made it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.parts import PARTS, Part
+from nnunet_kd.evaluation.cost import Cost
+from nnunet_kd.evaluation.folders import Row
+from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.study import TEACHER
+from nnunet_kd.evaluation.summary import Scores, average_runs
+from nnunet_kd.writing import write_whole
+
+RUNS = Path(__file__).parent / "runs"
+SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
+SAME = 1e-4  # difference of mean Dice that another processor may make
+DISTILLING = ": distilling "  # in a training's log, before a term
+
+
+def mean_dice(entry: Mapping[str, Any]) -> float:
+    """Over the structures and cases that have one."""
+    values = [value for values in entry["scores"]["dice"].values() for value in values if value is not None]
+    return float(sum(values) / len(values))
+
+
+class Record:
+    """What was measured of a part: a file with a line (JSON) for the teacher and for every run.
+
+    Args:
+        name: Of the part.
+        folder: Where the file is, or will be.
+    """
+
+    def __init__(self, name: str, folder: Path = RUNS) -> None:
+        self.name, self.part, self.folder = name, PARTS[name], folder
+        self._settings = {TEACHER: {}, **{row: self.part.settings(row) for row in self.part.rows}}
+        self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
+        for other, part in PARTS.items():  # a run of two parts is trained once
+            if (part.data, part.reduction, part.fold) == (self.part.data, self.part.reduction, self.part.fold):
+                self._entries |= self._read(other)
+        self._own = self._read(name)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path(self.name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
+
+    def _read(self, name: str) -> dict[tuple[str, int | None], dict[str, Any]]:
+        """What a file has that is still as the rows of this part are."""
+        lines = self._path(name).read_text().splitlines() if self._path(name).is_file() else []
+        entries = map(json.loads, lines)
+        return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings.get(e["method"])}
+
+    def missing(self, seed: int) -> list[str]:
+        """Rows without a run of this seed."""
+        return [row for row in self.part.rows if (row, seed) not in self._entries]
+
+    def whole_seeds(self) -> list[int]:
+        """Those that all rows have."""
+        return sorted({seed for _, seed in self._entries if seed is not None and not self.missing(seed)})
+
+    def state(self) -> str:
+        """How much of it is there."""
+        wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
+        return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
+
+    def add(self, folder: Path, seed: int) -> None:
+        """What ``nnunet_kd compare`` has written to its folder, of one seed.
+
+        Raises:
+            ValueError: Where another teacher was measured before.
+        """
+        costs = json.loads((folder / "costs.json").read_text())
+        by_method: dict[str, list[dict[str, Any]]] = {}
+        for line in json.loads((folder / "metrics.json").read_text()):
+            by_method.setdefault(line["method"], []).append(line)
+        for method, lines in by_method.items():
+            scores: dict[str, dict[str, list[Any]]] = {metric: {} for metric in SHOWN}
+            for line in lines:
+                for metric, structures in scores.items():
+                    value = line[metric]
+                    structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
+            costs[method].pop("folder", None)
+            entry = {
+                "method": method,
+                "seed": None if method == TEACHER else seed,
+                "settings": self._settings[method],
+                "versions": {package: version(package) for package in ("nnunet_kd", "nnunetv2", "torch")},
+                "cost": costs[method],
+                "scores": scores,
+            }
+            if method == TEACHER:
+                entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
+                if (known := self._entries.get((TEACHER, None))) is not None:
+                    if known["cases"] != entry["cases"] or abs(mean_dice(known) - mean_dice(entry)) > SAME:
+                        raise ValueError(
+                            f"{self.folder} has runs of {self.part.title} with another teacher: remove them"
+                        )
+                    continue
+            self._own[method, entry["seed"]] = entry
+        self._entries |= self._own
+        text = "".join(json.dumps(entry) + "\n" for entry in self._own.values())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, text)
+
+    def rows(self, method: str, seed: int | None) -> list[Row]:
+        """Metrics of one run."""
+        scores, cases = self._entries[method, seed]["scores"], self._entries[TEACHER, None]["cases"]
+        unknown = dict.fromkeys(METRICS, math.nan)
+        return [
+            Row(
+                method,
+                case,
+                structure,
+                {**unknown, **{m: math.nan if (v := scores[m][structure][i]) is None else v for m in SHOWN}},
+            )
+            for i, case in enumerate(cases)
+            for structure in scores[SHOWN[0]]
+        ]
+
+    def scores(self) -> Scores | None:
+        """Of :meth:`averaged`; ``None``: there is no whole seed."""
+        return Scores(self.averaged()) if self.whole_seeds() else None
+
+    def averaged(self) -> list[Row]:
+        """Teacher and all rows, the whole seeds averaged."""
+        rows = self.rows(TEACHER, None)
+        for method in self.part.rows:
+            rows += average_runs(method, [self.rows(method, seed) for seed in self.whole_seeds()])
+        return rows
+
+    def versions(self) -> list[dict[str, str]]:
+        """Of the packages that made its runs."""
+        different = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
+        return list(different.values())
+
+    def cost(self, method: str, seed: int | None) -> Measured:
+        """Of one run."""
+        entry = self._entries[method, seed]["cost"]
+        return Measured(**{**entry, "network": Cost(**entry["network"])})
+
+
+def check_runs(folder: Path, part: Part) -> None:
+    """That the runs of a comparison are of today's terms: one that was there already may be of other defaults.
+
+    Raises:
+        ValueError: Naming what to remove.
+    """
+    for row, cost in json.loads((folder / "costs.json").read_text()).items():
+        if row in part.rows:
+            logs = Path(cost["folder"], f"fold_{part.fold}").glob("training_log_*.txt")
+            lines = [line for log in logs for line in log.read_text().splitlines()]
+            trained = {line.partition(DISTILLING)[2].strip() for line in lines if DISTILLING in line}
+            if trained != set(part.settings(row)["terms"]):
+                raise ValueError(f"{cost['folder']} was trained with other terms ({'; '.join(trained)}): remove it")

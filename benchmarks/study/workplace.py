@@ -1,0 +1,124 @@
+"""nnU-Net's folders and commands, as the study needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.parts import DATA, PARTS, Data
+from benchmarks.study.record import Record, check_runs
+from nnunet_kd.planning import student_plans
+
+AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
+CONFIGURATION = "3d_fullres"
+TEACHER_PLANS = "study_teacher"
+# glibc otherwise gives the memory of tensors back after every step and asks for it again.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+
+
+class Workplace:
+    """nnU-Net's folders, and what is needed before students can be compared.
+
+    Args:
+        raw: ``nnUNet_raw``.
+        work: Folder for everything that is made.
+        teachers: Results folders of stock teachers by data set; ``None``: all are trained here.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(self, raw: Path, work: Path, teachers: Path | None, device: str) -> None:
+        self.raw = raw.resolve()
+        self.work = work.resolve()
+        self.teachers = teachers
+        self.on = ("-device", device)
+        self.preprocessed, self.results = self.work / "nnUNet_preprocessed", self.work / "nnUNet_results"
+        folders = {"nnUNet_raw": self.raw, "nnUNet_preprocessed": self.preprocessed, "nnUNet_results": self.results}
+        for name, folder in folders.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[name] = str(folder)
+        os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, (os.cpu_count() or 2) - 1)))
+        os.environ.setdefault("nnUNet_def_n_proc", "2")
+        for name, value in MALLOC.items():
+            os.environ.setdefault(name, value)
+
+    def command(self, *words: str) -> None:
+        """One that must succeed."""
+        print("$ " + " ".join(words), flush=True)
+        ended = subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]])
+        if ended.returncode:
+            sys.exit(f"{words[0]} failed; started again, the study goes on here")
+
+    def preprocess(self, data: Data) -> None:
+        """By the given teacher's plans, or by nnU-Net's own with batches of two."""
+        folder = self.preprocessed / data.folder
+        plans = folder / "nnUNetPlans.json"
+        if (folder / "preprocessed").is_file():
+            return
+        number = str(int(data.folder[7:10]))
+        given = self.given_teacher(data)
+        if given is None:
+            self.command("nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--no_pp")
+            content = json.loads(plans.read_text())
+            content["configurations"][CONFIGURATION]["batch_size"] = 2
+            plans.write_text(json.dumps(content, indent=4))
+        else:
+            folder.mkdir(exist_ok=True)
+            shutil.copy(given / "plans.json", plans)
+            for name in ("dataset.json", "dataset_fingerprint.json"):
+                shutil.copy(given / name, folder / name)
+            shutil.copytree(given, self.results / data.folder / given.name, dirs_exist_ok=True)
+        self.command("nnUNetv2_preprocess", "-d", number, "-c", CONFIGURATION, "-np", "2")
+        splits = self.raw / data.folder / "splits_final.json"
+        if splits.is_file():
+            shutil.copy(splits, folder / splits.name)
+        (folder / "preprocessed").touch()
+
+    def given_teacher(self, data: Data) -> Path | None:
+        """Its results folder."""
+        folder = f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
+        path = self.teachers and self.teachers / data.folder / folder
+        return path if path and path.is_dir() else None
+
+    def teacher(self, data: Data, fold: int) -> dict[str, str]:
+        """Trained where none is given for the fold; the ``teacher`` of plans."""
+        if fold == 0 and self.given_teacher(data) is not None:
+            return {"trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
+        trainer = "nnUNetTrainerNoKD"
+        block = {"student": {"reduction": 1}, "training": {**data.teacher, "seed": 7}}
+        self.write_plans(data, TEACHER_PLANS, 1, block)
+        results = self.results / data.folder / f"{trainer}__{TEACHER_PLANS}__{CONFIGURATION}" / f"fold_{fold}"
+        if not (results / "checkpoint_final.pth").is_file():
+            begun = ["--c"] if (results / "checkpoint_latest.pth").is_file() else []
+            words = [data.folder, CONFIGURATION, str(fold), "-tr", trainer, "-p", TEACHER_PLANS]
+            self.command("nnUNetv2_train", *words, *self.on, *begun)
+        return {"trainer": trainer, "plans": TEACHER_PLANS}
+
+    def write_plans(self, data: Data, name: str, reduction: int, block: Mapping[str, Any]) -> None:
+        """Plans of a student with settings."""
+        folder = self.preprocessed / data.folder
+        plans = student_plans(json.loads((folder / "nnUNetPlans.json").read_text()), reduction, name=name)
+        plans["nnunet_kd"].update(block)
+        (folder / f"{name}.json").write_text(json.dumps(plans, indent=4))
+
+    def compare(self, name: str, seed: int, record: Record) -> None:
+        """Trains and measures what the record has not, a few rows at a time."""
+        part, data = PARTS[name], DATA[PARTS[name].data]
+        self.preprocess(data)
+        plans = f"study_r{part.reduction}" if part.fold == 0 else f"study_r{part.reduction}_fold{part.fold}"
+        block = {"training": part.schedule, "teacher": self.teacher(data, part.fold), "method": {}}
+        self.write_plans(data, plans, part.reduction, block)
+        while missing := record.missing(seed)[:AT_ONCE]:
+            print(f"{part.title}, seed {seed}: {', '.join(missing)}", flush=True)
+            folder, rows = self.work / name, self.work / f"{name}.json"
+            (folder / "metrics.json").unlink(missing_ok=True)
+            rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
+            words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
+            self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
+            check_runs(folder, part)
+            record.add(folder, seed)
