@@ -141,9 +141,12 @@ TUNING = {
             ("FitNets", (1.0, 0.1)),
             ("FreeKD", (1.0, 0.1)),
             ("LogitsKD", (0.3, 0.03)),
+            ("DualSelfKD", (1.0, 0.1, 0.01)),
+            ("DCD", (1.0, 3.0)),
         )
         for weight in weights
     },
+    "DCD 1, no ramp": {"trainer": "DCD", "method": {"weight": 1.0, "ramp": None}},
     "IFVD 200": {"trainer": "IFVD"},
     "IFVD 20": {"trainer": "KD", "method": {"terms": IFVD_TENTH}},
     "reconstructed + FreeKD": {"trainer": "FreeKD", "training": FITTED},

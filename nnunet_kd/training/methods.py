@@ -19,7 +19,7 @@ CWD = LogitsTerm("cwd", CWDLoss, weight=0.03)  # the authors' 3 leaves a U-Net i
 IFVD = StageTerm("ifvd", IFVDLoss, weight=200.0)
 FREEKD = PromptTerm("freekd", FreeKDLoss, weight=1.0)
 SOFT_LABELS = SoftLabelTerm("soft_labels", LogitsKDLoss, weight=0.5, options={"temperature": 3.0, "rescale": False})
-DUAL_SELF = SelfTerm("dual_self", DualSelfLoss, weight=1.0)
+DUAL_SELF = SelfTerm("dual_self", DualSelfLoss, weight=0.1)  # the paper's 1 leaves a U-Net in 3-D far behind, too
 
 TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
 

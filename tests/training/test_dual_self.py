@@ -40,19 +40,20 @@ def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network
     trainer = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace, configuration=configuration)
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
-    np.testing.assert_allclose(logged["train_losses"], np.add(logged["segmentation"], logged["dual_self"]), rtol=1e-5)
+    np.testing.assert_allclose(logged["train_losses"], np.add(logged["segmentation"], 0.1 * np.array(logged["dual_self"])), rtol=1e-5)
     assert trainer.attached is None
     assert list(trainer.trained().student.encoder.output_channels) == widths
     checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
     assert checkpoint["network_weights"].keys() == trainer.trained().student.state_dict().keys()
     (folder,) = workspace.results.iterdir()
     log = next(iter(folder.glob("fold_0/training_log*"))).read_text()
-    assert "distilling dual_self: weight 1, DualSelfLoss(alpha=1, beta=0.5)" in log
+    assert "distilling dual_self: weight 0.1, DualSelfLoss(alpha=1, beta=0.5)" in log
     assert "leakage" not in (folder / "plans.json").read_text()
 
 
 def test_the_loss_falls(workspace):
-    trainer = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"weight": 1.0})
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace)
     trainer.on_train_start()
     trainer.network.train()
     batch = next(trainer.dataloader_train)
