@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from benchmarks.study import parts
 from benchmarks.study.page import write_page
-from benchmarks.study.parts import METHODS, PARTS, Part
+from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import Record, check_runs
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
@@ -48,22 +48,22 @@ def test_a_record_goes_on_where_it_was(tmp_path):
     record = Record("ablation", tmp_path)
     rows = list(PARTS["ablation"].rows)
     assert record.missing(0) == rows and record.state() == f"0 of {3 * len(rows)} runs"
-    record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}), 0)
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}), 0)
     record = Record("ablation", tmp_path)
     assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
     assert record.scores() is None
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0)
     record = Record("ablation", tmp_path)
     assert record.whole_seeds() == [0] and record.state() == f"{len(rows)} of {3 * len(rows)} runs"
-    one, two = record.rows("DCD", 0)
+    one, two = record.rows(STRONG, 0)
     assert (one.case, one.structure, one.values["dice"], one.values["hd95"]) == ("one", "tumour", 0.5, 3.0)
     assert two.values["dice"] == 0.7 and math.isnan(two.values["hd95"])
 
 
 def test_a_run_of_two_parts_is_trained_once(tmp_path):
-    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
+    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}, [0])
     record = Record("ablation", tmp_path / "study" / "runs")
-    assert record.missing(0) == list(record.part.rows)[2:] and record.rows("DCD", 0)[0].values["dice"] == 0.5
+    assert record.missing(0) == list(record.part.rows)[2:] and record.rows(STRONG, 0)[0].values["dice"] == 0.5
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(record.missing(0), 0.4)}), 0)
     assert Record("ablation", tmp_path / "study" / "runs").whole_seeds() == [0]
     assert len(record.path.read_text().splitlines()) == len(record.part.rows) - 2
@@ -74,10 +74,10 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     with pytest.raises(ValueError, match="runs has runs of DCD's ablation, .* with another teacher: remove them"):
         filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
-    changed = {**PARTS["ablation"].rows, "DCD": {"trainer": "DCD", "method": {"weight": 0.2}}}
+    changed = {**PARTS["ablation"].rows, STRONG: {"trainer": "DCD", "method": {"weight": 0.2}}}
     part = PARTS["ablation"]
     monkeypatch.setitem(PARTS, "ablation", Part(part.title, part.short, part.data, 4, changed))
-    assert Record("ablation", tmp_path / "study" / "runs").missing(0) == ["DCD"]
+    assert Record("ablation", tmp_path / "study" / "runs").missing(0) == [STRONG]
 
 
 def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
@@ -157,6 +157,6 @@ def test_a_part_of_one_seed_is_finished_with_it(tmp_path):
 
 
 def test_the_ablation_is_that_of_compare():
-    rows = {row.name: dict(row.settings) for row in rows_of_ablation("dcd")}
-    part = PARTS["ablation"].rows
-    assert {name: {"method": row["method"]} for name, row in part.items() if "method" in row} == rows
+    rows = {f"{STRONG}, {row.name.removeprefix('DCD ')}": row.settings["method"] for row in rows_of_ablation("dcd")}
+    part = {name: row["method"] for name, row in PARTS["ablation"].rows.items() if name not in METHODS}
+    assert part == {name: {**at_once(1.0), **method} for name, method in rows.items()}

@@ -100,6 +100,7 @@ def picture(records: Mapping[str, Record], target: Path) -> None:
 
     parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
     if not parts:
+        target.unlink(missing_ok=True)
         return
     figure = Figure(figsize=(2 + 2.6 * len(parts), 3.8))
     panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]

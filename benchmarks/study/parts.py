@@ -12,8 +12,17 @@ from nnunet_kd.training.methods import active_terms
 
 SEEDS = (0, 1, 2)
 BASELINE = "NoKD"
+STRONG = "DCD, weight 1"
+
+
+def at_once(weight: float) -> dict[str, Any]:
+    """A method's settings, with this weight from the first epoch."""
+    return {"weight": weight, "ramp": None}
+
+
 METHODS: dict[str, Any] = {
     **{name: {"trainer": name} for name in (BASELINE, "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")},
+    STRONG: {"trainer": "DCD", "method": at_once(1.0)},
     "DualSelfKD": {"trainer": "DualSelfKD"},
     "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
     "KD": {"trainer": "KD"},
@@ -100,6 +109,8 @@ IFVD_TENTH = [
     {"name": "ifvd", "weight": 20.0},
     {"name": "logits", "weight": 1.0, "temperature": 1.0, "scales": "full", "convex": False},
 ]
+
+
 HALF = {"num_epochs": 20}  # schedule
 FITTED = {"initial_weights": "reconstructed"}
 TUNING = {
@@ -146,7 +157,9 @@ TUNING = {
         )
         for weight in weights
     },
-    "DCD 1, no ramp": {"trainer": "DCD", "method": {"weight": 1.0, "ramp": None}},
+    **{f"DCD {weight:g}, no ramp": {"trainer": "DCD", "method": at_once(weight)} for weight in (1.0, 3.0, 10.0)},
+    "reconstructed + DCD 1, no ramp": {"trainer": "DCD", "method": at_once(1.0), "training": FITTED},
+    "DCD 1, no ramp, twice as long": {"trainer": "DCD", "method": at_once(1.0), "training": {"num_epochs": 40}},
     "IFVD 200": {"trainer": "IFVD"},
     "IFVD 20": {"trainer": "KD", "method": {"terms": IFVD_TENTH}},
     "reconstructed + FreeKD": {"trainer": "FreeKD", "training": FITTED},
@@ -170,9 +183,12 @@ student from random weights and 0.6 for a fitted one.
   nothing or take from it; IFVD's gives two points in 20 epochs and takes 0.7 in 40. So the recipe has none. Averaged
   weights gave 0.3 to 1.1 points where no term was and cost nothing, so the recipe has them."""
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed")}
-ABLATION = {
-    **{name: METHODS[name] for name in (BASELINE, "DCD")},
-    **{f"DCD {name}": {"trainer": "DCD", "method": keywords} for name, keywords in ABLATIONS["dcd"][1].items()},
+ABLATION = {  # of a DCD that has an effect
+    **{name: METHODS[name] for name in (BASELINE, STRONG)},
+    **{
+        f"{STRONG}, {name}": {"trainer": "DCD", "method": {**at_once(1.0), **keywords}}
+        for name, keywords in ABLATIONS["dcd"][1].items()
+    },
 }
 PARTS = {
     "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF, DECIDED),

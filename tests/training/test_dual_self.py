@@ -40,7 +40,9 @@ def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network
     trainer = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace, configuration=configuration)
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
-    np.testing.assert_allclose(logged["train_losses"], np.add(logged["segmentation"], 0.1 * np.array(logged["dual_self"])), rtol=1e-5)
+    np.testing.assert_allclose(
+        logged["train_losses"], np.add(logged["segmentation"], 0.1 * np.array(logged["dual_self"])), rtol=1e-5
+    )
     assert trainer.attached is None
     assert list(trainer.trained().student.encoder.output_channels) == widths
     checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
