@@ -112,14 +112,15 @@ def test_runs_of_other_defaults_are_not_taken(tmp_path):
 
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
     write_page(tmp_path)
-    assert "|" not in (tmp_path / "study.md").read_text() and not (tmp_path / "study.png").exists()
+    text = (tmp_path / "study.md").read_text()
+    assert "|" not in text and "study.png" not in text and not (tmp_path / "study.png").exists()
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
     write_page(tmp_path)
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    short = PARTS["brats_r4"].short, PARTS["hippocampus_r8"].short
+    short = f"{PARTS['brats_r4'].short}, 1 seed", f"{PARTS['hippocampus_r8'].short}, 3 seeds"
     assert lines[0] == ["method", f"{short[0]}: Dice (%)", "gap closed (%)", f"{short[1]}: Dice (%)", "gap closed (%)"]
     table = {line[0]: line[1:] for line in lines[2 : 3 + len(METHODS)]}
     assert list(table) == ["teacher", *METHODS]
@@ -133,6 +134,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
     assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
     assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seed 0, 2" in text
     assert text.index(PARTS["brats_r4"].title) < text.index(PARTS["ablation"].title)
+    assert "](study.png)" in text
     picture = imread(tmp_path / "study.png")
     assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
 

@@ -16,11 +16,15 @@ from nnunet_kd.evaluation.study import TEACHER
 from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
 
 BENCHMARKS = Path(__file__).parents[1]
+ABOUT_OVERVIEW = (
+    "Mean over the seeds, ± its standard error over the cases; intervals (95 %) are over the cases too. None of them "
+    "says what another seed would give: the standard deviation over the seeds is in the table of seeds of each part."
+)
 
 
 def overview(records: Mapping[str, Record]) -> str:
     """A row a method, two columns a part: mean Dice with its standard error, and the gap closed with its interval."""
-    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
+    parts = shown(records)
     rows = {method: [method] for method in (TEACHER, *METHODS)}
     for scores in parts.values():
         results = compare(scores, BASELINE, TEACHER)
@@ -32,9 +36,14 @@ def overview(records: Mapping[str, Record]) -> str:
     return Table(["method", *header], list(rows.values())).markdown()
 
 
-def shown(record: Record) -> Scores | None:
-    """What the first table and the picture show of a part."""
-    return record.scores() if record.part.short else None
+def shown(records: Mapping[str, Record]) -> dict[str, Scores]:
+    """What the first table and the picture show, by the heading of the part."""
+    parts = {}
+    for record in records.values():
+        if record.part.short and (scores := record.scores()) is not None:
+            seeds = len(record.whole_seeds())
+            parts[f"{record.part.short}, {seeds} seed{'s' if seeds > 1 else ''}"] = scores
+    return parts
 
 
 def report(record: Record) -> str:
@@ -86,7 +95,8 @@ def page(records: Mapping[str, Record]) -> str:
         if not {*record.part.seeds} <= {*record.whole_seeds()}
     ]
     sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
-    sections += [overview(records)] if any(shown(record) for record in records.values()) else []
+    if shown(records):
+        sections += [overview(records), ABOUT_OVERVIEW, f"![Difference of every method to {BASELINE}](study.png)"]
     for record in records.values():
         if record.whole_seeds():
             note = [record.part.note] if record.part.note else []
@@ -98,7 +108,7 @@ def picture(records: Mapping[str, Record], target: Path) -> None:
     """Difference of every method to the baseline with its interval, a panel a part, and the teacher's."""
     from matplotlib.figure import Figure
 
-    parts = {record.part.short: scores for record in records.values() if (scores := shown(record)) is not None}
+    parts = shown(records)
     if not parts:
         target.unlink(missing_ok=True)
         return
