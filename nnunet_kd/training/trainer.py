@@ -28,7 +28,7 @@ from nnunet_kd.settings import BLOCK, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
-from nnunet_kd.training.checkpoint import save_atomically
+from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.loading import (
@@ -533,6 +533,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         super().save_checkpoint(buffer)
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint["network_weights"] = plainly_laid_out(checkpoint["network_weights"])
         checkpoint[BLOCK] = self.own_state()
         save_atomically(checkpoint, filename)
 

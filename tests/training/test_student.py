@@ -6,7 +6,7 @@ from torch import nn
 
 from nnunet_kd.teachers.nnunet import Teacher
 from nnunet_kd.teachers.stages import encoder_stages
-from nnunet_kd.training.checkpoint import save_atomically
+from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.student import NARROW, StudentWithAdapters, in_fast_layout
 from tests.small_networks import unet
@@ -153,6 +153,14 @@ def test_a_narrow_network_is_laid_out_for_the_cpu():
         assert torch.equal(laid_out.state_dict()[name], value)
     images = torch.randn(1, 1, 8, 8, 8)
     torch.testing.assert_close(laid_out(images), network(images))
+
+
+def test_saved_weights_are_laid_out_plainly_and_once():
+    weight = torch.randn(2, 3, 4, 4, 4).to(memory_format=torch.channels_last_3d)
+    plain = torch.randn(2, 3)
+    saved = plainly_laid_out({"a": weight, "b": weight.detach(), "c": plain})
+    assert saved["a"].is_contiguous() and torch.equal(saved["a"], weight)
+    assert saved["a"].data_ptr() == saved["b"].data_ptr() != weight.data_ptr() and saved["c"] is plain
 
 
 @pytest.mark.parametrize(("features", "device"), [(NARROW, "cuda"), (2 * NARROW, "cpu")])

@@ -43,6 +43,7 @@ def test_results_are_a_plain_student(workspace, configuration):
     assert len(adapters) == len(trainer.teacher_stages.widths)
     deeper = student.encoder.stages[1][0].convs[0].conv.weight
     assert deeper.is_contiguous() == (configuration == "2d")  # 3D students train channels last on a CPU
+    assert all(weight.is_contiguous() for weight in content["network_weights"].values())
     in_optimizer = sum(len(group["params"]) for group in content["optimizer_state"]["param_groups"])
     assert in_optimizer == len(list(student.parameters())) + len(adapters)
     for name in ("segmentation", "dcd", "train_losses"):
