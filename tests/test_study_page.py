@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
@@ -162,3 +166,19 @@ def test_the_ablation_is_that_of_compare():
     rows = {f"{STRONG}, {row.name.removeprefix('DCD ')}": row.settings["method"] for row in rows_of_ablation("dcd")}
     part = {name: row["method"] for name, row in PARTS["ablation"].rows.items() if name not in METHODS}
     assert part == {name: {**at_once(1.0), **method} for name, method in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--raw", "."], "--raw and --work go together"),
+        (["--raw", ".", "--work", "work"], "there is no Dataset"),
+        (["--parts", "brats"], "invalid choice: 'brats'"),
+    ],
+)
+def test_wrong_arguments_make_nothing(tmp_path, words, message):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "benchmarks.study", *words]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2 and message in ended.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

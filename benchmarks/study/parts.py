@@ -109,8 +109,6 @@ IFVD_TENTH = [
     {"name": "ifvd", "weight": 20.0},
     {"name": "logits", "weight": 1.0, "temperature": 1.0, "scales": "full", "convex": False},
 ]
-
-
 HALF = {"num_epochs": 20}  # schedule
 FITTED = {"initial_weights": "reconstructed"}
 TUNING = {
