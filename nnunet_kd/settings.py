@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 BLOCK = "nnunet_kd"
+FITTED_STARTS = ("reconstructed", "pruned")  # initial weights that need the teacher's outputs
 
 Plans = dict[str, Any]
 _Section = TypeVar("_Section")
@@ -92,7 +93,8 @@ class TrainingSettings:
         ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
         optimizer: ``"adamw"``, with a cosine from ``initial_lr`` to 1e-5; ``None``: nnU-Net's SGD and polynomial.
         initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``"reconstructed"``: these, with every
-            convolution fitted to the outputs of the teacher's; ``None``: random ones.
+            convolution fitted to the outputs of the teacher's; ``"pruned"``: the same, but with the channels from
+            which the teacher's next layers lose least; ``None``: random ones.
     """
 
     num_epochs: int | None = None
@@ -115,8 +117,8 @@ class TrainingSettings:
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
         require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
         start = self.initial_weights
-        starts = '"teacher", "reconstructed" or null'
-        require(start in (None, "teacher", "reconstructed"), "training.initial_weights", starts, start)
+        starts = '"teacher", "reconstructed", "pruned" or null'
+        require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dynamic_network_architectures.building_blocks.helper import (
 )
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 SIMAM_LAMBDA = 1e-4
 
@@ -40,6 +40,9 @@ def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
     samples = max(features[0, 0].numel() - 1, 1)
     variance = deviation.sum(axes, keepdim=True) / samples
     return features * torch.sigmoid(deviation / (4 * (variance + regularisation)) + 0.5).to(features.dtype)
+
+
+fx.wrap("simam")  # one node of a traced graph
 
 
 class DPRM(nn.Module):

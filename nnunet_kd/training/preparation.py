@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from nnunet_kd.planning import student_plans
 from nnunet_kd.reading import read_splits
-from nnunet_kd.settings import BLOCK, Plans, Settings, StudentSettings, TrainingSettings, read_section, read_settings
+from nnunet_kd.settings import (
+    BLOCK,
+    FITTED_STARTS,
+    Plans,
+    Settings,
+    StudentSettings,
+    TrainingSettings,
+    read_section,
+    read_settings,
+)
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
@@ -199,7 +208,7 @@ def start_from_teacher(trainer: type[DistillationTrainer], preparation: Preparat
     files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
     if len(files) > 1:
         raise ValueError(f"{BLOCK}.training.initial_weights: there are {len(files)} teachers, one is needed")
-    fitted = preparation.settings.training.initial_weights == "reconstructed"
+    fitted = preparation.settings.training.initial_weights in FITTED_STARTS
     teacher = load_teacher(files[0], features=False, logits=fitted).network
     try:
         weights = selected_weights(teacher, _student_network(trainer, preparation.student))

@@ -52,10 +52,12 @@ from nnunet_kd.training.preparation import (
     start_from_teacher,
 )
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.pruning import sort_channels
 from nnunet_kd.training.reconstruction import reconstruct
 from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_leakage, results_of
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
+from nnunet_kd.training.start import selected_weights
 from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
 from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
 from nnunet_kd.training.terms import Term
@@ -187,8 +189,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         drawn = SeededBatches(loader, self.seed or 0, START, rank=0, first=0, workers=1, check=self.batch_check())
         batches = [checked(next(drawn)) for _ in range(math.ceil(RECONSTRUCTED_PATCHES / self.batch_size))]
         images = [self.on_device(batch)[0][:, : self.num_input_channels] for batch in batches]
-        begun = time.time()
-        explained = reconstruct(teacher.to(self.device), student, images)
+        begun, teacher = time.time(), teacher.to(self.device)
+        if self.preparation.settings.training.initial_weights == "pruned":
+            self._choose_channels(teacher, student, images)
+        explained = reconstruct(teacher, student, images)
         if self.is_ddp:  # the same up to rounding
             for weight in student.state_dict().values():
                 torch.distributed.broadcast(weight, 0)
@@ -197,6 +201,16 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             f"initial weights: {len(explained)} layers fitted to the teacher's in {time.time() - begun:.0f} s, which "
             f"explain {lowest:.0%} to {highest:.0%} of its variance"
         )
+
+    def _choose_channels(self, teacher: nn.Module, student: nn.Module, images: Sequence[Tensor]) -> None:
+        """Give the student other channels of the teacher than every r-th."""
+        try:
+            chosen = sort_channels(teacher, student, images)
+        except ValueError as error:
+            self.print_to_log_file(f"initial weights: every r-th channel of the teacher's: {error}")
+            return
+        student.load_state_dict(selected_weights(teacher, student))
+        self.print_to_log_file(f"initial weights: the best channels of {chosen} groups of the teacher's")
 
     @contextmanager
     def _building(self) -> Iterator[None]:

@@ -92,7 +92,7 @@ def saved(workspace, name):
 
 @pytest.mark.parametrize("counts", [(2, 4)], ids=str)
 def test_trained_saved_once_resumed_with_other_processes_and_validated(workspace, counts):
-    training = {**SHORT, "num_epochs": 3, "ema_decay": 0.5, "initial_weights": "reconstructed"}
+    training = {**SHORT, "num_epochs": 3, "ema_decay": 0.5, "initial_weights": "pruned"}
     plans = workspace.plans("shared", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": None})
     plans["configurations"]["3d_fullres"]["batch_size"] = 4
     (workspace.preprocessed / "shared.json").write_text(json.dumps(plans))

@@ -172,9 +172,10 @@ def test_constant_features_do_no_harm(value):
     assert all(torch.isfinite(weight).all() for weight in student.state_dict().values())
 
 
+@pytest.mark.parametrize("start", ["reconstructed", "pruned"])
 @pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
-def test_a_training_starts_from_it(workspace, kind):
-    plans = workspace.plans("nnUNetPlans", training={**RECONSTRUCTED, "ema_decay": 0.5})
+def test_a_training_starts_from_it(workspace, kind, start):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start, "ema_decay": 0.5})
     weights = []
     for _ in range(2):  # the second time as after a kill before anything was saved
         trainer = make_trainer(kind, plans, workspace)
@@ -190,7 +191,9 @@ def test_a_training_starts_from_it(workspace, kind):
     assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
     assert torch.equal(trainer.average.state_dict()[name], weights[0][name])
     assert trainer.start.teacher is None  # it is not kept
-    assert "layers fitted to the teacher's" in Path(trainer.log_file).read_text()
+    log = Path(trainer.log_file).read_text()
+    assert "layers fitted to the teacher's" in log
+    assert ("initial weights: the best channels of " in log) == (start == "pruned")
 
 
 def test_it_goes_on_without_the_teacher(workspace):
@@ -213,3 +216,21 @@ def test_weights_that_were_loaded_since_stay(workspace):
     trainer.on_train_start()
     assert not trainer.trained().student.decoder.seg_layers[-1].weight.any()
     assert "others were loaded" in Path(trainer.log_file).read_text()
+
+
+def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(workspace, monkeypatch):
+    def refuse(*_):
+        raise ValueError("PlainConvUNet cannot be traced: no")
+
+    monkeypatch.setattr("nnunet_kd.training.trainer.sort_channels", refuse)
+    weights = []
+    for start in ("reconstructed", "pruned"):
+        plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start})
+        trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+        trainer.on_train_start()
+        weights.append(trainer.trained().student.state_dict())
+        log = Path(trainer.log_file).read_text()
+        trainer.on_train_end()
+        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
+    assert "every r-th channel of the teacher's: PlainConvUNet cannot be traced: no" in log
+    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import nn
+
+from nnunet_kd.networks.dra_unet import DRAUNet
+from nnunet_kd.training.channel_graph import channel_graph
+from tests.training.test_reconstruction import unet
+
+NETWORKS = {
+    "plain": lambda: unet(4),
+    "plain 2-D": lambda: unet(4, 2),
+    "deep supervision": lambda: unet(4, deep_supervision=True),
+    "batch normalisation": lambda: unet(4, norm_op=nn.BatchNorm3d),
+    "residual": lambda: unet(4, 3, ResidualEncoderUNet),
+    "residual 2-D": lambda: unet(4, 2, ResidualEncoderUNet),
+    "DRA-UNet": lambda: DRAUNet(2, 3, 3, 4),
+    "DRA-UNet 3-D": lambda: DRAUNet(2, 3, 3, 4, conv_op=nn.Conv3d, deep_supervision=True),
+}
+
+
+def with_random_vectors(network):
+    """Normalisations that tell their channels apart."""
+    torch.manual_seed(1)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 1:
+            tensor.data.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def reordered(graph, network, groups):
+    generator = torch.Generator().manual_seed(2)
+    graph.reorder(network, {group: torch.randperm(graph.sizes[group], generator=generator) for group in groups})
+
+
+def outputs(network, images):
+    with torch.no_grad():
+        given = network(images)
+    return given if isinstance(given, list) else [given]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_another_order_leaves_the_output(name):
+    network = with_random_vectors(NETWORKS[name]())
+    two_axes = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    images = torch.randn(2, 2, *[16] * (2 if two_axes else 3))
+    graph = channel_graph(network)
+    before, weights = outputs(network, images), {k: v.clone() for k, v in network.state_dict().items()}
+    reordered(graph, network, graph.free)
+    for given, expected in zip(outputs(network, images), before, strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    moved = {
+        layer.name
+        for layer in graph.layers
+        if not torch.equal(network.state_dict()[f"{layer.name}.weight"], weights[f"{layer.name}.weight"])
+    }
+    assert moved == {layer.name for layer in graph.layers}  # nothing was too careful to be moved
+    assert len(graph.free) >= len(graph.sizes) - 2  # the logits of two resolutions
+
+
+def test_held_groups_are_those_that_matter():
+    network = unet(4, deep_supervision=True)
+    graph = channel_graph(network)
+    images = torch.randn(1, 2, 16, 16, 16)
+    before = outputs(network, images)
+    reordered(graph, network, graph.sizes.keys() - graph.free)
+    assert any((given - was).abs().max() > 0.01 for given, was in zip(outputs(network, images), before, strict=True))
+
+
+def test_residual_sums_have_one_order():
+    graph = channel_graph(unet(4, 3, ResidualEncoderUNet))
+    gives = {layer.name: layer.gives for layer in graph.layers}
+    assert gives["encoder.stages.1.blocks.0.conv2.conv"] == gives["encoder.stages.1.blocks.1.conv2.conv"]
+    assert gives["encoder.stages.1.blocks.0.conv1.conv"] != gives["encoder.stages.1.blocks.0.conv2.conv"]
+
+
+class Odd(nn.Module):
+    """A path a test gives, between two convolutions."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.first, self.other, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.path = path
+
+    def forward(self, images):
+        return self.last(self.path(self, self.first(images), self.other(images)))
+
+
+PATHS = {
+    "relu": (lambda self, one, other: torch.relu(one), 1),
+    "half of it": (lambda self, one, other: one * 0.5, 1),
+    "size": (lambda self, one, other: torch.nn.functional.interpolate(one, size=other.shape[2:]), 1),
+    "sum": (lambda self, one, other: one + other, 1),
+    "product": (lambda self, one, other: one * torch.sigmoid(other), 1),
+    "shared layer": (lambda self, one, other: self.twice(self.twice(one)), 1),
+    "softmax": (lambda self, one, other: torch.softmax(one, 1), 0),
+    "part": (lambda self, one, other: torch.cat((one[:, :2], other[:, :2]), 1), 0),
+    "joined elsewhere": (lambda self, one, other: torch.cat((one, other), 2), 0),
+    "parameter": (lambda self, one, other: one * self.other.weight[None, :, 0], 0),
+    "keyword": (lambda self, one, other: torch.add(one, other, alpha=2), 0),
+    "flipped": (lambda self, one, other: one + other.flip(1), 0),
+    "cumulated": (lambda self, one, other: torch.cumsum(one, dim=1), 0),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_operations_on_the_way(name):
+    path, free = PATHS[name]
+    torch.manual_seed(0)
+    network = Odd(path)
+    graph = channel_graph(network)
+    gives = {layer.name: layer.gives for layer in graph.layers}
+    assert len(graph.free & set(gives["first"])) == free
+    images = torch.randn(2, 2, 4, 4)
+    before = outputs(network, images)
+    reordered(graph, network, graph.free)
+    torch.testing.assert_close(outputs(network, images), before)
+
+
+def test_layers_that_share_weights_keep_their_order():
+    network = Odd(PATHS["relu"][0])
+    network.other.weight = network.first.weight
+    network.path = lambda self, one, other: torch.cat((one, self.twice(torch.relu(other))), 2)
+    graph = channel_graph(network)
+    images = torch.randn(2, 2, 4, 4)
+    before = outputs(network, images)
+    reordered(graph, network, graph.free)
+    torch.testing.assert_close(outputs(network, images), before)
+
+
+def test_a_network_that_cannot_be_traced_is_refused():
+    network = Odd(lambda self, one, other: one if one.mean() > 0 else other)
+    with pytest.raises(ValueError, match="Odd cannot be traced: "):
+        channel_graph(network)
