@@ -120,5 +120,5 @@ class Workplace:
             rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
-            check_runs(folder, part)
+            check_runs(folder, part, seed)
             record.add(folder, seed)

@@ -29,9 +29,10 @@ def sort_channels(teacher: nn.Module, student: nn.Module, batches: Sequence[Tens
     .. math:: \frac{1}{|O|} \sum_{o \in O} \sum_k
         \frac{w_{ok}^T (C - R) w_{ok}}{\sum_{k'} w_{ok'}^T C w_{ok'}},
 
-    summed over the layers that read the group. C is the covariance of what the layer reads, over positions drawn from
-    the images, R what is left of it after regression on the channels taken, O the channels of the layer's output
-    that the student has, w_ok its weights for them at voxel k of the kernel, whose voxels count as independent.
+    summed over the layers that read the group. C is the covariance of what a layer reads, over positions drawn from
+    the images, R what is left of it after regression on the channels taken, in the numerator for the group's channels
+    alone; O are the channels of the layer's output that the student has, w_ok its weights for them at voxel k of the
+    kernel, whose voxels count as independent.
 
     Args:
         teacher: A network in evaluation mode. Its outputs stay, but for rounding.

@@ -7,6 +7,7 @@ modules beside this one.
 from __future__ import annotations
 
 import io
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -337,6 +338,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if attached is not None:
             attached.teacher.to(self.device)
         if unfinished:
+            training = asdict(self.preparation.settings.training)
+            given = {key: value for key, value in training.items() if value is not None}
+            self.print_to_log_file(f"training with {json.dumps(given)}")
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
 

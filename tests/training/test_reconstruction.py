@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,11 @@ def test_a_training_starts_from_it(workspace, kind, start):
     log = Path(trainer.log_file).read_text()
     assert "layers fitted to the teacher's" in log
     assert ("initial weights: the best channels of " in log) == (start == "pruned")
+    settings = {**SHORT, "seed": 1234, "ema_decay": 0.5, "initial_weights": start}
+    said = [
+        json.loads(line.partition(": training with ")[2]) for line in log.splitlines() if ": training with " in line
+    ]
+    assert said == [settings]
 
 
 def test_it_goes_on_without_the_teacher(workspace):
