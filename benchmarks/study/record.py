@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.parts import PARTS, Part
+from benchmarks.study.parts import PARTS
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
@@ -21,8 +21,6 @@ from nnunet_kd.writing import write_whole
 RUNS = Path(__file__).parent / "runs"
 SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
 SAME = 1e-4  # difference of mean Dice that another processor may make
-# In a training's log, before what it says:
-SETTINGS, DISTILLING = ": training with ", ": distilling "
 
 
 def mean_dice(entry: Mapping[str, Any]) -> float:
@@ -149,26 +147,3 @@ class Record:
         """Of one run."""
         entry = self._entries[method, seed]["cost"]
         return Measured(**{**entry, "network": Cost(**entry["network"])})
-
-
-def check_runs(folder: Path, part: Part, seed: int) -> None:
-    """That the runs of a comparison are of today's settings: one that was there already may be of other defaults.
-
-    Raises:
-        ValueError: Naming what to remove.
-    """
-    for row, cost in json.loads((folder / "costs.json").read_text()).items():
-        if row in part.rows:
-            logs = Path(cost["folder"], f"fold_{part.fold}").glob("training_log_*.txt")
-            lines = [line for log in logs for line in log.read_text().splitlines()]
-            terms, settings = _said(lines, DISTILLING), [json.loads(text) for text in _said(lines, SETTINGS)]
-            wanted = part.settings(row)
-            if terms != set(wanted["terms"]):
-                raise ValueError(f"{cost['folder']} was trained with other terms ({'; '.join(terms)}): remove it")
-            if not settings or any(entry != {**wanted["training"], "seed": seed} for entry in settings):
-                raise ValueError(f"{cost['folder']} was trained with other settings ({settings}): remove it")
-
-
-def _said(lines: Iterable[str], before: str) -> set[str]:
-    """The ends of lines of a log."""
-    return {line.partition(before)[2].strip() for line in lines if before in line}

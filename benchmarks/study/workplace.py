@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.parts import DATA, PARTS, Data
-from benchmarks.study.record import Record, check_runs
+from benchmarks.study.record import Record
 from nnunet_kd.planning import student_plans
 
 AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
@@ -120,5 +120,4 @@ class Workplace:
             rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
-            check_runs(folder, part, seed)
             record.add(folder, seed)

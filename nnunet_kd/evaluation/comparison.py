@@ -20,7 +20,7 @@ from nnunet_kd.evaluation.study import TEACHER, Study
 from nnunet_kd.evaluation.summary import Scores, average_runs
 from nnunet_kd.planning import stage_widths
 from nnunet_kd.reading import read_json, read_plans
-from nnunet_kd.settings import read_settings, recorded_leakage
+from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer, load_plain
@@ -48,8 +48,7 @@ def compare_methods(
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
     """
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
-    if not trust:
-        _check_results(study, runs)
+    _check_results(study, runs, trust)
     study.write_plans(runs)
     study.write_splits()
     failed = _train(study, runs)
@@ -82,13 +81,39 @@ def compare_methods(
     return failed
 
 
-def _check_results(study: Study, runs: Sequence[Run]) -> None:
-    """Results that are there already: stock nnU-Net predicts with them, and runs what they hold."""
+def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
+    """Results that are there already.
+
+    Raises:
+        ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
+            settings than they would be now.
+    """
     for run in runs:
         if study.is_trained(run):
-            path = study.folder_of(run) / "plans.json"
-            check_networks(read_plans(path), path, TRUST_MODEL, study.configuration)
-            read_checkpoint(path.parent / f"fold_{run.fold}" / "checkpoint_final.pth", remedy=TRUST_MODEL)
+            folder = study.folder_of(run)
+            if not trust:
+                plans = folder / "plans.json"
+                check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
+            checkpoint = read_checkpoint(folder / f"fold_{run.fold}" / "checkpoint_final.pth", trust, TRUST_MODEL)
+            own = checkpoint.get(BLOCK)
+            record = own.get("record") if isinstance(own, dict) else None
+            if isinstance(record, dict):  # none: a stock training, or one of an earlier version
+                _check_record(study, run, record)
+
+
+def _check_record(study: Study, run: Run, before: Mapping[str, Any]) -> None:
+    """That a training had the settings it would have now, the defaults of its trainer included."""
+    from nnunet_kd.training.preparation import prepare
+
+    student = Experiment(study.plans_of(run), study.configuration, study.dataset_json)
+    now = prepare(find_trainer(run.trainer), student, run.fold).record
+    different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if different:
+        changes = "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
+        raise ValueError(
+            f"{study.folder_of(run)} was trained with other settings than {run.method} has now: {changes}. Remove it, "
+            "or give -p plans of another name"
+        )
 
 
 def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:

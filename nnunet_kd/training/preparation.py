@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,12 @@ class Preparation:
     def leakage(self) -> str | None:
         """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
         return leakage(self.settings.teachers, self.fold) if self.uses_teacher else None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a training depends on beside network and data, in plain values: defaults may change after it."""
+        training = {key: value for key, value in asdict(self.settings.training).items() if value is not None}
+        return {**training, "terms": [str(term) for term in self.terms]}
 
     @property
     def starts_from_teacher(self) -> bool:

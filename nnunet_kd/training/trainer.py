@@ -338,9 +338,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if attached is not None:
             attached.teacher.to(self.device)
         if unfinished:
-            training = asdict(self.preparation.settings.training)
-            given = {key: value for key, value in training.items() if value is not None}
-            self.print_to_log_file(f"training with {json.dumps(given)}")
+            self.print_to_log_file(f"settings {json.dumps(self.preparation.record)}")
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
 
@@ -558,6 +556,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def own_state(self) -> dict[str, Any]:
         """What resuming needs beside nnU-Net's checkpoint."""
         return {
+            "record": self.preparation.record,
             "adapters": self.trained().adapters.state_dict(),
             "terms": self._term_places(),
             "teacher_stages": None if self.teacher_stages is None else asdict(self.teacher_stages),

@@ -61,6 +61,22 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables
 
+    workspace.plans("tiny", training={**TINY, "num_epochs": 2}, teacher={"plans": "nnUNetPlans"}, method={})
+    capsys.readouterr()
+    assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
+    assert (
+        "was trained with other settings than NoKD has now: num_epochs 1, now 2. Remove it, or"
+        in capsys.readouterr().err
+    )
+    assert (study / "report.md").read_text() == again
+
+    # A default of the package is another than when the training ran.
+    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
+    monkeypatch.setattr("nnunet_kd.training.preparation.active_terms", lambda *_: [])
+    assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
+    error = capsys.readouterr().err
+    assert "settings than LogitsKD has now: terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
