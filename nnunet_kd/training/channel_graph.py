@@ -97,9 +97,9 @@ class ChannelGraph:
 
 def axes(layer: nn.Module) -> tuple[int | None, int]:
     """Of a layer's weight the axis of the channels it sums over, if any, and that of those it gives."""
-    if isinstance(layer, _ConvTransposeNd):
-        return 0, 1
-    return (1 if isinstance(layer, _ConvNd) and layer.groups == 1 else None), 0
+    if not isinstance(layer, _ConvNd) or layer.groups > 1:
+        return None, 0
+    return (0, 1) if isinstance(layer, _ConvTransposeNd) else (1, 0)
 
 
 def channel_graph(network: nn.Module) -> ChannelGraph:
@@ -116,7 +116,7 @@ def channel_graph(network: nn.Module) -> ChannelGraph:
     try:
         traced = fx.symbolic_trace(network)
     except Exception as error:  # whatever a forward method makes of a stand-in for a tensor
-        raise ValueError(f"{type(network).__name__} cannot be traced: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{type(network).__name__} cannot be traced: {[*str(error).splitlines(), ''][0]}") from None
     follower = _Follower(traced)
     follower.run(None)
     return follower.found()
@@ -161,8 +161,8 @@ class _Follower(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> _Channels | None:
         """A layer."""
         module = self.fetch_attr(target)
-        if len(args) != 1 or kwargs:
-            return self._hold(args, kwargs)
+        if len(args) != 1 or kwargs or not {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
+            return self._hold(args, kwargs)  # the latter: its weight is made of others
         read: _Channels | None = args[0]
         if isinstance(module, CHANNELWISE):
             return read

@@ -81,6 +81,8 @@ class Odd(nn.Module):
         super().__init__()
         self.first, self.other, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
         self.twice = nn.Conv2d(4, 4, 1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=4)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
         self.path = path
 
     def forward(self, images):
@@ -94,6 +96,8 @@ PATHS = {
     "sum": (lambda self, one, other: one + other, 1),
     "product": (lambda self, one, other: one * torch.sigmoid(other), 1),
     "shared layer": (lambda self, one, other: self.twice(self.twice(one)), 1),
+    "depthwise upsampling": (lambda self, one, other: self.up(one), 1),
+    "weight of others": (lambda self, one, other: self.normed(one), 0),
     "softmax": (lambda self, one, other: torch.softmax(one, 1), 0),
     "part": (lambda self, one, other: torch.cat((one[:, :2], other[:, :2]), 1), 0),
     "joined elsewhere": (lambda self, one, other: torch.cat((one, other), 2), 0),
