@@ -64,8 +64,13 @@ class Preparation:
     @property
     def record(self) -> dict[str, Any]:
         """What a training depends on beside network and data, in plain values: defaults may change after it."""
-        training = {key: value for key, value in asdict(self.settings.training).items() if value is not None}
-        return {**training, "terms": [str(term) for term in self.terms]}
+        record = {key: value for key, value in asdict(self.settings.training).items() if value is not None}
+        record["terms"] = [str(term) for term in self.terms]
+        if self.method is not None:
+            record["method"] = asdict(self.method)
+        if self.uses_teacher:
+            record["teachers"] = [asdict(teacher) for teacher in self.settings.teachers]
+        return record
 
     @property
     def starts_from_teacher(self) -> bool:

@@ -75,7 +75,8 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     monkeypatch.setattr("nnunet_kd.training.preparation.active_terms", lambda *_: [])
     assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
     error = capsys.readouterr().err
-    assert "settings than LogitsKD has now: terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
+    assert "settings than LogitsKD has now: teachers [{'trainer': 'nnUNetTrainer', 'plans': 'nnUNetPlans'," in error
+    assert "; terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
 
 
 @pytest.mark.parametrize(
