@@ -30,6 +30,7 @@ benchmarks: install
 	$(BIN)/python benchmarks/dcd_loss.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/memory_layout.py
+	$(BIN)/python benchmarks/teacher_precision.py
 	$(BIN)/python benchmarks/start_up.py
 
 clean:

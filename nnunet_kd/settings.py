@@ -5,7 +5,8 @@ A plans file may carry one block at its top level; every key has a default::
     "nnunet_kd": {
       "student":  {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8},
       "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
-                   "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false},
+                   "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false,
+                   "precision": null},
       "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
                    "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null},
@@ -63,6 +64,8 @@ class TeacherSettings:
         folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
         trust_checkpoint: Unpickle whatever the checkpoint holds, and build whatever network the plans beside it name.
             Runs code in them. Without it networks and layers are PyTorch's, nnU-Net's or this package's.
+        precision: ``"bfloat16"``: the teacher's convolutions in that type while the student trains, faster on CPUs
+            that have instructions for it; ``None``: as the student's, on a GPU nnU-Net's float16, on a CPU float32.
         leakage: Written by the trainer into the results' plans where the teacher has seen validation cases: student
             fold -> warning.
     """
@@ -74,6 +77,7 @@ class TeacherSettings:
     checkpoint: str = "checkpoint_final.pth"
     folder: str | None = None
     trust_checkpoint: bool = False
+    precision: str | None = None
     leakage: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +85,7 @@ class TeacherSettings:
         require(alone, "teacher.folder", "given without trainer and plans, which it says itself", self.folder)
         listed = isinstance(self.folds, list) and self.folds and all(_is_integer(fold) for fold in self.folds)
         require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
+        require(self.precision in (None, "bfloat16"), "teacher.precision", '"bfloat16" or null', self.precision)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,14 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     assert record.part.description("NoKD") == "nnUNetTrainerNoKD"
 
 
+def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
+    part = replace(PARTS["brats_r4"], precision="bfloat16")
+    with_precision = {name for name in METHODS if "precision" in part.settings(name)}
+    assert {*METHODS} - with_precision == {"NoKD", "DualSelfKD", "KD"}
+    assert part.settings("NoKD") == PARTS["brats_r4"].settings("NoKD")
+    assert part.settings("DCD") == {**PARTS["brats_r4"].settings("DCD"), "precision": "bfloat16"}
+
+
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
     write_page(tmp_path)
     text = (tmp_path / "study.md").read_text()

@@ -57,6 +57,7 @@ def report(record: Record) -> str:
             "Cases": f"validation cases of fold {record.part.fold}; no student and no teacher has seen them",
             "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
             + f", seed {', '.join(map(str, seeds))}",
+            **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": "tolerance 1 mm",
             "Cost": f"of the teacher and of {BASELINE}; all students are the same network",

@@ -59,6 +59,7 @@ class Part:
         seeds: Of the page.
         training: Schedule where it differs from that of the data set's students.
         note: What was learned, above its tables.
+        precision: Of the teacher, while a student trains; ``None``: as the student's.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Part:
     seeds: Sequence[int] = SEEDS
     training: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    precision: str | None = None
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -82,7 +84,10 @@ class Part:
         recipe = {} if "terms" in method else trainer.recipe
         training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
         terms = active_terms(trainer.terms, method, training["num_epochs"])
-        return {"trainer": trainer.__name__, "training": training, "terms": [str(term) for term in terms]}
+        settings = {"trainer": trainer.__name__, "training": training, "terms": [str(term) for term in terms]}
+        if self.precision is not None and any(term.needs_teacher for term in terms):
+            settings["precision"] = self.precision
+        return settings
 
     def description(self, row: str) -> str:
         """Trainer, terms, and what differs from the schedule."""
@@ -102,7 +107,7 @@ DATA = {
     "hippocampus": Data(
         "Dataset004_Hippocampus",
         {"num_epochs": 40, "num_iterations_per_epoch": 50, **SHORT},
-        {"num_epochs": 20, "num_iterations_per_epoch": 50, **SHORT},
+        {"num_epochs": 40, "num_iterations_per_epoch": 50, **SHORT},
     ),
 }
 IFVD_TENTH = [
@@ -207,8 +212,14 @@ PARTS = {
     "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF, DECIDED),
     "spread": Part("Tuning: spread over seeds, fold 1, r = 4", "", "brats", 4, SPREAD, 1, SEEDS, HALF),
     "brats_r4": Part("BraTS patches, a quarter of the width", "BraTS, r = 4", "brats", 4, METHODS),
-    "brats_r8": Part("BraTS patches, an eighth of the width", "BraTS, r = 8", "brats", 8, METHODS),
-    "hippocampus_r4": Part("Hippocampus, a quarter of the width", "Hippocampus, r = 4", "hippocampus", 4, METHODS),
-    "hippocampus_r8": Part("Hippocampus, an eighth of the width", "Hippocampus, r = 8", "hippocampus", 8, METHODS),
+    "brats_r8": Part(
+        "BraTS patches, an eighth of the width", "BraTS, r = 8", "brats", 8, METHODS, precision="bfloat16"
+    ),
+    "hippocampus_r4": Part(
+        "Hippocampus, a quarter of the width", "Hippocampus, r = 4", "hippocampus", 4, METHODS, precision="bfloat16"
+    ),
+    "hippocampus_r8": Part(
+        "Hippocampus, an eighth of the width", "Hippocampus, r = 8", "hippocampus", 8, METHODS, precision="bfloat16"
+    ),
     "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION),
 }

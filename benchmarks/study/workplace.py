@@ -111,7 +111,10 @@ class Workplace:
         part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
         plans = f"study_r{part.reduction}" if part.fold == 0 else f"study_r{part.reduction}_fold{part.fold}"
-        block = {"training": part.schedule, "teacher": self.teacher(data, part.fold), "method": {}}
+        teacher = self.teacher(data, part.fold)
+        if part.precision is not None:
+            teacher["precision"] = part.precision
+        block = {"training": part.schedule, "teacher": teacher, "method": {}}
         self.write_plans(data, plans, part.reduction, block)
         while missing := record.missing(seed)[:AT_ONCE]:
             print(f"{part.title}, seed {seed}: {', '.join(missing)}", flush=True)

@@ -43,6 +43,7 @@ class TeacherFiles:
     Attributes:
         deep_supervision: Whether its heads at lower resolutions were trained.
         leakage: Why it may have seen the student's validation cases, as far as its own files say.
+        precision: ``"bfloat16"``, or ``None``: as the student's.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class TeacherFiles:
     deep_supervision: bool
     trust_checkpoint: bool
     leakage: str | None
+    precision: str | None = None
 
 
 def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:
@@ -96,7 +98,10 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
         check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
     check_teacher(teacher, student, path)
     note = _second_hand_leakage(teacher, student, fold)
-    return TeacherFiles(teacher, checkpoint, _had_deep_supervision(fold_folder), settings.trust_checkpoint, note)
+    deep_supervision = _had_deep_supervision(fold_folder)
+    return TeacherFiles(
+        teacher, checkpoint, deep_supervision, settings.trust_checkpoint, note, precision=settings.precision
+    )
 
 
 def _second_hand_leakage(teacher: Experiment, student: Experiment, fold: int | str) -> str | None:
@@ -218,16 +223,23 @@ class Teacher(nn.Module):
         features: Give the features of the encoder stages.
         logits: Give logits; without them only the encoder is held and run.
         deep_supervision: Give logits of the lower resolutions too.
+        precision: ``"bfloat16"``: convolutions in that type, what it gives in float32; ``None``: as autocast is.
 
     Raises:
         NotImplementedError: For features of a network without encoder stages.
     """
 
     def __init__(
-        self, network: nn.Module, features: bool = True, logits: bool = False, deep_supervision: bool = False
+        self,
+        network: nn.Module,
+        features: bool = True,
+        logits: bool = False,
+        deep_supervision: bool = False,
+        precision: str | None = None,
     ) -> None:
         super().__init__()
         self.gives_features = features
+        self.precision = precision
         self.stages: EncoderStages | None = None
         if features or has_encoder_stages(network):
             self.stages = encoder_stages(network)
@@ -260,6 +272,13 @@ class Teacher(nn.Module):
         Shape:
             Lists of ``(B, heads, *grid)`` and ``(B, width, *grid)``.
         """
+        if self.precision is None:
+            return self._forward(images, logits)
+        with torch.autocast(images.device.type, getattr(torch, self.precision)):
+            scales, features = self._forward(images, logits)
+        return [scale.float() for scale in scales], [stage.float() for stage in features]
+
+    def _forward(self, images: Tensor, logits: bool) -> tuple[list[Tensor], list[Tensor]]:
         if not self.gives_features:
             return _trained_scales(self.network(images)), []
         features = self.encoder(images)
@@ -287,7 +306,7 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
             holds weights that are not finite.
         NotImplementedError: For features of a network without encoder stages.
     """
-    return Teacher(load_plain(files), features, logits, logits and files.deep_supervision)
+    return Teacher(load_plain(files), features, logits, logits and files.deep_supervision, files.precision)
 
 
 def load_plain(files: TeacherFiles) -> nn.Module:

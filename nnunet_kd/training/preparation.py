@@ -22,6 +22,7 @@ from nnunet_kd.settings import (
     Plans,
     Settings,
     StudentSettings,
+    TeacherSettings,
     TrainingSettings,
     read_section,
     read_settings,
@@ -64,12 +65,12 @@ class Preparation:
     @property
     def record(self) -> dict[str, Any]:
         """What a training depends on beside network and data, in plain values: defaults may change after it."""
-        record = {key: value for key, value in asdict(self.settings.training).items() if value is not None}
+        record = _given(self.settings.training)
         record["terms"] = [str(term) for term in self.terms]
         if self.method is not None:
             record["method"] = asdict(self.method)
         if self.uses_teacher:
-            record["teachers"] = [asdict(teacher) for teacher in self.settings.teachers]
+            record["teachers"] = [_given(teacher) for teacher in self.settings.teachers]
         return record
 
     @property
@@ -101,6 +102,11 @@ class Preparation:
     def reads_levels(self) -> bool:
         """Whether any term reads the student's decoder features."""
         return any(term.reads_levels for term in self.terms)
+
+
+def _given(settings: TrainingSettings | TeacherSettings) -> dict[str, Any]:
+    """Those that are not ``None``, in plain values."""
+    return {key: value for key, value in asdict(settings).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -296,3 +297,38 @@ def test_teacher_is_the_network_nnunet_predicts_with(workspace):
         expected = predictor.network.eval().encoder(images)
     for ours, theirs in zip(teacher(images)[1], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_teacher_in_bfloat16_gives_nearly_what_it_gives_in_float32(workspace):
+    method = {"add": [{"name": "logits"}]}
+    made = [
+        make_trainer(nnUNetTrainerDCD, workspace.plans(teacher=teacher, method=method), workspace)
+        for teacher in ({}, {"precision": "bfloat16"})
+    ]
+    images = torch.randn(1, 3, *made[0].configuration_manager.patch_size)
+    types = set()
+    for layer in made[1].attached.teacher.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.register_forward_hook(lambda layer, given, output: types.add(output.dtype))
+    usual, low = (trainer.attached.teacher(images) for trainer in made)
+    assert types == {torch.bfloat16}
+    for ours, theirs in zip([*low[0], *low[1]], [*usual[0], *usual[1]], strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert 0 < (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_students_of_a_teacher_in_bfloat16_train(workspace):
+    terms = [{"name": name} for name in ("dcd", "fitnets", "cwd", "ifvd", "freekd")]
+    plans = workspace.plans(
+        training=SHORT, teacher={"precision": "bfloat16"}, method={"terms": [{**term, "ramp": None} for term in terms]}
+    )
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    trainer.run_training()
+    logged = trainer.logger.get_checkpoint()
+    assert all(np.isfinite(logged[term["name"]][-1]) for term in terms)
+    assert trainer.preparation.record["teachers"][0]["precision"] == "bfloat16"
+
+
+def test_unknown_precision_is_refused(workspace):
+    plans = workspace.plans(teacher={"precision": "float8"})
+    refused(workspace, ValueError, 'nnunet_kd.teacher.precision must be "bfloat16" or null', plans)
