@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks.study import parts
-from benchmarks.study.page import write_page
+from benchmarks.study.page import README, README_TABLE, overview, with_table, write_page
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import Record
 from nnunet_kd.evaluation.folders import Row, write_rows
@@ -105,14 +105,27 @@ def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
     assert part.settings("DCD") == {**PARTS["brats_r4"].settings("DCD"), "precision": "bfloat16"}
 
 
-def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path):
-    write_page(tmp_path)
+@pytest.fixture
+def readme(tmp_path):
+    """One with a table of before."""
+    path = tmp_path / "README.md"
+    path.write_text("before\n\n" + "\n| old |\n\n".join(README_TABLE) + "\nafter\n")
+    return path
+
+
+def table_in(readme):
+    return readme.read_text().partition(README_TABLE[0])[2].partition(README_TABLE[1])[0].strip()
+
+
+def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
+    write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     assert "|" not in text and "study.png" not in text and not (tmp_path / "study.png").exists()
+    assert table_in(readme) == ""
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
-    write_page(tmp_path)
+    write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     short = f"{PARTS['brats_r4'].short}, 1 seed", f"{PARTS['hippocampus_r8'].short}, 3 seeds"
@@ -144,9 +157,24 @@ def test_every_row_is_valid(tmp_path):
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
 
 
-def test_a_part_of_one_seed_is_finished_with_it(tmp_path):
+def test_the_readme_has_the_first_table_of_the_page(tmp_path, readme):
+    filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
+    write_page(tmp_path, readme)
+    text = readme.read_text()
+    assert table_in(readme).startswith("| method") and table_in(readme) in (tmp_path / "study.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert with_table(text, table_in(readme)) == text
+    with pytest.raises(ValueError, match="no table to replace between <!-- written by"):
+        with_table("no marks", "| new |")
+
+
+def test_ours_has_the_table_of_what_is_kept():
+    assert table_in(README) == overview({name: Record(name) for name in PARTS})
+
+
+def test_a_part_of_one_seed_is_finished_with_it(tmp_path, readme):
     filled("tuning", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    write_page(tmp_path)
+    write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     unfinished = next(line for line in text.splitlines() if line.startswith("Not finished"))
     assert PARTS["tuning"].title not in unfinished and PARTS["tuning"].note in text

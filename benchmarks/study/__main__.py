@@ -3,10 +3,10 @@
     python -m benchmarks.study --raw nnUNet_raw --work WORK [--teachers FOLDER] [--parts tuning brats_r4 ...]
 
 Preprocesses, trains the teachers that are missing, writes plans of the students, compares, keeps every case's metrics
-in the folder runs/ beside this file, and writes ../study.md and ../study.png from what is kept. Stop it and start it
-again as you like, on another machine too: what is kept is not trained again. ``--raw`` holds Dataset021_BraTSPatches
-(with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results folders of stock teachers of
-fold 0 by data set. Without both, the page is written again.
+in the folder runs/ beside this file, and writes ../study.md, ../study.png and the README's table from what is kept.
+Stop it and start it again as you like, on another machine too: what is kept is not trained again. ``--raw`` holds
+Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results folders
+of stock teachers of fold 0 by data set. Without both, the page is written again.
 
 Everything is decided in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the others report
 fold 0.

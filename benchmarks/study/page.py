@@ -16,6 +16,8 @@ from nnunet_kd.evaluation.study import TEACHER
 from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
 
 BENCHMARKS = Path(__file__).parents[1]
+README = BENCHMARKS.parent / "README.md"
+README_TABLE = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"  # around it
 ABOUT_OVERVIEW = (
     "Mean over the seeds, ± its standard error over the cases; intervals (95 %) are over the cases too. None of them "
     "says what another seed would give: the standard deviation over the seeds is in the table of seeds of each part."
@@ -31,7 +33,8 @@ def overview(records: Mapping[str, Record]) -> str:
         for method, row in rows.items():
             row.append(mean_with_error(scores.of(method), "dice"))
             gap = results[method].gap if method in results and method != TEACHER else None
-            row.append("" if gap is None else f"{100 * gap.value:.0f} [{100 * gap.low:.0f}, {100 * gap.high:.0f}]")
+            numbers = None if gap is None else [round(100 * number) for number in (gap.value, gap.low, gap.high)]
+            row.append("{} [{}, {}]".format(*numbers) if numbers else "")
     header = [text for name in parts for text in (f"{name}: Dice (%)", "gap closed (%)")]
     return Table(["method", *header], list(rows.values())).markdown()
 
@@ -132,8 +135,22 @@ def picture(records: Mapping[str, Record], target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
-def write_page(folder: Path = BENCHMARKS) -> None:
-    """``study.md`` and ``study.png`` from what is kept in ``study/runs``."""
+def with_table(readme: str, table: str) -> str:
+    """The text with another table between its two marks.
+
+    Raises:
+        ValueError: Where the marks are not there.
+    """
+    begin, end = README_TABLE
+    if begin not in readme or end not in readme.partition(begin)[2]:
+        raise ValueError(f"no table to replace between {begin.strip()} and {end.strip()}")
+    before, _, rest = readme.partition(begin)
+    return f"{before}{begin}\n{table}\n\n{end}{rest.partition(end)[2]}"
+
+
+def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
+    """``study.md``, ``study.png`` and the README's table from what is kept in ``study/runs``."""
     records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
     (folder / "study.md").write_text(page(records))
     picture(records, folder / "study.png")
+    readme.write_text(with_table(readme.read_text(), overview(records) if shown(records) else ""))
