@@ -8,8 +8,8 @@ Stop it and start it again as you like, on another machine too: what is kept is 
 Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results folders
 of stock teachers of fold 0 by data set. Without both, the page is written again.
 
-Everything is decided in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the others report
-fold 0.
+Defaults are decided in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the others report
+fold 0. Only the length of the hippocampus schedule was set on a reported fold, by NoKD's curve.
 """
 
 from __future__ import annotations
