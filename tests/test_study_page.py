@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +16,14 @@ from benchmarks.study import parts
 from benchmarks.study.page import README, README_TABLE, overview, with_table, write_page
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import Record
+from benchmarks.study.workplace import MALLOC, Workplace
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.training import methods
+from tests.conftest import SHORT
 
 SHIFTS = {"one": -0.1, "two": 0.1}
 
@@ -45,18 +48,18 @@ def filled(name, folder, dice, seeds):
     for seed in seeds:
         record = Record(name, folder / "study" / "runs")
         each = {row: dice.get(row, dice["NoKD"]) + 0.02 * seed for row in record.missing(seed)}
-        record.add(compared(folder / "compared", {"teacher": dice["teacher"], **each}), seed)
+        record.add(compared(folder / "compared", {"teacher": dice["teacher"], **each}), seed, 40)
 
 
 def test_a_record_goes_on_where_it_was(tmp_path):
     record = Record("ablation", tmp_path)
     rows = list(PARTS["ablation"].rows)
     assert record.missing(0) == rows and record.state() == f"0 of {3 * len(rows)} runs"
-    record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}), 0)
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}), 0, 40)
     record = Record("ablation", tmp_path)
     assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
     assert record.scores() is None
-    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0)
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0, 40)
     record = Record("ablation", tmp_path)
     assert record.whole_seeds() == [0] and record.state() == f"{len(rows)} of {3 * len(rows)} runs"
     one, two = record.rows(STRONG, 0)
@@ -68,7 +71,7 @@ def test_a_run_of_two_parts_is_trained_once(tmp_path):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}, [0])
     record = Record("ablation", tmp_path / "study" / "runs")
     assert record.missing(0) == list(record.part.rows)[2:] and record.rows(STRONG, 0)[0].values["dice"] == 0.5
-    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(record.missing(0), 0.4)}), 0)
+    record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(record.missing(0), 0.4)}), 0, 40)
     assert Record("ablation", tmp_path / "study" / "runs").whole_seeds() == [0]
     assert len(record.path.read_text().splitlines()) == len(record.part.rows) - 2
     assert len(Record("brats_r8", tmp_path / "study" / "runs").missing(0)) == len(METHODS)
@@ -100,7 +103,7 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
 def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
     part = replace(PARTS["brats_r4"], precision="bfloat16")
     with_precision = {name for name in METHODS if "precision" in part.settings(name)}
-    assert {*METHODS} - with_precision == {"NoKD", "DualSelfKD", "KD"}
+    assert {*METHODS} - with_precision == {"NoKD", "NoKD, averaged", "DualSelfKD", "KD"}
     assert part.settings("NoKD") == PARTS["brats_r4"].settings("NoKD")
     assert part.settings("DCD") == {**PARTS["brats_r4"].settings("DCD"), "precision": "bfloat16"}
 
@@ -135,7 +138,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     assert table["teacher"] == ["70.00 ± 10.00", "", "80.00 ± 10.00", ""]
     assert table["NoKD"] == ["50.00 ± 10.00", "", "62.00 ± 10.00", ""]
     assert table["DCD"] == ["60.00 ± 10.00", "50 [50, 50]", "62.00 ± 10.00", "0 [0, 0]"]
-    assert table["CWD"] == ["50.00 ± 10.00", "0 [0, 0]", "57.00 ± 10.00", "-28 [-28, -28]"]
+    assert table["CWD"] == ["50.00 ± 10.00", "0 [0, 0]", "57.00 ± 10.00", "-28 [-31, -25]"]
     count = len(METHODS)
     assert f"{PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two of the ablation's
     assert f"{PARTS['hippocampus_r8'].title} (" not in text
@@ -201,3 +204,23 @@ def test_wrong_arguments_make_nothing(tmp_path, words, message):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2 and message in ended.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch):
+    """Of two rows, with the teacher of the workspace; the second time there is nothing to do."""
+    data = parts.Data(workspace.dataset, SHORT, SHORT, "_")
+    part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
+    monkeypatch.setitem(PARTS, "tiny", part)
+    monkeypatch.setitem(parts.DATA, "tiny", data)
+    for name, value in {**workspace.environment(), **MALLOC}.items():
+        monkeypatch.setenv(name, value)
+    teachers = tmp_path / "teachers"
+    shutil.copytree(workspace.teacher, teachers / workspace.dataset / workspace.teacher.name)
+    workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers, "cpu")
+    workplace.compare("tiny", 3, Record("tiny", tmp_path))
+    record = Record("tiny", tmp_path)
+    assert record.whole_seeds() == [3] and record.teacher["epochs"] == 1 and len(record.all_rows()) == 3 * 2 * 2
+    assert {row.seed for row in record.all_rows()} == {None, 3}
+    monkeypatch.setattr(Workplace, "command", lambda *words: pytest.fail(f"runs {words}"))
+    workplace.compare("tiny", 3, record)

@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
 from benchmarks.study.record import Record
 from benchmarks.study.workplace import CONFIGURATION
@@ -19,8 +17,9 @@ BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"
 README_TABLE = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"  # around it
 ABOUT_OVERVIEW = (
-    "Mean over the seeds, ± its standard error over the cases; intervals (95 %) are over the cases too. None of them "
-    "says what another seed would give: the standard deviation over the seeds is in the table of seeds of each part."
+    "Mean over the seeds, ± its standard error over the cases. Intervals (95 %) are over cases and, where there are "
+    "several, seeds; they are rather too narrow, for three seeds say little about the next. Each part has a table of "
+    "its seeds."
 )
 
 
@@ -52,12 +51,15 @@ def shown(records: Mapping[str, Record]) -> dict[str, Scores]:
 def report(record: Record) -> str:
     """Tables of the whole seeds, as of ``nnunet_kd compare`` (Markdown)."""
     seeds, data = record.whole_seeds(), DATA[record.part.data]
+    patients, cases = data.patients(record.teacher["cases"]), len(record.teacher["cases"])
+    grouped = f", {patients} patients, whose {cases} cases count as independent" if patients < cases else ""
     costs = {name: record.cost(name, seed) for name, seed in ((TEACHER, None), (BASELINE, seeds[0]))}
     content = Report(
         title=record.part.title,
         facts={
             "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {record.part.reduction}",
-            "Cases": f"validation cases of fold {record.part.fold}; no student and no teacher has seen them",
+            "Cases": f"validation cases of fold {record.part.fold}, which no student and no teacher has seen{grouped}",
+            "Teacher": f"{record.teacher['epochs']} epochs",
             "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
             + f", seed {', '.join(map(str, seeds))}",
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
@@ -69,14 +71,10 @@ def report(record: Record) -> str:
             ),
         },
         warnings=[],
-        rows=record.averaged(),
+        rows=record.all_rows(),
         baseline=BASELINE,
         teacher=TEACHER,
         costs=costs,
-        seeds={
-            row: [float(np.nanmean(Scores(record.rows(row, seed)).of(row))) for seed in seeds]
-            for row in record.part.rows
-        },
     )
     with tempfile.TemporaryDirectory() as folder:
         write_report(content, Path(folder))

@@ -15,7 +15,7 @@ from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.study import TEACHER
-from nnunet_kd.evaluation.summary import Scores, average_runs
+from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.writing import write_whole
 
 RUNS = Path(__file__).parent / "runs"
@@ -73,8 +73,13 @@ class Record:
         wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
         return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
 
-    def add(self, folder: Path, seed: int) -> None:
+    def add(self, folder: Path, seed: int, teacher_epochs: int) -> None:
         """What ``nnunet_kd compare`` has written to its folder, of one seed.
+
+        Args:
+            folder: Its ``-o``.
+            seed: Of the runs.
+            teacher_epochs: For how many the teacher was trained.
 
         Raises:
             ValueError: Where another teacher was measured before.
@@ -99,6 +104,7 @@ class Record:
                 "scores": scores,
             }
             if method == TEACHER:
+                entry["epochs"] = teacher_epochs
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
                     if known["cases"] != entry["cases"] or abs(mean_dice(known) - mean_dice(entry)) > SAME:
@@ -112,9 +118,14 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, text)
 
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """Its line: ``epochs`` it was trained for, ``cases`` that are evaluated, and what all lines have."""
+        return self._entries[TEACHER, None]
+
     def rows(self, method: str, seed: int | None) -> list[Row]:
         """Metrics of one run."""
-        scores, cases = self._entries[method, seed]["scores"], self._entries[TEACHER, None]["cases"]
+        scores, cases = self._entries[method, seed]["scores"], self.teacher["cases"]
         unknown = dict.fromkeys(METRICS, math.nan)
         return [
             Row(
@@ -122,21 +133,20 @@ class Record:
                 case,
                 structure,
                 {**unknown, **{m: math.nan if (v := scores[m][structure][i]) is None else v for m in SHOWN}},
+                seed,
             )
             for i, case in enumerate(cases)
             for structure in scores[SHOWN[0]]
         ]
 
     def scores(self) -> Scores | None:
-        """Of :meth:`averaged`; ``None``: there is no whole seed."""
-        return Scores(self.averaged()) if self.whole_seeds() else None
+        """Of :meth:`all_rows`; ``None``: there is no whole seed."""
+        return Scores(self.all_rows()) if self.whole_seeds() else None
 
-    def averaged(self) -> list[Row]:
-        """Teacher and all rows, the whole seeds averaged."""
-        rows = self.rows(TEACHER, None)
-        for method in self.part.rows:
-            rows += average_runs(method, [self.rows(method, seed) for seed in self.whole_seeds()])
-        return rows
+    def all_rows(self) -> list[Row]:
+        """Metrics of the teacher and of all runs of the whole seeds."""
+        runs = [(method, seed) for method in self.part.rows for seed in self.whole_seeds()]
+        return [row for run in ((TEACHER, None), *runs) for row in self.rows(*run)]
 
     def versions(self) -> list[dict[str, str]]:
         """Of the packages that made its runs."""

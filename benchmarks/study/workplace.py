@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.study.parts import DATA, PARTS, Data
 from benchmarks.study.record import Record
 from nnunet_kd.planning import student_plans
+from nnunet_kd.teachers.checkpoint import read_checkpoint
 
 AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
 CONFIGURATION = "3d_fullres"
@@ -99,6 +100,12 @@ class Workplace:
             self.command("nnUNetv2_train", *words, *self.on, *begun)
         return {"trainer": trainer, "plans": TEACHER_PLANS}
 
+    def epochs_of(self, data: Data, teacher: Mapping[str, str], fold: int) -> int:
+        """For how many a teacher was trained."""
+        folder = f"{teacher['trainer']}__{teacher['plans']}__{CONFIGURATION}"
+        checkpoint = read_checkpoint(self.results / data.folder / folder / f"fold_{fold}" / "checkpoint_final.pth")
+        return int(checkpoint["current_epoch"])
+
     def write_plans(self, data: Data, name: str, reduction: int, block: Mapping[str, Any]) -> None:
         """Plans of a student with settings."""
         folder = self.preprocessed / data.folder
@@ -123,4 +130,4 @@ class Workplace:
             rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
-            record.add(folder, seed)
+            record.add(folder, seed, self.epochs_of(data, teacher, part.fold))

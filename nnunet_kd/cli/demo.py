@@ -135,13 +135,15 @@ class _Demo:
         """The table and the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
         from nnunet_kd.evaluation.measure import measure
+        from nnunet_kd.evaluation.study import FINAL
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
         lines = [head + f"{'parameters':>14}{'seconds a case':>16}"]
         for model in MODELS:
             dice = self.dice(model, list(foreground))
-            cost = measure(self.model_folder(model), 0, self.raw / "imagesTs", default_device())
+            checkpoint = self.model_folder(model) / "fold_0" / FINAL
+            cost = measure(checkpoint, "3d_fullres", self.raw / "imagesTs", default_device())
             scores = "".join(f"{dice[value]:>16.3f}" for value in foreground)
             lines.append(f"{model:<10}{scores}{cost.network.parameters:>14,}{cost.seconds:>16.2f}")
         table = "\n".join(lines)

@@ -14,7 +14,7 @@ Hand a trained student on.
       machine without this package. Weights, the student's plans and where it comes from (provenance.json), nothing
       to resume with. Its plans get the method's name, so that nothing is installed over the teacher.
   nnunet_kd export onnx -d 501 -tr nnUNetTrainerDCD -o student_onnx
-      a folder for nnunet_kd predict, which runs it 2 to 5 times faster on CPUs (pip install 'nnunet_kd[onnx]')
+      a folder for nnunet_kd predict: OpenVINO or ONNX Runtime on a CPU (pip install 'nnunet_kd[onnx,openvino]')
   nnunet_kd export onnx ... --precision int8 --images imagesTs --labels labelsTs
       smaller weights, and what they cost in Dice on these cases
 """

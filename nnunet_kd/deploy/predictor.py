@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
+from nnunet_kd.images import channel_of, images_by_case, in_order
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
@@ -250,8 +251,8 @@ def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[P
     """Cases of a folder in nnU-Net's naming, or of one file.
 
     Args:
-        images: Folder of ``CASE_0000ENDING`` files, or one file: the first channel of a case, named so, or, for models
-            of one channel, any image.
+        images: Folder of ``CASE_0000ENDING`` files, or one file: the first channel of a case, named so, or any image
+            that holds all channels.
         output: Folder of the segmentations; for one file its own path will do, with the ending.
         ending: Of the files.
         channels: How many a case has.
@@ -264,20 +265,17 @@ def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[P
         return [_case_of_file(images, output, ending, channels)]
     if not images.is_dir():
         raise FileNotFoundError(f"there is no {images}")
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(images.iterdir()):
-        name, number = _channel_of(path.name, ending)
-        if number is not None:
-            found.setdefault(name, {})[number] = path
+    found = images_by_case(images, ending)
     if not found:
         raise FileNotFoundError(f"{images} has no images named CASE_0000{ending}")
-    return [_case(name, files, output / name, channels, ending, images) for name, files in found.items()]
+    files = in_order(found, channels, images, ending)
+    return [PredictionCase(name, tuple(paths), output / name) for name, paths in files.items()]
 
 
 def _case_of_file(image: Path, output: Path, ending: str, channels: int) -> PredictionCase:
     if not image.name.endswith(ending):
         raise ValueError(f"{image} does not end with {ending}, as the model's images do")
-    name, number = _channel_of(image.name, ending)
+    name, number = channel_of(image.name, ending)
     files = {0: image}
     if number is not None:
         siblings = ((i, image.with_name(f"{name}_{i:04d}{ending}")) for i in range(channels))
@@ -285,21 +283,4 @@ def _case_of_file(image: Path, output: Path, ending: str, channels: int) -> Pred
     target = output / name
     if output.name.endswith(ending) and not output.is_dir():
         target = output.with_name(output.name[: -len(ending)])
-    return _case(name, files, target, channels, ending, image.parent)
-
-
-def _case(name: str, files: dict[int, Path], target: Path, channels: int, ending: str, folder: Path) -> PredictionCase:
-    for channel in range(channels):
-        if channel not in files:
-            raise ValueError(f"case {name}: there is no {folder / f'{name}_{channel:04d}{ending}'}")
-    if len(files) > channels:
-        raise ValueError(f"case {name}: {files[max(files)]} is channel {max(files)}, the model has {channels} channels")
-    return PredictionCase(name, tuple(files[channel] for channel in range(channels)), target)
-
-
-def _channel_of(name: str, ending: str) -> tuple[str, int | None]:
-    """Case and channel of a file name; no channel where it is not named so."""
-    stem = name[: -len(ending)] if name.endswith(ending) else ""
-    if len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal():
-        return stem[:-5], int(stem[-4:])
-    return stem, None
+    return PredictionCase(name, tuple(in_order({name: files}, channels, image.parent, ending)[name]), target)

@@ -16,14 +16,14 @@ from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import Run
-from nnunet_kd.evaluation.study import TEACHER, Study
-from nnunet_kd.evaluation.summary import Scores, average_runs
-from nnunet_kd.planning import stage_widths
+from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, TEACHER, Study
+from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
-from nnunet_kd.teachers.nnunet import Experiment, find_teachers, find_trainer, load_plain
+from nnunet_kd.teachers.nnunet import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
+from nnunet_kd.training.results import described
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def compare_methods(
     """
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     _check_results(study, runs, trust)
-    study.write_plans(runs)
     study.write_splits()
+    _check_cases(study, runs)
+    study.write_plans(runs)
     failed = _train(study, runs)
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]
@@ -59,7 +60,7 @@ def compare_methods(
         raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
     done = [run for run in done if run.method in whole]
 
-    rows, seeds = _evaluate(study, done, teachers, tolerance, workers)
+    rows = _evaluate(study, done, teachers, tolerance, workers)
     costs = _measure(study, done, teachers)
     warnings = [*_leaks(study, done), *failed]
     methods = [method for method in (TEACHER, *whole) if method == TEACHER or method in whole]
@@ -71,7 +72,6 @@ def compare_methods(
         baseline=baseline,
         teacher=TEACHER if teachers else None,
         costs=costs,
-        seeds=seeds,
         curves=_curves(study, done, trust),
         pictures=_pictures(study, done, rows, baseline),
     )
@@ -89,31 +89,44 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
             settings than they would be now.
     """
     for run in runs:
-        if study.is_trained(run):
-            folder = study.folder_of(run)
-            if not trust:
-                plans = folder / "plans.json"
-                check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
-            checkpoint = read_checkpoint(folder / f"fold_{run.fold}" / "checkpoint_final.pth", trust, TRUST_MODEL)
-            own = checkpoint.get(BLOCK)
-            record = own.get("record") if isinstance(own, dict) else None
-            if isinstance(record, dict):  # none: a stock training, or one of an earlier version
-                _check_record(study, run, record)
+        path = study.last_checkpoint(run)
+        if path is None:
+            continue
+        plans = study.folder_of(run) / "plans.json"
+        if study.is_trained(run) and not trust:
+            check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
+        own = read_checkpoint(path, trust, TRUST_MODEL).get(BLOCK)
+        record = own.get("record") if isinstance(own, dict) else None
+        if isinstance(record, dict):  # none: a stock training, or one of an earlier version
+            _check_record(study, run, record)
 
 
 def _check_record(study: Study, run: Run, before: Mapping[str, Any]) -> None:
-    """That a training had the settings it would have now, the defaults of its trainer included."""
-    from nnunet_kd.training.preparation import prepare
-
-    student = Experiment(study.plans_of(run), study.configuration, study.dataset_json)
-    now = prepare(find_trainer(run.trainer), student, run.fold).record
-    different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if different:
-        changes = "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
+    """That a training had, as far as it is, the settings it would have now, defaults of its trainer included."""
+    preparation = study.prepared(run)
+    changes = None if preparation is None else preparation.changes(before)
+    if changes:
+        verb = "trained" if study.is_trained(run) else "begun"
         raise ValueError(
-            f"{study.folder_of(run)} was trained with other settings than {run.method} has now: {changes}. Remove it, "
+            f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changes}. Remove it, "
             "or give -p plans of another name"
         )
+
+
+def _check_cases(study: Study, runs: Sequence[Run]) -> None:
+    """That every fold is there, with images and labels: what is trained shall be evaluated.
+
+    Raises:
+        ValueError: For a fold nnU-Net's splits do not have, or a case without one of its files.
+    """
+    if not study.splits.is_file():
+        return  # nnU-Net will say that nothing is preprocessed
+    folds = sorted({run.fold for run in runs})
+    for fold in folds:
+        study.cases_of(fold)
+    for fold in folds:
+        study.images_of(fold)
+        _references(study, fold)
 
 
 def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
@@ -131,22 +144,21 @@ def _methods(runs: Iterable[Run]) -> list[str]:
 
 def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     """Whether any run needs a teacher; that all train the same network."""
-    from nnunet_kd.training.preparation import attach_soft_labels, prepare
-    from nnunet_kd.training.trainer import DistillationTrainer
+    from nnunet_kd.training.preparation import attach_soft_labels
 
     needed = False
     networks: dict[str, Any] = {}
     for run in runs:
         try:
-            trainer = find_trainer(run.trainer)
+            find_trainer(run.trainer)
         except ValueError as error:
             raise ValueError(f"{error} for the method {run.method}") from None
+        try:
+            preparation = study.prepared(run)
+        except ValueError:
+            continue  # its training will say so and not stop the others
         plans = study.plans_of(run)
-        if issubclass(trainer, DistillationTrainer):
-            try:
-                preparation = prepare(trainer, Experiment(plans, study.configuration, study.dataset_json), run.fold)
-            except ValueError:
-                continue  # its training will say so and not stop the others
+        if preparation is not None:
             needed |= preparation.uses_teacher
             if not study.is_trained(run):  # of the same data whatever the seed; these plans are written already
                 given = Experiment(study.plans, study.configuration, study.dataset_json)
@@ -157,15 +169,15 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     for method, network in networks.items():
         if network != networks[first]:
             raise ValueError(
-                f"{first} and {method} would train different networks ({stage_widths(networks[first])} and "
-                f"{stage_widths(network)} channels): write plans of one student, nnunet_kd plan -d {study.dataset} "
-                "-r R, and give them with -p"
+                f"{first} and {method} would train different networks ({described(networks[first])}; "
+                f"{described(network)}): write plans of one student, nnunet_kd plan -d {study.dataset} -r R, and give "
+                "them with -p"
             )
     return needed
 
 
-def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, Path]:
-    """Fold -> results folder of its teacher; empty where several teach together, or another fold does.
+def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
+    """Fold -> its teacher; empty where several teach together, or another fold does.
 
     A teacher that cannot be loaded, or is not trusted, is none where no method needs one.
     """
@@ -182,7 +194,7 @@ def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
                 raise
             return {}
         if len(files) == 1 and files[0].checkpoint.parent.name == f"fold_{fold}":
-            found[fold] = files[0].checkpoint.parents[1]
+            found[fold] = files[0]
     return found
 
 
@@ -200,36 +212,29 @@ def _train(study: Study, runs: Sequence[Run]) -> list[str]:
 
 
 def _evaluate(
-    study: Study, runs: Sequence[Run], teachers: Mapping[int, Path], tolerance: float, workers: int
-) -> tuple[list[Row], dict[str, list[float]]]:
-    """Rows with the seeds of a method averaged, and the mean Dice of every seed."""
+    study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int
+) -> list[Row]:
+    """Of every run and case."""
     from tqdm import tqdm
 
-    each: dict[str, list[Row]] = {}
+    rows: list[Row] = []
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, count: tqdm(  # noqa: E731
         work, total=count, unit="case", desc="evaluating"
     )
     for fold in sorted({run.fold for run in runs}):
         folders = {}
+        by_key = {_key(run): run for run in runs if run.fold == fold}
         if fold in teachers:
-            folders[TEACHER] = study.predict(teachers[fold], fold, TEACHER)
-        for run in (run for run in runs if run.fold == fold):
-            folders[_key(run)] = study.predict(study.folder_of(run), fold, f"{run.trainer}__{run.plans}")
+            path = teachers[fold].checkpoint
+            folders[TEACHER] = study.predict(path.parents[1], fold, TEACHER, path.name)
+        for key, run in by_key.items():
+            folders[key] = study.predict(study.folder_of(run), fold, f"{run.trainer}__{run.plans}")
         reference = _references(study, fold)
         evaluation = _evaluation(study, next(reference.iterdir()), tolerance)
         for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress):
-            each.setdefault(row.method, []).append(row)
-    rows, seeds = [], {}
-    by_method: dict[str, list[str]] = {TEACHER: [TEACHER]} if TEACHER in each else {}
-    for run in runs:
-        keys = by_method.setdefault(run.method, [])
-        if _key(run) not in keys:
-            keys.append(_key(run))
-    for method, keys in by_method.items():
-        rows += average_runs(method, [each[key] for key in keys])
-        if method != TEACHER:
-            seeds[method] = [float(np.nanmean(Scores(each[key]).of(key))) for key in keys]
-    return rows, seeds
+            trained = by_key.get(row.method)
+            rows.append(row if trained is None else replace(row, method=trained.method, seed=trained.seed))
+    return rows
 
 
 def _key(run: Run) -> str:
@@ -264,20 +269,24 @@ def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:
     return folder
 
 
-def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, Path]) -> dict[str, Measured]:
+def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> dict[str, Measured]:
     """One model a method, on the first fold; kept in ``costs.json``, so that a report can be written again."""
     fold = runs[0].fold
-    models = {TEACHER: teachers[fold]} if fold in teachers else {}
+    models = {}
+    if fold in teachers:
+        models[TEACHER] = teachers[fold].checkpoint, teachers[fold].experiment.configuration
     for run in runs:
         if run.fold == fold:
-            models.setdefault(run.method, study.folder_of(run))
+            models.setdefault(run.method, (study.folder_of(run) / f"fold_{fold}" / FINAL, study.configuration))
     path = study.out / "costs.json"
     known = read_json(path) if path.is_file() else {}
-    if any(name not in known or known[name]["folder"] != str(folder) for name, folder in models.items()):
+    folders = {name: str(checkpoint.parents[1]) for name, (checkpoint, _) in models.items()}
+    if any(name not in known or known[name]["folder"] != folder for name, folder in folders.items()):
         known = {}
-        for name, folder in models.items():
+        for name, (checkpoint, configuration) in models.items():
             study.commands.say(f"measuring {name}")
-            known[name] = {**asdict(measure(folder, fold, study.images_of(fold), study.device)), "folder": str(folder)}
+            cost = measure(checkpoint, configuration, study.images_of(fold), study.device)
+            known[name] = {**asdict(cost), "folder": folders[name]}
         write_whole(path, json.dumps(known, indent=1))
     costs = {}
     for name in models:
@@ -349,14 +358,15 @@ def _read_case(study: Study, runs: Sequence[Run], case: str) -> tuple[Any, Any, 
 def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str]:
     from importlib.metadata import version
 
-    schedule = read_settings(study.plans).training
+    schedule = study.schedule_of(next((run for run in runs if "training" not in run.settings), runs[0]))
     folds = sorted({run.fold for run in runs})
     seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
     rows = {run.method: run for run in runs if run.settings}
     return {
         "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
         "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
-        "Schedule": f"{schedule.num_epochs or 1000} epochs of {schedule.num_iterations_per_epoch or 250} iterations, "
+        "Schedule": f"{schedule.num_epochs or NNUNET_EPOCHS} epochs of "
+        f"{schedule.num_iterations_per_epoch or 250} iterations, "
         f"initial learning rate {schedule.initial_lr or 0.01:g}, "
         f"seed {', '.join(str(schedule.seed if seed is None else seed) for seed in seeds)}",
         **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},

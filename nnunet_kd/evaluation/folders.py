@@ -47,12 +47,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Row:
-    """Metrics of one structure in one case, by one method."""
+    """Metrics of one structure in one case, by one method.
+
+    Attributes:
+        seed: Of the training, where the method was trained with several.
+    """
 
     method: str
     case: str
     structure: str
     values: dict[str, float]
+    seed: int | None = None
 
 
 def read_evaluation(
@@ -226,16 +231,15 @@ def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[A
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent.
 
+    Where methods have seeds, there is a row a seed, and a column of them.
+
     Names are written as they are, quoted where they need it: both are for programs. A spreadsheet takes a name that
     begins with =, +, - or @ for a formula.
     """
-    lines = [_line(["method", "case", "structure", *METRICS])]
-    for row in rows:
-        numbers = ("" if math.isnan(value) else value for value in row.values.values())
-        lines.append(_line([row.method, row.case, row.structure, *numbers]))
-    records = [
-        {"method": row.method, "case": row.case, "structure": row.structure, **_without_nan(row.values)} for row in rows
-    ]
+    names = ["method", *(["seed"] if any(row.seed is not None for row in rows) else []), "case", "structure"]
+    records = [{**{name: getattr(row, name) for name in names}, **_without_nan(row.values)} for row in rows]
+    lines = [_line([*names, *METRICS])]
+    lines += [_line(["" if value is None else value for value in record.values()]) for record in records]
     written = []
     for name, content in (("metrics.csv", "".join(lines)), ("metrics.json", json.dumps(records, indent=1))):
         write_whole(folder / name, content)

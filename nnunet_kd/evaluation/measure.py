@@ -47,14 +47,14 @@ class Measured:
         return self.network.flops * self.passes
 
 
-def measure(model_folder: Path, fold: int | str, images: Path, device: str, cases: int = 5) -> Measured:
+def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = 5) -> Measured:
     """Predict a few cases in a process of its own, so that its peak memory is that of this model.
 
     Reading, resampling and writing are not timed.
 
     Args:
-        model_folder: Results folder with ``plans.json`` and ``fold_*``.
-        fold: The fold to load.
+        checkpoint: In a results folder, ``fold_*/checkpoint_*.pth``.
+        configuration: That it was trained for.
         images: Folder of raw images, as for ``nnUNetv2_predict``.
         device: ``"cpu"`` or ``"cuda"``.
         cases: At most so many, in the order of their names.
@@ -63,13 +63,13 @@ def measure(model_folder: Path, fold: int | str, images: Path, device: str, case
         ValueError: For a folder without images.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        return pool.submit(_measure, model_folder, fold, images, device, cases).result()
+        return pool.submit(_measure, checkpoint, configuration, images, device, cases).result()
 
 
-def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cases: int) -> Measured:
+def _measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int) -> Measured:
+    model_folder, fold = checkpoint.parents[1], checkpoint.parent.name.removeprefix("fold_")
     plans = read_plans(model_folder / "plans.json")
     dataset_json = read_dataset_json(model_folder / "dataset.json")
-    configuration = model_folder.name.split("__")[-1]
     network = configuration_cost(plans, configuration, dataset_json)
     files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
     if not files:
@@ -77,7 +77,7 @@ def _measure(model_folder: Path, fold: int | str, images: Path, device: str, cas
 
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
+        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint.name)
     assert predictor.configuration_manager is not None
     counter = _Passes()
     module: torch.nn.Module = predictor.network

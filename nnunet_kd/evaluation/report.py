@@ -20,6 +20,7 @@ from nnunet_kd.evaluation.summary import (
     Table,
     comparison_table,
     metric_table,
+    seed_table,
     tests_note,
 )
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
@@ -48,11 +49,10 @@ class Report:
         title: Of the page.
         facts: What was compared, as name and text.
         warnings: What a reader has to know before any number: leakage, methods that failed.
-        rows: Metrics of every case; the values of several seeds averaged.
+        rows: Metrics of every case and seed.
         baseline: The method the others are compared with.
         teacher: The teacher's name among the methods, if it is among them.
         costs: Method -> what its network costs.
-        seeds: Method -> mean Dice of each seed, where there are several.
         curves: Method -> logged name -> one value an epoch.
         pictures: Caption -> figure.
     """
@@ -64,7 +64,6 @@ class Report:
     baseline: str
     teacher: str | None
     costs: Mapping[str, Measured]
-    seeds: Mapping[str, Sequence[float]] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
     pictures: Mapping[str, Figure] = field(default_factory=dict)
 
@@ -108,25 +107,17 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
     ]
     if len(scores.methods) > 1:
         table = comparison_table(scores, report.baseline, report.teacher)
-        sections.append(("Is the difference real?", tests_note(report.baseline, report.teacher), [table]))
-    if any(len(values) > 1 for values in report.seeds.values()):
+        sections.append(("Is the difference real?", tests_note(scores, report.baseline, report.teacher), [table]))
+    seeds = seed_table(scores)
+    if seeds is not None:
         note = "Mean Dice (%) of each seed, and their standard deviation. All other tables average the seeds by case."
-        sections.append(("Seeds", note, [_seed_table(report.seeds)]))
+        sections.append(("Seeds", note, [seeds]))
     if report.costs:
         device = next(iter(report.costs.values())).device
         note = f"A case: nnU-Net's predictor with mirroring, in the network alone, measured in one run on {device}."
         sections.append(("Cost", note, [_cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
     return sections
-
-
-def _seed_table(seeds: Mapping[str, Sequence[float]]) -> Table:
-    count = max(len(values) for values in seeds.values())
-    rows = []
-    for method, values in seeds.items():
-        cells = [f"{100 * value:.2f}" for value in values] + [""] * (count - len(values))
-        rows.append([method, *cells, f"{100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"])
-    return Table(["method", *(f"run {i + 1}" for i in range(count)), "standard deviation"], rows)
 
 
 def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
@@ -146,9 +137,11 @@ def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
 
 
 def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool) -> str:
-    """A figure and, for a student, how many times less than the teacher's it is."""
+    """A figure and, for a student, how many times less or more than the teacher's it is."""
     text = f"{shown:,.3f}" if shown < 100 else f"{shown:,.0f}"
-    return text if is_teacher or not teacher or not value else f"{text} (1/{teacher / value:.1f})"
+    if is_teacher or not teacher or not value:
+        return text
+    return f"{text} (1/{teacher / value:.1f})" if value <= teacher else f"{text} ({value / teacher:.1f} times)"
 
 
 def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) -> Figure:

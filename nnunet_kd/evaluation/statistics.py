@@ -1,4 +1,4 @@
-"""Statistics over the cases of paired methods: every method has segmented the same cases."""
+"""Statistics of paired methods: every method has segmented the same cases, in one run or several."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+Values = NDArray[np.float64]  # (cases,), or (runs, cases)
 
 RESAMPLES = 10_000
+AT_ONCE = 1_000_000  # numbers
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % bootstrap interval over cases."""
+    """An estimate and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -42,37 +43,76 @@ class PairedTests:
 
 def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
     """Mean and its standard error, s / sqrt(n), over the values that are numbers."""
-    numbers = _numbers(np.asarray(values, dtype=np.float64))
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
         return math.nan, math.nan
     error = numbers.std(ddof=1) / math.sqrt(numbers.size) if numbers.size > 1 else math.nan
     return float(numbers.mean()), float(error)
 
 
-def bootstrap(statistic: Callable[[NDArray[np.int64]], float], cases: int, seed: int = 1234) -> Interval:
-    """Percentile bootstrap over cases.
+def mean_of_runs(values: Values) -> Values:
+    """Mean over the runs ``(..., runs, cases)`` of those that have a value, case by case."""
+    numbers = np.isfinite(values)
+    count = numbers.sum(-2)
+    mean: Values = np.where(count > 0, np.where(numbers, values, 0.0).sum(-2) / np.maximum(count, 1), math.nan)
+    return mean
+
+
+def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed: int = 1234) -> Interval:
+    """Percentile bootstrap over cases and, of samples that have several, over runs.
+
+    Cases are drawn for all samples together, and so are runs, which are then averaged: those of one seed begin with the
+    same weights and see the same batches. So the interval is about other cases and, where there are several runs, about
+    other trainings too; of few runs it knows little, and is rather too narrow. Cases without a value in a sample are
+    left out.
 
     Args:
-        statistic: Value for the numbers of the drawn cases; draws for which it is not a number are left out.
-        cases: How many there are.
+        statistic: Of as many arrays ``(draws, cases)`` as there are samples, one number a draw. Draws for which it is
+            not a number are left out.
+        samples: One array a method, ``(cases,)`` or ``(runs, cases)``, of the same cases and the same seeds. One run
+            is drawn every time.
         seed: Of the draws.
+
+    Raises:
+        ValueError: For samples of different numbers of runs, other than one.
     """
-    generator = np.random.default_rng(seed)
-    drawn = np.array([statistic(draw) for draw in generator.integers(0, cases, (RESAMPLES, cases))])
-    drawn = drawn[np.isfinite(drawn)]
-    value = float(statistic(np.arange(cases)))
-    if not drawn.size:
+    runs = [np.atleast_2d(np.asarray(sample, dtype=np.float64)) for sample in samples]
+    several = {len(sample) for sample in runs} - {1}
+    if len(several) > 1:
+        raise ValueError(f"there are {' and '.join(map(str, sorted(several)))} runs: they cannot be drawn together")
+    usable = np.all([np.isfinite(sample).any(0) for sample in runs], axis=0)
+    cases = int(usable.sum())
+    if not cases:
+        return Interval(math.nan, math.nan, math.nan)
+    runs = [sample[:, usable] for sample in runs]
+    value = float(statistic(*(mean_of_runs(sample)[None] for sample in runs))[0])
+    of_cases, of_runs = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    drawn = []
+    left = RESAMPLES
+    while left:
+        count = max(several, default=1)
+        draws = min(left, max(1, AT_ONCE // (cases * count)))
+        left -= draws
+        chosen = of_cases.integers(0, cases, (draws, 1, cases))
+        trained = of_runs.integers(0, count, (draws, count, 1))
+        drawn.append(statistic(*(mean_of_runs(sample[trained if len(sample) > 1 else 0, chosen]) for sample in runs)))
+    numbers = np.concatenate(drawn)
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
         return Interval(value, math.nan, math.nan)
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.percentile(numbers, (2.5, 97.5))
     return Interval(value, float(low), float(high))
 
 
-def mean_interval(values: Sequence[float] | Values) -> Interval:
+def mean_interval(values: Values) -> Interval:
     """Mean over the cases that have a number, with its interval."""
-    numbers = _numbers(np.asarray(values, dtype=np.float64))
-    if not numbers.size:
-        return Interval(math.nan, math.nan, math.nan)
-    return bootstrap(lambda draw: float(numbers[draw].mean()), numbers.size)
+    return bootstrap(_mean, [values])
+
+
+def mean_difference(values: Values, baseline: Values) -> Interval:
+    """Mean over the cases of the difference, with its interval."""
+    return bootstrap(lambda a, b: _mean(a - b), [values, baseline])
 
 
 def gap_closed(method: Values, baseline: Values, teacher: Values) -> Interval:
@@ -80,18 +120,21 @@ def gap_closed(method: Values, baseline: Values, teacher: Values) -> Interval:
 
     Cases in which any of the three is not a number are left out. 1: as good as the teacher; 0: as the baseline.
     Where teacher and baseline are equal there is no gap and the value is not a number. The interval is that of the
-    ratio, cases drawn together: it is wide where the gap is small against the spread of the cases.
+    ratio, cases drawn together: it is wide where the gap is small against the spread of cases and runs.
     """
-    usable = np.isfinite(method) & np.isfinite(baseline) & np.isfinite(teacher)
-    method, baseline, teacher = method[usable], baseline[usable], teacher[usable]
-    if not usable.any():
-        return Interval(math.nan, math.nan, math.nan)
 
-    def ratio(draw: NDArray[np.int64]) -> float:
-        gap = float((teacher[draw] - baseline[draw]).mean())
-        return float((method[draw] - baseline[draw]).mean()) / gap if gap else math.nan
+    def ratio(student: Values, without: Values, teaching: Values) -> Values:
+        gained, gap = student - without, teaching - without
+        usable = np.isfinite(gained) & np.isfinite(gap)
+        gained, gap = (_mean(np.where(usable, each, math.nan)) for each in (gained, gap))
+        return np.divide(gained, gap, out=np.full_like(gap, math.nan), where=gap != 0)
 
-    return bootstrap(ratio, method.size)
+    return bootstrap(ratio, [method, baseline, teacher])
+
+
+def _mean(values: Values) -> Values:
+    """Over the last axis, of the numbers."""
+    return mean_of_runs(values[..., None])[..., 0]
 
 
 def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, PairedTests]:
@@ -121,7 +164,3 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[name] = largest
     return corrected
-
-
-def _numbers(values: Values) -> Values:
-    return values[np.isfinite(values)]

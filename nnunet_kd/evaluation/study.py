@@ -11,16 +11,23 @@ import zipfile
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.runs import Run
+from nnunet_kd.images import images_by_case, in_order
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
-from nnunet_kd.settings import BLOCK, read_settings
+from nnunet_kd.settings import BLOCK, TrainingSettings, read_settings
+from nnunet_kd.teachers.nnunet import Experiment, find_trainer
 from nnunet_kd.writing import naming_full_disk, not_written, write_whole
 
+if TYPE_CHECKING:
+    from nnunet_kd.training.preparation import Preparation
+
 TEACHER = "teacher"
+FINAL = "checkpoint_final.pth"
+NNUNET_EPOCHS = 1000
 
 
 class Study:
@@ -56,13 +63,15 @@ class Study:
     # ---- plans
 
     def plans_of(self, run: Run) -> dict[str, Any]:
-        """The given plans with the run's seed and settings; the teacher is that of the given plans."""
+        """The given plans with the run's seed and settings; teacher and width are those of the given plans."""
         plans = deepcopy(self.plans)
         if run.plans == plans["plans_name"]:
             return plans
         settings = read_settings(plans)
         source = (settings.student.source_plans if settings.student else None) or plans["plans_name"]
         block = plans.setdefault(BLOCK, {})
+        if settings.student is not None and settings.student.source_plans == self.plans["plans_name"]:
+            block["student"]["source_plans"] = None  # still to be reduced, under whatever name
         teachers = block.setdefault("teacher", {})
         for teacher in teachers if isinstance(teachers, list) else [teachers]:
             if teacher.get("plans") is None and teacher.get("folder") is None:
@@ -73,6 +82,28 @@ class Study:
             block.setdefault("training", {})["seed"] = run.seed
         plans["plans_name"] = run.plans
         return plans
+
+    def prepared(self, run: Run) -> Preparation | None:
+        """What its training reads first; ``None``: its trainer is not of this package.
+
+        Raises:
+            ValueError: For settings that are not valid, or a trainer nnU-Net does not find.
+        """
+        from nnunet_kd.training.preparation import prepare
+        from nnunet_kd.training.trainer import DistillationTrainer
+
+        trainer = find_trainer(run.trainer)
+        if not issubclass(trainer, DistillationTrainer):
+            return None
+        return prepare(trainer, Experiment(self.plans_of(run), self.configuration, self.dataset_json), run.fold)
+
+    def schedule_of(self, run: Run) -> TrainingSettings:
+        """Of its plans and its trainer; ``None`` is nnU-Net's own."""
+        try:
+            preparation = self.prepared(run)
+        except ValueError:  # its training will say so
+            preparation = None
+        return (read_settings(self.plans_of(run)) if preparation is None else preparation.settings).training
 
     def write_plans(self, runs: Sequence[Run]) -> None:
         """Plans of all runs that need their own; complete or not there.
@@ -101,8 +132,7 @@ class Study:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        path = self.preprocessed / "splits_final.json"
-        if path.is_file():
+        if self.splits.is_file():
             self._splits()
             return
         identifier = PlansManager(self.plans).get_configuration(self.configuration).data_identifier
@@ -111,16 +141,20 @@ class Study:
             return  # nnU-Net says that nothing is preprocessed
         cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
         splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
-        write_whole(path, json.dumps(_plain(splits), indent=4))
+        write_whole(self.splits, json.dumps(_plain(splits), indent=4))
+
+    @property
+    def splits(self) -> Path:
+        """The file of nnU-Net's folds."""
+        return self.preprocessed / "splits_final.json"
 
     def _splits(self) -> Any:
-        path = self.preprocessed / "splits_final.json"
         try:
-            return read_splits(path)
+            return read_splits(self.splits)
         except ValueError as error:
             raise ValueError(
-                f"cannot read {path}, which a killed training has left perhaps: remove it, and nnU-Net's folds are "
-                "made anew; restore it, if the folds were others"
+                f"cannot read {self.splits}, which a killed training has left perhaps: remove it, and nnU-Net's folds "
+                "are made anew; restore it, if the folds were others"
             ) from error
 
     # ---- models
@@ -131,7 +165,13 @@ class Study:
 
     def is_trained(self, run: Run) -> bool:
         """Whether its last checkpoint is there, and whole: nnU-Net's own trainers are killed while they write it."""
-        return zipfile.is_zipfile(self.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth")
+        return zipfile.is_zipfile(self.folder_of(run) / f"fold_{run.fold}" / FINAL)
+
+    def last_checkpoint(self, run: Run) -> Path | None:
+        """What its training ended with, or would go on from, where that is whole."""
+        fold = self.folder_of(run) / f"fold_{run.fold}"
+        checkpoints = (fold / name for name in (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth"))
+        return next((path for path in checkpoints if zipfile.is_zipfile(path)), None)
 
     def train(self, run: Run) -> None:
         """With nnUNetv2_train; goes on where it was stopped, does nothing where it has ended.
@@ -148,7 +188,7 @@ class Study:
                 path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
-        epochs = read_settings(self.plans_of(run)).training.num_epochs or 1000
+        epochs = self.schedule_of(run).num_epochs or NNUNET_EPOCHS
         self.commands.run(
             f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
             "nnUNetv2_train",
@@ -167,12 +207,13 @@ class Study:
         Raises:
             ValueError: Where nnU-Net has not split the data set yet, or has no such fold.
         """
-        path = self.preprocessed / "splits_final.json"
-        if not path.is_file():
-            raise ValueError(f"there is no {path}: nnU-Net makes it when the first training of the data set begins")
+        if not self.splits.is_file():
+            raise ValueError(
+                f"there is no {self.splits}: nnU-Net makes it when the first training of the data set begins"
+            )
         splits = self._splits()
         if fold >= len(splits):
-            raise ValueError(f"{path} has {len(splits)} folds, there is no fold {fold}")
+            raise ValueError(f"{self.splits} has {len(splits)} folds, there is no fold {fold}")
         return sorted(splits[fold]["val"])
 
     def images_of(self, fold: int) -> Path:
@@ -181,27 +222,26 @@ class Study:
         Raises:
             ValueError: Where a case has no image.
         """
+        source, ending = self.raw / "imagesTr", self.dataset_json["file_ending"]
+        there = images_by_case(source, ending) if source.is_dir() else {}
+        cases = {case: there.get(case, {}) for case in self.cases_of(fold)}
+        files = in_order(cases, self.channels, source, ending)
         folder = self.out / "images" / f"fold_{fold}"
         folder.mkdir(parents=True, exist_ok=True)
-        ending = self.dataset_json["file_ending"]
-        for case in self.cases_of(fold):
-            channels = [self.raw / "imagesTr" / f"{case}_{channel:04d}{ending}" for channel in range(self.channels)]
-            for path in channels:
-                if not path.is_file():
-                    raise ValueError(f"case {case} has no image {path}")
-                link = folder / path.name
-                if not link.exists():
-                    link.unlink(missing_ok=True)
-                    with naming_full_disk(link):
-                        link.symlink_to(path.resolve())
+        for path in (path for paths in files.values() for path in paths):
+            link = folder / path.name
+            if not link.exists():
+                link.unlink(missing_ok=True)
+                with naming_full_disk(link):
+                    link.symlink_to(path.resolve())
         return folder
 
     @property
     def channels(self) -> int:
-        """Images a case."""
+        """Of a case."""
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
 
-    def predict(self, model_folder: Path, fold: int, name: str) -> Path:
+    def predict(self, model_folder: Path, fold: int, name: str, checkpoint: str = FINAL) -> Path:
         """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
 
         What was predicted before is kept where it is whole and not older than the model.
@@ -210,20 +250,22 @@ class Study:
             model_folder: Results folder of any nnU-Net.
             fold: The fold of model and cases.
             name: Of the folder for predictions.
+            checkpoint: Of the fold.
 
         Raises:
             DiskFullError: Where there is no space for a file.
             RuntimeError: Where the prediction fails.
         """
         names = [f"{case}{self.dataset_json['file_ending']}" for case in self.cases_of(fold)]
-        checkpoint = model_folder / f"fold_{fold}" / "checkpoint_final.pth"
-        trained = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
+        path = model_folder / f"fold_{fold}" / checkpoint
+        trained = path.stat().st_mtime if path.is_file() else 0.0
         own = model_folder / f"fold_{fold}" / "validation"
         summary = own / "summary.json"  # nnU-Net writes it when it has read all the others
         ended = summary.stat().st_mtime if summary.is_file() else 0.0
-        if all(self._is_whole(own / name, trained, ended) for name in names):
+        if checkpoint == FINAL and all(self._is_whole(own / name, trained, ended) for name in names):
             return own
-        folder = self.out / "predictions" / f"{name}_fold_{fold}"
+        which = "" if checkpoint == FINAL else f"_{Path(checkpoint).stem}"
+        folder = self.out / "predictions" / f"{name}_fold_{fold}{which}"
         lost = [folder / name for name in names if not self._is_whole(folder / name, trained)]
         if not lost:
             return folder
@@ -233,6 +275,7 @@ class Study:
             f"predict_{name}_fold_{fold}",
             "nnUNetv2_predict_from_modelfolder",
             *("-i", str(self.images_of(fold)), "-o", str(folder), "-m", str(model_folder), "-f", str(fold)),
+            *("-chk", checkpoint),
             *("-npp", "1", "-nps", "1", "-device", self.device, "--continue_prediction"),
         )
         for path in (folder / name for name in names):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,16 +16,23 @@ from nnunet_kd.evaluation.statistics import (
     Values,
     gap_closed,
     mean_and_error,
+    mean_difference,
     mean_interval,
+    mean_of_runs,
     paired_tests,
 )
 from nnunet_kd.evaluation.text import in_html, in_markdown
 
 OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
-MEANS = "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case."
+MEANS = (
+    "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case. A structure that "
+    "reference and prediction lack has no value and does not count; where only one of them lacks it, Dice and NSD are "
+    "0 and HD95 is the image's diagonal."
+)
 TESTS = (
-    "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over cases. t-test and Wilcoxon's signed rank "
-    "test are two-sided; Holm corrects Wilcoxon's for the number of methods."
+    "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over {drawn}. t-test and Wilcoxon's signed "
+    "rank test are two-sided; Holm corrects Wilcoxon's for the number of methods. The tests compare these trained "
+    "networks: they do not say what another training of the same method would give."
 )
 GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
 
@@ -44,44 +50,47 @@ LABELS = {
 
 
 class Scores:
-    """Metrics by method, structure and case, and the mean of a case's structures.
+    """Metrics by method, run, structure and case, and the mean of a case's structures.
 
     The mean of a case is over the structures that have a value in it; cases weigh the same however many they have.
+    A method's runs are its seeds; a case's value is the mean of theirs.
 
     Args:
-        rows: Of any number of methods that have the same cases and structures.
+        rows: Of any number of methods that have the same cases and structures, all seeds of a method the same.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.methods = list(dict.fromkeys(row.method for row in rows))
         self.cases = list(dict.fromkeys(row.case for row in rows))
         self.structures = list(dict.fromkeys(row.structure for row in rows))
-        index = {(row.method, row.structure, row.case): row.values for row in rows}
+        self.seeds: dict[str, list[int | None]] = {}
+        for method, seed in dict.fromkeys((row.method, row.seed) for row in rows):
+            self.seeds.setdefault(method, []).append(seed)
+        index = {(row.method, row.seed, row.structure, row.case): row.values for row in rows}
         self._values: dict[tuple[str, str | None, str], Values] = {}
-        for method in self.methods:
+        for method, seeds in self.seeds.items():
             for metric in METRICS:
-                each = np.array([[index[method, s, case][metric] for case in self.cases] for s in self.structures])
+                each = np.array(
+                    [
+                        [[index[method, seed, s, c][metric] for c in self.cases] for seed in seeds]
+                        for s in self.structures
+                    ]
+                )
                 for structure, values in zip(self.structures, each, strict=True):
                     self._values[method, structure, metric] = values
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)  # a case without any structure has no mean
-                    self._values[method, None, metric] = np.nanmean(each, axis=0)
+                self._values[method, None, metric] = mean_of_runs(each.swapaxes(0, 1))
 
-    def of(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
-        """One value a case, of a structure or the mean of all; not a number where there is none."""
+    @property
+    def methods(self) -> list[str]:
+        """In the order of the rows."""
+        return list(self.seeds)
+
+    def runs(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
+        """``(runs, cases)``, of a structure or the mean of all; not a number where there is none."""
         return self._values[method, structure, metric]
 
-
-def average_runs(method: str, runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """Mean over the runs of one method, case by case; not a number only where all are."""
-    rows = []
-    for same in zip(*runs, strict=True):
-        values = {}
-        for metric in METRICS:
-            numbers = [row.values[metric] for row in same if not math.isnan(row.values[metric])]
-            values[metric] = float(np.mean(numbers)) if numbers else float("nan")
-        rows.append(Row(method, same[0].case, same[0].structure, values))
-    return rows
+    def of(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
+        """One value a case, the mean of the runs that have one."""
+        return mean_of_runs(self.runs(method, metric, structure))
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,10 @@ def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[s
         tests |= paired_tests({teacher: scores.of(teacher)}, reference)
     return {
         method: Comparison(
-            mean_interval(scores.of(method)),
-            mean_interval(scores.of(method) - reference),
+            mean_interval(scores.runs(method)),
+            mean_difference(scores.runs(method), scores.runs(baseline)),
             tests[method],
-            None if teacher is None else gap_closed(scores.of(method), reference, scores.of(teacher)),
+            None if teacher is None else gap_closed(*map(scores.runs, (method, baseline, teacher))),
         )
         for method in others
     }
@@ -171,9 +180,28 @@ def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) 
     return Table(header if teacher is None else [*header, "gap closed [95 %]"], rows)
 
 
-def tests_note(baseline: str, teacher: str | None) -> str:
+def seed_table(scores: Scores) -> Table | None:
+    """Mean Dice of every seed and their standard deviation; ``None`` where no method has several."""
+    several = {method: seeds for method, seeds in scores.seeds.items() if len(seeds) > 1}
+    if not several:
+        return None
+    rows = []
+    for method, seeds in several.items():
+        means = [mean_and_error(values)[0] for values in scores.runs(method)]
+        by_seed = dict(zip(seeds, (f"{100 * mean:.2f}" for mean in means), strict=True))
+        rows.append((method, by_seed, f"{100 * np.std(means, ddof=1):.2f}"))
+    columns = sorted({seed for seeds in several.values() for seed in seeds if seed is not None})
+    return Table(
+        ["method", *(f"seed {seed}" for seed in columns), "standard deviation"],
+        [[method, *(by_seed.get(seed, "") for seed in columns), spread] for method, by_seed, spread in rows],
+    )
+
+
+def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     """What the columns of :func:`comparison_table` are."""
-    return (TESTS if teacher is None else TESTS + GAP).format(baseline=baseline)
+    several = any(len(seeds) > 1 for seeds in scores.seeds.values())
+    drawn = "cases, and over the seeds of every method, of which few say little" if several else "cases"
+    return (TESTS if teacher is None else TESTS + GAP).format(baseline=baseline, drawn=drawn)
 
 
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
@@ -182,7 +210,10 @@ def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None
     parts = [MEANS.format(cases=len(scores.cases))]
     parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
     if len(scores.methods) > 1:
-        parts += [in_markdown(tests_note(baseline, teacher)), comparison_table(scores, baseline, teacher).markdown()]
+        parts += [
+            in_markdown(tests_note(scores, baseline, teacher)),
+            comparison_table(scores, baseline, teacher).markdown(),
+        ]
     return "\n\n".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -72,6 +72,12 @@ class Preparation:
         if self.uses_teacher:
             record["teachers"] = [_given(teacher) for teacher in self.settings.teachers]
         return record
+
+    def changes(self, before: Mapping[str, Any]) -> str:
+        """What is other than in such a record of before; empty: nothing."""
+        now = self.record
+        different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
 
     @property
     def starts_from_teacher(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def check_results(folder: Path, student: Experiment) -> None:
     now = _network(student.plans, student.configuration)
     if before != now:
         raise ValueError(
-            f"{folder} holds another student ({_described(before)}) than these plans ask for ({_described(now)}): give "
+            f"{folder} holds another student ({described(before)}) than these plans ask for ({described(now)}): give "
             "the plans another plans_name, or remove that folder"
         )
 
@@ -74,7 +75,8 @@ def _network(plans: dict[str, Any], configuration: str) -> Any:
     return json.loads(json.dumps(content))
 
 
-def _described(network: dict[str, Any]) -> str:
+def described(network: Mapping[str, Any]) -> str:
+    """A network of plans, for messages: its class and, where it has stages, their widths."""
     name = str(network["network_class_name"]).rpartition(".")[2]
     try:
         return f"{name}, {stage_widths(network)} channels"

@@ -64,7 +64,9 @@ class PlateauSchedule:
     """The learning rate follows the validation loss; what nnU-Net asks at the start of an epoch changes nothing."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
-        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
+        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.1, patience=patience, threshold=0, threshold_mode="abs"
+        )  # any loss that is lower, losses below 0 too
         self.observe = self._plateau.step
         self.state_dict = self._plateau.state_dict
         self.load_state_dict = self._plateau.load_state_dict

@@ -60,7 +60,7 @@ def _selected(name: str, weight: Tensor, shape: torch.Size, input_axis: int | No
     selected = weight
     for axis, (has, wants) in enumerate(zip(weight.shape, shape, strict=True)):
         if has != wants:
-            selected = selected.index_select(axis, channels_taken(has, wants))
+            selected = selected.index_select(axis, channels_taken(has, wants).to(weight.device))
     if input_axis is not None:
         selected = selected * (weight.shape[input_axis] / shape[input_axis])
     return selected.clone()

@@ -119,8 +119,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.soft_labels = attach_soft_labels(self.preparation)
             if self.preparation.needs_teacher:
                 self._attach_teacher()
-            if self.preparation.starts_from_teacher and not self.has_begun():
-                self.start = start_from_teacher(kind, self.preparation)
+            if not self.has_begun():
+                self._find_start()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         for key, value in asdict(self.preparation.settings.training).items():
             if key not in ("seed", "ema_decay", "optimizer", "initial_weights") and value is not None:
@@ -176,8 +176,15 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def start_weights(self, student: Any) -> None:
         """Weights that are not random; not called where a training goes on."""
-        if self.start is not None:
-            student.load_state_dict(self.start.weights)
+        start = self._find_start()
+        if start is not None:
+            student.load_state_dict(start.weights)
+
+    def _find_start(self) -> Start | None:
+        """Initial weights, of a training that starts anew beside old checkpoints too."""
+        if self.start is None and self.preparation.starts_from_teacher and not self._resumes:
+            self.start = start_from_teacher(type(self), self.preparation)
+        return self.start
 
     def _reconstruct(self, weights: Mapping[str, Tensor], teacher: nn.Module) -> None:
         """Fit these initial weights to what the teacher makes of augmented training patches."""
@@ -323,6 +330,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if unfinished and self.soft_labels is None:  # trained anew, or longer than the checkpoint that was there
             self.soft_labels = attach_soft_labels(self.preparation)
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
+        self._find_start()
         leakage = self._note_leakage(attached, unfinished)
         super().on_train_start()
         if self.start is not None and self.start.teacher is not None:
@@ -588,6 +596,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         super().load_checkpoint(filename_or_checkpoint)
         self.load_own_state(saved)
         self._add_log_entries()
+        changes = self.preparation.changes(saved["record"]) if "record" in saved else ""
+        if changes and self.current_epoch < self.num_epochs:
+            self.print_to_log_file(f"goes on with other settings than it was begun with: {changes}")
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """What :meth:`own_state` saved, once network and optimizer are there."""

@@ -4,7 +4,8 @@ import pytest
 
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.commands import Commands
-from tests.conftest import SHORT
+from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
+from tests.conftest import SHORT, make_trainer, stop_within
 
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
 
@@ -15,9 +16,15 @@ def compare(workspace, *words):
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypatch, forked_commands):
-    """Two methods train, one fails; stopped before the second, then to the end, then written again."""
+    """Two methods train, one fails; stopped before the second, then to the end, then written again.
+
+    Their teacher is the best of its training, in a folder of a name that is not nnU-Net's.
+    """
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
+    folder = workspace.teacher.rename(workspace.root / "heads")
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    teacher = {"folder": str(folder), "checkpoint": "checkpoint_best.pth"}
+    workspace.plans("tiny", training=TINY, teacher=teacher, method={})
     rows = workspace.root / "rows.json"
     both = {"both": {"trainer": "KD", "method": {"terms": [{"name": "logits"}, {"name": "cwd"}]}}}
     rows.write_text(json.dumps({"wrong": {"trainer": "DCD", "method": {"weight": -1}}, **both}))
@@ -61,7 +68,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables
 
-    workspace.plans("tiny", training={**TINY, "num_epochs": 2}, teacher={"plans": "nnUNetPlans"}, method={})
+    workspace.plans("tiny", training={**TINY, "num_epochs": 2}, teacher=teacher, method={})
     capsys.readouterr()
     assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
     assert (
@@ -71,12 +78,23 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     assert (study / "report.md").read_text() == again
 
     # A default of the package is another than when the training ran.
-    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"}, method={})
+    workspace.plans("tiny", training=TINY, teacher=teacher, method={})
     monkeypatch.setattr("nnunet_kd.training.preparation.active_terms", lambda *_: [])
     assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
     error = capsys.readouterr().err
-    assert "settings than LogitsKD has now: teachers [{'trainer': 'nnUNetTrainer', 'plans': 'nnUNetPlans'," in error
+    assert "settings than LogitsKD has now: teachers [{'trainer': 'nnUNetTrainer', 'folds': 'same'," in error
     assert "; terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
+
+
+def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, capsys):
+    plans = workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"}, method={"weight": 0.1})
+    trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
+    stop_within(trainer, 3)
+    workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"}, method={"weight": 0.2})
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
+    error = capsys.readouterr().err
+    assert "was begun with other settings than LogitsKD has now: terms ['logits: weight 0.1, " in error
+    assert not (workspace.root / "study").exists()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,9 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
         (["-m", "NoKD", "-p", "other"], "there are no plans"),
         (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
+        (["-m", "NoKD", "-f", "0", "7"], "has 5 folds, there is no fold 7"),
         (["-m", "NoKD", "SAMKD"], "there are no soft labels in"),
+        (["-m", "NoKD", "BrainSegDMIF", "-c", "2d"], "would train different networks (PlainConvUNet, ["),
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),
         (["-m", "NoKD", "--rows", "nothing.json"], "cannot read nothing.json: there is no such file"),
         (["-m", "NoKD", "--tolerance", "0"], "--tolerance above 0"),

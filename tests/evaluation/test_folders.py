@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,15 @@ def test_files_hold_every_row(folders):
             else:
                 assert float(line[name]) == record[name] == value
     assert sorted(path.name for path in (folders / "out").iterdir()) == ["metrics.csv", "metrics.json"]
+    assert "seed" not in lines[0] and "seed" not in content[0]
+
+
+def test_seeds_have_a_column(folders):
+    first = evaluated(folders)[0]
+    table, records = write_rows([first, replace(first, seed=0), replace(first, seed=3)], folders / "out")
+    assert table.read_text().startswith("method,seed,case,structure,")
+    assert [line["seed"] for line in csv.DictReader(table.open())] == ["", "0", "3"]
+    assert [record["seed"] for record in json.loads(records.read_text())] == [None, 0, 3]
 
 
 def test_two_dimensions(tmp_path):

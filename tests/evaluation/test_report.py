@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -42,7 +43,10 @@ def report():
         title="a & b",
         facts={"Data": "x < y"},
         warnings=["LEAKAGE: all of it"],
-        rows=rows(**dice),
+        rows=[
+            *rows(teacher=dice.pop("teacher")),
+            *(replace(row, seed=seed) for seed in (4, 7) for row in rows(**dice)),
+        ],
         baseline="NoKD",
         teacher="teacher",
         costs={
@@ -50,7 +54,6 @@ def report():
             "NoKD": measured(1_000_000, 1.0),
             "D<CD": measured(1_000_000, 1.0),
         },
-        seeds={"NoKD": [0.5, 0.52], "D<CD": [0.6]},
         curves={"NoKD": {"train_losses": [1.0, 0.5]}, "D<CD": {"train_losses": [1.0, 0.4], "dcd": [float("nan"), 3.0]}},
         pictures={"Cases": Figure(figsize=(1, 1))},
     )
@@ -78,6 +81,23 @@ def test_costs_stand_beside_the_teachers(report, tmp_path):
         "1.000 (1/4.0)",
         "",
     ]
+
+
+def test_what_costs_more_than_the_teacher_says_so(report, tmp_path):
+    slow = replace(report, costs={**report.costs, "NoKD": measured(1_000_000, 6.0)})
+    assert "| 6.000 (1.5 times) " in write_report(slow, tmp_path)[1].read_text()
+
+
+def test_seeds_stand_beside_each_other(report, tmp_path):
+    rows = [
+        replace(row, values={**row.values, "dice": row.values["dice"] + 0.01 * (row.seed == 7)}) for row in report.rows
+    ]
+    text = write_report(replace(report, rows=rows), tmp_path)[1].read_text()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.partition("## Seeds")[2].splitlines()]
+    assert ["method", "seed 4", "seed 7", "standard deviation"] in table
+    assert ["NoKD", "50.00", "51.00", "0.71"] in table and "and over the seeds of every method" in text
+    once = write_report(replace(report, rows=[row for row in rows if row.seed != 7]), tmp_path)[1].read_text()
+    assert "## Seeds" not in once and "bootstrap over cases. t-test" in once
 
 
 def test_both_formats_have_the_same_cells(report, tmp_path):

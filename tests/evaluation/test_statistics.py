@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_kd.evaluation.statistics import bootstrap, gap_closed, holm, mean_and_error, mean_interval, paired_tests
+from nnunet_kd.evaluation.statistics import (
+    bootstrap,
+    gap_closed,
+    holm,
+    mean_and_error,
+    mean_difference,
+    mean_interval,
+    mean_of_runs,
+    paired_tests,
+)
 
 
 def test_mean_and_standard_error():
@@ -72,5 +81,46 @@ def test_gap_closed():
 
 
 def test_draws_without_a_value_are_left_out():
-    interval = bootstrap(lambda draw: math.nan if draw[0] == 0 else float(draw[0]), 3)
+    def first(drawn):
+        return np.where(drawn[:, 0] == 0, math.nan, drawn[:, 0])
+
+    interval = bootstrap(first, [np.array([0.0, 1.0, 2.0])])
     assert math.isnan(interval.value) and 1 <= interval.low <= interval.high <= 2
+
+
+def test_an_interval_over_runs_knows_their_spread():
+    """Cases that are all the same leave nothing else; of many runs the interval is the normal one."""
+    means = np.random.default_rng(2).standard_normal(100)
+    runs = np.repeat(means[:, None], 5, axis=1)
+    interval = mean_interval(runs)
+    mean, error = mean_and_error(means)
+    assert interval.value == pytest.approx(mean)
+    assert interval.low == pytest.approx(mean - 1.96 * error, abs=0.03)
+    assert interval.high == pytest.approx(mean + 1.96 * error, abs=0.03)
+    alone = mean_interval(runs[0])
+    assert (alone.low, alone.high) == (pytest.approx(alone.value), pytest.approx(alone.value))
+
+
+def test_runs_of_a_seed_are_drawn_together():
+    baseline = np.random.default_rng(3).random((3, 20))
+    difference = mean_difference(baseline + 0.125, baseline)
+    assert (difference.value, difference.low, difference.high) == tuple(pytest.approx(0.125) for _ in range(3))
+    assert mean_interval(baseline).high - mean_interval(baseline).low > 0.05
+    half = gap_closed(baseline + 0.125, baseline, baseline.mean(0) + 0.25)  # a teacher has one run
+    assert half.value == pytest.approx(0.5) and half.low < 0.5 < half.high
+    with pytest.raises(ValueError, match="there are 2 and 3 runs"):
+        mean_difference(baseline, baseline[:2])
+
+
+def test_runs_without_a_value_in_a_case():
+    runs = np.array([[0.5, math.nan, math.nan], [0.7, 0.2, math.nan]])
+    assert mean_interval(runs).value == pytest.approx((0.6 + 0.2) / 2)
+    np.testing.assert_allclose(mean_of_runs(runs), [0.6, 0.2, math.nan])
+
+
+def test_many_cases_are_drawn_in_parts():
+    """As the same draws in one."""
+    values = np.random.default_rng(4).random(150)
+    whole = mean_interval(values)
+    drawn = values[np.random.default_rng(1234).integers(0, 150, (10_000, 150))].mean(1)
+    assert (whole.low, whole.high) == tuple(pytest.approx(limit) for limit in np.percentile(drawn, (2.5, 97.5)))

@@ -43,6 +43,27 @@ def test_students_plans_keep_their_own_source(workspace):
     assert read_settings(study_of(workspace, plans).plans_of(run)).teachers[0].plans == "nnUNetPlans"
 
 
+def test_plans_that_are_their_own_source_are_reduced_under_every_name(workspace):
+    plans = workspace.plans("nnUNetPlans", student={"source_plans": "nnUNetPlans", "reduction": 2})
+    study = study_of(workspace, plans)
+    widths = []
+    for run in list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None, 1]):
+        network = study.prepared(run).student.plans["configurations"]["3d_fullres"]["architecture"]
+        widths.append(network["arch_kwargs"]["features_per_stage"])
+    full = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    assert widths[0] == widths[1] and widths[0][-1] == full[-1] // 2
+    assert plans["nnunet_kd"]["student"]["source_plans"] == "nnUNetPlans"
+
+
+def test_the_schedule_is_that_of_plans_and_trainer(workspace):
+    study = study_of(workspace, workspace.plans("nnUNetPlans", training=SHORT))
+    study.configuration = "2d"
+    runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD", "", "BrainSegDMIF"]), [0], [None])
+    assert [study.schedule_of(run).num_epochs for run in runs] == [2, 2, 2]
+    study.plans.pop("nnunet_kd")
+    assert [study.schedule_of(run).num_epochs for run in runs] == [None, None, 200]
+
+
 def test_cases_and_images_of_a_fold(workspace):
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     splits = json.loads((workspace.preprocessed / "splits_final.json").read_text())
@@ -54,8 +75,17 @@ def test_cases_and_images_of_a_fold(workspace):
         study.cases_of(9)
     (workspace.raw / "imagesTr" / images[0]).unlink()
     (study.out / "images" / "fold_0" / images[0]).unlink()
-    with pytest.raises(ValueError, match="has no image"):
+    with pytest.raises(ValueError, match=f"there is no .*{images[0]}"):
         study.images_of(0)
+
+
+def test_a_picture_holds_all_channels(workspace):
+    """As nnU-Net stores those in colour; the data set names three channels."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    for path in (workspace.raw / "imagesTr").glob("*_000[12].nii.gz"):
+        path.unlink()
+    images = sorted(path.name for path in study.images_of(0).iterdir())
+    assert images == [f"{case}_0000.nii.gz" for case in study.cases_of(0)]
 
 
 def test_folds_are_nnunets_and_written_whole(workspace):
@@ -78,12 +108,12 @@ def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
     (run,) = list_runs("nnUNetPlans", rows_of_methods([""]), [0], [None])
     fold = workspace.teacher / "fold_0"
     final, latest = fold / "checkpoint_final.pth", fold / "checkpoint_latest.pth"
-    assert study.is_trained(run)
+    assert study.is_trained(run) and study.last_checkpoint(run) == final
     shutil.copy(final, latest)
     final.write_bytes(final.read_bytes()[:-1])
     commands = []
     monkeypatch.setattr(Commands, "run", lambda self, *words, **_: commands.append(words))
-    assert not study.is_trained(run)
+    assert not study.is_trained(run) and study.last_checkpoint(run) == latest
     study.train(run)
     assert not final.exists() and latest.exists() and commands[-1][-1] == "--c"
     for path in fold.glob("checkpoint_*.pth"):

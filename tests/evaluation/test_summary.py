@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,17 @@ def test_the_mean_of_a_case_is_over_the_structures_it_has():
     np.testing.assert_allclose(scores.of("one"), [0.3, 0.8, math.nan])
     np.testing.assert_allclose(scores.of("one", structure="b"), [0.4, 0.8, math.nan])
     assert (scores.methods, scores.cases, scores.structures) == (["one"], ["c0", "c1", "c2"], ["a", "b"])
+
+
+def test_the_mean_of_runs_is_that_of_their_means():
+    """A structure that is rightly left out by one run and found by the other, where there is none."""
+    runs = [rows(one=[0.2, math.nan, 0.8, 0.6]), rows(one=[0.6, 0.0, 0.8, math.nan])]
+    scores = Scores([replace(row, seed=seed) for seed, run in enumerate(runs) for row in run])
+    assert scores.seeds == {"one": [0, 1]} and scores.cases == ["c0", "c1"]
+    np.testing.assert_allclose(scores.runs("one"), [[0.2, 0.7], [0.3, 0.8]])
+    np.testing.assert_allclose(scores.of("one"), [0.25, 0.75])
+    np.testing.assert_allclose(scores.of("one", structure="b"), [0.0, 0.6])
+    assert scores.of("one").mean() == pytest.approx(np.mean([Scores(run).of("one").mean() for run in runs]))
 
 
 def test_a_structure_may_be_called_mean():

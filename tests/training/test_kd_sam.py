@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import segment_anything
 import torch
+import torchvision
 
 from nnunet_kd.cli import main
 from nnunet_kd.planning import student_plans
@@ -156,6 +157,19 @@ def test_early_stopping_keeps_the_best_encoder_and_plateaus_lower_the_rate(works
     assert same(weights_of(trainer.kd_sam.encoder), encoders[1]) and not same(encoders[1], encoders[2])
     rates = trainer.logger.get_checkpoint()["lrs"]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-4, 1e-5, 1e-6, 1e-4, 1e-4, 1e-4])
+
+
+def test_a_file_of_weights_starts_the_encoder(workspace, sam, tmp_path):
+    torch.manual_seed(4)
+    weights = torchvision.models.resnet50().state_dict()
+    torch.save(weights, tmp_path / "resnet50.pth")
+    plans = plans_for(workspace, sam, encoder_weights=str(tmp_path / "resnet50.pth"))
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["blocks"] = [3, 4, 6, 3]
+    trainer = trainer_for(workspace, plans)
+    trainer.initialize()
+    own = trainer.kd_sam.encoder.resnet.state_dict()
+    assert torch.equal(own["layer3.5.conv2.weight"], weights["layer3.5.conv2.weight"])
+    torch.testing.assert_close(own["conv1.weight"].sum(1), weights["conv1.weight"].sum(1))
 
 
 @pytest.mark.parametrize("variant", [variants.use_regions, variants.use_ignore_label])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_kd.planning import student_plans
 from nnunet_kd.settings import recorded_leakage
@@ -74,6 +75,35 @@ def test_widths_need_not_divide_each_other():
 def test_networks_that_do_not_fit(student, message):
     with pytest.raises(ValueError, match=message):
         selected_weights(Joined(8), student)
+
+
+def test_a_teacher_on_a_gpu_is_taken_from_there():
+    """Of tensors that stand for those of a GPU, and refuse others as it would."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            teacher = Joined(8)
+        student = Joined(4)
+        weights = selected_weights(teacher, student)
+    assert {name: weight.shape for name, weight in weights.items()} == {
+        name: weight.shape for name, weight in student.state_dict().items()
+    }
+    assert {weight.device.type for weight in weights.values()} == {"cuda"}
+
+
+def test_a_training_that_begins_anew_starts_from_the_teacher_too(workspace):
+    """Without --c, beside what another has left."""
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
+    first = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    stop_within(first, 3)
+    assert (Path(first.output_folder) / "checkpoint_latest.pth").is_file()
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    assert again.start is None  # it may be about to go on
+    again.initialize()
+    own = again.trained().student.state_dict()
+    for name, weight in first.start.weights.items():
+        torch.testing.assert_close(own[name], weight, rtol=0, atol=0)
+    stop_within(again, 1)
+    assert recorded_leakage(json.loads((Path(first.output_folder_base) / "plans.json").read_text()))["1"]
 
 
 @pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])

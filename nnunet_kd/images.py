@@ -1,0 +1,51 @@
+"""Raw images as nnU-Net names them: ``CASE_0000ENDING`` and so on, a file a channel or one with all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+Files = Mapping[int, Path]  # number of the channel -> file
+
+
+def channel_of(name: str, ending: str) -> tuple[str, int | None]:
+    """Case and channel of a file name; no channel where it is not named so."""
+    stem = name[: -len(ending)] if name.endswith(ending) else ""
+    if len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal():
+        return stem[:-5], int(stem[-4:])
+    return stem, None
+
+
+def images_by_case(folder: Path, ending: str) -> dict[str, Files]:
+    """Files of every case in a folder; others than images are left out."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name, number = channel_of(path.name, ending)
+        if number is not None:
+            found.setdefault(name, {})[number] = path
+    return {**found}
+
+
+def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Files of every case by channel.
+
+    Where every case is one file alone it is taken to hold all channels, as a colour picture does; who reads it sees
+    whether it does.
+
+    Args:
+        cases: Their files.
+        channels: How many a case has.
+        folder: Where files are missed, for messages.
+        ending: Of the files.
+
+    Raises:
+        ValueError: Naming a case with a missing or additional channel.
+    """
+    count = 1 if all({*files} <= {0} for files in cases.values()) else channels
+    for case, files in cases.items():
+        for channel in range(count):
+            if channel not in files:
+                raise ValueError(f"case {case}: there is no {folder / f'{case}_{channel:04d}{ending}'}")
+        if len(files) > count:
+            raise ValueError(f"case {case}: {files[max(files)]} is channel {max(files)}, there should be {count}")
+    return {case: [files[channel] for channel in range(count)] for case, files in cases.items()}

@@ -1,0 +1,48 @@
+import pytest
+
+from nnunet_kd.images import channel_of, images_by_case, in_order
+
+
+def made(folder, *names):
+    for name in names:
+        (folder / name).touch()
+    return images_by_case(folder, ".png")
+
+
+def test_names():
+    assert channel_of("a_b_0012.png", ".png") == ("a_b", 12)
+    assert channel_of("a_b.png", ".png") == ("a_b", None)
+    assert channel_of("a_0001.nii", ".png") == ("", None)
+    assert channel_of("_0001.png", ".png") == ("_0001", None)  # no name is left
+
+
+def test_a_file_a_channel(tmp_path):
+    cases = made(tmp_path, "b_0001.png", "b_0000.png", "a_0000.png", "a_0001.png", "notes.txt", "mask.png")
+    files = in_order(cases, 2, tmp_path, ".png")
+    assert {case: [path.name for path in paths] for case, paths in files.items()} == {
+        "a": ["a_0000.png", "a_0001.png"],
+        "b": ["b_0000.png", "b_0001.png"],
+    }
+    with pytest.raises(ValueError, match="case a: .*a_0001.png is channel 1, there should be 1"):
+        in_order(cases, 1, tmp_path, ".png")
+
+
+def test_one_file_with_all_channels(tmp_path):
+    files = in_order(made(tmp_path, "a_0000.png", "b_0000.png"), 3, tmp_path, ".png")
+    assert {case: [path.name for path in paths] for case, paths in files.items()} == {
+        "a": ["a_0000.png"],
+        "b": ["b_0000.png"],
+    }
+
+
+@pytest.mark.parametrize("missing", ["b_0000.png", "b_0001.png", "b_0002.png"])
+def test_a_file_is_missing(tmp_path, missing):
+    names = {f"{case}_000{channel}.png" for case in "ab" for channel in range(3)} - {missing}
+    with pytest.raises(ValueError, match=f"case b: there is no .*{missing}"):
+        in_order(made(tmp_path, *names), 3, tmp_path, ".png")
+
+
+def test_a_case_without_files(tmp_path):
+    with pytest.raises(ValueError, match="case c: there is no .*c_0000.png"):
+        in_order({**made(tmp_path, "a_0000.png"), "c": {}}, 3, tmp_path, ".png")
+    assert in_order({}, 3, tmp_path, ".png") == {}
