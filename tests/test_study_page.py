@@ -17,12 +17,14 @@ from benchmarks.study.page import README, README_TABLE, overview, with_table, wr
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import Record
 from benchmarks.study.workplace import MALLOC, Workplace
+from nnunet_kd.cli import main
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.training import methods
+from tests.commands import run_command
 from tests.conftest import SHORT
 
 SHIFTS = {"one": -0.1, "two": 0.1}
@@ -207,7 +209,7 @@ def test_wrong_arguments_make_nothing(tmp_path, words, message):
 
 
 @pytest.mark.slow
-def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch):
+def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_commands):
     """Of two rows, with the teacher of the workspace; the second time there is nothing to do."""
     data = parts.Data(workspace.dataset, SHORT, SHORT, "_")
     part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
@@ -215,6 +217,12 @@ def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch):
     monkeypatch.setitem(parts.DATA, "tiny", data)
     for name, value in {**workspace.environment(), **MALLOC}.items():
         monkeypatch.setenv(name, value)
+
+    def command(_, *words):
+        code = main(words[1:]) if words[0] == "nnunet_kd" else run_command(words).returncode
+        assert code == 0, words
+
+    monkeypatch.setattr(Workplace, "command", command)
     teachers = tmp_path / "teachers"
     shutil.copytree(workspace.teacher, teachers / workspace.dataset / workspace.teacher.name)
     workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers, "cpu")

@@ -86,6 +86,15 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     assert "; terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
 
 
+@pytest.mark.slow
+def test_colour_pictures(pictures, monkeypatch, forked_commands):
+    """One file a case, three channels."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    pictures.plans("tiny", training=TINY, student={"source_plans": "nnUNetPlans"})
+    assert compare(pictures, "-d", "597", "-c", "2d", "-p", "tiny", "-m", "NoKD") == 0
+    assert "| NoKD " in (pictures.root / "study" / "report.md").read_text()
+
+
 def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, capsys):
     plans = workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"}, method={"weight": 0.1})
     trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
