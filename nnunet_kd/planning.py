@@ -209,6 +209,15 @@ def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
     return [widths] * arguments["n_stages"] if isinstance(widths, int) else list(widths)
 
 
+def network_in_words(architecture: Mapping[str, Any]) -> str:
+    """Of a plan's ``architecture``, for messages: its class and, where it has stages, their widths."""
+    name = str(architecture["network_class_name"]).rpartition(".")[2]
+    try:
+        return f"{name}, {stage_widths(architecture)} channels"
+    except KeyError:
+        return name
+
+
 def _reducible_arguments(architecture: dict[str, Any], configuration: str) -> dict[str, Any]:
     name = architecture["network_class_name"]
     if name.rsplit(".", 1)[-1] not in REDUCIBLE_NETWORKS:

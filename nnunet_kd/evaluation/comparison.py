@@ -18,12 +18,12 @@ from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, TEACHER, Study
 from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
-from nnunet_kd.training.results import described
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     for method, network in networks.items():
         if network != networks[first]:
             raise ValueError(
-                f"{first} and {method} would train different networks ({described(networks[first])}; "
-                f"{described(network)}): write plans of one student, nnunet_kd plan -d {study.dataset} -r R, and give "
-                "them with -p"
+                f"{first} and {method} would train different networks ({network_in_words(networks[first])}; "
+                f"{network_in_words(network)}): write plans of one student, nnunet_kd plan -d {study.dataset} -r R, "
+                "and give them with -p"
             )
     return needed
 

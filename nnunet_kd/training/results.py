@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.planning import stage_widths
+from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_plans
 from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.teachers.nnunet import Experiment
@@ -55,8 +54,8 @@ def check_results(folder: Path, student: Experiment) -> None:
     now = _network(student.plans, student.configuration)
     if before != now:
         raise ValueError(
-            f"{folder} holds another student ({described(before)}) than these plans ask for ({described(now)}): give "
-            "the plans another plans_name, or remove that folder"
+            f"{folder} holds another student ({network_in_words(before)}) than these plans ask for "
+            f"({network_in_words(now)}): give the plans another plans_name, or remove that folder"
         )
 
 
@@ -73,15 +72,6 @@ def noted_leakage(folder: Path) -> dict[str, str]:
 def _network(plans: dict[str, Any], configuration: str) -> Any:
     content = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
     return json.loads(json.dumps(content))
-
-
-def described(network: Mapping[str, Any]) -> str:
-    """A network of plans, for messages: its class and, where it has stages, their widths."""
-    name = str(network["network_class_name"]).rpartition(".")[2]
-    try:
-        return f"{name}, {stage_widths(network)} channels"
-    except KeyError:
-        return name
 
 
 class Lock:
