@@ -1,5 +1,11 @@
+from functools import partial
+
 import pytest
+import segment_anything
+import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+from tests.small_networks import tiny_sam
 
 
 @pytest.fixture(autouse=True)
@@ -7,3 +13,13 @@ def no_pictures(request, monkeypatch):
     """Spare nnU-Net's plot of every epoch, which takes longer than the epochs here; the mark ``draws`` keeps it."""
     if "draws" not in request.keywords:
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+
+
+@pytest.fixture
+def sam(tmp_path, monkeypatch):
+    """File with the weights of a tiny SAM that segment_anything knows as 'tiny'."""
+    monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", partial(tiny_sam, image_size=128))
+    torch.manual_seed(0)
+    path = tmp_path / "sam.pth"
+    torch.save(tiny_sam(image_size=128).state_dict(), path)
+    return path

@@ -6,7 +6,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_kd.teachers.nnunet import find_trainer
+from nnunet_kd.teachers.sam_embeddings import Colours, SamEmbedder
+from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
+from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
+from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress
 from tests.conftest import SHORT
+from tests.training.test_brainseg_dmif import plans_for as brainseg_dmif
+from tests.training.test_kd_sam import plans_for as kd_sam
+from tests.training.test_soft_labels import store_of
 
 
 @pytest.fixture
@@ -25,29 +32,72 @@ def replaced_parameters(monkeypatch):
     monkeypatch.setattr(nn.Module, "_apply", apply)
 
 
+def on_a_gpu(kind, plans, workspace, configuration="3d_fullres"):
+    """A trainer as nnU-Net's command makes it, but that it does not go backwards, which needs the real device."""
+    trainer = kind(
+        {**plans, "continue_training": False}, configuration, 0, workspace.dataset_json, torch.device("cuda")
+    )
+    trainer.optimize = lambda total, values: {"total": total, **values}
+    return trainer
+
+
+def step(trainer, stored=0):
+    """Values of a step; ``stored``: channels beside those of the images."""
+    if trainer.attached is not None:
+        trainer.attached.teacher.to(trainer.device)
+    size = trainer.configuration_manager.patch_size
+    images = torch.empty(trainer.batch_size, trainer.num_input_channels + stored, *size)
+    scales = [torch.empty(len(images), 1, *size)]
+    for factors in trainer._get_deep_supervision_scales()[1:] if trainer.enable_deep_supervision else []:
+        scales.append(torch.empty(len(images), 1, *(int(n * f) for n, f in zip(size, factors, strict=True))))
+    values = trainer.train_step({"data": images, "target": scales if trainer.enable_deep_supervision else scales[0]})
+    assert {value.device.type for value in values.values()} == {"cuda"}
+    return {*values} - {"total", "loss"}
+
+
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "options", "values"),
     [
-        ("NoKD", {}),
-        *((method, {"ramp": None}) for method in ("DCD", "LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DualSelfKD")),
-        ("FreeKD", {"prompt_epochs": 1}),
+        ("NoKD", {}, []),
+        ("DCD", {"ramp": None}, ["dcd"]),
+        ("LogitsKD", {}, ["logits"]),
+        ("FitNets", {}, ["fitnets"]),
+        ("CWD", {}, ["cwd"]),
+        ("IFVD", {}, ["ifvd", "logits"]),
+        ("FreeKD", {}, ["freekd"]),
+        ("FreeKD", {}, ["freekd_prompts"]),
+        ("SAMKD", {}, ["soft_labels"]),
+        ("DualSelfKD", {}, ["dual_self"]),
     ],
 )
-def test_a_step(workspace, replaced_parameters, method, options):
+def test_a_step(workspace, replaced_parameters, method, options, values):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)
-    kind = find_trainer(f"nnUNetTrainer{method}")
-    trainer = kind({**plans, "continue_training": False}, "3d_fullres", 0, workspace.dataset_json, torch.device("cuda"))
-    trainer.optimize = lambda total, values: {"total": total, **values}  # going backwards needs the real device
+    if method == "SAMKD":
+        store_of(workspace)
+    trainer = on_a_gpu(find_trainer(f"nnUNetTrainer{method}"), plans, workspace)
     with FakeTensorMode(allow_non_fake_inputs=True):
         trainer.initialize()
-        if trainer.attached is not None:
-            trainer.attached.teacher.to(trainer.device)
-        size = (trainer.batch_size, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
-        images = torch.empty(size)
-        with torch.no_grad():
-            scales = [
-                torch.empty(len(logits), 1, *logits.shape[2:]) for logits in trainer.network(images.to("cuda"))[0]
-            ]
-        values = trainer.train_step({"data": images, "target": scales})
-    assert {value.device.type for value in values.values()} == {"cuda"}
-    assert {*trainer.logged_terms()} & {*values} and "total" in values
+        trainer.current_epoch = 0 if values == ["freekd_prompts"] else 1
+        stored = trainer.label_manager.num_segmentation_heads + 1 if method == "SAMKD" else 0
+        assert step(trainer, stored) == {"segmentation", *values}
+
+
+def test_a_step_of_brainseg_dmif(workspace, replaced_parameters):
+    trainer = on_a_gpu(nnUNetTrainerBrainSegDMIF, brainseg_dmif(workspace), workspace, "2d")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer.initialize()
+        assert step(trainer) == {"segmentation"}
+
+
+def test_a_step_of_both_phases_of_kd_sam(workspace, sam, replaced_parameters):
+    trainer = on_a_gpu(nnUNetTrainerKDSAM, kd_sam(workspace, sam), workspace, "2d")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer.initialize()
+        colours = Colours.of(trainer.configuration_manager.normalization_schemes, None)
+        trainer.embedder = SamEmbedder(trainer.sam(), colours, trainer.device)
+        trainer.perceptual.to(trainer.device)
+        trainer.trained().learns = ENCODER
+        assert step(trainer) == {"embedding_mse", "embedding_perceptual"}
+        trainer.progress = EncoderProgress(end=0)
+        trainer.trained().learns = DECODER
+        assert step(trainer) == {"segmentation"}

@@ -3,11 +3,9 @@
 import json
 import math
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
-import segment_anything
 import torch
 import torchvision
 
@@ -18,23 +16,12 @@ from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedd
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from tests.commands import SIZE_OF_TINY_SAM
 from tests.conftest import make_trainer, stop_within
-from tests.small_networks import tiny_sam
 from tests.training import variants
 
 TINY = {"image_size": 128, "blocks": [1, 1, 1, 1], "embedding_channels": 32, "mlp_dim": 64, "num_heads": 4}
 TINY["mask_channels"] = 4
 SCHEDULE = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
 PARTS = ("embedding_mse", "embedding_perceptual", "validation_embedding_mse", "segmentation")
-
-
-@pytest.fixture
-def sam(tmp_path, monkeypatch):
-    """File with the weights of a tiny SAM that segment_anything knows as 'tiny'."""
-    monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", partial(tiny_sam, image_size=128))
-    torch.manual_seed(0)
-    path = tmp_path / "sam.pth"
-    torch.save(tiny_sam(image_size=128).state_dict(), path)
-    return path
 
 
 def plans_for(workspace, sam, training=None, name="nnUNetPlans_kd_sam", **method):
