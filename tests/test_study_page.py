@@ -30,7 +30,7 @@ from tests.conftest import SHORT
 SHIFTS = {"one": -0.1, "two": 0.1}
 
 
-def compared(folder, dice):
+def compared(folder, dice, seconds=1.5):
     """What ``nnunet_kd compare`` leaves of two cases: every method's Dice, no HD95 in one of them."""
     folder.mkdir(exist_ok=True)
     rows = [
@@ -39,7 +39,14 @@ def compared(folder, dice):
         for (case, shift), hd95 in zip(SHIFTS.items(), (3.0, math.nan), strict=True)
     ]
     write_rows(rows, folder)
-    cost = {"passes": 8.0, "seconds": 1.5, "peak_bytes": 2**20, "device": "CPU, 2 threads", "cases": 2, "folder": "x"}
+    cost = {
+        "passes": 8.0,
+        "seconds": seconds,
+        "peak_bytes": 2**20,
+        "device": "CPU, 2 threads",
+        "cases": 2,
+        "folder": "x",
+    }
     network = {"parameters": 16_000_000, "flops": 10**9, "activation_bytes": 10**6}
     (folder / "costs.json").write_text(json.dumps({method: {**cost, "network": network} for method in dice}))
     return folder
@@ -77,6 +84,15 @@ def test_a_run_of_two_parts_is_trained_once(tmp_path):
     assert Record("ablation", tmp_path / "study" / "runs").whole_seeds() == [0]
     assert len(record.path.read_text().splitlines()) == len(record.part.rows) - 2
     assert len(Record("brats_r8", tmp_path / "study" / "runs").missing(0)) == len(METHODS)
+
+
+def test_costs_are_medians_of_the_students(tmp_path):
+    record = Record("ablation", tmp_path)
+    for method, seconds in zip(PARTS["ablation"].rows, (1.0, 9.0, 1.25), strict=False):
+        record.add(compared(tmp_path / "compared", {"teacher": 0.7, method: 0.5}, seconds), 0, 40)
+    teacher, student = record.costs()
+    assert (teacher.seconds, student.seconds) == (1.0, 1.25)
+    assert (student.peak_bytes, student.network.parameters) == (2**20, 16_000_000)
 
 
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def report(record: Record) -> str:
     seeds, data = record.whole_seeds(), DATA[record.part.data]
     patients, cases = data.patients(record.teacher["cases"]), len(record.teacher["cases"])
     grouped = f", {patients} patients, whose {cases} cases count as independent" if patients < cases else ""
-    costs = {name: record.cost(name, seed) for name, seed in ((TEACHER, None), (BASELINE, seeds[0]))}
+    costs = dict(zip((TEACHER, BASELINE), record.costs(), strict=True))
     content = Report(
         title=record.part.title,
         facts={
@@ -65,7 +65,7 @@ def report(record: Record) -> str:
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": "tolerance 1 mm",
-            "Cost": f"of the teacher and of {BASELINE}; all students are the same network",
+            "Cost": f"of the teacher and, as {BASELINE}'s, medians over all runs: students are the same network",
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
             ),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.study.parts import PARTS
@@ -153,7 +154,9 @@ class Record:
         different = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
         return list(different.values())
 
-    def cost(self, method: str, seed: int | None) -> Measured:
-        """Of one run."""
-        entry = self._entries[method, seed]["cost"]
-        return Measured(**{**entry, "network": Cost(**entry["network"])})
+    def costs(self) -> tuple[Measured, Measured]:
+        """Of the teacher, and of the students: all the same network, medians over its runs."""
+        students = [entry["cost"] for (method, _), entry in self._entries.items() if method != TEACHER]
+        middle = {key: median(cost[key] for cost in students) for key in ("seconds", "peak_bytes")}
+        teacher, student = self.teacher["cost"], {**students[0], **middle}
+        return tuple(Measured(**{**cost, "network": Cost(**cost["network"])}) for cost in (teacher, student))
