@@ -114,7 +114,8 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
     folders = tuple(workspace.root / name for name in FOLDERS)
     study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
     runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
-    assert _find_teachers(study, runs, needed=False) == {0: workspace.teacher}
+    (found,) = _find_teachers(study, runs, needed=False).values()
+    assert found.checkpoint == workspace.teacher / "fold_0" / "checkpoint_final.pth"
     spoil(workspace, tmp_path / "mark")
     assert _find_teachers(study, runs, needed=False) == {}
     assert not (tmp_path / "mark").exists()
