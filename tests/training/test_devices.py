@@ -1,5 +1,9 @@
-"""Whether everything of a step is on one device, without that device: tensors that stand for a GPU's refuse others."""
+"""Whether a step would run on a GPU, without one.
 
+Tensors that stand for a GPU's refuse those of other devices; mixed precision is the CPU's, in bfloat16 for float16.
+"""
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,8 +13,9 @@ from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.teachers.sam_embeddings import Colours, SamEmbedder
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
+from nnunet_kd.training import trainer as trainer_file
 from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress
-from tests.conftest import SHORT
+from tests.conftest import SHORT, make_trainer
 from tests.training.test_brainseg_dmif import plans_for as brainseg_dmif
 from tests.training.test_kd_sam import plans_for as kd_sam
 from tests.training.test_soft_labels import store_of
@@ -55,7 +60,7 @@ def step(trainer, stored=0):
     return {*values} - {"total", "loss"}
 
 
-@pytest.mark.parametrize(
+every_step = pytest.mark.parametrize(
     ("method", "options", "values"),
     [
         ("NoKD", {}, []),
@@ -70,6 +75,9 @@ def step(trainer, stored=0):
         ("DualSelfKD", {}, ["dual_self"]),
     ],
 )
+
+
+@every_step
 def test_a_step(workspace, replaced_parameters, method, options, values):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)
     if method == "SAMKD":
@@ -80,6 +88,25 @@ def test_a_step(workspace, replaced_parameters, method, options, values):
         trainer.current_epoch = 0 if values == ["freekd_prompts"] else 1
         stored = trainer.label_manager.num_segmentation_heads + 1 if method == "SAMKD" else 0
         assert step(trainer, stored) == {"segmentation", *values}
+
+
+@every_step
+def test_a_step_in_mixed_precision(workspace, monkeypatch, method, options, values):
+    """To the end, with the settings that nnU-Net's own training has on a GPU."""
+    if method == "SAMKD":
+        store_of(workspace)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)
+    trainer = make_trainer(find_trainer(f"nnUNetTrainer{method}"), plans, workspace)
+    types = []
+    trainer.on_train_start()
+    trainer.trained().register_forward_hook(lambda _, __, output: types.append(output[0][0].dtype))
+    monkeypatch.setattr(trainer_file, "nullcontext", lambda: torch.autocast("cpu", torch.bfloat16))
+    trainer.current_epoch = 0 if values == ["freekd_prompts"] else 1
+    before = [parameter.clone() for parameter in trainer.trained().student.parameters()]
+    numbers = trainer.train_step(next(trainer.dataloader_train))
+    assert types == [torch.bfloat16] and {*values} <= {*numbers}
+    assert all(np.isfinite(value) for value in numbers.values()) and not numbers["skipped_steps"]
+    assert any(not torch.equal(*pair) for pair in zip(before, trainer.trained().student.parameters(), strict=True))
 
 
 def test_a_step_of_brainseg_dmif(workspace, replaced_parameters):
