@@ -90,8 +90,8 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
     of_cases, of_runs = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     drawn = []
     left = RESAMPLES
+    count = max(several, default=1)
     while left:
-        count = max(several, default=1)
         draws = min(left, max(1, AT_ONCE // (cases * count)))
         left -= draws
         chosen = of_cases.integers(0, cases, (draws, 1, cases))
