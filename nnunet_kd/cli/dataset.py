@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.raw is None and not nnUNet_raw.is_set():
         raise ValueError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, or give --raw")
     raw = arguments.raw or Path(nnUNet_raw.require())
+    _check_number(number, form)
     preprocessed = Path(nnUNet_preprocessed.require()) if nnUNet_preprocessed.is_set() else None
 
     made = convert_dataset(
@@ -98,6 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _report(made, number)
     return 0
+
+
+def _check_number(number: int, form: Format) -> None:
+    """That nnU-Net, which looks in all its folders, would find one data set of this number."""
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+    name = f"Dataset{number:03d}_{form.name}"
+    others = [str(other) for other in find_candidate_datasets(number) if other != name]
+    if others:
+        raise FileExistsError(f"nnU-Net has {others[0]} already: choose another number with -d")
 
 
 def _progress(work: Iterable[Any], count: int) -> Iterable[Any]:

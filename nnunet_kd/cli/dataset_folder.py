@@ -9,19 +9,20 @@ def dataset_name(dataset: str) -> str:
     """``DatasetXXX_Name`` of a data set that is given so or as a number.
 
     Raises:
-        ValueError: If it is neither, or nnU-Net knows no such data set.
+        ValueError: If it is neither, or nnU-Net knows no such data set, or several.
     """
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
     if dataset.startswith("Dataset"):
         return dataset
     if not dataset.isdecimal():
         raise ValueError(f"a data set is a number or DatasetXXX_Name, got {dataset!r}")
-    try:
-        name: str = maybe_convert_to_dataset_name(int(dataset))
-    except RuntimeError:
-        raise ValueError(f"nnU-Net knows no data set {dataset} in its three folders") from None
-    return name
+    names = [str(name) for name in find_candidate_datasets(int(dataset))]
+    if not names:
+        raise ValueError(f"nnU-Net knows no data set {dataset} in its three folders")
+    if len(names) > 1:
+        raise ValueError(f"nnU-Net has several data sets {dataset} in its three folders: {', '.join(names)}")
+    return names[0]
 
 
 def preprocessed_folder(dataset: str) -> Path:

@@ -146,7 +146,7 @@ class _Experiment:
         try:
             self.folder = preprocessed_folder(arguments.d)
         except ValueError as error:
-            raise _StopError(f"{error}. Mend: nnUNetv2_plan_and_preprocess on the right -d") from error
+            raise _StopError(f"{error}. Mend: give the right one with -d, by its name") from error
         path = self.folder / f"{arguments.p}.json"
         if not path.is_file():
             raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {arguments.d} -c {arguments.c}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_kd.datasets.conversion import Case, Options, Target, find_file, missing
+from nnunet_kd.datasets.conversion import Case, Options, Target, find_file, folders_below, missing
 from nnunet_kd.datasets.volumes import write_case
 
 
@@ -23,8 +23,8 @@ def finder(
 
     def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
         cases, unlabelled = [], []
-        for folder in sorted(source.rglob("*")):
-            if not folder.is_dir() or not folder.name.lower().startswith(prefix.lower()):
+        for folder in sorted(folders_below(source)):
+            if not folder.name.lower().startswith(prefix.lower()):
                 continue
             images = {name: _volume(folder, separator + name) for name in modalities}
             label = _volume(folder, separator + "seg")

@@ -7,7 +7,8 @@ and lets the finished data set appear in ``nnUNet_raw`` at once, or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -368,6 +369,18 @@ def _write_json(path: Path, content: Any) -> None:
 def entries(folder: Path) -> list[Path]:
     """What a folder holds, without the files desktops leave behind, by name."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
+
+
+def folders_below(folder: Path) -> Iterator[Path]:
+    """All folders in a folder, and in these; symbolic links are followed, each folder is visited once."""
+    seen = set()
+    for path, names, _ in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # links may lead in a circle
+            names.clear()
+            continue
+        seen.add(real)
+        yield from (Path(path) / name for name in names)
 
 
 def find_file(folder: Path, *endings: str) -> Path | None:

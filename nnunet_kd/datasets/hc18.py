@@ -15,7 +15,7 @@ from nnunet_kd.datasets.volumes import write_image
 
 
 def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
-    """Pictures with the outline beside them, and the size of their pixels from the table."""
+    """Pictures with the outline beside them, and the size of their pixels from the table; grouped by examination."""
     folder = source / "training_set"
     if not folder.is_dir():
         return [], []
@@ -29,7 +29,9 @@ def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
         problem = None if outline.is_file() else f"there is no outline {outline}"
         if size is None:
             problem = f"{source} has no table with the pixel size of {image.name}"
-        cases.append(Case(image.stem, {"image": image, "outline": outline, "size": size}, problem=problem))
+        files = {"image": image, "outline": outline, "size": size}
+        examination = image.stem.partition("_")[0]  # 010_HC and 010_2HC show the same head
+        cases.append(Case(image.stem, files, group=examination, problem=problem))
     return cases, []
 
 
@@ -73,7 +75,7 @@ FORMAT = Format(
     size="999 with outlines",
     licence="CC BY 4.0",
     where="https://zenodo.org/records/1327317",
-    layout="training_set/NNN_HC.png, NNN_HC_Annotation.png, training_set_pixel_size_and_HC.csv",
+    layout="training_set/NNN_{,2,3}HC.png, NNN_{,2,3}HC_Annotation.png, training_set_pixel_size_and_HC.csv",
     find=find,
     describe=describe,
     convert=convert,

@@ -13,15 +13,19 @@ CHANNELS = ("adc", "dwi", "flair")
 
 
 def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
-    """BIDS subjects with their three images and the mask of the derivatives."""
+    """BIDS subjects with their three images and the mask of the derivatives, in the layout of any release.
+
+    The subjects lie in ``rawdata`` or beside ``derivatives``, their images in ``dwi`` and ``anat`` or in the session.
+    """
     cases = []
-    for subject in sorted(source.glob("rawdata/sub-*")):
+    for subject in sorted([*source.glob("rawdata/sub-*"), *source.glob("sub-*")]):
         if not subject.is_dir():
             continue
         files: dict[str, Path | None] = {}
         for role in CHANNELS:
             folder = "anat" if role == "flair" else "dwi"
-            files[role] = _first(sorted(subject.glob(f"ses-*/{folder}")), f"_{role}.nii.gz")
+            sessions = [*sorted(subject.glob(f"ses-*/{folder}")), *sorted(subject.glob("ses-*"))]
+            files[role] = _first(sessions, f"_{role}.nii.gz")
         files["msk"] = _first(sorted(source.glob(f"derivatives/{subject.name}/ses-*")), "_msk.nii.gz")
         cases.append(Case(subject.name.removeprefix("sub-"), files, problem=missing(files, subject)))
     return cases, []
@@ -53,8 +57,8 @@ FORMAT = Format(
     modality="MRI: ADC, DWI, FLAIR",
     size="250 (200 for training, 50 for testing in the DCD paper)",
     licence="CC BY-SA 4.0",
-    where="https://zenodo.org/records/7153326",
-    layout="rawdata/sub-strokecaseNNNN/ses-0001/{dwi,anat}/*_{adc,dwi,flair}.nii.gz, "
+    where="https://zenodo.org/records/7960856, or the older 7153326",
+    layout="[rawdata/]sub-strokecaseNNNN/ses-0001/[{dwi,anat}/]*_{adc,dwi,flair}.nii.gz, "
     "derivatives/sub-strokecaseNNNN/ses-0001/*_msk.nii.gz",
     find=find,
     describe=describe,

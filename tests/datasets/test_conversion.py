@@ -243,6 +243,54 @@ def test_outlines_of_heads_are_filled_and_have_their_size(converted):
         np.testing.assert_allclose(image.GetSpacing(), [0.15 + 0.1 * number] * 2, rtol=1e-5)
 
 
+def test_pictures_of_one_examination_stay_together(tmp_path):
+    rows = ["filename,pixel size(mm),head circumference (mm)"]
+    for examination in range(7):
+        for picture in ("HC", "2HC", "3HC")[: examination % 3 + 1]:
+            name = f"{examination:03d}_{picture}"
+            for path in (f"{name}.png", f"{name}_Annotation.png"):
+                layouts.write(np.zeros((9, 9), np.uint8), tmp_path / "training_set" / path)
+            rows.append(f"{name}.png,0.15,44.3")
+    (tmp_path / "training_set_pixel_size_and_HC.csv").write_text("\n".join(rows))
+    cases, _ = FORMATS["FetalHeadHC18"].find(tmp_path, Options())
+    assert len(cases) == 13
+    for split in official_or_grouped_splits(cases):
+        assert split["val"] and not {one[:3] for one in split["train"]} & {one[:3] for one in split["val"]}
+
+
+@pytest.mark.parametrize("release", ["2023", "challenge"])
+def test_isles_in_its_other_layouts(converted, tmp_path, release):
+    """Subjects beside the derivatives, with and without folders for the modalities."""
+    root, made = converted
+    source = tmp_path / "source"
+    shutil.copytree(root / "ISLES2022", source)
+    for subject in source.glob("rawdata/sub-*"):
+        subject.rename(source / subject.name)
+    shutil.rmtree(source / "rawdata")
+    if release == "challenge":
+        for path in list(source.glob("sub-*/ses-*/*/*.nii.gz")):
+            path.rename(path.parents[1] / path.name)
+    again = convert("ISLES2022", source, tmp_path / "raw")
+    _same_files(made["ISLES2022"].folder, again.folder)
+
+
+def test_brats_in_parts_that_are_linked_together(converted, tmp_path):
+    root, made = converted
+    parts = tmp_path / "parts"
+    shutil.copytree(root / "BraTS2024GLI", parts / "first")
+    second = parts / "second"
+    second.mkdir()
+    moved = max(path for path in (parts / "first").iterdir() if path.is_dir() and "99999" not in path.name)
+    moved.rename(second / moved.name)
+    (second / "circle").symlink_to(parts)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("first", "second"):
+        (source / name).symlink_to(parts / name)
+    again = convert("BraTS2024GLI", source, tmp_path / "raw")
+    _same_files(made["BraTS2024GLI"].folder, again.folder)
+
+
 def test_masks_of_one_picture_are_joined_and_classes_are_an_option(converted, tmp_path):
     root, made = converted
     joined = np.asarray(Image.open(made["BUSI"].folder / "labelsTr" / "benign_0002.png"))
@@ -439,8 +487,29 @@ def test_several_processes_make_the_same_files(converted, tmp_path):
     root, made = converted
     form = FORMATS["BUSI"]
     again = convert_dataset(form, root / "BUSI", tmp_path, form.id, Options(), workers=2)
-    for path in made["BUSI"].folder.rglob("*.*"):
-        assert (again.folder / path.relative_to(made["BUSI"].folder)).read_bytes() == path.read_bytes()
+    _same_files(made["BUSI"].folder, again.folder)
+
+
+def _same_files(folder, other):
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*.*"))]
+    assert files == [path.relative_to(other) for path in sorted(other.rglob("*.*"))]
+    for path in files:
+        assert (folder / path).read_bytes() == (other / path).read_bytes()
+
+
+def test_a_number_nnunet_has_under_another_name_is_taken(tmp_path, capsys, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    source = tmp_path / "source"
+    source.mkdir()
+    layouts.busi(source)
+    (tmp_path / "nnUNet_results" / "Dataset510_Mine").mkdir(parents=True)
+    assert main(["dataset", "BUSI", str(source)]) == 1
+    assert "nnU-Net has Dataset510_Mine already: choose another number with -d" in capsys.readouterr().err
+    assert not (tmp_path / "nnUNet_raw").exists()
+    (tmp_path / "nnUNet_results" / "Dataset510_BUSI").mkdir()
+    assert main(["plan", "-d", "510"]) == 1
+    assert "several data sets 510 in its three folders: Dataset510_BUSI, Dataset510_Mine" in capsys.readouterr().err
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
