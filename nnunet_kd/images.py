@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from nnunet_kd.writing import naming_full_disk
 
 Files = Mapping[int, Path]  # number of the channel -> file
 
@@ -49,3 +51,23 @@ def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: st
         if len(files) > count:
             raise ValueError(f"case {case}: {files[max(files)]} is channel {max(files)}, there should be {count}")
     return {case: [files[channel] for channel in range(count)] for case, files in cases.items()}
+
+
+def link_cases(folder: Path, cases: Mapping[str, Sequence[Path]]) -> Path:
+    """Fill a folder with links to the files of these cases, and remove the links to others.
+
+    ``CASE.json`` beside a file is linked too: nnU-Net keeps the voxel size of 3-D TIFF files there.
+
+    Raises:
+        DiskFullError: Where there is no space for a link.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in list(folder.iterdir()):
+        if path.is_symlink():
+            path.unlink()
+    for case, files in cases.items():
+        for path in (*files, *{path.with_name(f"{case}.json") for path in files}):
+            if path.is_file():
+                with naming_full_disk(folder / path.name):
+                    (folder / path.name).symlink_to(path.resolve())
+    return folder

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_kd.images import channel_of, images_by_case, in_order
+from nnunet_kd.images import channel_of, images_by_case, in_order, link_cases
 
 
 def made(folder, *names):
@@ -46,3 +46,22 @@ def test_a_case_without_files(tmp_path):
     with pytest.raises(ValueError, match="case c: there is no .*c_0000.png"):
         in_order({**made(tmp_path, "a_0000.png"), "c": {}}, 3, tmp_path, ".png")
     assert in_order({}, 3, tmp_path, ".png") == {}
+
+
+def test_links_are_those_of_the_cases_and_no_others(tmp_path):
+    """With the voxel size of 3-D TIFF files, of a case whose name looks like a channel's."""
+    source, folder = tmp_path / "source", tmp_path / "links"
+    source.mkdir()
+    for name in ("a_0001_0000.tif", "a_0001_0001.tif", "a_0001.json", "a.json", "b_0000.tif", "b_0001.tif"):
+        (source / name).touch()
+    files = in_order(images_by_case(source, ".tif"), 2, source, ".tif")
+    link_cases(folder, files)
+    assert _names(folder) == [name for name in _names(source) if name != "a.json"]
+    (folder / "notes.txt").touch()
+    link_cases(folder, {"b": files["b"]})
+    assert _names(folder) == ["b_0000.tif", "b_0001.tif", "notes.txt"]
+    assert (folder / "b_0000.tif").resolve() == (source / "b_0000.tif").resolve()
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())

@@ -62,12 +62,13 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the study; returns 1 where a method failed."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_kd.cli.dataset_folder import preprocessed_folder
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
     from nnunet_kd.evaluation.study import Study
-    from nnunet_kd.teachers.architecture import check_networks
+    from nnunet_kd.teachers.architecture import check_networks, plans_errors
     from nnunet_kd.teachers.checkpoint import TRUST_MODEL
 
     for name, values in (("-f", arguments.f), ("-m", arguments.m), ("--seeds", arguments.seeds or [])):
@@ -84,6 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{path} calls itself {plans['plans_name']}: set plans_name to {arguments.p}")
     if arguments.c not in plans["configurations"]:
         raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
+    with plans_errors(path):
+        previous = PlansManager(plans).get_configuration(arguments.c).previous_stage_name
+    if previous is not None:
+        raise NotImplementedError(f"{arguments.c} needs segmentations by {previous}: cascades are not compared")
     if not arguments.trust:
         check_networks(plans, path, TRUST_MODEL, arguments.c)
     rows = rows_of_methods(arguments.m)

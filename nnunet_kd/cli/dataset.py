@@ -23,8 +23,9 @@ where --list says, under their own terms.
   nnunet_kd dataset ISLES2022 /data/ISLES-2022 --grid dwi -d 602 --skip-bad
       under another number; cases that cannot be converted are listed and left out
 
-The data set appears when it is whole. Slices or visits of a patient are never parted by a split. Where a paper splits
-into training and test, so do we: official parts as they are, else whole patients drawn with a fixed seed.
+The data set appears when it is whole. Slices, visits or pictures of a patient are not parted by a split, as far as file
+names tell. Where a paper splits into training and test, so do we: official parts as they are, else whole patients drawn
+with a fixed seed.
 """
 
 

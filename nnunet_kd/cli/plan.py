@@ -11,8 +11,8 @@ from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
-the student trains on the data that are preprocessed already. Prints parameters, FLOPs and activation memory of
-teacher and student.
+the student trains on the data that are preprocessed already. Prints parameters, FLOPs (of convolutions and matrix
+products, a multiply-add is two) and activation memory of teacher and student.
 
   nnunet_kd plan -d 501 -r 4
       writes nnUNetPlans_r4.json; train it with
@@ -50,7 +50,9 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
     command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
     command.add_argument(
-        "-c", metavar="CONFIG", help="configuration --widths is for (default: 3d_fullres; 2d for networks of slices)"
+        "-c",
+        metavar="CONFIG",
+        help="configuration --widths is for (default: 3d_fullres, or what there is; 2d for networks of slices)",
     )
     command.add_argument("--network", choices=sorted(NETWORKS), help="a network of this package instead of nnU-Net's")
     command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK][_rFACTOR])")
@@ -81,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.trust:
         check_networks(plans, source, TRUST_MODEL)
     network = None if arguments.network is None else NETWORKS[arguments.network]
-    configuration = arguments.c or ("2d" if network is not None and network.slices_only else "3d_fullres")
+    usual_one = "2d" if network is not None and network.slices_only else "3d_fullres"
+    have = plans["configurations"]
+    configuration = arguments.c or (usual_one if usual_one in have else next(iter(have), usual_one))
     usual = 4 if network is None else network.usual_reduction
     reduction = usual if arguments.r is None else arguments.r
     own_size = network is not None and not (network.reducible and (arguments.widths or reduction != 1))

@@ -30,8 +30,12 @@ _NOT_COUNTED = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT")
 _RUNNING = ("REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
 
 
+# What nnU-Net's own export adds where ensembles were evaluated.
+_ENSEMBLES = r"Dataset\d{3}_[^/]+/(ensembles/[^/]+/[^/]+|inference_information\.(json|txt))"
+
+
 def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
-    """Folders of the models in an archive, every entry of which lies in one.
+    """Folders of the models in an archive. Every entry lies in one, or belongs to ensembles of nnU-Net.
 
     Raises:
         ValueError: For entries that would be written elsewhere or are there twice, for an archive that becomes far
@@ -52,7 +56,7 @@ def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
         seen.add(parts)
         if re.match(r"Dataset\d{3}_[^/]+/[^/]+?__[^/]+?__[^/]+/", entry.filename) and parts[1].count("__") == 2:
             models.append(f"{parts[0]}/{parts[1]}")
-        elif not entry.filename.endswith("/"):
+        elif not entry.filename.endswith("/") and not re.fullmatch(_ENSEMBLES, entry.filename):
             raise ValueError(f"{path} is no exported model: it holds {entry.filename[:200]!r}")
     models = list(dict.fromkeys(models))
     if not models:
@@ -61,6 +65,12 @@ def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
     if size > MOST_COMPRESSED * path.stat().st_size + _LITTLE:
         raise ValueError(f"{path} is no exported model: its files would have {size / 2**30:.1f} GiB")
     return models
+
+
+def of_ensembles(folder: Path) -> list[Path]:
+    """What an unpacked archive holds beside models, relative to its folder: ensembles, and how they predict."""
+    found = [*folder.glob("Dataset*/ensembles/*"), *folder.glob("Dataset*/inference_information.*")]
+    return sorted(path.relative_to(folder) for path in found)
 
 
 def extract(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
@@ -98,12 +108,20 @@ def check_model(folder: Path) -> None:
         except ValueError:  # nnU-Net will not find it either, unless it is installed later
             continue
         load_network(partial(build_network, content["trainer_name"], experiment), content["network_weights"], file)
+    check_postprocessing(folder)
+
+
+def check_postprocessing(folder: Path) -> None:
+    """That the pickles in a folder hold nothing but plain values and nnU-Net's own function; they are not loaded.
+
+    Raises:
+        ValueError: Naming the file.
+    """
     for file in sorted(folder.rglob("*.pkl")):
-        _check_postprocessing(file)
+        _check_pickle(file)
 
 
-def _check_postprocessing(path: Path) -> None:
-    """Whether a pickle holds nothing but plain values and nnU-Net's own function; it is not loaded."""
+def _check_pickle(path: Path) -> None:
     before: list[object] = []
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):

@@ -10,6 +10,7 @@ import numpy as np
 from nnunet_kd.deploy.engines import available_threads, choose_engine
 from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
 from nnunet_kd.evaluation.folders import evaluate_folders, read_evaluation
+from nnunet_kd.images import link_cases
 
 
 def mean_dice(model: Path, images: Path, labels: Path) -> float:
@@ -26,13 +27,12 @@ def mean_dice(model: Path, images: Path, labels: Path) -> float:
     predictor = OnnxPredictor(model, choose_engine("auto"), available_threads())
     with tempfile.TemporaryDirectory() as scratch:
         out, references = Path(scratch) / "predicted", Path(scratch) / "references"
-        references.mkdir()
         cases = find_cases(images, out, predictor.file_ending, predictor.channels)
-        for case in cases:
-            name = f"{case.name}{predictor.file_ending}"
-            if not (labels / name).is_file():
-                raise ValueError(f"case {case.name}: there is no {labels / name}")
-            (references / name).symlink_to((labels / name).resolve())
+        files = {case.name: labels / f"{case.name}{predictor.file_ending}" for case in cases}
+        for case, path in files.items():
+            if not path.is_file():
+                raise ValueError(f"case {case}: there is no {path}")
+        link_cases(references, {case: [path] for case, path in files.items()})
         predictor.predict(cases)
         example = references / f"{cases[0].name}{predictor.file_ending}"
         evaluation = read_evaluation(predictor.dataset_json, predictor.plans, example, 1.0)

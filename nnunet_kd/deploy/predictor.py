@@ -186,12 +186,14 @@ class OnnxPredictor:
                 )
                 if not self._reads(segmentation):  # SimpleITK says nothing where the disk is full
                     raise not_written(path)
-                if probabilities:
-                    for ending in (".pkl", ".npz"):
-                        put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
+                beside = [".pkl", ".npz"] if probabilities else []
+                if Path(f"{unfinished}.json").is_file():  # the voxel size of a 3-D TIFF file
+                    beside.append(".json")
+                for ending in beside:
+                    put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
                 put_in_place(segmentation, path)  # the last: where it is, all is
         finally:
-            for ending in (self.file_ending, ".npz", ".pkl"):
+            for ending in (self.file_ending, ".npz", ".pkl", ".json"):
                 Path(f"{unfinished}{ending}").unlink(missing_ok=True)
 
     def _reads(self, segmentation: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_kd.deploy.archive import check_model, extract, models_in
+from nnunet_kd.deploy.archive import check_model, check_postprocessing, extract, models_in, of_ensembles
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.reading import read_json
 from nnunet_kd.settings import BLOCK
@@ -100,7 +100,8 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
     """Unpack a model that was exported, by this package or by nnU-Net, into ``nnUNet_results``.
 
     Other than nnU-Net's command it replaces nothing, leaves nothing behind where it fails, and refuses what stock
-    nnU-Net would run: checkpoints that hold more than weights and numbers, networks of other packages.
+    nnU-Net would run: checkpoints that hold more than weights and numbers, networks of other packages. What nnU-Net
+    adds about ensembles comes along where there is none of that name.
 
     Args:
         path: The zip file.
@@ -129,10 +130,15 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
                 try:
                     for model in models:
                         check_model(unpacked / model)
+                    check_postprocessing(unpacked)
                 except (ValueError, FileNotFoundError) as error:
                     raise ValueError(str(error).replace(str(unpacked), str(path))) from error
             flush_folder(unpacked)
             for model in models:
                 (results / model).parent.mkdir(exist_ok=True)
                 (unpacked / model).rename(results / model)
+            for other in of_ensembles(unpacked):
+                if not (results / other).exists():
+                    (results / other).parent.mkdir(exist_ok=True)
+                    (unpacked / other).rename(results / other)
     return models

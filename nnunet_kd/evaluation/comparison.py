@@ -18,6 +18,7 @@ from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, TEACHER, Study
 from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.images import link_cases
 from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
@@ -60,10 +61,10 @@ def compare_methods(
         raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
     done = [run for run in done if run.method in whole]
 
-    rows = _evaluate(study, done, teachers, tolerance, workers)
-    costs = _measure(study, done, teachers)
     warnings = [*_leaks(study, done), *failed]
-    methods = [method for method in (TEACHER, *whole) if method == TEACHER or method in whole]
+    rows = _evaluate(study, done, teachers, tolerance, workers, warnings.append)
+    costs = _measure(study, done, teachers)
+    methods = [TEACHER, *whole]
     report = Report(
         title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
         facts=_facts(study, runs, tolerance),
@@ -177,7 +178,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
 
 
 def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
-    """Fold -> its teacher; empty where several teach together, or another fold does.
+    """Fold -> its teacher; empty where, in any fold, several teach together or another fold's does.
 
     A teacher that cannot be loaded, or is not trusted, is none where no method needs one.
     """
@@ -193,8 +194,9 @@ def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
             if needed:
                 raise
             return {}
-        if len(files) == 1 and files[0].checkpoint.parent.name == f"fold_{fold}":
-            found[fold] = files[0]
+        if len(files) != 1 or files[0].checkpoint.parent.name != f"fold_{fold}":
+            return {}
+        found[fold] = files[0]
     return found
 
 
@@ -212,7 +214,12 @@ def _train(study: Study, runs: Sequence[Run]) -> list[str]:
 
 
 def _evaluate(
-    study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int
+    study: Study,
+    runs: Sequence[Run],
+    teachers: Mapping[int, TeacherFiles],
+    tolerance: float,
+    workers: int,
+    warn: Callable[[str], None],
 ) -> list[Row]:
     """Of every run and case."""
     from tqdm import tqdm
@@ -226,12 +233,12 @@ def _evaluate(
         by_key = {_key(run): run for run in runs if run.fold == fold}
         if fold in teachers:
             path = teachers[fold].checkpoint
-            folders[TEACHER] = study.predict(path.parents[1], fold, TEACHER, path.name)
+            folders[TEACHER] = study.predict(path.parents[1], fold, path.name)
         for key, run in by_key.items():
-            folders[key] = study.predict(study.folder_of(run), fold, f"{run.trainer}__{run.plans}")
+            folders[key] = study.predict(study.folder_of(run), fold)
         reference = _references(study, fold)
         evaluation = _evaluation(study, next(reference.iterdir()), tolerance)
-        for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress):
+        for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress, warn):
             trained = by_key.get(row.method)
             rows.append(row if trained is None else replace(row, method=trained.method, seed=trained.seed))
     return rows
@@ -252,25 +259,23 @@ def _references(study: Study, fold: int) -> Path:
 
 def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, Path]:
     """The same for predictions, whose folders may hold more than segmentations."""
-    return {
-        name: _links(study.out / "segmentations" / f"{name.replace(' ', '_')}_fold_{fold}", folder, study, fold)
-        for name, folder in folders.items()
-    }
+    return {name: _links(_segmentations(study, name, fold), folder, study, fold) for name, folder in folders.items()}
+
+
+def _segmentations(study: Study, name: str, fold: int) -> Path:
+    return study.out / "segmentations" / f"{name.replace(' ', '_')}_fold_{fold}"
 
 
 def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for case in study.cases_of(fold):
-        name = f"{case}{study.dataset_json['file_ending']}"
-        if not (source / name).is_file():
-            raise ValueError(f"case {case}: there is no {source / name}")
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to((source / name).resolve())
-    return folder
+    files = {case: source / f"{case}{study.dataset_json['file_ending']}" for case in study.cases_of(fold)}
+    for case, path in files.items():
+        if not path.is_file():
+            raise ValueError(f"case {case}: there is no {path}")
+    return link_cases(folder, {case: [path] for case, path in files.items()})
 
 
 def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> dict[str, Measured]:
-    """One model a method, on the first fold; kept in ``costs.json``, so that a report can be written again."""
+    """One model a method, on the first fold; kept in ``costs.json`` for as long as the models are the same."""
     fold = runs[0].fold
     models = {}
     if fold in teachers:
@@ -280,17 +285,20 @@ def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFi
             models.setdefault(run.method, (study.folder_of(run) / f"fold_{fold}" / FINAL, study.configuration))
     path = study.out / "costs.json"
     known = read_json(path) if path.is_file() else {}
-    folders = {name: str(checkpoint.parents[1]) for name, (checkpoint, _) in models.items()}
-    if any(name not in known or known[name]["folder"] != folder for name, folder in folders.items()):
+    of = {
+        name: {"checkpoint": str(checkpoint), "written": checkpoint.stat().st_mtime, "device": study.device}
+        for name, (checkpoint, _) in models.items()
+    }
+    if any(name not in known or known[name].get("of") != of[name] for name in models):
         known = {}
         for name, (checkpoint, configuration) in models.items():
             study.commands.say(f"measuring {name}")
             cost = measure(checkpoint, configuration, study.images_of(fold), study.device)
-            known[name] = {**asdict(cost), "folder": folders[name]}
+            known[name] = {**asdict(cost), "of": of[name]}
         write_whole(path, json.dumps(known, indent=1))
     costs = {}
     for name in models:
-        entry = {key: value for key, value in known[name].items() if key != "folder"}
+        entry = {key: value for key, value in known[name].items() if key != "of"}
         costs[name] = Measured(**{**entry, "network": Cost(**entry["network"])})
     return costs
 
@@ -322,7 +330,7 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
     cases = {}
     for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         case = scores.cases[index]
-        image, reference, labels, spacing = _read_case(study, runs, case)
+        image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
         axis = int(np.argmax(spacing))
         where = worst_slice(reference, labels, axis)
         aspect = [width for number, width in enumerate(spacing) if number != axis]
@@ -337,7 +345,9 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
     return {f"Cases by Dice of {what}": draw_disagreement(cases, structures, aspect[0] / aspect[1])}
 
 
-def _read_case(study: Study, runs: Sequence[Run], case: str) -> tuple[Any, Any, dict[str, Any], list[float]]:
+def _read_case(
+    study: Study, runs: Sequence[Run], case: str, with_teacher: bool
+) -> tuple[Any, Any, dict[str, Any], list[float]]:
     """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
     reader = PlansManager(study.plans).image_reader_writer_class()
     ending = study.dataset_json["file_ending"]
@@ -345,13 +355,12 @@ def _read_case(study: Study, runs: Sequence[Run], case: str) -> tuple[Any, Any, 
     image, properties = reader.read_images([str(study.raw / "imagesTr" / f"{case}_0000{ending}")])
     reference = reader.read_seg(str(study.raw / "labelsTr" / f"{case}{ending}"))[0][0]
     labels = {}
-    teacher = study.out / "segmentations" / f"{TEACHER}_fold_{fold}" / f"{case}{ending}"
-    if teacher.is_file():
-        labels[TEACHER] = reader.read_seg(str(teacher))[0][0]
+    keys = {TEACHER: TEACHER} if with_teacher else {}
     for run in runs:
-        if run.fold == fold and run.method not in labels:
-            folder = study.out / "segmentations" / f"{_key(run).replace(' ', '_')}_fold_{fold}"
-            labels[run.method] = reader.read_seg(str(folder / f"{case}{ending}"))[0][0]
+        if run.fold == fold:
+            keys.setdefault(run.method, _key(run))
+    for method, key in keys.items():
+        labels[method] = reader.read_seg(str(_segmentations(study, key, fold) / f"{case}{ending}"))[0][0]
     return image[0], reference, labels, [float(width) for width in properties["spacing"]]
 
 

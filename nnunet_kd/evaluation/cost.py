@@ -19,7 +19,8 @@ class Cost:
 
     Attributes:
         parameters: Number of weights.
-        flops: Floating point operations of one forward pass over one patch; a multiply-add counts as two.
+        flops: Floating point operations of one forward pass over one patch: of convolutions and matrix products, a
+            multiply-add counts as two. Elementwise ones are left out, the recurrence of a selective scan among them.
         activation_bytes: Memory of what one training step on one patch keeps for the backward pass, in float32,
             deep supervision on.
     """

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.evaluation.placement import Corners, apart, corners
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.writing import write_whole
@@ -138,14 +140,21 @@ def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: st
     return sorted(cases)
 
 
+def _say(warning: str) -> None:
+    print(f"nnunet_kd: warning: {warning}", file=sys.stderr)
+
+
 def evaluate_folders(
     reference: Path,
     predictions: Mapping[str, Path],
     evaluation: Evaluation,
     workers: int = 2,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, _: work,
+    warn: Callable[[str], None] = _say,
 ) -> list[Row]:
     """All metrics of all cases, sorted by method, case and structure as given.
+
+    Voxels are compared as they lie in the files, as nnU-Net does.
 
     Args:
         reference: Folder of reference segmentations.
@@ -153,6 +162,7 @@ def evaluate_folders(
         evaluation: What and how.
         workers: Processes.
         progress: Shows how far it is: gets the work and its length.
+        warn: Gets a sentence for a folder whose images lie elsewhere in the world than the reference.
 
     Raises:
         ValueError: Naming the case: for a file that cannot be read, and segmentations whose shape, spacing or labels
@@ -161,19 +171,31 @@ def evaluate_folders(
     cases = find_cases(reference, predictions, evaluation.file_ending)
     jobs = [(reference, predictions, case, evaluation) for case in cases]
     rows: dict[str, list[Row]] = {}
+    elsewhere: dict[str, list[str]] = {}
+
+    def keep(done: list[Row], methods: list[str]) -> None:
+        case = done[0].case
+        rows[case] = done
+        for method in methods:
+            elsewhere.setdefault(method, []).append(case)
+
     if workers <= 1:
         for done in progress((_evaluate_case(*job) for job in jobs), len(jobs)):
-            rows[done[0].case] = done
+            keep(*done)
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_set_up_worker) as pool:
             futures = [pool.submit(_evaluate_case, *job) for job in jobs]
             try:
                 for future in progress(as_completed(futures), len(jobs)):
-                    done = future.result()
-                    rows[done[0].case] = done
+                    keep(*future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    for method, found in elsewhere.items():
+        warn(
+            f"{predictions[method]}: {len(found)} of {len(cases)} cases, {min(found)} for one, have another direction "
+            "or origin than the reference; voxels are compared as they lie in the files"
+        )
     order = list(predictions)
     return sorted((row for case in cases for row in rows[case]), key=lambda row: order.index(row.method))
 
@@ -186,31 +208,35 @@ def _set_up_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _evaluate_case(reference: Path, predictions: Mapping[str, Path], case: str, evaluation: Evaluation) -> list[Row]:
-    """One case, all methods and structures."""
-    truth, spacing = _read(reference, case, evaluation)
+def _evaluate_case(
+    reference: Path, predictions: Mapping[str, Path], case: str, evaluation: Evaluation
+) -> tuple[list[Row], list[str]]:
+    """One case, all methods and structures; and the methods whose image lies elsewhere."""
+    truth, spacing, place = _read(reference, case, evaluation)
     valid = None if evaluation.ignore_label is None else truth != evaluation.ignore_label
-    rows = []
+    rows, elsewhere = [], []
     for method, folder in predictions.items():
-        labels, own_spacing = _read(folder, case, evaluation)
+        labels, own_spacing, own_place = _read(folder, case, evaluation)
         if labels.shape != truth.shape:
             raise ValueError(f"case {case}: {folder} has shape {labels.shape}, the reference {truth.shape}")
         if not np.allclose(own_spacing, spacing, rtol=1e-3):
             raise ValueError(f"case {case}: {folder} has spacing {_mm(own_spacing)}, the reference {_mm(spacing)}")
+        if apart(place, own_place, spacing):
+            elsewhere.append(method)
         for structure, values in evaluation.structures.items():
             real, found = np.isin(truth, values), np.isin(labels, values)
             metrics = overlap_metrics(real, found, valid)
             metrics |= surface_metrics(real, found, spacing, evaluation.tolerances[structure], valid)
             rows.append(Row(method, case, structure, {metric: metrics[metric] for metric in METRICS}))
-    return rows
+    return rows, elsewhere
 
 
 def _mm(spacing: list[float]) -> str:
     return "[" + ", ".join(f"{width:g}" for width in spacing) + "] mm"
 
 
-def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float]]:
-    """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, and the voxel size in mm."""
+def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float], Corners | None]:
+    """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, the voxel size in mm, and where the image lies."""
     path = folder / f"{case}{evaluation.file_ending}"
     try:
         check_whole(path)
@@ -225,7 +251,7 @@ def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[A
     spacing = [float(width) for width in properties["spacing"]]
     if labels.shape[0] == 1:  # nnU-Net reads 2-D images as one slice, of a thickness it makes up
         labels, spacing = labels[0], spacing[1:]
-    return labels, spacing
+    return labels, spacing, corners(properties, labels.shape)
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:

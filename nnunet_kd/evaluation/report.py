@@ -114,7 +114,10 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
         sections.append(("Seeds", note, [seeds]))
     if report.costs:
         device = next(iter(report.costs.values())).device
-        note = f"A case: nnU-Net's predictor with mirroring, in the network alone, on {device}."
+        note = (
+            f"A case: nnU-Net's predictor with mirroring, in the network alone, on {device}. FLOPs are those of "
+            "convolutions and matrix products."
+        )
         sections.append(("Cost", note, [_cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
     return sections

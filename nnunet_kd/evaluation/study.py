@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.runs import Run
-from nnunet_kd.images import images_by_case, in_order
+from nnunet_kd.images import images_by_case, in_order, link_cases
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, TrainingSettings, read_settings
 from nnunet_kd.teachers.nnunet import Experiment, find_trainer
-from nnunet_kd.writing import naming_full_disk, not_written, write_whole
+from nnunet_kd.writing import not_written, write_whole
 
 if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
@@ -225,31 +225,21 @@ class Study:
         source, ending = self.raw / "imagesTr", self.dataset_json["file_ending"]
         there = images_by_case(source, ending) if source.is_dir() else {}
         cases = {case: there.get(case, {}) for case in self.cases_of(fold)}
-        files = in_order(cases, self.channels, source, ending)
-        folder = self.out / "images" / f"fold_{fold}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (path for paths in files.values() for path in paths):
-            link = folder / path.name
-            if not link.exists():
-                link.unlink(missing_ok=True)
-                with naming_full_disk(link):
-                    link.symlink_to(path.resolve())
-        return folder
+        return link_cases(self.out / "images" / f"fold_{fold}", in_order(cases, self.channels, source, ending))
 
     @property
     def channels(self) -> int:
         """Of a case."""
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
 
-    def predict(self, model_folder: Path, fold: int, name: str, checkpoint: str = FINAL) -> Path:
+    def predict(self, model_folder: Path, fold: int, checkpoint: str = FINAL) -> Path:
         """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
 
-        What was predicted before is kept where it is whole and not older than the model.
+        What was predicted before is kept where it is whole, of this model, and not older than it.
 
         Args:
             model_folder: Results folder of any nnU-Net.
             fold: The fold of model and cases.
-            name: Of the folder for predictions.
             checkpoint: Of the fold.
 
         Raises:
@@ -265,14 +255,18 @@ class Study:
         if checkpoint == FINAL and all(self._is_whole(own / name, trained, ended) for name in names):
             return own
         which = "" if checkpoint == FINAL else f"_{Path(checkpoint).stem}"
-        folder = self.out / "predictions" / f"{name}_fold_{fold}{which}"
-        lost = [folder / name for name in names if not self._is_whole(folder / name, trained)]
+        name = f"{model_folder.name}_fold_{fold}{which}"
+        folder = self.out / "predictions" / name
+        origin = folder / "checkpoint.txt"  # a model of another data set may have the same name
+        same = origin.is_file() and origin.read_text(encoding="utf-8") == str(path)
+        lost = [folder / name for name in names if not (same and self._is_whole(folder / name, trained))]
         if not lost:
             return folder
-        for path in lost:  # nnU-Net goes on after every file that is there, cut off or not
-            path.unlink(missing_ok=True)
+        for prediction in lost:  # nnU-Net goes on after every file that is there, cut off or not
+            prediction.unlink(missing_ok=True)
+        write_whole(origin, str(path))
         self.commands.run(
-            f"predict_{name}_fold_{fold}",
+            f"predict_{name}",
             "nnUNetv2_predict_from_modelfolder",
             *("-i", str(self.images_of(fold)), "-o", str(folder), "-m", str(model_folder), "-f", str(fold)),
             *("-chk", checkpoint),

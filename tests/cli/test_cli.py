@@ -82,6 +82,14 @@ def test_plan_by_hand(workspace):
     ]
 
 
+def test_plan_of_a_data_set_of_slices(workspace, capsys):
+    plans = workspace.plans("slices")
+    plans["configurations"] = {"2d": plans["configurations"]["2d"]}
+    (workspace.preprocessed / "slices.json").write_text(json.dumps(plans))
+    assert main(["plan", "-d", "598", "-p", "slices"]) == 0
+    assert "train it: nnUNetv2_train 598 2d 0 -tr nnUNetTrainerDCD -p slices_r4" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -106,6 +106,15 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, cap
     assert not (workspace.root / "study").exists()
 
 
+def test_a_cascade_is_refused(workspace, capsys):
+    plans = workspace.plans("nnUNetPlans")
+    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"] |= {"3d_lowres": {"inherits_from": "3d_fullres"}, "3d_cascade_fullres": cascade}
+    (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert compare(workspace, "-m", "NoKD", "-c", "3d_cascade_fullres") == 1
+    assert "3d_cascade_fullres needs segmentations by 3d_lowres: cascades are not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

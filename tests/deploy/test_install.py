@@ -251,3 +251,27 @@ def test_a_model_of_a_trainer_that_is_not_here_is_installed(students, tmp_path):
 
     folder = exported(students, tmp_path / "model.zip", "fold_0/checkpoint_final.pth", renamed)
     assert install_stock(tmp_path / "model.zip", tmp_path / "results") == [folder]
+
+
+def test_what_nnunet_exports_beside_models(students, tmp_path):
+    """After ``nnUNetv2_find_best_configuration``; what is there already stays."""
+    path, folder = tmp_path / "model.zip", tmp_path / "results"
+    model = export_stock(read_trained(results(students), ["0"]), path)
+    ensemble = f"{DATASET}/ensembles/ensemble___a__b__2d___a__b__3d_fullres___0"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{ensemble}/summary.json", "{}")
+        archive.writestr(f"{ensemble}/postprocessing.pkl", pickle.dumps(([], [])))
+        archive.writestr(f"{DATASET}/inference_information.json", "{}")
+    (folder / DATASET).mkdir(parents=True)
+    (folder / DATASET / "inference_information.json").write_text("[]")
+    assert install_stock(path, folder) == [model]
+    assert sorted(entry.name for entry in (folder / ensemble).iterdir()) == ["postprocessing.pkl", "summary.json"]
+    assert (folder / DATASET / "inference_information.json").read_text() == "[]"
+
+    evil = tmp_path / "evil.zip"
+    export_stock(read_trained(results(students), ["0"]), evil, "other")
+    with zipfile.ZipFile(evil, "a") as archive:
+        archive.writestr(f"{ensemble}/postprocessing.pkl", pickle.dumps(Malice(tmp_path / "mark")))
+    with pytest.raises(ValueError, match="holds more than nnU-Net's postprocessing"):
+        install_stock(evil, folder)
+    assert not (tmp_path / "mark").exists()

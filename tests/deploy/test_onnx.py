@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -431,3 +432,23 @@ def test_networks_of_slices_are_exported(tmp_path, name):
     path = tmp_path / "network.onnx"
     assert _convert(network, 2, [32, 48], [16, 16], path) is None
     assert _check(network, path, 2, [32, 48], None, "fp32") < 1e-4
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_voxel_size_of_tiff_files_comes_along(onnx_models, tmp_path, probabilities):
+    """nnU-Net keeps it in a file beside them."""
+    predictor = OnnxPredictor(onnx_models["3d_fullres"], choose_engine("auto"), 1)
+    predictor.dataset_json["file_ending"] = ".tif"
+    predictor._manager.plans["image_reader_writer"] = "Tiff3DIO"
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    shape = predictor.model.patch_size
+    for channel in range(predictor.channels):
+        values = np.random.default_rng(channel).standard_normal(shape).astype(np.float32)
+        tifffile.imwrite(images / f"c_{channel:04d}.tif", values)
+    (images / "c.json").write_text('{"spacing": [5.0, 1.0, 1.0]}')
+    predictor.predict(find_cases(images, out, ".tif", predictor.channels), probabilities)
+    more = ["c.npz", "c.pkl"] if probabilities else []
+    assert sorted(path.name for path in out.iterdir()) == sorted(["c.json", "c.tif", *more])
+    assert json.loads((out / "c.json").read_text()) == {"spacing": [5.0, 1.0, 1.0]}
+    assert tifffile.imread(out / "c.tif").shape == tuple(shape)

@@ -128,6 +128,32 @@ def test_two_dimensions(tmp_path):
     assert 0 in distances and all(distance == 0 or math.isnan(distance) for distance in distances)
 
 
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_an_image_that_lies_elsewhere_is_warned_of(folders, capsys, reader):
+    """The same structure at the same place, in voxels of another order: Dice says otherwise."""
+    path = folders / "one" / "c1.nii.gz"
+    truth = SimpleITK.ReadImage(str(folders / "ref" / "c1.nii.gz"))
+    SimpleITK.WriteImage(SimpleITK.Flip(truth, (True, False, False)), str(path))
+    plans = {"plans_name": "p", "dataset_name": "d", "image_reader_writer": reader}
+    evaluation = read_evaluation(description(), plans, folders / "ref" / "c0.nii.gz")
+    predictions = {"one": folders / "one", "two": folders / "two"}
+    for workers in (1, 2):
+        rows = evaluate_folders(folders / "ref", predictions, evaluation, workers)
+        assert capsys.readouterr().err.count("warning") == 1
+        assert rows[2].case == "c1" and rows[2].values["dice"] < 0.9
+    said = []
+    evaluate_folders(folders / "ref", predictions, evaluation, 1, warn=said.append)
+    assert said == [
+        f"{folders}/one: 1 of 5 cases, c1 for one, have another direction or origin than the reference; voxels are "
+        "compared as they lie in the files"
+    ]
+    moved = SimpleITK.ReadImage(str(folders / "ref" / "c1.nii.gz"))
+    moved.SetOrigin([0.3, 0.0, 0.0])  # less than half a voxel
+    SimpleITK.WriteImage(moved, str(path))
+    evaluate_folders(folders / "ref", predictions, evaluation, 1)
+    assert not capsys.readouterr().err
+
+
 def test_cases_of_one_side_only(folders):
     (folders / "two" / "c1.nii.gz").unlink()
     predictions = {"one": folders / "one", "two": folders / "two"}

@@ -6,6 +6,9 @@ import shutil
 import pytest
 
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.evaluation.comparison import _find_teachers, _measure, _references
+from nnunet_kd.evaluation.cost import Cost
+from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.runs import list_runs, rows_of_ablation, rows_of_methods
 from nnunet_kd.evaluation.study import Study
 from nnunet_kd.settings import read_settings
@@ -79,6 +82,50 @@ def test_cases_and_images_of_a_fold(workspace):
         study.images_of(0)
 
 
+def test_links_of_an_earlier_split_are_not_kept(workspace):
+    """As where the folds were changed, or the folder is that of another study."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    before = [_references(study, 0), study.images_of(0)]
+    splits = json.loads(study.splits.read_text())
+    splits[0]["val"] = splits[0]["val"][:1]
+    study.splits.write_text(json.dumps(splits))
+    (case,) = study.cases_of(0)
+    assert [_references(study, 0), study.images_of(0)] == before
+    assert [sorted(path.name for path in folder.iterdir()) for folder in before] == [
+        [f"{case}.nii.gz"],
+        [f"{case}_000{channel}.nii.gz" for channel in range(3)],
+    ]
+
+
+def test_costs_are_measured_again_for_another_model_or_device(workspace, monkeypatch):
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    runs = list_runs("nnUNetPlans", rows_of_methods([""]), [0], [None])  # the teacher's own training
+    study.out.mkdir()
+    measured = []
+
+    def measure(checkpoint, configuration, images, device):
+        measured.append(checkpoint)
+        return Measured(Cost(len(measured), 2, 3), 8.0, 0.5, 100, device, 1)
+
+    monkeypatch.setattr("nnunet_kd.evaluation.comparison.measure", measure)
+    name = runs[0].method
+    assert _measure(study, runs, {})[name].network.parameters == 1
+    assert _measure(study, runs, {})[name].network.parameters == 1
+    os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth", (1e9, 1e9))  # trained anew
+    assert _measure(study, runs, {})[name].network.parameters == 2
+    study.device = "cuda"
+    assert _measure(study, runs, {})[name].device == "cuda" and len(measured) == 3
+
+
+def test_a_teacher_of_some_folds_is_none_of_the_study(workspace):
+    """That teaches the other folds too, whose cases it has seen."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans", teacher={"folds": [0]}))
+    methods = rows_of_methods(["NoKD"])
+    (files,) = _find_teachers(study, list_runs("nnUNetPlans", methods, [0], [None]), needed=True).values()
+    assert files.checkpoint == workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    assert _find_teachers(study, list_runs("nnUNetPlans", methods, [0, 1], [None]), needed=True) == {}
+
+
 def test_a_picture_holds_all_channels(workspace):
     """As nnU-Net stores those in colour; the data set names three channels."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
@@ -129,30 +176,34 @@ def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, m
     ran = []
     run = Commands.run
     monkeypatch.setattr(Commands, "run", lambda self, *words, **more: ran.append(words) or run(self, *words, **more))
-    folder = study.predict(workspace.teacher, 0, "teacher")
+    folder = study.predict(workspace.teacher, 0)
     files = sorted(folder.glob("*.nii.gz"))
     whole = [path.read_bytes() for path in files]
-    assert len(files) == 2 and study.predict(workspace.teacher, 0, "teacher") == folder and len(ran) == 1
+    assert len(files) == 2 and study.predict(workspace.teacher, 0) == folder and len(ran) == 1
 
     files[0].write_bytes(whole[0][:-50])
     kept = files[1].stat().st_mtime_ns
-    study.predict(workspace.teacher, 0, "teacher")
+    study.predict(workspace.teacher, 0)
     assert [path.read_bytes() for path in files] == whole and files[1].stat().st_mtime_ns == kept and len(ran) == 2
 
     os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth")  # trained anew
-    study.predict(workspace.teacher, 0, "teacher")
+    study.predict(workspace.teacher, 0)
     assert files[1].stat().st_mtime_ns > kept and len(ran) == 3
+
+    other = shutil.copytree(workspace.teacher, workspace.root / "elsewhere" / workspace.teacher.name)
+    assert study.predict(other, 0) == folder and len(ran) == 4  # not the predictions of its namesake
+    study.predict(workspace.teacher, 0)
 
     own = workspace.teacher / "fold_0" / "validation"
     own.mkdir()
     for path in files:
         shutil.copy(path, own)
-    assert study.predict(workspace.teacher, 0, "teacher") == folder  # no summary: its validation was killed
+    assert study.predict(workspace.teacher, 0) == folder  # no summary: its validation was killed
     (own / "summary.json").touch()
-    assert study.predict(workspace.teacher, 0, "teacher") == own
+    assert study.predict(workspace.teacher, 0) == own
     later = (own / "summary.json").stat().st_mtime + 1  # clocks of file systems are coarse
     os.utime(own / files[1].name, (later, later))  # validated again, and killed
-    assert study.predict(workspace.teacher, 0, "teacher") == folder and len(ran) == 3
+    assert study.predict(workspace.teacher, 0) == folder and len(ran) == 5
 
 
 @pytest.mark.slow
@@ -161,7 +212,7 @@ def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk, 
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     study.out = disk = small_disk(2**20)
     study.images_of(0)  # links, some of which need a page of their own
-    folder = disk / "predictions" / "teacher_fold_0"
+    folder = disk / "predictions" / f"{workspace.teacher.name}_fold_0"
     folder.mkdir(parents=True)
     described = len(json.dumps(study.plans, indent=4)) + len(json.dumps(study.dataset_json, indent=4))
     refused = []
@@ -169,13 +220,13 @@ def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk, 
         shutil.rmtree(disk / "predictions", ignore_errors=True)
         leave(disk, pages * PAGE)
         try:
-            study.predict(workspace.teacher, 0, "teacher")
+            study.predict(workspace.teacher, 0)
             break
         except DiskFullError as error:
             refused.append(str(error))
     assert any(re.fullmatch(f"cannot write {folder}/.*nii.gz: the disk is full", text) for text in refused), refused
     leave(disk, 2**19)
-    assert study.predict(workspace.teacher, 0, "teacher") == folder
+    assert study.predict(workspace.teacher, 0) == folder
 
 
 def test_commands_show_progress_and_keep_their_output(tmp_path, capsys):
