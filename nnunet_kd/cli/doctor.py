@@ -189,7 +189,7 @@ class _Experiment:
 
         dataset_json = read_dataset_json(self.folder / "dataset.json")
         cases = PreprocessedCases(self.folder, Experiment(self.plans, self.arguments.c, dataset_json))
-        check = BatchCheck(cases.channels, cases.labels)
+        check = BatchCheck(cases.channels, cases.labels, raw=True)
         faults = []
         for case in tqdm(cases.identifiers, unit="case", leave=False):
             images, labels = (torch.from_numpy(array) for array in cases.load(case))

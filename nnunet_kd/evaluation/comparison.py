@@ -25,6 +25,7 @@ from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
+from nnunet_kd.training.history import records
 from nnunet_kd.writing import write_whole
 
 if TYPE_CHECKING:
@@ -97,17 +98,21 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
         if study.is_trained(run) and not trust:
             check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
         own = read_checkpoint(path, trust, TRUST_MODEL).get(BLOCK)
-        record = own.get("record") if isinstance(own, dict) else None
-        if isinstance(record, dict):  # none: a stock training, or one of an earlier version
-            _check_record(study, run, record)
+        _check_records(study, run, records(own) if isinstance(own, dict) else [])
 
 
-def _check_record(study: Study, run: Run, before: Mapping[str, Any]) -> None:
-    """That a training had, as far as it is, the settings it would have now, defaults of its trainer included."""
-    preparation = study.prepared(run)
-    changes = None if preparation is None else preparation.changes(before)
-    if changes:
-        verb = "trained" if study.is_trained(run) else "begun"
+def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) -> None:
+    """That a training had, as far as it is, the settings it would have now, defaults of its trainer included.
+
+    There are no records of a stock training, and of one of an earlier version.
+    """
+    preparation = study.prepared(run) if before else None
+    if preparation is None:
+        return
+    for number, changes in enumerate(map(preparation.changes, before), 1):
+        if not changes:
+            continue
+        verb = "trained" if study.is_trained(run) and number == len(before) else "begun"
         raise ValueError(
             f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changes}. Remove it, "
             "or give -p plans of another name"

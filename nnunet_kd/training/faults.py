@@ -18,14 +18,17 @@ class BatchCheck:
     Args:
         image_channels: Channels of ``data`` that are images; soft labels follow.
         label_manager: nnU-Net's.
+        raw: Targets are labels where the training learns regions too; else those of regions are not looked at.
     """
 
-    def __init__(self, image_channels: int, label_manager: Any) -> None:
+    def __init__(self, image_channels: int, label_manager: Any, raw: bool = False) -> None:
         self._image_channels = image_channels
-        self._largest: int | None = None
-        if not label_manager.has_regions:
-            heads = label_manager.num_segmentation_heads
-            self._largest = heads - 1 if label_manager.ignore_label is None else label_manager.ignore_label
+        known = {*map(int, label_manager.all_labels)}
+        if label_manager.ignore_label is not None:
+            known.add(int(label_manager.ignore_label))
+        self._consecutive = known == set(range(len(known)))
+        self._words = f"0 to {max(known)}" if self._consecutive else ", ".join(map(str, sorted(known)))
+        self._known = known if raw or not label_manager.has_regions else None
 
     def __call__(self, batch: Mapping[str, Any]) -> str | None:
         """A sentence that names the first case with a fault; ``None``: there is none."""
@@ -49,13 +52,20 @@ class BatchCheck:
                     f"case {case}: its stored embeddings are not finite numbers. Remove its file and make it again, "
                     "nnunet_kd soft-labels --embeddings ... --continue"
                 )
-            if self._largest is not None and not 0 <= target[number].min() <= target[number].max() <= self._largest:
-                found = sorted({int(label) for label in target[number].unique()} - set(range(self._largest + 1)))
+            unknown = self._unknown(target[number])
+            if unknown:
                 return (
-                    f"case {case}: its labels have the class {found[0]}, dataset.json knows 0 to {self._largest}. "
+                    f"case {case}: its labels have the class {unknown[0]}, dataset.json knows {self._words}. "
                     "nnUNetv2_plan_and_preprocess --verify_dataset_integrity finds all such cases"
                 )
         return None
+
+    def _unknown(self, labels: torch.Tensor) -> list[int]:
+        if self._known is None:
+            return []
+        if self._consecutive and 0 <= labels.min() <= labels.max() < len(self._known):  # faster than to list them
+            return []
+        return sorted({int(label) for label in labels.unique()} - self._known)
 
 
 class SkippedSteps:

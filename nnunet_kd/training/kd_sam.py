@@ -30,6 +30,7 @@ from nnunet_kd.training.embedded_patches import EmbeddedPatches
 from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam_settings import KDSAMSettings
 from nnunet_kd.training.loading import TRAINING, VALIDATION, seeded_augmenter
+from nnunet_kd.training.preparation import soft_labels_command
 from nnunet_kd.training.schedules import PlateauSchedule
 from nnunet_kd.training.step import as_numbers, means
 from nnunet_kd.training.trainer import SEGMENTATION, DistillationTrainer
@@ -80,10 +81,7 @@ class KDSAMTrainer(DistillationTrainer):
         identifier = self.configuration_manager.data_identifier
         store = EmbeddingStore(store_folder(folder, identifier, name, EmbeddingStore))
         student = self.preparation.student
-        command = (
-            f"nnunet_kd soft-labels -d {student.plans['dataset_name']} -c {student.configuration} "
-            f"-p {student.plans['plans_name']}"
-        )
+        command = soft_labels_command(student)
         if not (store.folder / "manifest.json").is_file():
             raise FileNotFoundError(
                 f"there are no embeddings {name!r} in {folder}. Make them: {command} --embeddings --sam "
@@ -176,7 +174,8 @@ class KDSAMTrainer(DistillationTrainer):
             self._load_perceptual()
             if self.perceptual is not None:
                 self.perceptual.to(self.device)
-            self.store = self.store or self._find_embeddings()
+            if self.store is None:
+                self.store = self._find_embeddings(None if self._resumes else file_digest(self._checkpoint()))
             if self.store is None:
                 colours = Colours.of(self.configuration_manager.normalization_schemes, self.settings.channels)
                 self.embedder = SamEmbedder(self.sam(), colours, self.device)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 
 Check = Callable[[Mapping[str, Any]], str | None]
 _FAULT = "fault"
@@ -25,6 +26,19 @@ def seed_everything(seed: int, *position: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+def repeat_exactly(transforms: Any) -> None:
+    """Let no stopwatch choose between ways of blurring that differ in the last digits.
+
+    Args:
+        transforms: nnU-Net's, composed; changed.
+    """
+    for inner in getattr(transforms, "transforms", [getattr(transforms, "transform", None)]):
+        if inner is not None:
+            repeat_exactly(inner)
+    if isinstance(transforms, GaussianBlurTransform):
+        transforms.benchmark = False  # always the convolution, the faster of the two for its small kernels
 
 
 class SeededBatches:

@@ -65,7 +65,13 @@ class Preparation:
     @property
     def record(self) -> dict[str, Any]:
         """What a training depends on beside network and data, in plain values: defaults may change after it."""
+        configuration = PlansManager(self.student.plans).get_configuration(self.student.configuration)
         record = _given(self.settings.training)
+        record.update(
+            batch_size=int(configuration.batch_size),
+            patch_size=[int(side) for side in configuration.patch_size],
+            batch_dice=bool(configuration.batch_dice),
+        )
         record["terms"] = [str(term) for term in self.terms]
         if self.method is not None:
             record["method"] = asdict(self.method)
@@ -74,9 +80,13 @@ class Preparation:
         return record
 
     def changes(self, before: Mapping[str, Any]) -> str:
-        """What is other than in such a record of before; empty: nothing."""
+        """What is other than in such a record of before; empty: nothing.
+
+        A record of an earlier version does not tell the batch.
+        """
         now = self.record
-        different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        unknown = {"batch_size", "patch_size", "batch_dice"} - {*before}
+        different = [key for key in sorted({*before, *now} - unknown, key=str) if before.get(key) != now.get(key)]
         return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
 
     @property
@@ -259,10 +269,7 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
     student = preparation.student
     folder = Path(nnUNet_preprocessed.require()) / student.plans["dataset_name"]
     cases = PreprocessedCases(folder, student)
-    command = (
-        f"nnunet_kd soft-labels -d {student.plans['dataset_name']} -c {student.configuration} "
-        f"-p {student.plans['plans_name']}"
-    )
+    command = soft_labels_command(student)
     try:
         store = find_store(folder, cases.configuration.data_identifier, term.store)
     except FileNotFoundError as error:
@@ -274,6 +281,12 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
     except ValueError as error:
         raise ValueError(f"{error}. Make it: {command} {store.arguments} --continue") from None
     return store
+
+
+def soft_labels_command(student: Experiment) -> str:
+    """The beginning of what a person has to type for soft labels or embeddings that are missing."""
+    plans = student.plans
+    return f"nnunet_kd soft-labels -d {plans['dataset_name']} -c {student.configuration} -p {plans['plans_name']}"
 
 
 def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:

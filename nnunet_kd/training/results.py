@@ -18,6 +18,7 @@ from nnunet_kd.teachers.nnunet import Experiment
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 LOCK = "training.lock"
+_EARLIER = "earlier_"
 
 
 def results_of(trainer: str, student: Experiment) -> Path | None:
@@ -57,6 +58,23 @@ def check_results(folder: Path, student: Experiment) -> None:
             f"{folder} holds another student ({network_in_words(before)}) than these plans ask for "
             f"({network_in_words(now)}): give the plans another plans_name, or remove that folder"
         )
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Rename the checkpoints of an earlier training in the folder of a fold; returns their names now.
+
+    Else ``--c``, where the new training is stopped, would go on with the old one's end.
+    """
+    there = [name for name in CHECKPOINTS if (folder / name).is_file()]
+    for name in there:
+        os.replace(folder / name, folder / f"{_EARLIER}{name}")
+    return [f"{_EARLIER}{name}" for name in there]
+
+
+def remove_aside(folder: Path) -> None:
+    """What :func:`set_aside` has kept, once the new training has its own."""
+    for name in CHECKPOINTS:
+        (folder / f"{_EARLIER}{name}").unlink(missing_ok=True)
 
 
 def noted_leakage(folder: Path) -> dict[str, str]:

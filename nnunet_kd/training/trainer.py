@@ -32,6 +32,7 @@ from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
+from nnunet_kd.training.history import History
 from nnunet_kd.training.loading import (
     NETWORK,
     START,
@@ -40,6 +41,7 @@ from nnunet_kd.training.loading import (
     SeededBatches,
     checked,
     no_worker_processes,
+    repeat_exactly,
     seed_everything,
     seeded_augmenter,
 )
@@ -55,7 +57,15 @@ from nnunet_kd.training.preparation import (
 from nnunet_kd.training.progress import append_terms
 from nnunet_kd.training.pruning import sort_channels
 from nnunet_kd.training.reconstruction import reconstruct
-from nnunet_kd.training.results import CHECKPOINTS, Lock, check_results, noted_leakage, results_of
+from nnunet_kd.training.results import (
+    CHECKPOINTS,
+    Lock,
+    check_results,
+    noted_leakage,
+    remove_aside,
+    results_of,
+    set_aside,
+)
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.start import selected_weights
@@ -113,6 +123,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self._resumes = False
         self._lock: Lock | None = None
         self._skipped = SkippedSteps()
+        self._history = History(self.preparation.record)
         if self.results is not None:
             check_results(self.results, self.preparation.student)
         if not self.has_checkpoint("checkpoint_final.pth"):
@@ -309,6 +320,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's, for images that may carry soft labels."""
         transforms = super().get_training_transforms(*args, **kwargs)
+        if self.seed is not None:
+            repeat_exactly(transforms)
         if self.soft_labels is None:
             return transforms
         channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
@@ -349,6 +362,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.print_to_log_file(f"settings {json.dumps(self.preparation.record)}")
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
+        if unfinished and not self._resumes and self.local_rank == 0 and not self.disable_checkpointing:
+            earlier = set_aside(Path(self.output_folder))
+            if earlier:
+                self.print_to_log_file(f"of an earlier training, until this one has ended: {', '.join(earlier)}")
 
     def _note_leakage(self, attached: AttachedTeacher | None, unfinished: bool) -> str | None:
         """Put this fold's warning into the plans nnU-Net is about to save for all folds; the others' stay."""
@@ -529,6 +546,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """nnU-Net's; after it others may train here."""
         super().on_train_end()
         if self._lock is not None:
+            remove_aside(Path(self.output_folder))
             self._lock.free()
 
     def on_epoch_end(self) -> None:
@@ -564,7 +582,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     def own_state(self) -> dict[str, Any]:
         """What resuming needs beside nnU-Net's checkpoint."""
         return {
-            "record": self.preparation.record,
+            **self._history.state(self.current_epoch + 1),
             "adapters": self.trained().adapters.state_dict(),
             "terms": self._term_places(),
             "teacher_stages": None if self.teacher_stages is None else asdict(self.teacher_stages),
@@ -596,9 +614,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         super().load_checkpoint(filename_or_checkpoint)
         self.load_own_state(saved)
         self._add_log_entries()
+        self._history.resume(saved, self.current_epoch)
         changes = self.preparation.changes(saved["record"]) if "record" in saved else ""
         if changes and self.current_epoch < self.num_epochs:
             self.print_to_log_file(f"goes on with other settings than it was begun with: {changes}")
+        elif changes:
+            self.print_to_log_file(f"was trained with other settings than the plans have now: {changes}")
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """What :meth:`own_state` saved, once network and optimizer are there."""

@@ -91,6 +91,25 @@ def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, capsys,
     assert not list(workspace.results.glob(FOLDER.format("NoKD") + "/fold_0/*.pth"))
 
 
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [({}, "0 to 2"), ({"ignore": 3}, "0 to 3"), ({"far": 5}, "0, 1, 2, 5")],
+    ids=["", "ignore", "far"],
+)
+def test_doctor_knows_the_labels_of_regions(workspace, capsys, more, known):
+    """The training sees regions; a label of none of them would be background to it."""
+    path = workspace.preprocessed / "dataset.json"
+    labels = {"background": 0, "whole": [1, 2], "core": [2], **more}
+    order = [1, 2, *(value for name, value in more.items() if name != "ignore")]
+    path.write_text(json.dumps({**workspace.dataset_json, "labels": labels, "regions_class_order": order}))
+    words = ("doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases")
+    assert main(words) == 0
+    rewrite(workspace, another_class)
+    capsys.readouterr()
+    assert main(words) == 1
+    assert f"its labels have the class 7, dataset.json knows {known}. nnUNetv2_plan" in capsys.readouterr().out
+
+
 def test_soft_labels_that_are_no_numbers_are_named(workspace, monkeypatch):
     monkeypatch.setattr(SoftLabelStore, "write", _without_looking(SoftLabelStore.write))
     store_of(workspace, logits=lambda case: np.full_like(case, np.nan))

@@ -220,6 +220,19 @@ def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
         trainer_for(workspace, plans)
 
 
+def test_a_training_made_anew_refuses_embeddings_of_another_sam(workspace, sam):
+    """There are checkpoints of one with the SAM they are of."""
+    plans = plans_for(workspace, sam, embeddings="sam")
+    assert store_embeddings(workspace, sam) == 0
+    trainer_for(workspace, plans).run_training()
+    weights = torch.load(sam)
+    weights[next(iter(weights))] += 1
+    torch.save(weights, sam)
+    with pytest.raises(ValueError, match="were made with checkpoint_sha256 = "):
+        trainer_for(workspace, plans).run_training()
+    assert (folder_of(workspace) / "checkpoint_final.pth").is_file()  # nothing is set aside
+
+
 def test_doctor_looks_for_sams_weights(workspace, sam, capsys):
     plans_for(workspace, sam)
     words = ("doctor", "-d", "598", "-c", "2d", "-p", "nnUNetPlans_kd_sam", "-tr", "nnUNetTrainerKDSAM")

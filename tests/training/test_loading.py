@@ -2,8 +2,12 @@ import itertools
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
-from nnunet_kd.training.loading import TRAINING, VALIDATION, SeededBatches, seeded_augmenter
+from nnunet_kd.training.loading import TRAINING, VALIDATION, SeededBatches, repeat_exactly, seeded_augmenter
 
 
 class RandomLoader:
@@ -46,3 +50,10 @@ def test_a_worker_runs_one_thread():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_stopwatch_chooses_how_to_blur():
+    blurs = [GaussianBlurTransform(benchmark=True) for _ in range(2)]
+    composed = ComposeTransforms([RandomTransform(blurs[0]), ComposeTransforms([blurs[1]]), MirrorTransform((0,))])
+    repeat_exactly(composed)
+    assert [blur.benchmark for blur in blurs] == [False, False]

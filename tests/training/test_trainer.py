@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
@@ -193,6 +195,62 @@ def test_resuming_with_other_terms_is_refused(workspace):
             changed.load_checkpoint(path)
     heavier = workspace.plans("nnUNetPlans", training=SHORT, method={**NOW, "weight": 1})
     make_trainer(nnUNetTrainerDCD, heavier, workspace).load_checkpoint(path)  # numbers may change
+
+
+def test_a_training_made_anew_goes_on_with_its_own_checkpoints(workspace):
+    """And not with the end of the one before, under the settings of the new one."""
+    schedule = {**SHORT, "num_epochs": 3, "save_every": 1}
+    first = workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": 0.01}, teacher={"folds": [1]})
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
+    make_trainer(nnUNetTrainerDCD, first, workspace).run_training()
+    folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres" / "fold_0"
+    assert recorded_leakage(json.loads((folder.parent / "plans.json").read_text()))
+    old = (folder / "checkpoint_final.pth").read_bytes()
+
+    second = workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": 5})
+    stopped = make_trainer(nnUNetTrainerDCD, second, workspace)
+    stop_within(stopped, 3)
+    assert sorted(path.name for path in folder.glob("*.pth")) == [
+        "checkpoint_best.pth",
+        "checkpoint_latest.pth",
+        "earlier_checkpoint_best.pth",
+        "earlier_checkpoint_final.pth",
+    ]
+    assert (folder / "earlier_checkpoint_final.pth").read_bytes() == old
+    resumed = make_trainer(nnUNetTrainerDCD, second, workspace, resume=True)
+    maybe_load_checkpoint(resumed, True, False)  # as nnUNetv2_train --c does
+    assert resumed.current_epoch == 1
+    resumed.run_training()
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    own = checkpoint(workspace)["nnunet_kd"]
+    assert own["record"]["terms"][0].startswith("dcd: weight 5") and own["earlier_records"] == []
+    assert not recorded_leakage(json.loads((folder.parent / "plans.json").read_text()))
+
+
+def test_checkpoints_tell_the_settings_of_all_their_epochs(workspace):
+    schedule = {**SHORT, "num_epochs": 3, "save_every": 1}
+    weights = [0.01, 0.02, 0.03]
+    plans = [workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": w}) for w in weights]
+    stop_within(make_trainer(nnUNetTrainerDCD, plans[0], workspace), 3)
+    for now in plans[1:]:  # two epochs with the second, none with the third
+        trainer = make_trainer(nnUNetTrainerDCD, now, workspace, resume=True)
+        maybe_load_checkpoint(trainer, True, False)
+        trainer.run_training()
+        own = checkpoint(workspace)["nnunet_kd"]
+        assert own["record"]["terms"][0].startswith("dcd: weight 0.02")
+        assert [record["terms"][0][:16] for record in own["earlier_records"]] == ["dcd: weight 0.01"]
+    text = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log_*.txt")))
+    assert text.count('goes on with other settings than it was begun with: terms ["dcd: weight 0.01') == 1
+    assert text.count('was trained with other settings than the plans have now: terms ["dcd: weight 0.02') == 1
+
+
+def test_the_record_tells_the_batch(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    before = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation.record
+    plans["configurations"]["3d_fullres"]["batch_size"] = 7
+    now = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation
+    assert now.changes(before) == f"batch_size {before['batch_size']}, now 7"
+    assert now.changes({key: value for key, value in before.items() if key != "batch_size"}) == ""  # of before 0.1
 
 
 def test_residual_encoder_student_of_a_plain_teacher(workspace):
