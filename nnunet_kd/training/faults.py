@@ -65,7 +65,7 @@ class BatchCheck:
             return []
         if self._consecutive and 0 <= labels.min() <= labels.max() < len(self._known):  # faster than to list them
             return []
-        return sorted({int(label) for label in labels.unique()} - self._known)
+        return sorted({int(label) for label in np.unique(labels)} - self._known)
 
 
 class SkippedSteps:
