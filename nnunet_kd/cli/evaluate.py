@@ -18,7 +18,8 @@ specificity, accuracy, HD95 (mm), NSD and volume difference of every case and st
       names the methods; a tolerance of the NSD for all structures, and another for one
 
 The first -pred is the baseline the others are tested against. A structure that is missing in both images has no
-value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95.
+value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared as
+they lie in the files; where direction or origin say that they lie elsewhere, a warning does too.
 """
 
 
