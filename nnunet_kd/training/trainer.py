@@ -546,7 +546,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """nnU-Net's; after it others may train here."""
         super().on_train_end()
         if self._lock is not None:
-            remove_aside(Path(self.output_folder))
+            if not self.disable_checkpointing:
+                remove_aside(Path(self.output_folder))
             self._lock.free()
 
     def on_epoch_end(self) -> None:
