@@ -117,7 +117,8 @@ class Workplace:
         """Trains and measures what the record has not, a few rows at a time."""
         part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
-        plans = f"study_r{part.reduction}" if part.fold == 0 else f"study_r{part.reduction}_fold{part.fold}"
+        plans = f"study_r{part.reduction}" + (f"_fold{part.fold}" if part.fold else "")
+        plans += f"_{part.schedule['num_epochs']}_epochs" if part.training else ""
         teacher = self.teacher(data, part.fold)
         if part.precision is not None:
             teacher["precision"] = part.precision
