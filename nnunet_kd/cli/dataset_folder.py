@@ -13,7 +13,7 @@ def dataset_name(dataset: str) -> str:
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-    if dataset.startswith("Dataset"):
+    if dataset.startswith("Dataset") and dataset[7:10].isdecimal():
         return dataset
     if not dataset.isdecimal():
         raise ValueError(f"a data set is a number or DatasetXXX_Name, got {dataset!r}")
@@ -34,3 +34,10 @@ def preprocessed_folder(dataset: str) -> Path:
     from nnunetv2.paths import nnUNet_preprocessed
 
     return Path(nnUNet_preprocessed.require()) / dataset_name(dataset)
+
+
+def dataset_number(folder: Path) -> int:
+    """Number of a data set by its folder: nnU-Net's planning and preprocessing take no name."""
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+
+    return int(convert_dataset_name_to_id(folder.name))

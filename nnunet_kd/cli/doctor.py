@@ -137,7 +137,7 @@ class _Experiment:
         self.trainer: Any = None
 
     def read_plans(self) -> str:
-        from nnunet_kd.cli.dataset_folder import preprocessed_folder
+        from nnunet_kd.cli.dataset_folder import dataset_number, preprocessed_folder
         from nnunet_kd.settings import read_settings
         from nnunet_kd.teachers.architecture import check_networks
         from nnunet_kd.teachers.checkpoint import TRUST_MODEL
@@ -149,7 +149,8 @@ class _Experiment:
             raise _StopError(f"{error}. Mend: give the right one with -d, by its name") from error
         path = self.folder / f"{arguments.p}.json"
         if not path.is_file():
-            raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {arguments.d} -c {arguments.c}")
+            number = dataset_number(self.folder)
+            raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {number} -c {arguments.c}")
         try:
             self.plans = read_plans(path)
             read_settings(self.plans)
@@ -170,12 +171,15 @@ class _Experiment:
     def preprocessed(self) -> str:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+        from nnunet_kd.cli.dataset_folder import dataset_number
+
         identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
         cases = len(list((self.folder / identifier).glob("*.pkl")))
         if not cases:
             raise ValueError(
                 f"nothing is preprocessed in {self.folder / identifier}. "
-                f"Mend: nnUNetv2_preprocess -d {self.arguments.d} -plans_name {self.arguments.p} -c {self.arguments.c}"
+                f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder)} -plans_name {self.arguments.p} "
+                f"-c {self.arguments.c}"
             )
         return f"{cases} preprocessed cases in {self.folder / identifier}"
 

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the plans; returns the exit status."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import dataset_number, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
     from nnunet_kd.planning import student_plans
     from nnunet_kd.teachers.architecture import check_networks
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = folder / f"{arguments.p}.json"
     if not source.is_file():
         raise FileNotFoundError(
-            f"there are no plans {source}. Make them: nnUNetv2_plan_and_preprocess -d {arguments.d}"
+            f"there are no plans {source}. Make them: nnUNetv2_plan_and_preprocess -d {dataset_number(folder)}"
         )
     plans = read_plans(source)
     dataset_json = read_dataset_json(folder / "dataset.json")

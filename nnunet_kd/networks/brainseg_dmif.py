@@ -134,7 +134,7 @@ class BrainSegDMIF(nn.Module):
     """The network a plan names as ``nnunet_kd.networks.brainseg_dmif.BrainSegDMIF``, for 2-D configurations.
 
     :class:`ModalityEncoders`, then :class:`~.prompt_free_decoder.PromptFreeDecoder`. Defaults are the paper's, ViT-B;
-    with four modalities 354 million parameters, of which the encoders have 344.
+    with four modalities 353 million parameters, of which the encoders have 344.
 
     Images of another size than ``image_size`` are padded with zeros to a square of it or, where larger, shrunk
     bilinearly at their aspect ratio; logits come back on the images' grid. Intensities are taken as nnU-Net

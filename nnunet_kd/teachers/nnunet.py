@@ -75,23 +75,21 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
         f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {fold} -tr {settings.trainer} -p {plans_name}"
     )
     if settings.folder is not None:
-        folder = Path(settings.folder)
+        folder, mend, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
     else:
         name = f"{settings.trainer}__{plans_name}__{configuration}"
         folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
+        mend, finish = f"Train it: {command}", f". Finish its training: {command} --c"
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no teacher in {folder}. Train it: {command}")
+        raise FileNotFoundError(f"there is no teacher in {folder}. {mend}")
     fold_folder = folder / f"fold_{fold}"
     if not fold_folder.is_dir():
         have = ", ".join(sorted(entry.name for entry in folder.glob("fold_*"))) or "no fold"
-        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. Train it: {command}")
+        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. {mend}")
     checkpoint = fold_folder / settings.checkpoint
     if not checkpoint.is_file():
         have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
-        raise FileNotFoundError(
-            f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}. "
-            f"Finish its training: {command} --c"
-        )
+        raise FileNotFoundError(f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}{finish}")
     path, whose = folder / "plans.json", "the teacher's "
     teacher = Experiment(read_plans(path, whose), configuration, read_dataset_json(folder / "dataset.json", whose))
     if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:

@@ -101,12 +101,12 @@ class SoftLabelStore:
             made_from: Fingerprint of the case.
 
         Raises:
-            ValueError: For logits that are not finite in half precision.
+            ValueError: For logits that are not finite. What half precision cannot hold is cut off at its largest.
         """
+        if not np.isfinite(logits).all():
+            raise ValueError(f"case {case}: the teacher's {self.content} are not finite")
         limit = float(np.finfo(np.float16).max)
         half = np.ascontiguousarray(np.clip(logits, -limit, limit).astype(np.float16))
-        if not np.isfinite(half).all():
-            raise ValueError(f"case {case}: the teacher's {self.content} are not finite")
         blocks, chunks = self._layout(half.shape, patch_size)
         parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
         path = self.path(case)

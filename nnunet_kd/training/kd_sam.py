@@ -83,9 +83,11 @@ class KDSAMTrainer(DistillationTrainer):
         student = self.preparation.student
         command = soft_labels_command(student)
         if not (store.folder / "manifest.json").is_file():
+            channels = self.settings.channels
+            chosen = "" if channels is None else f" --channels {' '.join(map(str, channels))}"
             raise FileNotFoundError(
                 f"there are no embeddings {name!r} in {folder}. Make them: {command} --embeddings --sam "
-                f"{self.settings.model_type} --checkpoint {self.settings.checkpoint} --name {name}"
+                f"{self.settings.model_type} --checkpoint {self.settings.checkpoint}{chosen} --name {name}"
             )
         cases = PreprocessedCases(folder, student)
         store.check_data(cases.data)

@@ -21,7 +21,8 @@ class KDSAMSettings:
             training of the encoder, and sees the augmented patches.
         encoder_epochs: Longest training of the encoder: a whole number of epochs, or a fraction of the training.
         patience: Epochs without a lower validation loss after which the encoder is done and its best weights are kept.
-        plateau_patience: Epochs without one after which the learning rate is divided by ten, in both phases.
+        plateau_patience: Epochs without one that are put up with; at the next the learning rate is divided by ten, in
+            both phases.
         weight_decay: Adam's.
         perceptual_weight: Of the perceptual loss beside the MSE; 0 leaves it out.
         perceptual_weights: Of VGG-16: a file with torchvision's state dict; ``"imagenet"``: torchvision's own,

@@ -46,13 +46,13 @@ class StudentWithAdapters(nn.Module):
         self.student = student
         self.adapters = adapters
         self.gives_features = features
-        self._levels: list[Tensor] = []
+        self._levels: list[Tensor] | None = None  # there is one during a forward pass
         if levels:
             for stage in decoder_stages(student):
                 stage.register_forward_hook(self._keep)
 
     def _keep(self, _stage: nn.Module, _inputs: Any, features: Tensor) -> None:
-        if self.training:
+        if self._levels is not None:
             self._levels.insert(0, features)
 
     @property
@@ -75,7 +75,7 @@ class StudentWithAdapters(nn.Module):
             logits = self.decoder(features)
         else:
             logits, features = self.student(images), []
-        levels, self._levels = self._levels, []
+        levels, self._levels = self._levels, None
         return logits, features, levels
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -74,7 +74,7 @@ from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_n
 from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
-RECONSTRUCTED_PATCHES = 24  # that initial weights are fitted to
+RECONSTRUCTED_PATCHES = 24  # at least, in whole batches, that initial weights are fitted to
 
 
 class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped

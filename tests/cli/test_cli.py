@@ -94,7 +94,9 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
     ("words", "message"),
     [
         (["-d", "598", "-o", "nnUNetPlans"], "the student's plans need a name of their own"),
-        (["-d", "598", "-p", "other"], "no plans .*other.json. Make them: nnUNetv2_plan_and_preprocess -d 598"),
+        (["-d", "598", "-p", "other"], "no plans .*other.json. Make them: nnUNetv2_plan_and_preprocess -d 598$"),
+        (["-d", "Dataset598_TinyHeads", "-p", "other"], "nnUNetv2_plan_and_preprocess -d 598$"),  # it takes no name
+        (["-d", "Dataset"], "a data set is a number or DatasetXXX_Name, got 'Dataset'"),
         (["-d", "597"], "nnU-Net knows no data set 597"),
         (["-d", "heads"], "a data set is a number or DatasetXXX_Name, got 'heads'"),
         (["-d", "598", "--widths", "8", "9"], "configuration 3d_fullres has . stages, got 2 widths"),

@@ -45,6 +45,15 @@ def test_missing_folder(workspace):
     refused(workspace, FileNotFoundError, f"there is no teacher in .*nnUNetTrainer__nnUNetPlans.* Train it: {command}")
 
 
+def test_nothing_is_trained_for_a_folder_that_is_named(workspace, tmp_path):
+    for folder, message in (
+        (tmp_path / "none", "there is no teacher in .*none. Name another one: nnunet_kd.teacher.folder$"),
+        (workspace.teacher, "has fold_0, but not fold_1. Name another one: nnunet_kd.teacher.folder$"),
+    ):
+        plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folder": str(folder)})
+        refused(workspace, FileNotFoundError, message, plans, fold=1)
+
+
 def test_missing_fold(workspace):
     refused(workspace, FileNotFoundError, "has fold_0, but not fold_1. Train it: .* 3d_fullres 1 ", fold=1)
 

@@ -51,14 +51,15 @@ def test_what_is_written_is_read(store):
     assert store.name == "sam" and store.fault("a") is None and store.fault("bb") == "is missing"
 
 
-def test_large_logits_are_cut_to_half_precision_and_nan_is_refused(store):
+def test_large_logits_are_cut_to_half_precision_and_others_refused(store):
     logits = logits_of("a")
     logits[0, 0, 0, 0] = 1e9
     write(store, "a", logits)
     assert store.open("a")[0, 0, 0, 0] == np.finfo(np.float16).max
-    logits[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="case bb: the teacher's soft labels are not finite"):
-        write(store, "bb", logits)
+    for value in (np.nan, np.inf, -np.inf):
+        logits[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match="case bb: the teacher's soft labels are not finite"):
+            write(store, "bb", logits)
     assert sorted(path.name for path in store.folder.iterdir()) == ["a.b2nd", "a.json", "manifest.json"]
 
 

@@ -193,6 +193,7 @@ def test_a_teachers_plans_are_enough(workspace, sam):
         ({"patience": 0}, {}, ValueError, "method.patience must be at least 1"),
         ({"channels": [0, 7]}, {}, ValueError, "there is no channel 7: the images have 3"),
         ({"embeddings": "none"}, {}, FileNotFoundError, "no embeddings 'none' in .* Make them: nnunet_kd soft-labels"),
+        ({"embeddings": "none", "channels": [1, 2]}, {}, FileNotFoundError, ".pth --channels 1 2 --name none$"),
         ({"perceptual_weights": "/vgg"}, {}, FileNotFoundError, "there are no weights of VGG-16 in /vgg"),
         ({}, {"ema_decay": 0.9}, NotImplementedError, "ema_decay"),
     ],
