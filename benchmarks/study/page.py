@@ -10,8 +10,9 @@ from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
 from benchmarks.study.record import Record
 from benchmarks.study.workplace import CONFIGURATION
 from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.study import TEACHER
+from nnunet_kd.evaluation.runs import TEACHER
 from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
+from nnunet_kd.writing import replacing, write_whole
 
 BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"
@@ -64,7 +65,7 @@ def report(record: Record) -> str:
             + f", seed {', '.join(map(str, seeds))}",
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
-            "NSD": "tolerance 1 mm",
+            "NSD": f"tolerance 1 mm{data.about_distances}",
             "Cost": f"of the teacher and, as {BASELINE}'s, medians over all runs: students are the same network",
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
@@ -130,7 +131,8 @@ def picture(records: Mapping[str, Record], target: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.grid(True, axis="x", alpha=0.3)
     figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    with replacing(target) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
 
 
 def with_table(readme: str, table: str) -> str:
@@ -149,6 +151,7 @@ def with_table(readme: str, table: str) -> str:
 def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
     """``study.md``, ``study.png`` and the README's table from what is kept in ``study/runs``."""
     records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
-    (folder / "study.md").write_text(page(records))
+    changed = with_table(readme.read_text(), overview(records) if shown(records) else "")
+    write_whole(folder / "study.md", page(records))
     picture(records, folder / "study.png")
-    readme.write_text(with_table(readme.read_text(), overview(records) if shown(records) else ""))
+    write_whole(readme, changed)

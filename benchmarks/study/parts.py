@@ -41,12 +41,14 @@ class Data:
         teacher: Schedule of its teachers.
         student: Schedule of every student.
         patient_ends: What follows a patient's name in those of his or her cases; empty: a case is a patient.
+        about_distances: What a reader has to know of them.
     """
 
     folder: str
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     patient_ends: str = ""
+    about_distances: str = ""
 
     def patients(self, cases: Sequence[str]) -> int:
         """How many these cases are of."""
@@ -112,6 +114,7 @@ DATA = {
         {"num_epochs": 40, "num_iterations_per_epoch": 60, **SHORT},
         {"num_epochs": 40, "num_iterations_per_epoch": 60, **SHORT},
         "_lesion",
+        ", less than these voxels of 1.2 by 1.9 by 1.9 mm are wide: the share of surface voxels that coincide",
     ),
     "hippocampus": Data(
         "Dataset004_Hippocampus",

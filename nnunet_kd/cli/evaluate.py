@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.reading import read_dataset_json, read_json
+from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
     dataset_json = read_dataset_json(arguments.djfile)
-    plans = None if arguments.pfile is None else read_json(arguments.pfile)
+    plans = None if arguments.pfile is None else read_plans(arguments.pfile)
 
     from tqdm import tqdm
 

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
-        cases = [case for case in cases if not is_whole(Path(f"{case.target}{predictor.file_ending}"))]
+        endings = [predictor.file_ending, *([".npz"] if arguments.save_probabilities else [])]
+        cases = [case for case in cases if not all(is_whole(Path(f"{case.target}{ending}")) for ending in endings)]
     if not cases:
         print("nothing to predict")
         return 0

@@ -102,7 +102,7 @@ def check_model(folder: Path) -> None:
     experiment = Experiment(plans, folder.name.split("__")[-1], dataset_json)
     check_networks(plans, folder / "plans.json", TRUST_MODEL, experiment.configuration)
     for file in sorted(folder.rglob("*.pth")):
-        content = read_checkpoint(file, remedy=TRUST_MODEL)
+        content = read_checkpoint(file, remedy=TRUST_MODEL, configuration=experiment.configuration)
         try:
             find_trainer(content["trainer_name"])
         except ValueError:  # nnU-Net will not find it either, unless it is installed later

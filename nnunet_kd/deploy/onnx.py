@@ -191,6 +191,8 @@ def _check(
         image = torch.randn(batch, channels, *size, generator=generator)
         expected: Tensor = network(image)
         found = torch.from_numpy(engine(image.numpy()))
+        if not found.isfinite().all():
+            raise ValueError(f"{file.name} gives logits that are not finite")
         worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
     if not worst <= TOLERANCE[precision]:
         raise ValueError(

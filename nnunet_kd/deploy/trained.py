@@ -105,7 +105,7 @@ def read_trained(
         if not path.is_file():
             have = ", ".join(sorted(str(entry.relative_to(folder)) for entry in folder.glob("fold_*/*.pth")))
             raise FileNotFoundError(f"there is no {path}, only {have or 'no checkpoint at all'}")
-        content = read_checkpoint(path, trust, TRUST_MODEL)
+        content = read_checkpoint(path, trust, TRUST_MODEL, experiment.configuration)
         axes = mirroring_axes(content, path)
         if files and (content["trainer_name"] != trainer or mirroring != axes):
             raise ValueError(f"{path} was trained by another trainer or with other mirroring than fold {folds[0]}")

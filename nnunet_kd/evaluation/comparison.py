@@ -15,8 +15,8 @@ from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.runs import Run
-from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, TEACHER, Study
+from nnunet_kd.evaluation.runs import TEACHER, Run
+from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.images import link_cases
 from nnunet_kd.planning import network_in_words
@@ -97,7 +97,7 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
         plans = study.folder_of(run) / "plans.json"
         if study.is_trained(run) and not trust:
             check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
-        own = read_checkpoint(path, trust, TRUST_MODEL).get(BLOCK)
+        own = read_checkpoint(path, trust, TRUST_MODEL, study.configuration).get(BLOCK)
         _check_records(study, run, records(own) if isinstance(own, dict) else [])
 
 
@@ -123,13 +123,18 @@ def _check_cases(study: Study, runs: Sequence[Run]) -> None:
     """That every fold is there, with images and labels: what is trained shall be evaluated.
 
     Raises:
-        ValueError: For a fold nnU-Net's splits do not have, or a case without one of its files.
+        ValueError: For a fold nnU-Net's splits do not have, a case of two folds, or one without one of its files.
     """
     if not study.splits.is_file():
         return  # nnU-Net will say that nothing is preprocessed
     folds = sorted({run.fold for run in runs})
+    fold_of: dict[str, int] = {}
     for fold in folds:
-        study.cases_of(fold)
+        for case in study.cases_of(fold):
+            if fold_of.setdefault(case, fold) != fold:
+                raise ValueError(
+                    f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare them one at a time"
+                )
     for fold in folds:
         study.images_of(fold)
         _references(study, fold)

@@ -79,7 +79,7 @@ def read_evaluation(
         tolerances: Structure -> another tolerance.
 
     Raises:
-        ValueError: For a tolerance of a structure that is not there.
+        ValueError: For a tolerance of a structure that is not there, or plans without a reader.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -98,6 +98,8 @@ def read_evaluation(
         if name not in structures:
             raise ValueError(f"there is no structure {name!r} to have a tolerance: {', '.join(structures)}")
     if plans is not None:
+        if not isinstance(plans.get("image_reader_writer"), str):
+            raise ValueError("the plans name no image_reader_writer")
         reader = PlansManager(dict(plans)).image_reader_writer_class
     else:
         reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(example_file), verbose=False)

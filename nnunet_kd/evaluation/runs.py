@@ -11,6 +11,8 @@ from typing import Any
 from nnunet_kd.reading import read_json
 from nnunet_kd.settings import check_keys
 
+TEACHER = "teacher"  # its name beside those of the methods
+
 Settings = Mapping[str, Mapping[str, Any]]
 
 
@@ -112,6 +114,8 @@ def rows_of_file(path: Path) -> list[MethodRow]:
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         if not slug or not name.isprintable():
             raise ValueError(f"{where}: a name needs a letter or a digit, plans are named after it")
+        if "/" in name or "\\" in name or name == TEACHER:
+            raise ValueError(f"{where}: a name has no slash, folders are named after it, and is not {TEACHER}")
         rows.append(
             MethodRow(name, trainer_of(entry["trainer"]), f"_{slug}" if any(settings.values()) else "", settings)
         )

@@ -30,7 +30,8 @@ class PairedTests:
 
     Attributes:
         t: Paired t-test.
-        wilcoxon: Wilcoxon's signed rank test; cases without a difference are split between both signs (Pratt).
+        wilcoxon: Wilcoxon's signed rank test; cases without a difference are ranked too, their ranks belong to
+            neither sign (Pratt).
         wilcoxon_holm: The same, corrected for the number of methods (Holm).
         cases: Cases both methods have a value for.
     """

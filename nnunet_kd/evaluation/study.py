@@ -25,7 +25,6 @@ from nnunet_kd.writing import not_written, write_whole
 if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
 
-TEACHER = "teacher"
 FINAL = "checkpoint_final.pth"
 NNUNET_EPOCHS = 1000
 

@@ -28,16 +28,21 @@ TRUST_TEACHER = (
 TRUST_MODEL = "If you trust where it comes from, give --trust"
 
 
-def read_checkpoint(path: Path, trust: bool = False, remedy: str = TRUST_TEACHER) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, trust: bool = False, remedy: str = TRUST_TEACHER, configuration: str | None = None
+) -> dict[str, Any]:
     """An nnU-Net checkpoint, on the CPU.
 
     Args:
         path: The ``.pth`` file.
         trust: Unpickle whatever it holds. That runs code in it.
         remedy: What to do where it is trusted; a sentence without its full stop.
+        configuration: Of which it must say it is, unless it is trusted: the one it names is the one whose network
+            stock nnU-Net builds, whatever the folder is called.
 
     Raises:
-        ValueError: If the file cannot be read, is no nnU-Net checkpoint, or holds more than weights and numbers.
+        ValueError: If the file cannot be read, is no nnU-Net checkpoint, holds more than weights and numbers, or is
+            of another configuration.
     """
     if not trust:
         check_stored(path)
@@ -55,6 +60,13 @@ def read_checkpoint(path: Path, trust: bool = False, remedy: str = TRUST_TEACHER
         raise ValueError(f"cannot read checkpoint {path}: it is truncated or no PyTorch file{why}") from error
     if not isinstance(checkpoint, dict) or not {"network_weights", "trainer_name"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of an nnU-Net trainer")
+    if configuration is not None and not trust:
+        settings = checkpoint.get("init_args")
+        named = settings.get("configuration") if isinstance(settings, dict) else None
+        if named != configuration:
+            raise ValueError(
+                f"checkpoint {path} is of configuration {str(named)[:60]!r}, not {configuration}. {remedy}"
+            )
     return checkpoint
 
 

@@ -313,7 +313,12 @@ def load_plain(files: TeacherFiles) -> nn.Module:
     Raises:
         ValueError: As :func:`load_teacher`.
     """
-    return _load_network(files, read_checkpoint(files.checkpoint, files.trust_checkpoint))
+    return _load_network(files, _read(files))
+
+
+def _read(files: TeacherFiles) -> dict[str, Any]:
+    configuration = files.experiment.configuration
+    return read_checkpoint(files.checkpoint, files.trust_checkpoint, configuration=configuration)
 
 
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
@@ -346,7 +351,7 @@ def case_predictor(
         ValueError: As :func:`load_teacher`.
     """
     experiment = files.experiment
-    checkpoint = read_checkpoint(files.checkpoint, files.trust_checkpoint)
+    checkpoint = _read(files)
     network = _load_network(files, checkpoint).requires_grad_(False).eval()
     plans = PlansManager(experiment.plans)
     with contextlib.redirect_stdout(io.StringIO()):

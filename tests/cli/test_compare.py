@@ -106,6 +106,18 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, cap
     assert not (workspace.root / "study").exists()
 
 
+def test_a_case_of_two_folds_is_refused(workspace, capsys):
+    """Its values would be those of one of them."""
+    path = workspace.preprocessed / "splits_final.json"
+    splits = json.loads(path.read_text())
+    case = splits[0]["val"][0]
+    splits[1]["val"].append(case)
+    path.write_text(json.dumps(splits))
+    workspace.plans("tiny", training=SHORT)
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "-f", "0", "1") == 1
+    assert f"{case} is a validation case of folds 0 and 1: compare them one at a time" in capsys.readouterr().err
+
+
 def test_a_cascade_is_refused(workspace, capsys):
     plans = workspace.plans("nnUNetPlans")
     cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}

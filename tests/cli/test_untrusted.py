@@ -71,6 +71,22 @@ def spoil_plans(workspace, mark):
     return "builds its network with 'subprocess.Popen', which is not of"
 
 
+def spoil_configuration(workspace, mark):
+    """Stock nnU-Net builds the configuration the checkpoint names, whatever the folder is called."""
+    plans_file, checkpoint = workspace.teacher / "plans.json", workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    plans, content = json.loads(plans_file.read_text()), torch.load(checkpoint, weights_only=False)
+    other = json.loads(json.dumps(plans["configurations"]["3d_fullres"]))
+    other["architecture"]["arch_kwargs"] |= {
+        "nonlin": "subprocess.Popen",
+        "nonlin_kwargs": {"args": ["mkdir", str(mark)]},
+    }
+    plans["configurations"]["other"] = other
+    plans_file.write_text(json.dumps(plans))
+    content["init_args"]["configuration"] = "other"
+    torch.save(content, checkpoint)
+    return "checkpoint_final.pth is of configuration 'other', not 3d_fullres"
+
+
 def spoil_size(workspace, _):
     def change(configuration):
         configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [10**6, 10**6, 10**6]
@@ -87,7 +103,7 @@ def spoil_description(workspace, _):
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_checkpoint, spoil_whole_checkpoint, spoil_plans, spoil_size, spoil_description],
+    [spoil_checkpoint, spoil_whole_checkpoint, spoil_plans, spoil_configuration, spoil_size, spoil_description],
     ids=lambda spoil: spoil.__name__,
 )
 def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, command, spoil):
@@ -107,7 +123,9 @@ def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, com
     assert not (tmp_path / "mark").exists() and not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize("spoil", [spoil_checkpoint, spoil_plans, spoil_size], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize(
+    "spoil", [spoil_checkpoint, spoil_plans, spoil_configuration, spoil_size], ids=lambda spoil: spoil.__name__
+)
 def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_path, spoil):
     """Stock nnU-Net would predict with it, and unpickle it."""
     plans = workspace.plans("nnUNetPlans", training=SHORT)
@@ -121,7 +139,9 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("spoil", [spoil_checkpoint, spoil_plans], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize(
+    "spoil", [spoil_checkpoint, spoil_plans, spoil_configuration], ids=lambda spoil: spoil.__name__
+)
 def test_spoilt_results_are_not_taken_for_a_training_that_is_done(workspace, tmp_path, capsys, spoil):
     message = spoil(workspace, tmp_path / "mark")
     results = workspace.teacher.with_name("nnUNetTrainerNoKD__nnUNetPlans__3d_fullres")

@@ -188,6 +188,13 @@ SPOILT = {
         lambda _, mark: saved({"x": Malice(mark)}),
         "holds more than weights and numbers",
     ),
+    "a checkpoint of another configuration": (
+        "fold_0/checkpoint_final.pth",
+        lambda content, _: saved(
+            {**torch.load(io.BytesIO(content), weights_only=False), "init_args": {"configuration": "2d"}}
+        ),
+        "is of configuration '2d', not 3d_fullres",
+    ),
     "plans with code": (
         "plans.json",
         lambda content, mark: with_network(content, nonlin="os.mkdir", nonlin_kwargs={"path": str(mark)}),

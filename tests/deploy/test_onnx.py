@@ -294,6 +294,8 @@ def test_one_file_parts_and_going_on(onnx_models, images, tmp_path, capsys):
     assert (out / "b.nii.gz").stat().st_mtime_ns == before
     assert predict(model, images, out, "--continue_prediction") == 0
     assert "nothing to predict" in capsys.readouterr().out
+    assert predict(model, images, out, "--continue_prediction", "--save_probabilities") == 0
+    assert sorted(path.name for path in out.glob("*.npz")) == ["a.npz", "b.npz", "c.npz"]
     assert predict(model, images / "a_0000.nii.gz", tmp_path / "one.nii.gz") == 0
     np.testing.assert_array_equal(read(tmp_path / "one.nii.gz"), read(out / "a.nii.gz"))
     assert predict(model, images / "a_0000.nii.gz", tmp_path / "folder") == 0
@@ -398,6 +400,17 @@ def test_a_residual_encoder_has_free_axes_too(tmp_path):
     path = tmp_path / "network.onnx"
     assert _convert(network.eval(), 2, [16, 24], [4, 4], path) == [4, 4]
     assert _check(network, path, 2, [16, 24], [4, 4], "fp32") < 1e-5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_no_export(tmp_path, monkeypatch, value):
+    from nnunet_kd.deploy import onnx
+
+    network, path = torch.nn.Conv2d(2, 3, 1).eval(), tmp_path / "network.onnx"
+    outputs = lambda image: np.full((len(image), 3, *image.shape[2:]), value, np.float32)  # noqa: E731
+    monkeypatch.setattr(onnx, "open_engine", lambda *_, **__: outputs)
+    with pytest.raises(ValueError, match=r"network\.onnx gives logits that are not finite"):
+        onnx._check(network, path, 2, [16, 24], None, "fp16")
 
 
 def test_a_network_that_needs_its_patch_size_keeps_it(tmp_path):

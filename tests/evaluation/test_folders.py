@@ -236,11 +236,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, mess
         (["--tolerance", "c=1"], "there is no structure 'c' to have a tolerance: a, b"),
         (["-np", "0"], "-np must be at least 1, got 0"),
         (["-pfile", "nowhere.json"], "cannot read nowhere.json"),
+        (["-pfile", "dataset.json"], "holds no plans of nnU-Net"),
+        (["-pfile", "plans.json"], "the plans name no image_reader_writer"),
         (["-pred", "nowhere"], "there is no folder nowhere"),
         (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
     ],
 )
 def test_wrong_arguments(folders, capsys, words, message):
+    (folders / "plans.json").write_text('{"plans_name": "P", "dataset_name": "D", "configurations": {}}')
+    words = [str(folders / word) if word in ("plans.json", "dataset.json") else word for word in words]
     assert command(folders, *words) == 1
     assert message in capsys.readouterr().err
     assert not (folders / "out").exists()

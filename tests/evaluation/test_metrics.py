@@ -76,6 +76,15 @@ def test_a_shifted_slab_is_as_far_as_its_shift_in_mm(axis, expected):
     assert surface_metrics(reference, prediction, spacing, tolerance=expected + 0.01)["nsd"] == 1
 
 
+@pytest.mark.parametrize("width", [0.3, 0.8, 1.0, 1.0000001192, 1.1, 1.2])
+def test_a_distance_of_the_tolerance_is_within_it(width):
+    """Whatever single precision makes of the spacing."""
+    reference, prediction = np.zeros((2, 6, 5, 5), dtype=bool)
+    reference[1:4], prediction[2:5] = True, True
+    assert surface_metrics(reference, prediction, (width, 1, 1), tolerance=width)["nsd"] == 1
+    assert surface_metrics(reference, prediction, (width, 1, 1), tolerance=0.999 * width)["nsd"] < 1
+
+
 def test_equal_masks():
     mask = box((6, 7, 8), (1, 2, 3), (4, 5, 6))
     assert surface_metrics(mask, mask, (3, 1, 1)) == {"hd95": 0, "nsd": 1}
