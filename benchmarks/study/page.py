@@ -66,7 +66,9 @@ def report(record: Record) -> str:
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": f"tolerance 1 mm{data.about_distances}",
-            "Cost": f"of the teacher and, as {BASELINE}'s, medians over all runs: students are the same network",
+            "Cost": f"of the teacher, measured once, and, as {BASELINE}'s, medians over all runs: students are the "
+            "same network. Peak memory is the process's, libraries included; among these runs it was {:.0f} to {:.0f} "
+            "MiB".format(*(peak / 2**20 for peak in record.peaks())),
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
             ),

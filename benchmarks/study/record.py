@@ -154,6 +154,11 @@ class Record:
         different = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
         return list(different.values())
 
+    def peaks(self) -> tuple[float, float]:
+        """Least and largest peak memory (bytes) of a student."""
+        peaks = [entry["cost"]["peak_bytes"] for (method, _), entry in self._entries.items() if method != TEACHER]
+        return min(peaks), max(peaks)
+
     def costs(self) -> tuple[Measured, Measured]:
         """Of the teacher, and of the students: all the same network, medians over its runs."""
         students = [entry["cost"] for (method, _), entry in self._entries.items() if method != TEACHER]
