@@ -196,6 +196,12 @@ def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
 
 
 def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:
+    lacks = [key for key in network.shared if key not in architecture["arch_kwargs"]]
+    if lacks:
+        raise ValueError(
+            f"{architecture['network_class_name'].rpartition('.')[2]} of the plans has no {', '.join(lacks)}, which "
+            f"{network.class_name.rpartition('.')[2]} takes over"
+        )
     arguments = {key: architecture["arch_kwargs"][key] for key in network.shared} | deepcopy(network.keywords)
     if network.knows_background:
         arguments["background"] = not regions

@@ -20,6 +20,7 @@ adds further terms, ``"terms": [{"name": ...}]`` replaces the trainer's.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
@@ -48,6 +49,7 @@ class StudentSettings:
 
     def __post_init__(self) -> None:
         require(self.reduction >= 1, "student.reduction", "at least 1", self.reduction)
+        require(self.reduction < math.inf, "student.reduction", "finite", self.reduction)
         require(self.min_features >= 1, "student.min_features", "at least 1", self.min_features)
 
 

@@ -73,7 +73,7 @@ def plan(scratch: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     fingerprint = {
         "spacings": [facts["spacing"]] * 3,
         "shapes_after_crop": [facts["shape"]] * 3,
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {channel: {} for channel in facts["channel_names"]},
         "median_relative_size_after_cropping": 1.0,
     }
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))

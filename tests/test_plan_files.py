@@ -1,11 +1,18 @@
 import json
+import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import nnunet_kd.plans
+from nnunet_kd.cli import main
 from nnunet_kd.evaluation.cost import configuration_cost
 from nnunet_kd.planning import student_plans
+from tests.commands import entry_point
+from tests.datasets import layouts
+from tests.killing import run_killed
 
 FOLDER = Path(next(iter(nnunet_kd.plans.__path__)))
 DATASETS = {
@@ -34,3 +41,28 @@ def test_student_is_the_reduced_teacher(name):
         json.loads((FOLDER / name / f"nnUNetResEncUNetPlans{suffix}.json").read_text()) for suffix in ("", "_r4")
     )
     assert student == student_plans(teacher, 4, name="nnUNetResEncUNetPlans_r4")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys):
+    """The commands of plans/README.md, in its order."""
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(folder, str(tmp_path / folder))
+        (tmp_path / folder).mkdir()
+    kind = name.partition("_")[2]
+    (tmp_path / "source").mkdir()
+    layouts.LAYOUTS[kind](tmp_path / "source")
+    assert main(["dataset", kind, str(tmp_path / "source"), "-np", "1"]) == 0
+    readme = (FOLDER / "README.md").read_text().replace("Dataset501_BraTS2024GLI", name).replace("501", name[7:10])
+    lines = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
+    shell, preprocess = "\n".join(["set -e", *lines[:-1]]), shlex.split(lines[-1])
+    subprocess.run(["bash", "-c", shell], cwd=FOLDER.parent, check=True)
+    ended = run_killed(entry_point, *preprocess, "-np", "1", log=tmp_path / "log", environment=dict(os.environ))
+    assert ended.exit_code == 0, ended.output
+    cases = json.loads((tmp_path / "nnUNet_raw" / name / "dataset.json").read_text())["numTraining"]
+    identifier = json.loads((FOLDER / name / "nnUNetResEncUNetPlans_r4.json").read_text())
+    identifier = identifier["configurations"]["3d_fullres"]["data_identifier"]
+    assert len(list((tmp_path / "nnUNet_preprocessed" / name / identifier).glob("*.pkl"))) == cases
+    capsys.readouterr()
+    words = ["-d", name[7:10], "-p", "nnUNetResEncUNetPlans_r4", "-tr", "nnUNetTrainerNoKD", "--cases"]
+    assert main(["doctor", *words]) == 0, capsys.readouterr().out

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
     from nnunet_kd.evaluation.study import Study
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = preprocessed_folder(arguments.d)
     path = folder / f"{arguments.p}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"there are no plans {path}. Make them: nnunet_kd plan -d {arguments.d}")
+        raise FileNotFoundError(no_plans(path))
     plans = read_plans(path)
     if plans["plans_name"] != arguments.p:
         raise ValueError(f"{path} calls itself {plans['plans_name']}: set plans_name to {arguments.p}")

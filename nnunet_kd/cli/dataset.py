@@ -24,8 +24,8 @@ where --list says, under their own terms.
       under another number; cases that cannot be converted are listed and left out
 
 The data set appears when it is whole. Slices, visits or pictures of a patient are not parted by a split, as far as file
-names tell. Where a paper splits into training and test, so do we: official parts as they are, else whole patients drawn
-with a fixed seed.
+names tell. Where a paper holds cases out, so do we, as a test set: official parts as they are, else whole patients
+drawn with a fixed seed.
 """
 
 
@@ -43,7 +43,12 @@ def add_parser(commands: Any) -> None:
     command.add_argument("-d", metavar="ID", type=int, help="number in nnU-Net (default: see --list)")
     command.add_argument("--raw", metavar="DIR", type=Path, help="instead of nnUNet_raw")
     command.add_argument("--regions", action="store_true", help="BraTS: regions WT, TC, ET (RC) instead of classes")
-    command.add_argument("--grid", choices=("flair", "dwi"), help="ISLES2022: grid of all images (default: flair)")
+    command.add_argument(
+        "--grid",
+        choices=("flair", "dwi"),
+        help="ISLES2022: grid of all images: flair (default), where small lesions may lie between thick slices and be "
+        "lost, which is said, or dwi, on which they were drawn",
+    )
     command.add_argument("--volumes", action="store_true", help="TCGALGG: a volume a patient instead of slices")
     command.add_argument("--t2", action="store_true", help="FCD2023: T2w as a third channel, zeros where there is none")
     command.add_argument("--classes", action="store_true", help="BUSI: benign and malignant instead of lesion")

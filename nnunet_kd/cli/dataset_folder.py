@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from nnunet_kd.planning import NETWORKS
+from nnunet_kd.reading import read_plans
 
 
 def dataset_name(dataset: str) -> str:
@@ -41,3 +45,39 @@ def dataset_number(folder: Path) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 
     return int(convert_dataset_name_to_id(folder.name))
+
+
+def no_plans(path: Path) -> str:
+    """A sentence for plans that are not there, with the command that makes them, as far as their name tells.
+
+    Args:
+        path: Of the plans, in the folder of the data set.
+    """
+    return f"there are no plans {path}. Mend: {_making(path)}"
+
+
+def _making(path: Path) -> str:
+    number, name = dataset_number(path.parent), path.stem
+    have = sorted(one.stem for one in path.parent.glob("*.json") if _is_plans(one))
+    residual = re.fullmatch(r"nnUNetResEncUNet(M|L|XL|)Plans", name)
+    if residual is not None:
+        planner = f"nnUNetPlannerResEnc{residual[1]}" if residual[1] else "ResEncUNetPlanner"
+        return f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
+    if not have or name == "nnUNetPlans":
+        return f"nnUNetv2_plan_and_preprocess -d {number}"
+    for source in sorted(have, key=len, reverse=True):
+        ends = rf"(?:_({'|'.join(NETWORKS)}))?(?:_r(\d+(?:\.\d+)?))?"
+        of_student = re.fullmatch(re.escape(source) + ends, name)
+        if of_student is not None:
+            given = zip(("-p", "--network", "-r"), (source, *of_student.groups()), strict=True)
+            words = [f"{option} {value}" for option, value in given if value not in (None, "nnUNetPlans")]
+            return " ".join([f"nnunet_kd plan -d {number}", *words])
+    return f"choose one of {', '.join(have)} with -p"
+
+
+def _is_plans(path: Path) -> bool:
+    try:
+        read_plans(path)
+    except (ValueError, OSError):
+        return False
+    return True

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nnunet_kd.reading import read_dataset_json, read_plans
@@ -48,6 +49,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; returns 1 if something is wrong."""
+    if arguments.f != "all" and not arguments.f.isdecimal():
+        raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     checks: list[Callable[[], str]] = [_packages, _device, _paths, _trainers]
     if arguments.d is not None:
         experiment = _Experiment(arguments)
@@ -81,7 +84,7 @@ def _packages() -> str:
             missing.append(package)
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} not installed. Mend: {sys.executable} -m pip install {' '.join(missing)}"
+            f"{', '.join(missing)} not installed. Mend: {quote(sys.executable)} -m pip install {' '.join(missing)}"
         )
     return ", ".join(found)
 
@@ -100,7 +103,7 @@ def _paths() -> str:
         if name not in os.environ:
             raise _StopError(f"{name} is not set. Mend: export {name}=/path/to/{name}")
         if not Path(os.environ[name]).is_dir():
-            raise _StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {os.environ[name]}")
+            raise _StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {quote(os.environ[name])}")
     return ", ".join(f"{name}={os.environ[name]}" for name in names)
 
 
@@ -112,7 +115,7 @@ def _trainers() -> str:
     if lost:
         raise ValueError(
             f"nnU-Net cannot find {', '.join(lost)}; {VARIABLE}={os.environ.get(VARIABLE, '')}. "
-            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{trainers_folder()}"
+            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
         )
     return f"nnU-Net finds {', '.join(names)}"
 
@@ -137,7 +140,7 @@ class _Experiment:
         self.trainer: Any = None
 
     def read_plans(self) -> str:
-        from nnunet_kd.cli.dataset_folder import dataset_number, preprocessed_folder
+        from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
         from nnunet_kd.settings import read_settings
         from nnunet_kd.teachers.architecture import check_networks
         from nnunet_kd.teachers.checkpoint import TRUST_MODEL
@@ -149,8 +152,7 @@ class _Experiment:
             raise _StopError(f"{error}. Mend: give the right one with -d, by its name") from error
         path = self.folder / f"{arguments.p}.json"
         if not path.is_file():
-            number = dataset_number(self.folder)
-            raise _StopError(f"no plans {path}. Mend: nnUNetv2_plan_and_preprocess -d {number} -c {arguments.c}")
+            raise _StopError(no_plans(path))
         try:
             self.plans = read_plans(path)
             read_settings(self.plans)
@@ -222,7 +224,7 @@ class _Experiment:
         if not issubclass(self.trainer, DistillationTrainer):
             return f"{self.arguments.tr} is not a trainer of this package: no teacher to check"
         dataset_json = read_dataset_json(self.folder / "dataset.json")
-        fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
+        fold = self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)  # as run has checked
         preparation = prepare(self.trainer, Experiment(self.plans, self.arguments.c, dataset_json), fold)
         results = results_of(self.arguments.tr, preparation.student)
         if results is not None:

@@ -83,9 +83,11 @@ def _named_folders(given: list[str]) -> dict[str, Path]:
     """Method -> folder; a folder without a name is called after its last part."""
     named: dict[str, Path] = {}
     for entry in given:
-        name, equals, folder = entry.partition("=")
+        name, equals, folder = ("", "", entry) if Path(entry).is_dir() else entry.partition("=")
         path = Path(folder if equals else entry)
         name = name if equals else path.resolve().name
+        if not name:
+            raise ValueError(f"a folder needs a method's name, -pred NAME=DIR, got {entry!r}")
         if name in named:
             raise ValueError(f"two folders are called {name!r}: name them, -pred NAME=DIR")
         named[name] = path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 _EXPORT = """\
@@ -85,7 +86,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         installed = export_stock(model, arguments.o, arguments.plans_name, arguments.licence)
         trainer, plans, configuration = installed.split("/")[1].split("__")
         print(f"wrote {arguments.o} ({arguments.o.stat().st_size / 2**20:.1f} MiB)")
-        print(f"there: nnUNetv2_install_pretrained_model_from_zip {arguments.o.name}")
+        print(f"there: nnUNetv2_install_pretrained_model_from_zip {quote(arguments.o.name)}")
         print(
             f"then:  nnUNetv2_predict -d {model.dataset} -c {configuration} -p {plans} -tr {trainer} "
             f"-f {' '.join(model.weights)} -i IN -o OUT"
@@ -106,7 +107,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     print(f"any batch, {axes}; logits differ from PyTorch's by at most {made.difference:.1e} of the largest")
     if made.dice is not None:
         print("mean Dice: " + ", ".join(f"{kind} {dice:.4f}" for kind, dice in made.dice.items()))
-    print(f"then: nnunet_kd predict -m {arguments.o} -i IN -o OUT")
+    print(f"then: nnunet_kd predict -m {quote(str(arguments.o))} -i IN -o OUT")
     return 0
 
 

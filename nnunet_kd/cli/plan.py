@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from nnunet_kd.planning import NETWORKS
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the plans; returns the exit status."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import dataset_number, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
     from nnunet_kd.planning import student_plans
     from nnunet_kd.teachers.architecture import check_networks
@@ -75,9 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = preprocessed_folder(arguments.d)
     source = folder / f"{arguments.p}.json"
     if not source.is_file():
-        raise FileNotFoundError(
-            f"there are no plans {source}. Make them: nnUNetv2_plan_and_preprocess -d {dataset_number(folder)}"
-        )
+        raise FileNotFoundError(no_plans(source))
     plans = read_plans(source)
     dataset_json = read_dataset_json(folder / "dataset.json")
     if not arguments.trust:
@@ -91,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     own_size = network is not None and not (network.reducible and (arguments.widths or reduction != 1))
     size = None if own_size else _short(arguments.widths, reduction)
     name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, size]))
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise ValueError(f"a name of plans has letters, digits, _, -, + and . only, got {name!r}")
     target = folder / f"{name}.json"
     if target == source:
         raise ValueError(f"the student's plans need a name of their own, not {name}")
@@ -99,6 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     widths = {configuration: arguments.widths} if arguments.widths else None
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
     student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
+    if configuration not in student["configurations"]:
+        there = ", ".join(student["configurations"])
+        raise ValueError(f"the student's plans have no configuration {configuration}: choose one of {there} with -c")
     table = cost_table(plans, student, dataset_json)
 
     write_whole(target, json.dumps(student, indent=4))

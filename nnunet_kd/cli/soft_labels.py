@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from nnunet_kd.cli.dataset_folder import dataset_number, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.teachers.nnunet import Experiment
     from nnunet_kd.teachers.preprocessed import PreprocessedCases
@@ -87,9 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = preprocessed_folder(arguments.d)
     path = folder / f"{arguments.p}.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there are no plans {path}. Make them: nnUNetv2_plan_and_preprocess -d {dataset_number(folder)}"
-        )
+        raise FileNotFoundError(no_plans(path))
     plans = read_plans(path)
     if arguments.c not in plans["configurations"]:
         raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -113,7 +114,7 @@ class Format:
         layout: Files that are expected, relative to the folder a person gives.
         find: All cases of a source folder, and remarks.
         describe: ``dataset.json``.
-        convert: Writes one case; raises ``ValueError`` naming the file that is wrong.
+        convert: Writes one case; raises ``ValueError`` naming the file that is wrong, returns a remark or ``None``.
         options: Names of the :class:`Options` it takes.
         test_share: Part of the cases that becomes the test set, drawn by group, where the source has none.
     """
@@ -127,7 +128,7 @@ class Format:
     layout: str
     find: Callable[[Path, Options], tuple[list[Case], list[str]]]
     describe: Callable[[Options], Description]
-    convert: Callable[[Case, Target, Options], None]
+    convert: Callable[[Case, Target, Options], str | None]
     options: tuple[str, ...] = ()
     test_share: float = 0.0
 
@@ -141,7 +142,7 @@ class Converted:
         training: Number of training cases.
         test: Number of test cases.
         skipped: A sentence a case that was left out.
-        notes: Remarks of the converter.
+        notes: Remarks of the converter, on the source and on single cases.
         splits: Whether it brings ``splits_final.json``.
         placed: Where in ``nnUNet_preprocessed`` these splits are now; ``None``: others were there, or it has none.
     """
@@ -202,9 +203,10 @@ def convert_dataset(
 
     with new_folder(folder) as unfinished:
         description = form.describe(options)
-        bad = _convert_all(
+        bad, remarks = _convert_all(
             form, cases, Target(unfinished, description.file_ending), options, skip_bad, workers, progress
         )
+        notes = [*notes, *(f"{identifier}: {remark}" for identifier, remark in sorted(remarks.items()))]
         skipped += [f"{identifier}: {problem}" for identifier, problem in bad.items()]
         cases = [case for case in cases if case.identifier not in bad]
         training = sum(not case.test for case in cases)
@@ -239,24 +241,27 @@ def _convert_all(
     skip_bad: bool,
     workers: int,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
-) -> dict[str, str]:
-    """Write every case; identifier -> problem of those that could not be."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write every case; identifier -> problem of those that could not be, and identifier -> remark."""
     for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if any(case.test for case in cases) else ())):
         (target.folder / name).mkdir(parents=True)
     bad: dict[str, str] = {}
+    remarks: dict[str, str] = {}
     with closing(_problems(form, cases, target, options, workers)) as problems:
-        for case, problem in progress(problems, len(cases)):
+        for case, (problem, remark) in progress(problems, len(cases)):
             if problem is not None:
                 bad[case.identifier] = problem
                 if not skip_bad:
                     raise ValueError(f"{case.identifier}: {problem}. --skip-bad leaves such cases out")
-    return bad
+            elif remark is not None:
+                remarks[case.identifier] = remark
+    return bad, remarks
 
 
 def _problems(
     form: Format, cases: Sequence[Case], target: Target, options: Options, workers: int
-) -> Generator[tuple[Case, str | None], None, None]:
-    """Write every case, in this process or in several; each with its problem, in the order they are done."""
+) -> Generator[tuple[Case, tuple[str | None, str | None]], None, None]:
+    """Write every case, in this process or in several; each with its problem and remark, in the order they are done."""
     if workers == 1:
         for case in cases:
             yield case, _convert_one(form.name, case, target, options)
@@ -270,20 +275,23 @@ def _problems(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert_one(name: str, case: Case, target: Target, options: Options) -> str | None:
-    """The problem, where there is one; then nothing of the case is left. A full disk is not the case's problem."""
+def _convert_one(name: str, case: Case, target: Target, options: Options) -> tuple[str | None, str | None]:
+    """Problem and remark, where there are any.
+
+    With a problem nothing of the case is left. A full disk is not the case's problem.
+    """
     from nnunet_kd.datasets.formats import FORMATS
 
     try:
-        FORMATS[name].convert(case, target, options)
+        return None, FORMATS[name].convert(case, target, options)
     except (ValueError, OSError, RuntimeError) as error:  # libraries for images raise all of them
         if is_full(error, target.folder):
             raise
-        for path in target.folder.glob(f"*/{case.identifier}*"):
-            if path.name.startswith((f"{case.identifier}_", f"{case.identifier}.")):
+        own = re.compile(rf"{re.escape(case.identifier)}(_\d{{4}})?{re.escape(target.ending)}")
+        for path in target.folder.glob("*/*"):
+            if own.fullmatch(path.name):
                 path.unlink()
-        return str(error)
-    return None
+        return str(error), None
 
 
 def _check_identifiers(cases: Sequence[Case]) -> None:
@@ -328,7 +336,8 @@ def _shuffled(groups: Mapping[str, Sequence[str]]) -> list[str]:
 def official_or_grouped_splits(cases: Sequence[Case]) -> list[dict[str, list[str]]] | None:
     """What goes into ``splits_final.json``; ``None`` where nnU-Net's own random split is as good.
 
-    The official training and validation set where there are such; else five folds of whole groups.
+    The official training and validation set where there are such; else five folds of whole groups, fewer where there
+    are fewer groups.
     """
     training = [case for case in cases if not case.test]
     validation = sorted(case.identifier for case in training if case.validation)
@@ -336,12 +345,13 @@ def official_or_grouped_splits(cases: Sequence[Case]) -> list[dict[str, list[str
         rest = sorted(case.identifier for case in training if not case.validation)
         return [{"train": rest, "val": validation}]
     groups = _groups(training)
-    if len(groups) == len(training) or len(groups) < FOLDS:
+    if len(groups) == len(training) or len(groups) < 2:
         return None
     names = _shuffled(groups)
+    folds = min(FOLDS, len(groups))
     splits = []
-    for fold in range(FOLDS):
-        held = {identifier for name in names[fold::FOLDS] for identifier in groups[name]}
+    for fold in range(folds):
+        held = {identifier for name in names[fold::folds] for identifier in groups[name]}
         everyone = sorted(case.identifier for case in training)
         splits.append({"train": [one for one in everyone if one not in held], "val": sorted(held)})
     return splits
@@ -384,13 +394,22 @@ def folders_below(folder: Path) -> Iterator[Path]:
 
 
 def find_file(folder: Path, *endings: str) -> Path | None:
-    """The file of a folder whose name ends so, in capitals or not; ``None`` where there is none."""
+    """The file of a folder whose name ends so, in capitals or not; ``None`` where there is none.
+
+    A link to a file that was not fetched yet, as git-annex makes them, is one: reading it says what is wrong.
+    """
     if not folder.is_dir():
         return None
     for path in entries(folder):
-        if path.name.lower().endswith(tuple(ending.lower() for ending in endings)) and path.is_file():
+        named = path.name.lower().endswith(tuple(ending.lower() for ending in endings))
+        if named and (path.is_file() or is_dangling(path)):
             return path
     return None
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether it is a link to nothing."""
+    return path.is_symlink() and not path.exists()
 
 
 def missing(files: Mapping[str, Path | None], folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,19 @@ def _pixel_sizes(source: Path) -> dict[str, float]:
     for path in entries(source):
         if path.suffix.lower() != ".csv" or "pixel_size" not in path.name.lower():
             continue
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.reader(file)):
-                if number and len(row) > 1:
-                    try:
-                        sizes[row[0].strip().lower()] = float(row[1])
-                    except ValueError:
-                        raise ValueError(f"{path}, line {number + 1}: {row[1]!r} is no pixel size") from None
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is no table in UTF-8") from None
+        for number, row in enumerate(csv.reader(text.splitlines())):
+            if number and len(row) > 1:
+                try:
+                    size = float(row[1])
+                except ValueError:
+                    size = 0.0
+                if not 0 < size < math.inf:
+                    raise ValueError(f"{path}, line {number + 1}: {row[1]!r} is no pixel size")
+                sizes[row[0].strip().lower()] = size
     return sizes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_kd.datasets.conversion import Case, Description, Options, Target, entries
@@ -10,11 +11,21 @@ from nnunet_kd.datasets.kvasir_seg import write_coloured
 PARTS = ("training", "validation", "test")
 
 
-def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
+def finder(begins: str) -> Callable[[Path, Options], tuple[list[Case], list[str]]]:
+    """What finds the cases of the challenge whose folders' names begin so, in capitals or not."""
+
+    def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
+        return _find(source, begins.lower())
+
+    return find
+
+
+def _find(source: Path, begins: str) -> tuple[list[Case], list[str]]:
     """Every part that is there; the official parts are kept. A part without masks is noted and left out."""
     cases, notes = [], []
+    of_challenge = [path for path in entries(source) if path.is_dir() and path.name.lower().startswith(begins)]
     for part in PARTS:
-        folders = [path for path in entries(source) if path.is_dir() and part in path.name.lower()]
+        folders = [path for path in of_challenge if part in path.name.lower()]
         pictures = [path for path in folders if path.name.lower().endswith(("_data", "_input"))]
         truths = [path for path in folders if path.name.lower().endswith("_groundtruth")]
         if not pictures:

@@ -13,7 +13,7 @@ FORMAT = Format(
     licence="CC0",
     where="https://challenge.isic-archive.com/data/#2017",
     layout="ISIC-2017_{Training,Validation,Test_v2}_Data/*.jpg, ISIC-2017_*_Part1_GroundTruth/*_segmentation.png",
-    find=isic.find,
+    find=isic.finder("ISIC-2017_"),
     describe=isic.describe,
     convert=isic.convert,
 )

@@ -13,7 +13,7 @@ FORMAT = Format(
     licence="CC BY-NC 4.0",
     where="https://challenge.isic-archive.com/data/#2018",
     layout="ISIC2018_Task1-2_{Training,Validation,Test}_Input/*.jpg, ISIC2018_Task1_*_GroundTruth/*_segmentation.png",
-    find=isic.find,
+    find=isic.finder("ISIC2018_Task1"),
     describe=isic.describe,
     convert=isic.convert,
 )

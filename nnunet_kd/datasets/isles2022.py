@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, find_file, missing
 from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_volume
@@ -40,22 +42,41 @@ def describe(options: Options) -> Description:
     return Description(("ADC", "DWI", "FLAIR"), {"background": 0, "lesion": 1}, ".nii.gz")
 
 
-def convert(case: Case, target: Target, options: Options) -> None:
-    """All on one grid: images linearly, the mask by nearest neighbour."""
+def convert(case: Case, target: Target, options: Options) -> str | None:
+    """All on one grid: images linearly, the mask by nearest neighbour.
+
+    Lesions were drawn on the DWI; small ones may lie between the centres of the FLAIR's thicker slices.
+
+    Returns:
+        How many of the connected lesions have no voxel left, if any.
+
+    Raises:
+        ValueError: Where nothing is left of a mask that is not empty.
+    """
     volumes = {role: read_volume(path) for role, path in case.files.items()}
     grid = volumes["flair" if options.grid == "flair" else "dwi"]
     for channel, role in enumerate(CHANNELS):
         image = sitk.Cast(volumes[role], sitk.sitkFloat32)
         sitk.WriteImage(resampled(image, grid), str(target.image(case, channel)), useCompression=True)
-    mask = resampled(volumes["msk"], grid, nearest=True)
-    write_volume(label_array(mask, case.files["msk"], {0: 0, 1: 1}), grid, target.label(case))
+    drawn = label_array(volumes["msk"], case.files["msk"], {0: 0, 1: 1})
+    lesions, count = ndimage.label(drawn, np.ones((3, 3, 3)))
+    numbered = sitk.GetImageFromArray(lesions)
+    numbered.CopyInformation(volumes["msk"])
+    kept = sitk.GetArrayFromImage(resampled(numbered, grid, nearest=True))
+    write_volume((kept > 0).astype(np.uint8), grid, target.label(case))
+    left = np.unique(kept[kept > 0]).size
+    if count and not left:
+        raise ValueError(f"no voxel of {case.files['msk']} lies on the grid of the {options.grid.upper()}")
+    if left == count:
+        return None
+    return f"{count - left} of {count} lesions have no voxel on the {options.grid.upper()}'s grid"
 
 
 FORMAT = Format(
     id=502,
     name="ISLES2022",
     modality="MRI: ADC, DWI, FLAIR",
-    size="250 (200 for training, 50 for testing in the DCD paper)",
+    size="250 (200 for training in the DCD paper, 50 held out)",
     licence="CC BY-SA 4.0",
     where="https://zenodo.org/records/7960856, or the older 7153326",
     layout="[rawdata/]sub-strokecaseNNNN/ses-0001/[{dwi,anat}/]*_{adc,dwi,flair}.nii.gz, "

@@ -24,6 +24,8 @@ def read_picture(path: Path, mode: str) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert(mode))
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} claims more pixels than can be right") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read {path}") from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_kd.datasets.conversion import is_dangling
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.writing import naming_full_disk, not_written
 
@@ -24,11 +25,15 @@ def read_volume(path: Path) -> sitk.Image:
     Raises:
         ValueError: Where it cannot be read, is cut off, or is not 3-D.
     """
+    if is_dangling(path):
+        raise ValueError(f"cannot read {path}: it is a link to {os.readlink(path)}, which is not there")
     try:
         check_whole(path)
         image = sitk.ReadImage(str(path))
-    except (RuntimeError, OSError):
-        raise ValueError(f"cannot read {path}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except RuntimeError as error:  # several lines, of which the last has the reason
+        raise ValueError(f"cannot read {path}: {str(error).strip().splitlines()[-1]}") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{path} is no 3-D image of one channel")
     return image

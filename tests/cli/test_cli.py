@@ -8,6 +8,7 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main, parser
+from nnunet_kd.cli.dataset_folder import no_plans
 from tests.conftest import make_trainer
 
 
@@ -94,8 +95,11 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
     ("words", "message"),
     [
         (["-d", "598", "-o", "nnUNetPlans"], "the student's plans need a name of their own"),
-        (["-d", "598", "-p", "other"], "no plans .*other.json. Make them: nnUNetv2_plan_and_preprocess -d 598$"),
-        (["-d", "Dataset598_TinyHeads", "-p", "other"], "nnUNetv2_plan_and_preprocess -d 598$"),  # it takes no name
+        (["-d", "598", "-p", "other"], "no plans .*other.json. Mend: choose one of .*nnUNetPlans.* with -p$"),
+        (["-d", "598", "-c", "3d"], "the student's plans have no configuration 3d: choose one of 2d, 3d_fullres with"),
+        (["-d", "598", "--network", "vm_unet", "-c", "3d_fullres"], "no configuration 3d_fullres: choose one of 2d wi"),
+        (["-d", "598", "-o", "sub/plans"], "a name of plans has letters, digits, .* only, got 'sub/plans'"),
+        (["-d", "598", "-r", "inf"], "student.reduction must be finite, got inf"),
         (["-d", "Dataset"], "a data set is a number or DatasetXXX_Name, got 'Dataset'"),
         (["-d", "597"], "nnU-Net knows no data set 597"),
         (["-d", "heads"], "a data set is a number or DatasetXXX_Name, got 'heads'"),
@@ -110,6 +114,41 @@ def test_plan_refuses_in_one_line_and_writes_nothing(workspace, capsys, words, m
     assert len(error.strip().splitlines()) == 1
     assert re.search(message, error)
     assert sorted(workspace.preprocessed.iterdir()) == before
+
+
+def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
+    assert main(["plan", "-d", "598", "--network", "vm_unet"]) == 0
+    assert main(["plan", "-d", "598", "-p", "nnUNetPlans_vm_unet", "--network", "dra_unet"]) == 1
+    error = capsys.readouterr().err
+    assert "VMUNet of the plans has no n_stages, kernel_sizes, which DRAUNet takes over" in error
+
+
+@pytest.mark.parametrize(
+    ("plans", "command"),
+    [
+        ("nnUNetPlans_r8", "nnunet_kd plan -d 598 -r 8"),
+        ("nnUNetPlans_kd_sam", "nnunet_kd plan -d 598 --network kd_sam"),
+        ("nnUNetPlans_dra_unet_r2.5", "nnunet_kd plan -d 598 --network dra_unet -r 2.5"),
+        ("mine_r8", "nnunet_kd plan -d 598 -p mine -r 8"),
+        ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl nnUNetPlannerResEncL"),
+        ("nnUNetResEncUNetPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl ResEncUNetPlanner"),
+        ("other", "choose one of mine, nnUNetPlans with -p"),
+    ],
+)
+def test_plans_that_are_not_there(workspace, tmp_path, plans, command):
+    folder = tmp_path / workspace.preprocessed.name
+    folder.mkdir()
+    for name in ("nnUNetPlans", "mine"):
+        shutil.copy(workspace.preprocessed / "nnUNetPlans.json", folder / f"{name}.json")
+    shutil.copy(workspace.preprocessed / "dataset.json", folder)
+    assert no_plans(folder / f"{plans}.json") == f"there are no plans {folder}/{plans}.json. Mend: {command}"
+
+
+def test_no_plans_at_all(workspace, tmp_path):
+    folder = tmp_path / workspace.preprocessed.name
+    folder.mkdir()
+    for plans in ("nnUNetPlans", "nnUNetPlans_r8"):  # planning takes no name of a data set
+        assert no_plans(folder / f"{plans}.json").endswith("Mend: nnUNetv2_plan_and_preprocess -d 598")
 
 
 def test_plan_replaces_only_when_forced(workspace, capsys):
@@ -145,7 +184,7 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     doctor_says(capsys, "nnU-Net finds no trainer nnUNetTrainerX", "-d", "598", "-tr", "nnUNetTrainerX")
     doctor_says(capsys, "has fold_0, but not fold_2. Train it: nnUNetv2_train", "-d", "598", "-f", "2")
     doctor_says(capsys, "nnU-Net knows no data set 597", "-d", "597")
-    doctor_says(capsys, "other.json. Mend: nnUNetv2_plan_and_preprocess", "-d", "598", "-p", "other")
+    doctor_says(capsys, "other.json. Mend: choose one of", "-d", "598", "-p", "other")
     workspace.plans("bad", training={"epochs": 3})
     doctor_says(capsys, "did you mean 'num_epochs'? (Mend: edit that file)", "-d", "598", "-p", "bad")
     shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")

@@ -1,10 +1,15 @@
 """Every data set of the papers: published layout in, nnU-Net's raw format out, checked by nnU-Net's own command."""
 
+import gzip
+import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +238,68 @@ def test_isic_official_parts(converted):
     assert not made["ISIC2018"].splits
 
 
+def test_isic_of_another_year_is_left_alone(tmp_path):
+    layouts.isic2017(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no case of ISIC2018"):
+        convert("ISIC2018", tmp_path, tmp_path / "raw")
+    layouts.isic2018(tmp_path)
+    assert (convert("ISIC2018", tmp_path, tmp_path / "raw").training) == 3
+    made = convert("ISIC2017", tmp_path, tmp_path / "raw")
+    assert (made.training, made.test) == (5, 2)
+
+
+def test_isles_says_which_lesions_its_grid_loses(tmp_path):
+    """Two DWI voxels between the centres of the FLAIR's slices."""
+    layouts.isles2022(tmp_path)
+    shape = (12, 12, 12)
+    mask = np.zeros(shape, np.uint16)
+    mask[5:9, 5:9, 5:9] = mask[1, 2, 2] = 1
+    flair = np.ones((2, 12, 12), np.float32)  # slices at 6 and 12 mm
+    name = "sub-strokecase0002"
+    for role in ("adc", "dwi"):
+        path = next(tmp_path.glob(f"rawdata/{name}/ses-0001/dwi/*_{role}.nii.gz"))
+        layouts.write(sitk.GetImageFromArray(np.ones(shape)), path)
+    layouts.write(sitk.GetImageFromArray(mask), next(tmp_path.glob(f"derivatives/{name}/ses-0001/*_msk.nii.gz")))
+    coarse = sitk.GetImageFromArray(flair)
+    coarse.SetSpacing((1, 1, 6))
+    coarse.SetOrigin((0, 0, 6))
+    layouts.write(coarse, next(tmp_path.glob(f"rawdata/{name}/ses-0001/anat/*_FLAIR.nii.gz")))
+    notes = convert("ISLES2022", tmp_path, tmp_path / "raw").notes
+    assert "strokecase0002: 1 of 2 lesions have no voxel on the FLAIR's grid" in notes
+    assert convert("ISLES2022", tmp_path, tmp_path / "raw", number=602, grid="dwi").notes == []
+
+
+def test_what_a_bad_case_leaves_is_removed_and_its_namesakes_stay(tmp_path, monkeypatch):
+    def convert_one(case, target, options):
+        target.image(case).write_text("")
+        if case.identifier == "polyp":
+            raise ValueError("bad")
+
+    source = tmp_path / "source"
+    source.mkdir()
+    form = replace(
+        FORMATS["KvasirSEG"], convert=convert_one, find=lambda *_: ([Case("polyp_1"), Case("polyp"), Case("a")], [])
+    )
+    monkeypatch.setitem(FORMATS, "KvasirSEG", form)
+    made = convert_dataset(form, source, tmp_path / "raw", 506, Options(), skip_bad=True, workers=1)
+    assert sorted(path.name for path in (made.folder / "imagesTr").iterdir()) == ["a_0000.png", "polyp_1_0000.png"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("filename,size\n000_HC.png,nan\n", r"size_and_HC.csv, line 2: 'nan' is no pixel size"),
+        ("filename,size\n000_HC.png,0\n", r"size_and_HC.csv, line 2: '0' is no pixel size"),
+        ("filename,size\n000_HC.png,0.1\u00b5\n", r"size_and_HC.csv is no table in UTF-8"),
+    ],
+)
+def test_pixel_sizes_are_checked(tmp_path, table, message):
+    layouts.hc18(tmp_path)
+    (tmp_path / "training_set_pixel_size_and_HC.csv").write_text(table, encoding="latin-1")
+    with pytest.raises(ValueError, match=message):
+        convert("FetalHeadHC18", tmp_path, tmp_path / "raw")
+
+
 def test_outlines_of_heads_are_filled_and_have_their_size(converted):
     _, made = converted
     for number in range(3):
@@ -401,12 +468,57 @@ BREAKS = {
         lambda root: next(root.glob("kaggle_3m/*/*_10_mask.tif")).unlink(),
         "there is no mask .*_10_mask.tif",
     ),
+    "link to nothing": (
+        "FCD2023",
+        lambda root: _dangle(next(root.glob("sub-*/anat/*_roi.nii.gz"))),
+        r"cannot read .*_roi.nii.gz: it is a link to .*annex/object, which is not there",
+    ),
+    "sheared": (
+        "BraTS2021",
+        lambda root: _shear(root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz"),
+        "cannot read .*BraTS2021_00002_t2.nii.gz: .*orthonormal",
+    ),
+    "far more pixels than it can have": (
+        "KvasirSEG",
+        lambda root: (root / "images/cju1.jpg").write_bytes(_huge()),
+        "cju1.jpg claims more pixels than can be right",
+    ),
+    "lesions off the grid": (
+        "ISLES2022",
+        lambda root: layouts.write(
+            layouts.volume(layouts.brain(1, layouts.FLAIR_SHAPE, np.float32), origin=(1e4, 0, 0)),
+            next(root.glob("rawdata/sub-strokecase0004/ses-0001/anat/*_FLAIR.nii.gz")),
+        ),
+        "strokecase0004: no voxel of .*_msk.nii.gz lies on the grid of the FLAIR",
+    ),
     "no mask of a stroke": (
         "ISLES2022",
         lambda root: shutil.rmtree(root / "derivatives" / "sub-strokecase0004"),
         "strokecase0004: .*sub-strokecase0004 has no msk",
     ),
 }
+
+
+def _dangle(path):
+    path.unlink()
+    path.symlink_to("../.git/annex/object")
+
+
+def _shear(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<hh", content, 252, 0, 2)  # the affine alone, not the quaternion
+    struct.pack_into("<12f", content, 280, 1, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
+    path.write_bytes(gzip.compress(content))
+
+
+def _huge():
+    """A PNG whose header says 40000 x 40000 pixels."""
+    made = io.BytesIO()
+    Image.new("L", (1, 1)).save(made, format="PNG")
+    content = bytearray(made.getvalue())
+    struct.pack_into(">II", content, 16, 40000, 40000)
+    struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
+    return bytes(content)
 
 
 def _truncate(path):
@@ -462,7 +574,9 @@ def test_splits_keep_groups_and_official_parts():
     for split in splits:
         assert not {one.split("_")[0] for one in split["train"]} & {one.split("_")[0] for one in split["val"]}
     assert official_or_grouped_splits([Case(str(number)) for number in range(9)]) is None
-    assert official_or_grouped_splits(cases[:3]) is None  # fewer patients than folds
+    two = official_or_grouped_splits(cases[:3])  # fewer patients than folds
+    assert sorted(split["val"] for split in two) == [["0_0"], ["1_0", "1_1"]]
+    assert official_or_grouped_splits(cases[1:3]) is None  # one patient
 
 
 def test_every_converter_runs_on_real_files_where_there_are_some(tmp_path):

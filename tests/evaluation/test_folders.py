@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -195,6 +196,8 @@ def test_methods_are_named(folders, capsys):
     assert "minus one" in capsys.readouterr().out
     assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
     assert "two folders are called 'one': name them, -pred NAME=DIR" in capsys.readouterr().err
+    shutil.copytree(folders / "one", folders / "lr=1" / "preds")
+    assert command(folders, "-pred", str(folders / "lr=1" / "preds"), predictions=("one",)) == 0
 
 
 def spoil(folders, kind):
@@ -239,6 +242,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, mess
         (["-pfile", "dataset.json"], "holds no plans of nnU-Net"),
         (["-pfile", "plans.json"], "the plans name no image_reader_writer"),
         (["-pred", "nowhere"], "there is no folder nowhere"),
+        (["-pred", "=nowhere"], "a folder needs a method's name, -pred NAME=DIR, got '=nowhere'"),
         (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
     ],
 )
