@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+FAST = 1  # zlib's level: every epoch waits for the picture
 
 
 def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
@@ -23,9 +25,9 @@ def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
     if not png.is_file():
         return
     with Image.open(png) as opened:
-        above = opened.convert("RGB")
+        above = np.asarray(opened.convert("RGB"))
     dpi = 100
-    figure = Figure(figsize=(above.width / dpi, 18), dpi=dpi)
+    figure = Figure(figsize=(above.shape[1] / dpi, 18), dpi=dpi)
     axes = figure.subplots()
     values = [value for curve in curves.values() for value in curve if value == value]
     for name, curve in curves.items():
@@ -39,12 +41,9 @@ def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
     axes.grid(True, alpha=0.5)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=28)
     figure.tight_layout()
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
-    below = Image.open(buffer).convert("RGB")
-    joined = Image.new("RGB", (above.width, above.height + below.height), "white")
-    joined.paste(above, (0, 0))
-    joined.paste(below, (0, above.height))
+    canvas = FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    below = np.asarray(canvas.buffer_rgba())[..., :3]
     unfinished = png.with_suffix(".unfinished.png")
-    joined.save(unfinished)
+    Image.fromarray(np.concatenate((above, below))).save(unfinished, compress_level=FAST)
     os.replace(unfinished, png)
