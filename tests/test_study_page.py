@@ -16,7 +16,7 @@ from benchmarks.study import parts
 from benchmarks.study.page import README, README_TABLE, overview, with_table, write_page
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import Record
-from benchmarks.study.workplace import MALLOC, Workplace
+from benchmarks.study.workplace import FASTER, Workplace
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
@@ -231,7 +231,7 @@ def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_c
     part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
     monkeypatch.setitem(PARTS, "tiny", part)
     monkeypatch.setitem(parts.DATA, "tiny", data)
-    for name, value in {**workspace.environment(), **MALLOC}.items():
+    for name, value in {**workspace.environment(), **FASTER}.items():
         monkeypatch.setenv(name, value)
 
     def command(_, *words):

@@ -15,6 +15,8 @@ fold 0. Only the length of the hippocampus schedule was set on a reported fold, 
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from benchmarks.study.page import write_page
@@ -41,6 +43,7 @@ def main() -> None:
     chosen = options.parse_args()
     if (chosen.raw is None) != (chosen.work is None):
         options.error("--raw and --work go together")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # with the command that runs
     if chosen.raw is not None:
         for data in {PARTS[name].data: DATA[PARTS[name].data] for name in chosen.parts}.values():
             for folder in (chosen.raw, *([chosen.teachers] if chosen.teachers else [])):
