@@ -337,6 +337,8 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
     order = [int(i) for i in np.argsort(difference) if np.isfinite(difference[i])]
     if not order:
         return {}
+    several = any(len(seeds) > 1 for seeds in scores.seeds.values())
+    of_seeds = ", mean of the seeds, of which the first is shown" if several else ""
     cases = {}
     for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         case = scores.cases[index]
@@ -344,7 +346,7 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
         axis = int(np.argmax(spacing))
         where = worst_slice(reference, labels, axis)
         aspect = [width for number, width in enumerate(spacing) if number != axis]
-        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice"
+        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice{of_seeds}"
         cases[caption] = (
             image.take(where, axis),
             reference.take(where, axis),

@@ -13,6 +13,7 @@ Values = NDArray[np.float64]  # (cases,), or (runs, cases)
 
 RESAMPLES = 10_000
 AT_ONCE = 1_000_000  # numbers
+SAME = 1e-12  # what rounding makes of differences that are all the same
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,26 @@ class PairedTests:
 
 
 def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
-    """Mean and its standard error, s / sqrt(n), over the values that are numbers."""
-    numbers = np.asarray(values, dtype=np.float64)
-    numbers = numbers[np.isfinite(numbers)]
-    if not numbers.size:
+    """Mean over the values that are numbers, and its standard error over cases, s / sqrt(n).
+
+    Of several runs, the mean of their means, each over the cases it has a value for. These can be others in each run:
+    a structure that is rightly left out has none, and would count as wrong in all runs that one draws it in, were a
+    case's values averaged first. The error is that of this mean, linearised in the cases.
+
+    Args:
+        values: ``(cases,)`` or ``(runs, cases)``.
+    """
+    runs = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    there = np.isfinite(runs)
+    there, runs = there[there.any(1)], runs[there.any(1)]
+    if not runs.size:
         return math.nan, math.nan
-    error = numbers.std(ddof=1) / math.sqrt(numbers.size) if numbers.size > 1 else math.nan
-    return float(numbers.mean()), float(error)
+    counts = there.sum(1, keepdims=True)
+    means = np.where(there, runs, 0.0).sum(1, keepdims=True) / counts
+    shares = np.where(there, (runs - means) / counts, 0.0).mean(0)  # of every case in the mean's deviation
+    cases = int(there.any(0).sum())
+    error = math.sqrt(cases / (cases - 1) * float((shares**2).sum())) if cases > 1 else math.nan
+    return float(means.mean()), error
 
 
 def mean_of_runs(values: Values) -> Values:
@@ -65,8 +79,9 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
 
     Cases are drawn for all samples together, and so are runs, which are then averaged: those of one seed begin with the
     same weights and see the same batches. So the interval is about other cases and, where there are several runs, about
-    other trainings too; of few runs it knows little, and is rather too narrow. Cases without a value in a sample are
-    left out.
+    other trainings too. Of few runs it is too narrow: where cases do not differ it goes from the least run to the
+    greatest, which holds the mean of all trainings for two runs in one of two studies, for three in three of four.
+    Cases without a value in a sample are left out.
 
     Args:
         statistic: Of as many arrays ``(draws, cases)`` as there are samples, one number a draw. Draws for which it is
@@ -146,11 +161,12 @@ def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, P
     for name, values in methods.items():
         usable = np.isfinite(values) & np.isfinite(baseline)
         difference = (values - baseline)[usable]
-        if difference.size < 2 or not np.any(difference):
+        if difference.size < 2:
             uncorrected[name] = (math.nan, math.nan, difference.size)
             continue
-        t = float(stats.ttest_1samp(difference, 0.0).pvalue) if difference.std() else math.nan
-        rank = float(stats.wilcoxon(difference, zero_method="pratt").pvalue)
+        varies = np.ptp(difference) > SAME
+        t = float(stats.ttest_1samp(difference, 0.0).pvalue) if varies else math.nan
+        rank = float(stats.wilcoxon(difference, zero_method="pratt").pvalue) if np.any(difference) else 1.0
         uncorrected[name] = (t, rank, difference.size)
     corrected = holm({name: p[1] for name, p in uncorrected.items()})
     return {name: PairedTests(t, rank, corrected[name], cases) for name, (t, rank, cases) in uncorrected.items()}

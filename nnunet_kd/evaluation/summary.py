@@ -27,7 +27,7 @@ OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd
 MEANS = (
     "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case. A structure that "
     "reference and prediction lack has no value and does not count; where only one of them lacks it, Dice and NSD are "
-    "0 and HD95 is the image's diagonal."
+    "0 and HD95 is the image's diagonal. Of several seeds, the mean of their means."
 )
 TESTS = (
     "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over {drawn}. t-test and Wilcoxon's signed "
@@ -163,7 +163,7 @@ def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd"
     mean = "mean" if "mean" not in scores.structures else "mean of all"
     rows = []
     for method in scores.methods:
-        cells = [mean_with_error(scores.of(method, metric, structure), metric) for structure, metric in columns]
+        cells = [mean_with_error(scores.runs(method, metric, structure), metric) for structure, metric in columns]
         rows.append([method, *cells])
     header = [f"{mean if structure is None else structure} {LABELS[metric]}" for structure, metric in columns]
     return Table(["method", *header], rows)
@@ -200,7 +200,7 @@ def seed_table(scores: Scores) -> Table | None:
 def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     """What the columns of :func:`comparison_table` are."""
     several = any(len(seeds) > 1 for seeds in scores.seeds.values())
-    drawn = "cases, and over the seeds of every method, of which few say little" if several else "cases"
+    drawn = "cases, and over the seeds of every method, of few of which they are too narrow" if several else "cases"
     return (TESTS if teacher is None else TESTS + GAP).format(baseline=baseline, drawn=drawn)
 
 

@@ -21,6 +21,21 @@ def test_mean_and_standard_error():
     mean, error = mean_and_error([5])
     assert mean == 5 and math.isnan(error)
     assert all(math.isnan(x) for x in mean_and_error([math.nan]))
+    assert all(math.isnan(x) for x in mean_and_error(np.empty((0, 3))))
+
+
+def test_mean_of_runs_with_a_value_in_other_cases():
+    """The last case has none in the first run, which would otherwise count the other's 0 as its own."""
+    runs = np.array([[0.5, 0.7, math.nan], [0.6, 0.8, 0.0], [math.nan] * 3])
+    assert mean_and_error(runs)[0] == pytest.approx((0.6 + 1.4 / 3) / 2)
+    whole = runs[:2, :2]
+    assert mean_and_error(whole) == pytest.approx(mean_and_error(whole.mean(0)))
+    generator = np.random.default_rng(5)
+    many = generator.random((3, 400)) + generator.random(400)
+    many[generator.random((3, 400)) < 0.2] = math.nan
+    drawn = many[:, generator.integers(0, 400, (2000, 400))]
+    spread = np.nanmean(drawn, 2).mean(0).std()
+    assert mean_and_error(many)[1] == pytest.approx(spread, rel=0.06)
 
 
 def test_holm_by_hand():
@@ -48,11 +63,18 @@ def test_paired_tests_are_scipys():
 
 def test_tests_that_are_not_defined():
     baseline = np.array([0.5, 0.6, 0.7])
-    tests = paired_tests({"equal": baseline.copy(), "one": np.array([math.nan, math.nan, 1.0])}, baseline)
-    for result in tests.values():
-        assert math.isnan(result.t) and math.isnan(result.wilcoxon) and math.isnan(result.wilcoxon_holm)
-    constant = paired_tests({"shift": baseline + 0.25}, baseline)["shift"]
-    assert constant.wilcoxon == pytest.approx(0.25) and not constant.t > 0  # no spread, no t-test
+    one = paired_tests({"one": np.array([math.nan, math.nan, 1.0])}, baseline)["one"]
+    assert math.isnan(one.t) and math.isnan(one.wilcoxon) and math.isnan(one.wilcoxon_holm)
+    for shift in (0.25, 0.1):  # the second is not the same in each case, up to rounding
+        constant = paired_tests({"shift": baseline + shift}, baseline)["shift"]
+        assert constant.wilcoxon == pytest.approx(0.25) and math.isnan(constant.t)  # no spread, no t-test
+
+
+def test_a_method_that_is_the_baseline_counts_in_the_correction():
+    baseline = np.array([0.5, 0.6, 0.7])
+    tests = paired_tests({"equal": baseline.copy(), "shift": baseline + 0.25}, baseline)
+    assert math.isnan(tests["equal"].t) and tests["equal"].wilcoxon == tests["equal"].wilcoxon_holm == 1
+    assert tests["shift"].wilcoxon_holm == pytest.approx(2 * 0.25)
 
 
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():

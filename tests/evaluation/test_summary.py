@@ -35,6 +35,8 @@ def test_the_mean_of_runs_is_that_of_their_means():
     np.testing.assert_allclose(scores.of("one"), [0.25, 0.75])
     np.testing.assert_allclose(scores.of("one", structure="b"), [0.0, 0.6])
     assert scores.of("one").mean() == pytest.approx(np.mean([Scores(run).of("one").mean() for run in runs]))
+    cells = dict(zip((table := metric_table(scores)).header, table.rows[0], strict=True))
+    assert cells["a Dice (%)"].startswith("60.00 ") and cells["b Dice (%)"].startswith("30.00 ")  # (60 + 0) / 2
 
 
 def test_a_structure_may_be_called_mean():
