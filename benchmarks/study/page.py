@@ -19,8 +19,8 @@ README = BENCHMARKS.parent / "README.md"
 README_TABLE = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"  # around it
 ABOUT_OVERVIEW = (
     "Mean over the seeds, ± its standard error over the cases. Intervals (95 %) are over cases and, where there are "
-    "several, seeds; they are rather too narrow, for three seeds say little about the next. Each part has a table of "
-    "its seeds."
+    "several, seeds; of two or three seeds a bootstrap makes them too narrow: they hold less often than 95 times in a "
+    "hundred. Each part has a table of its seeds. 'Averaged' is the moving average of the weights (EMA, 0.99)."
 )
 
 
@@ -66,9 +66,9 @@ def report(record: Record) -> str:
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": f"tolerance 1 mm{data.about_distances}",
-            "Cost": f"of the teacher, measured once, and, as {BASELINE}'s, medians over all runs: students are the "
-            "same network. Peak memory is the process's, libraries included; among these runs it was {:.0f} to {:.0f} "
-            "MiB".format(*(peak / 2**20 for peak in record.peaks())),
+            "Cost": f"of the students, all the same network, medians over all runs, as {BASELINE}'s; the teacher's "
+            f"time is a median over {record.timings()}. Peak memory is the process's, libraries included; among these "
+            "runs it was {:.0f} to {:.0f} MiB".format(*(peak / 2**20 for peak in record.peaks())),
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
             ),

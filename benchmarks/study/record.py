@@ -57,9 +57,11 @@ class Record:
 
     def _read(self, name: str) -> dict[tuple[str, int | None], dict[str, Any]]:
         """What a file has that is still as the rows of this part are."""
-        lines = self._path(name).read_text().splitlines() if self._path(name).is_file() else []
-        entries = map(json.loads, lines)
+        entries = map(json.loads, self._lines(name))
         return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings.get(e["method"])}
+
+    def _lines(self, name: str) -> list[str]:
+        return self._path(name).read_text().splitlines() if self._path(name).is_file() else []
 
     def missing(self, seed: int) -> list[str]:
         """Rows without a run of this seed."""
@@ -104,7 +106,9 @@ class Record:
                 "cost": costs[method],
                 "scores": scores,
             }
-            if method == TEACHER:
+            if method != TEACHER:
+                entry["teacher_seconds"] = costs[TEACHER]["seconds"]  # of the same machine at the same time
+            else:
                 entry["epochs"] = teacher_epochs
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
@@ -160,8 +164,27 @@ class Record:
         return min(peaks), max(peaks)
 
     def costs(self) -> tuple[Measured, Measured]:
-        """Of the teacher, and of the students: all the same network, medians over its runs."""
+        """Of the teacher, and of the students: all the same network.
+
+        Times are medians, the teacher's over every comparison with this data set that measured it.
+        """
         students = [entry["cost"] for (method, _), entry in self._entries.items() if method != TEACHER]
         middle = {key: median(cost[key] for cost in students) for key in ("seconds", "peak_bytes")}
-        teacher, student = self.teacher["cost"], {**students[0], **middle}
-        return tuple(Measured(**{**cost, "network": Cost(**cost["network"])}) for cost in (teacher, student))
+        teacher = {**self.teacher["cost"], "seconds": median(self._teacher_seconds())}
+        both = teacher, {**students[0], **middle}
+        return tuple(Measured(**{**cost, "network": Cost(**cost["network"])}) for cost in both)
+
+    def timings(self) -> str:
+        """How often the teacher's time was measured."""
+        count = len(self._teacher_seconds())
+        return f"{count} measurement{'s' if count > 1 else ''}"
+
+    def _teacher_seconds(self) -> list[float]:
+        """Once a comparison: runs that were compared together have the same figure."""
+        seconds: dict[float, None] = {}
+        for other in (name for name, part in PARTS.items() if part.data == self.part.data):
+            for entry in map(json.loads, self._lines(other)):
+                figure = entry["cost"]["seconds"] if entry["method"] == TEACHER else entry.get("teacher_seconds")
+                if figure is not None:
+                    seconds[figure] = None
+        return list(seconds)
