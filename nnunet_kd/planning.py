@@ -99,6 +99,7 @@ def student_plans(
     name: str | None = None,
     network: str | None = None,
     regions: bool = False,
+    trained: str | None = None,
 ) -> Plans:
     """Plans of a student: the same preprocessing and topology, smaller widths in every configuration.
 
@@ -111,6 +112,7 @@ def student_plans(
         network: One of :data:`NETWORKS` instead of the teacher's: with the teacher's stages, strides, kernels and axes,
             or with its own, whose widths, where it has any, are divided by the factor.
         regions: Whether the data set's labels are regions, which some networks have to know.
+        trained: The one configuration that is used: others whose networks are not known stay as they are.
 
     Raises:
         ValueError: For an architecture whose widths are not known, a wrong number of widths, a width below 1, or
@@ -129,7 +131,10 @@ def student_plans(
     reduced = deepcopy(plans)
     if other is not None and other.slices_only:
         reduced["configurations"] = _of_slices(plans, str(network))
+    needed = [*plans["configurations"]] if trained is None else _with_ancestors(plans, trained)
     for configuration, content in reduced["configurations"].items():
+        if configuration not in needed and _class_name(content) not in (None, *REDUCIBLE_NETWORKS):
+            continue
         if other is not None and "patch_size" in content:  # it may be inherited, with or without the network
             content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
         if configuration in widths and "architecture" not in content:
@@ -162,6 +167,22 @@ def student_plans(
     if other is not None and other.training:
         reduced[BLOCK]["training"] = {**other.training, **reduced[BLOCK].get("training", {})}
     return reduced
+
+
+def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
+    """A configuration, and those it inherits from."""
+    names = [configuration]
+    while names[-1] in plans["configurations"]:
+        parent = plans["configurations"][names[-1]].get("inherits_from")
+        if parent is None or parent in names:
+            break
+        names.append(parent)
+    return names
+
+
+def _class_name(content: Mapping[str, Any]) -> str | None:
+    """Of a configuration's own network, without its module."""
+    return content["architecture"]["network_class_name"].rpartition(".")[2] if "architecture" in content else None
 
 
 def _with_architectures(plans: Plans) -> Plans:
@@ -226,7 +247,7 @@ def network_in_words(architecture: Mapping[str, Any]) -> str:
 
 def _reducible_arguments(architecture: dict[str, Any], configuration: str) -> dict[str, Any]:
     name = architecture["network_class_name"]
-    if name.rsplit(".", 1)[-1] not in REDUCIBLE_NETWORKS:
+    if _class_name({"architecture": architecture}) not in REDUCIBLE_NETWORKS:
         raise ValueError(
             f"configuration {configuration} uses {name}, whose widths are not known here: "
             f"students are made of {', '.join(REDUCIBLE_NETWORKS)}"

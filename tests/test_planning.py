@@ -101,6 +101,19 @@ def test_bad_widths(widths, message):
         student_plans(plans(), widths=widths)
 
 
+def test_configurations_that_are_not_trained_may_have_any_network():
+    before = plans()
+    other = {"network_class_name": "some.Transformer", "arch_kwargs": {}, "_kw_requires_import": []}
+    before["configurations"]["3d_other"] = {"inherits_from": "3d_fullres", "architecture": other}
+    after = student_plans(before, 4, trained="3d_big")["configurations"]
+    assert after["3d_other"]["architecture"] == other
+    assert after["3d_fullres"] == student_plans(plans(), 4)["configurations"]["3d_fullres"]
+    with pytest.raises(ValueError, match="configuration 3d_other uses some.Transformer"):
+        student_plans(before, 4, trained="3d_other")
+    with pytest.raises(ValueError, match="configuration 3d_other uses some.Transformer"):
+        student_plans(before, 4)
+
+
 def test_unknown_network_and_old_plans():
     with pytest.raises(ValueError, match="uses some.Transformer, whose widths are not known here"):
         student_plans(plans("some.Transformer"))
