@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 BLOCK = "nnunet_kd"
+# Of the training settings, those that nnU-Net's trainers have as attributes.
+SCHEDULE = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "save_every")
 FITTED_STARTS = ("reconstructed", "pruned")  # initial weights that need the teacher's outputs
 
 Plans = dict[str, Any]
@@ -93,6 +95,8 @@ class TeacherSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     """The schedule. ``None`` keeps what the trainer class says, which is nnU-Net's own unless it says otherwise.
+
+    Of those below, an explicit ``null`` also switches off what a trainer's recipe has instead.
 
     Attributes:
         seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;

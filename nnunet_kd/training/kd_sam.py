@@ -62,7 +62,7 @@ class KDSAMTrainer(DistillationTrainer):
         self.weight_decay = self.settings.weight_decay
         if self.preparation.settings.training.ema_decay is not None:
             raise NotImplementedError("ema_decay: KD-SAM's encoder is the best of phase 1, not an average")
-        self.longest_encoder = self.settings.longest_encoder(self.num_epochs)
+        self.settings.longest_encoder(self.num_epochs)  # where none is left for the decoder it says so now
         self.progress = EncoderProgress()
         self.store: EmbeddingStore | None = None
         self.embedder: SamEmbedder | None = None
@@ -72,6 +72,11 @@ class KDSAMTrainer(DistillationTrainer):
             self.store = self._find_embeddings(file_digest(self._checkpoint()))
             self.sam()  # what is wrong with it, or with VGG, is said now
             self._load_perceptual()
+
+    @property
+    def longest_encoder(self) -> int:
+        """Epochs of phase 1, at most."""
+        return self.settings.longest_encoder(self.num_epochs)
 
     def _find_embeddings(self, checkpoint_digest: str | None = None) -> EmbeddingStore | None:
         name = self.settings.embeddings

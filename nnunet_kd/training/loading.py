@@ -115,7 +115,8 @@ def seeded_augmenter(
     batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1), check)
     if workers == 0:
         return _InThisProcess(batches, None)
-    return _InProcesses(batches, None, workers, pin_memory=pin_memory, wait_time=0.002)
+    # One batch waits for each worker, as many as nnU-Net's one queue holds, or so: they are large, and may be pinned.
+    return _InProcesses(batches, None, workers, num_cached_per_queue=1, pin_memory=pin_memory, wait_time=0.002)
 
 
 @contextmanager

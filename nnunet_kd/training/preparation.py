@@ -19,6 +19,7 @@ from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import (
     BLOCK,
     FITTED_STARTS,
+    SCHEDULE,
     Plans,
     Settings,
     StudentSettings,
@@ -73,6 +74,7 @@ class Preparation:
             batch_dice=bool(configuration.batch_dice),
         )
         record["terms"] = [str(term) for term in self.terms]
+        record["term_options"] = [term.options for term in self.terms]
         if self.method is not None:
             record["method"] = asdict(self.method)
         if self.uses_teacher:
@@ -82,12 +84,21 @@ class Preparation:
     def changes(self, before: Mapping[str, Any]) -> str:
         """What is other than in such a record of before; empty: nothing.
 
-        A record of an earlier version does not tell the batch.
+        A record of an earlier version does not tell the batch, or all of the terms.
         """
         now = self.record
-        unknown = {"batch_size", "patch_size", "batch_dice"} - {*before}
+        unknown = {"batch_size", "patch_size", "batch_dice", "term_options"} - {*before}
         different = [key for key in sorted({*before, *now} - unknown, key=str) if before.get(key) != now.get(key)]
         return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
+
+    def rescheduled(self, trainer: type[DistillationTrainer], schedule: Mapping[str, Any]) -> Preparation:
+        """With another schedule, which the terms follow.
+
+        Raises:
+            ValueError: Where they cannot.
+        """
+        settings = replace(self.settings, training=replace(self.settings.training, **schedule))
+        return replace(self, settings=settings, terms=_terms(trainer, settings))
 
     @property
     def starts_from_teacher(self) -> bool:
@@ -143,8 +154,7 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     settings = read_settings(student.plans)
     settings = replace(settings, training=_with_class_attributes(trainer, settings, student.plans))
     plans = _student_plans(trainer, student, settings.student)
-    epochs = settings.training.num_epochs or NNUNET_EPOCHS
-    terms = active_terms(trainer.terms, settings.method, epochs)
+    terms = _terms(trainer, settings)
     for key in ("optimizer", "initial_weights"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own")
@@ -152,9 +162,14 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 
 
+def _terms(trainer: type[DistillationTrainer], settings: Settings) -> list[ActiveTerm]:
+    return active_terms(trainer.terms, settings.method, settings.training.num_epochs or NNUNET_EPOCHS)
+
+
 def _with_class_attributes(trainer: type[DistillationTrainer], settings: Settings, plans: Plans) -> TrainingSettings:
-    """Class attributes of the trainer where the block says nothing."""
-    given = plans.get(BLOCK, {}).get("training", {})
+    """Class attributes of the trainer where the block says nothing; of the schedule, ``null`` says nothing."""
+    block = plans.get(BLOCK, {}).get("training", {})
+    given = {key for key, value in block.items() if value is not None or key not in SCHEDULE}
     recipe = {} if "terms" in settings.method else trainer.recipe
     names = [entry.name for entry in fields(TrainingSettings) if entry.name not in given]
     own = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
@@ -172,7 +187,9 @@ def _student_plans(
         return deepcopy(plans)
     reduction, least = (trainer.reduction, 8) if student is None else (student.reduction, student.min_features)
     regions = PlansManager(plans).get_label_manager(experiment.dataset_json).has_regions
-    derived = student_plans(plans, reduction, least, network=trainer.network_of_plans, regions=regions)
+    derived = student_plans(
+        plans, reduction, least, network=trainer.network_of_plans, regions=regions, trained=experiment.configuration
+    )
     if experiment.configuration not in derived["configurations"]:
         raise ValueError(
             f"{trainer.__name__} trains configurations {', '.join(derived['configurations'])}, not "

@@ -41,9 +41,9 @@ def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
     axes.grid(True, alpha=0.5)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=28)
     figure.tight_layout()
-    canvas = FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
-    below = np.asarray(canvas.buffer_rgba())[..., :3]
+    below = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     unfinished = png.with_suffix(".unfinished.png")
     Image.fromarray(np.concatenate((above, below))).save(unfinished, compress_level=FAST)
     os.replace(unfinished, png)

@@ -71,6 +71,16 @@ def set_aside(folder: Path) -> list[str]:
     return [f"{_EARLIER}{name}" for name in there]
 
 
+def go_on_from_end(folder: Path) -> None:
+    """Take the end of a training that goes on for more epochs for one of its saves.
+
+    Else ``--c``, where it is stopped, would go on from there again, whatever was saved since.
+    """
+    final = folder / "checkpoint_final.pth"
+    if final.is_file():
+        os.replace(final, folder / "checkpoint_latest.pth")
+
+
 def remove_aside(folder: Path) -> None:
     """What :func:`set_aside` has kept, once the new training has its own."""
     for name in CHECKPOINTS:

@@ -248,6 +248,13 @@ class ActiveTerm(ABC):
         """What trains with the student for this term."""
         return nn.ModuleList()
 
+    @property
+    def options(self) -> str:
+        """What the term depends on beside what its name for the log says."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        said = {entry.name for entry in fields(ActiveTerm)} - {"convex"}
+        return ", ".join([self.name, *(f"{key} {value}" for key, value in own.items() if key not in said)])
+
     @abstractmethod
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """The unweighted value."""

@@ -25,13 +25,14 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import NETWORKS
 from nnunet_kd.reading import read_splits
-from nnunet_kd.settings import BLOCK, Plans, with_leakage
+from nnunet_kd.settings import BLOCK, SCHEDULE, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
+from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.history import History
 from nnunet_kd.training.loading import (
     NETWORK,
@@ -61,6 +62,7 @@ from nnunet_kd.training.results import (
     CHECKPOINTS,
     Lock,
     check_results,
+    go_on_from_end,
     noted_leakage,
     remove_aside,
     results_of,
@@ -133,9 +135,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             if not self.has_begun():
                 self._find_start()
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
-        for key, value in asdict(self.preparation.settings.training).items():
-            if key not in ("seed", "ema_decay", "optimizer", "initial_weights") and value is not None:
+        for key in SCHEDULE:
+            value = getattr(self.preparation.settings.training, key)
+            if value is not None:
                 setattr(self, key, value)
+        self._schedule = self._current_schedule()
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
         self._add_log_entries()
@@ -143,6 +147,18 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def set_up(self) -> None:
         """The end of construction, for a trainer with settings of its own: nnU-Net insists on this very constructor."""
+
+    def _current_schedule(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in SCHEDULE}
+
+    def _follow_schedule(self) -> None:
+        """Terms for the schedule a subclass has set since, as nnU-Net's trainers do, after the constructor here."""
+        schedule = self._current_schedule()
+        changed = {key: value for key, value in schedule.items() if value != self._schedule[key]}
+        if changed:
+            self.preparation = self.preparation.rescheduled(type(self), changed)
+            self._history = History(self.preparation.record)
+            self._schedule = schedule
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether this training has saved such a file before.
@@ -170,6 +186,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     def initialize(self) -> None:
         """nnU-Net's, with the student and its adapters as the network."""
+        self._follow_schedule()
         if self.preparation.reads_teacher_features and self.teacher_stages is None:
             self._attach_teacher()
         if self.seed is not None:
@@ -331,8 +348,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """nnU-Net's; cross-entropy alone where a term asks for it."""
         loss: nn.Module = super()._build_loss()
         if any(getattr(term, "hard_loss", None) == "ce" for term in self.preparation.terms):
-            inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-            inner.weight_dice = 0
+            without_dice(loss)
         return loss
 
     def on_train_start(self) -> None:
@@ -362,9 +378,11 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.print_to_log_file(f"settings {json.dumps(self.preparation.record)}")
             for term in self.preparation.terms:
                 self.print_to_log_file(f"distilling {term}")
-        if unfinished and not self._resumes and self.local_rank == 0 and not self.disable_checkpointing:
-            earlier = set_aside(Path(self.output_folder))
-            if earlier:
+        if unfinished and self.local_rank == 0 and not self.disable_checkpointing:
+            folder = Path(self.output_folder)
+            if self._resumes:
+                go_on_from_end(folder)
+            elif earlier := set_aside(folder):
                 self.print_to_log_file(f"of an earlier training, until this one has ended: {', '.join(earlier)}")
 
     def _note_leakage(self, attached: AttachedTeacher | None, unfinished: bool) -> str | None:

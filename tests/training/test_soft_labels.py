@@ -165,6 +165,23 @@ def test_cross_entropy_alone(workspace):
     assert trainer.train_step(batch)["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_cross_entropy_alone_where_nothing_is_annotated(workspace, deep_supervision):
+    variants.use_ignore_label(workspace)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"hard_loss": "ce", "weight": 0.0})
+    trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
+    trainer.enable_deep_supervision = deep_supervision
+    trainer.on_train_start()
+    trainer.network.train()
+    batch = next(trainer.dataloader_train)
+    targets = batch["target"] if deep_supervision else [batch["target"]]
+    for target in targets:
+        target.fill_(trainer.label_manager.ignore_label)
+    assert trainer.train_step(batch)["loss"] == 0
+    trainer.network.eval()
+    assert trainer.validation_step(batch)["loss"] == 0
+
+
 @pytest.mark.parametrize("variant", ["use_regions", "use_ignore_label", "use_regions_and_ignore_label"])
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_regions_and_ignored_voxels(workspace, variant, deep_supervision):

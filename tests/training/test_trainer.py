@@ -10,11 +10,17 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_kd.settings import recorded_leakage
+from nnunet_kd.settings import TrainingSettings, recorded_leakage
+from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerFreeKD import nnUNetTrainerFreeKD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
+from nnunet_kd.training.preparation import prepare
 from tests.conftest import SHORT, make_trainer, stop_within
 
 NOW = {"ramp": None}
@@ -251,6 +257,74 @@ def test_the_record_tells_the_batch(workspace):
     now = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation
     assert now.changes(before) == f"batch_size {before['batch_size']}, now 7"
     assert now.changes({key: value for key, value in before.items() if key != "batch_size"}) == ""  # of before 0.1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "method"),
+    [
+        (nnUNetTrainerLogitsKD, {"convex": False}),
+        (nnUNetTrainerLogitsKD, {"scales": "full"}),
+        (nnUNetTrainerDCD, {"stages": [0]}),
+        (nnUNetTrainerSAMKD, {"hard_loss": "ce"}),
+        (nnUNetTrainerSAMKD, {"store": "medsam"}),
+    ],
+)
+def test_the_record_tells_all_of_a_term(workspace, trainer, method):
+    def prepared(method):
+        plans = workspace.plans("nnUNetPlans", training={"num_epochs": 20}, method=method)
+        return prepare(trainer, Experiment(plans, "3d_fullres", workspace.dataset_json), 0)
+
+    before, now = prepared({}).record, prepared(method)
+    (key,) = method
+    assert now.changes(before).startswith("term_options [") and key in now.changes(before)
+    assert prepared({}).changes(before) == now.changes(now.record) == ""
+    del before["term_options"]  # of before 0.1
+    assert now.changes(before) == ""
+
+
+def test_a_longer_training_goes_on_with_its_own_saves(workspace):
+    """And not from where it was to end before, each time it is stopped."""
+    schedule = {**SHORT, "num_epochs": 2, "save_every": 1}
+    make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=schedule), workspace).run_training()
+    longer = workspace.plans("nnUNetPlans", training={**schedule, "num_epochs": 6})
+    for epochs in (2, 4):
+        trainer = make_trainer(nnUNetTrainerNoKD, longer, workspace, resume=True)
+        maybe_load_checkpoint(trainer, True, False)
+        assert trainer.current_epoch == epochs
+        if epochs == 2:
+            stop_within(trainer, 5)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    assert len(trainer.logger.get_checkpoint()["train_losses"]) == 6
+
+
+def test_null_in_the_schedule_is_the_trainers_own(workspace):
+    """And of the other settings: none, whatever the trainer's recipe has."""
+    nothing = dict.fromkeys(("num_epochs", "initial_lr", "save_every", "ema_decay", "initial_weights"))
+    plans = workspace.plans("nnUNetPlans", training=nothing)
+    experiment = Experiment(plans, "2d", workspace.dataset_json)
+    training = prepare(nnUNetTrainerBrainSegDMIF, experiment, 0).settings.training
+    assert (training.num_epochs, training.initial_lr, training.save_every) == (200, 1e-4, None)
+    assert nnUNetTrainerKD.recipe and prepare(nnUNetTrainerKD, experiment, 0).settings.training == TrainingSettings()
+
+
+class FiveEpochs(nnUNetTrainerDCD):
+    """As nnU-Net's own variants of its trainer are written."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 5
+
+
+def test_terms_follow_a_schedule_that_a_subclass_sets(workspace):
+    plans = workspace.plans("nnUNetPlans", teacher={"trainer": "nnUNetTrainer"})
+    trainer = make_trainer(FiveEpochs, plans, workspace)
+    trainer.initialize()
+    (term,) = trainer.preparation.terms
+    assert (term.ramp.start, term.ramp.length) == (0.75, 4.0) and term.weight_at(4) > 0
+    record = trainer.own_state()["record"]
+    assert record["num_epochs"] == 5 and record["terms"] == [str(term)]
 
 
 def test_residual_encoder_student_of_a_plain_teacher(workspace):
