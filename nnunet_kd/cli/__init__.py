@@ -11,13 +11,24 @@ from nnunet_kd import __version__
 from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
 from nnunet_kd.writing import is_full
 
+_ORDER = """in the order of the work:
+  nnunet_kd dataset BraTS2024GLI FOLDER                        a data set of the papers; or put yours into nnUNet_raw
+  nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres
+  nnUNetv2_train 501 3d_fullres 0                              the teacher
+  nnunet_kd doctor -d 501                                      is all in place for a student?
+  nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDCD         a student of a quarter of the width
+  nnUNetv2_predict -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerDCD -i IN -o OUT
+  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerDCD -o student.zip
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
     top = argparse.ArgumentParser(
         prog="nnunet_kd",
-        description="Knowledge distillation for stock nnU-Net v2. Training and prediction are nnU-Net's own commands: "
-        "nnUNetv2_train ... -tr nnUNetTrainerDCD, nnUNetv2_predict.",
+        description="Knowledge distillation for stock nnU-Net v2. Training and prediction are nnU-Net's own commands.",
+        epilog=_ORDER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"nnunet_kd {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")

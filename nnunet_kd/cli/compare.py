@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder, required
     from nnunet_kd.evaluation.commands import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
     from nnunet_kd.evaluation.study import Study
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not rows:
         raise ValueError("nothing to compare: name methods with -m, or rows with --rows")
     runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
-    folders = tuple(Path(where.require()) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
+    folders = tuple(required(where) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
     device = arguments.device or default_device()
     study = Study(folder.name, arguments.c, plans, folders, arguments.o.resolve(), device)  # type: ignore[arg-type]
     failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust)

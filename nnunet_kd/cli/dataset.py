@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     command = commands.add_parser(
         "dataset",
-        help="a data set of the papers into nnU-Net's raw format",
+        help="convert a data set of the papers into nnU-Net's raw format",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, or list; returns the exit status."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
+    from nnunet_kd.cli.dataset_folder import required
     from nnunet_kd.datasets.conversion import Options, convert_dataset
     from nnunet_kd.datasets.formats import FORMATS
 
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("give NAME and SOURCE, or --list")
     by_name = {name.lower(): form for name, form in FORMATS.items()}
     if arguments.name.lower() not in by_name:
-        near = difflib.get_close_matches(arguments.name.lower(), by_name, n=1)
+        asked = arguments.name.lower()
+        near = [name for name in by_name if asked in name] or difflib.get_close_matches(asked, by_name, n=1)
         hint = f"did you mean {by_name[near[0]].name}?" if near else f"there are {', '.join(FORMATS)}"
         raise ValueError(f"there is no data set {arguments.name!r}: {hint}")
     form = by_name[arguments.name.lower()]
@@ -86,9 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"a data set's number is from 1 to 999, got {number}")
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
-    if arguments.raw is None and not nnUNet_raw.is_set():
-        raise ValueError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, or give --raw")
-    raw = arguments.raw or Path(nnUNet_raw.require())
+    raw = arguments.raw or required(nnUNet_raw, ", or give --raw")
     _check_number(number, form)
     preprocessed = Path(nnUNet_preprocessed.require()) if nnUNet_preprocessed.is_set() else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from nnunet_kd.planning import NETWORKS
 from nnunet_kd.reading import read_plans
@@ -29,15 +30,31 @@ def dataset_name(dataset: str) -> str:
     return names[0]
 
 
+def required(folder: Any, or_else: str = "") -> Path:
+    """One of nnU-Net's three folders.
+
+    Args:
+        folder: Of ``nnunetv2.paths``.
+        or_else: What a person can do instead of setting its variable.
+
+    Raises:
+        ValueError: Where it is not set.
+    """
+    if not folder.is_set():
+        name = folder.env_var_name
+        raise ValueError(f"{name} is not set: export {name}=/path/to/{name}{or_else}")
+    return Path(folder.require())
+
+
 def preprocessed_folder(dataset: str) -> Path:
     """The folder of a data set, given as a number or as ``DatasetXXX_Name``, in ``nnUNet_preprocessed``.
 
     Raises:
-        ValueError: As :func:`dataset_name`.
+        ValueError: As :func:`required` and :func:`dataset_name`.
     """
     from nnunetv2.paths import nnUNet_preprocessed
 
-    return Path(nnUNet_preprocessed.require()) / dataset_name(dataset)
+    return required(nnUNet_preprocessed) / dataset_name(dataset)
 
 
 def dataset_number(folder: Path) -> int:

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     command = commands.add_parser(
         "demo",
-        help="the whole job on synthetic data, in a few minutes",
+        help="run the whole job on synthetic data, in a few minutes",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

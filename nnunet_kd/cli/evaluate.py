@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     command = commands.add_parser(
         "evaluate",
-        help="metrics of segmentations and their statistics",
+        help="measure segmentations and compare methods",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

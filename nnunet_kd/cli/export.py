@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     export = commands.add_parser(
         "export",
-        help="a trained student as a model of stock nnU-Net, or as ONNX",
+        help="turn a trained student into a model of stock nnU-Net, or into ONNX",
         description=_EXPORT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
     install = commands.add_parser(
         "install",
-        help="an exported zip file into nnUNet_results",
+        help="unpack an exported zip file into nnUNet_results",
         description=_INSTALL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,11 +132,10 @@ def run_install(arguments: argparse.Namespace) -> int:
     """Install; returns the exit status."""
     from nnunetv2.paths import nnUNet_results
 
+    from nnunet_kd.cli.dataset_folder import required
     from nnunet_kd.deploy.stock import install_stock
 
-    if not nnUNet_results.is_set():
-        raise ValueError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
-    results = Path(nnUNet_results.require())
+    results = required(nnUNet_results)
     for model in install_stock(arguments.zip, results, arguments.trust):
         print(f"installed {results / model}")
     return 0

@@ -219,6 +219,21 @@ def test_doctor_without_folders(workspace, capsys, monkeypatch):
     doctor_says(capsys, "nnUNet_results is not set. Mend: export nnUNet_results=")
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["plan", "-d", "598"], "nnUNet_preprocessed"),
+        (["compare", "-d", "598", "-c", "2d", "-m", "NoKD", "-o", "study"], "nnUNet_preprocessed"),
+        (["install", "student.zip"], "nnUNet_results"),
+        (["dataset", "FetalHeadHC18", "."], "nnUNet_raw"),
+    ],
+)
+def test_a_variable_that_is_not_set(monkeypatch, capsys, words, name):
+    monkeypatch.delenv(name, raising=False)
+    assert main(words) == 1
+    assert f"nnunet_kd: {name} is not set: export {name}=/path/to/{name}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch, forked_commands):
     from nnunet_kd.cli import demo

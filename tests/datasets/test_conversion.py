@@ -653,6 +653,7 @@ def test_list(capsys):
     ("words", "message"),
     [
         (["BraTS2024GL", "."], "there is no data set 'BraTS2024GL': did you mean BraTS2024GLI?"),
+        (["HC18", "."], "there is no data set 'HC18': did you mean FetalHeadHC18?"),
         (["BUSI"], "give NAME and SOURCE, or --list"),
         (["BUSI", "nowhere"], "there is no folder nowhere"),
         (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
