@@ -66,9 +66,11 @@ def report(record: Record) -> str:
             **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": f"tolerance 1 mm{data.about_distances}",
-            "Cost": f"of the students, all the same network, medians over all runs, as {BASELINE}'s; the teacher's "
-            f"time is a median over {record.timings()}. Peak memory is the process's, libraries included; among these "
-            "runs it was {:.0f} to {:.0f} MiB".format(*(peak / 2**20 for peak in record.peaks())),
+            "Cost": f"medians over all runs, as {BASELINE}'s: students are the same network. The teacher's time is "
+            "that of the same comparisons; the first ones did not keep it, and have a median of few. Peak memory is "
+            "the process's, libraries included; among these runs it was {:.0f} to {:.0f} MiB".format(
+                *(peak / 2**20 for peak in record.peaks())
+            ),
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
             ),

@@ -166,7 +166,8 @@ class Record:
     def costs(self) -> tuple[Measured, Measured]:
         """Of the teacher, and of the students: all the same network.
 
-        Times are medians, the teacher's over every comparison with this data set that measured it.
+        Times are medians over the runs; a run has the teacher's of its own comparison, and one from before this was
+        kept the median of what was measured with this data set.
         """
         students = [entry["cost"] for (method, _), entry in self._entries.items() if method != TEACHER]
         middle = {key: median(cost[key] for cost in students) for key in ("seconds", "peak_bytes")}
@@ -174,17 +175,10 @@ class Record:
         both = teacher, {**students[0], **middle}
         return tuple(Measured(**{**cost, "network": Cost(**cost["network"])}) for cost in both)
 
-    def timings(self) -> str:
-        """How often the teacher's time was measured."""
-        count = len(self._teacher_seconds())
-        return f"{count} measurement{'s' if count > 1 else ''}"
-
     def _teacher_seconds(self) -> list[float]:
-        """Once a comparison: runs that were compared together have the same figure."""
-        seconds: dict[float, None] = {}
-        for other in (name for name, part in PARTS.items() if part.data == self.part.data):
-            for entry in map(json.loads, self._lines(other)):
-                figure = entry["cost"]["seconds"] if entry["method"] == TEACHER else entry.get("teacher_seconds")
-                if figure is not None:
-                    seconds[figure] = None
-        return list(seconds)
+        """One figure a run."""
+        parts = (name for name, part in PARTS.items() if part.data == self.part.data)
+        lines = [entry for name in parts for entry in map(json.loads, self._lines(name))]
+        usual = median(entry["cost"]["seconds"] for entry in lines if entry["method"] == TEACHER)
+        runs = (entry for (method, _), entry in self._entries.items() if method != TEACHER)
+        return [entry.get("teacher_seconds", usual) for entry in runs]
