@@ -46,6 +46,7 @@ def compared(folder, dice, seconds=1.5):
         "device": "CPU, 2 threads",
         "cases": 2,
         "folder": "x",
+        "of": {"checkpoint": "x"},
     }
     network = {"parameters": 16_000_000, "flops": 10**9, "activation_bytes": 10**6}
     (folder / "costs.json").write_text(json.dumps({method: {**cost, "network": network} for method in dice}))
@@ -67,6 +68,7 @@ def test_a_record_goes_on_where_it_was(tmp_path):
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}), 0, 40)
     record = Record("ablation", tmp_path)
     assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
+    assert '"x"' not in record.path.read_text()  # where it lay on the machine
     assert record.scores() is None
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0, 40)
     record = Record("ablation", tmp_path)

@@ -97,7 +97,8 @@ class Record:
                 for metric, structures in scores.items():
                     value = line[metric]
                     structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
-            costs[method].pop("folder", None)
+            for where in ("folder", "of"):  # on the machine
+                costs[method].pop(where, None)
             entry = {
                 "method": method,
                 "seed": None if method == TEACHER else seed,
