@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_kd.training.channel_graph import ChannelGraph, Layer, axes, channel_graph
-from nnunet_kd.training.start import channels_taken
+from nnunet_kd.training.start import channels_taken, in_double
 
 
 @torch.no_grad()
@@ -137,7 +137,8 @@ def _readers(graph: ChannelGraph, teacher: nn.Module, batches: Sequence[Tensor],
     for layer in layers:
         module: Any = teacher.get_submodule(layer.name)
         _, given = axes(module)
-        readers.append(_Reader(layer, module.weight.movedim(given, 0).flatten(2).double(), sums[layer.name].covariance))
+        weight = in_double(module.weight.movedim(given, 0).flatten(2))
+        readers.append(_Reader(layer, weight, sums[layer.name].covariance))
     return readers
 
 
@@ -158,7 +159,7 @@ class _Sums:
         """``(B, channels, *spatial)``."""
         rows = features.movedim(1, -1).flatten(0, -2)
         drawn = torch.randperm(len(rows), generator=self._generator)[: self._positions * len(features)]
-        rows = rows[drawn.to(rows.device)].double()
+        rows = in_double(rows[drawn.to(rows.device)])
         rows = torch.cat((rows, torch.ones_like(rows[:, :1])), 1)
         self._products = self._products + rows.T @ rows
 

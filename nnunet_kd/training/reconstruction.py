@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nnunet_kd.training.start import channels_taken
+from nnunet_kd.training.start import channels_taken, in_double
 
 
 @torch.no_grad()
@@ -248,7 +248,7 @@ class _Regression:
 
     def add(self, read: Tensor, given: Tensor) -> None:
         """Positions, ``(positions, numbers)`` each."""
-        rows = torch.cat((read, given, torch.ones_like(read[:, :1])), 1).double()
+        rows = in_double(torch.cat((read, given, torch.ones_like(read[:, :1])), 1))
         self._products = self._products + rows.T @ rows
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:

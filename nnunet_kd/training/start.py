@@ -42,6 +42,11 @@ def channels_taken(has: int, wants: int) -> Tensor:
     return torch.arange(wants) * has // wants
 
 
+def in_double(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU where its device (Apple's GPUs) has no such type."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def _input_axes(network: nn.Module) -> Mapping[str, int]:
     """Name of a weight -> the axis its layer sums over."""
     axes = {}

@@ -11,7 +11,7 @@ from nnunet_kd.planning import student_plans
 from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.start import selected_weights
+from nnunet_kd.training.start import in_double, selected_weights
 from tests.conftest import SHORT, make_trainer, stop_within
 
 FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
@@ -153,3 +153,10 @@ def test_one_teacher_is_needed(workspace):
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=[{}, {}])
     with pytest.raises(ValueError, match="initial_weights: there are 2 teachers, one is needed"):
         make_trainer(nnUNetTrainerNoKD, plans, workspace)
+
+
+@pytest.mark.parametrize(("device", "where"), [("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_float64_is_of_a_device_that_has_it(device, where):
+    with FakeTensorMode():
+        double = in_double(torch.empty(2, 3, device=device))
+    assert double.dtype == torch.float64 and double.device.type == where
