@@ -31,7 +31,7 @@ def overview(records: Mapping[str, Record]) -> str:
     for scores in parts.values():
         results = compare(scores, BASELINE, TEACHER)
         for method, row in rows.items():
-            row.append(mean_with_error(scores.of(method), "dice"))
+            row.append(mean_with_error(scores.runs(method), "dice"))
             gap = results[method].gap if method in results and method != TEACHER else None
             numbers = None if gap is None else [round(100 * number) for number in (gap.value, gap.low, gap.high)]
             row.append("{} [{}, {}]".format(*numbers) if numbers else "")

@@ -13,7 +13,8 @@ _DESCRIPTION = """\
 Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
 evaluate them, and write one report: tables in the papers' layout, tests, costs, pictures, curves. What is trained
 already is not trained again; a study that was stopped goes on where it was; a method that fails is named in the
-report and does not stop the others.
+report and does not stop the others. Segmentations are those of nnU-Net's own validation where it is whole: it writes
+those of --val_best into the same folder, which you remove for those of the last checkpoint.
 
   nnunet_kd compare -d 501 -c 3d_fullres -f 0 -p nnUNetPlans -m NoKD LogitsKD FitNets CWD IFVD FreeKD DCD -o study
       trains fold 0 of each, writes study/report.html and study/report.md; the teacher of the fold is there already
@@ -74,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     for name, values in (("-f", arguments.f), ("-m", arguments.m), ("--seeds", arguments.seeds or [])):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} has an entry twice: {' '.join(map(str, values))}")
+    for name, numbers in (("-f", arguments.f), ("--seeds", arguments.seeds or [])):
+        if min(numbers, default=0) < 0:
+            raise ValueError(f"{name} has a negative number: {' '.join(map(str, numbers))}")
     if arguments.np < 1 or not 0 < arguments.tolerance < float("inf"):
         raise ValueError("-np must be at least 1 and --tolerance above 0")
     folder = preprocessed_folder(arguments.d)

@@ -129,6 +129,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--sam needs its weights: --checkpoint FILE")
     if arguments.sam and (arguments.f is not None or arguments.disable_tta):
         raise ValueError("-f and --disable_tta belong to --teacher")
+    if arguments.f is not None and arguments.f < 0:
+        raise ValueError(f"-f must be at least 0, got {arguments.f}")
     if arguments.embeddings and not arguments.sam:
         raise ValueError("--embeddings are SAM's: give --sam")
     if arguments.embeddings and (arguments.prompt is not None or arguments.margin is not None):

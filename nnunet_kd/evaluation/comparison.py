@@ -15,7 +15,7 @@ from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.runs import TEACHER, Run
+from nnunet_kd.evaluation.runs import TEACHER, Run, folder_of
 from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.images import link_cases
@@ -52,7 +52,7 @@ def compare_methods(
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     _check_results(study, runs, trust)
     study.write_splits()
-    _check_cases(study, runs)
+    _check_cases(study, runs, teachers)
     study.write_plans(runs)
     failed = _train(study, runs)
     baseline = runs[0].method
@@ -119,11 +119,12 @@ def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) 
         )
 
 
-def _check_cases(study: Study, runs: Sequence[Run]) -> None:
-    """That every fold is there, with images and labels: what is trained shall be evaluated.
+def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> None:
+    """That every fold is there, with images and labels, as it was for what is trained already.
 
     Raises:
-        ValueError: For a fold nnU-Net's splits do not have, a case of two folds, or one without one of its files.
+        ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, or one without
+            one of its files.
     """
     if not study.splits.is_file():
         return  # nnU-Net will say that nothing is preprocessed
@@ -138,6 +139,10 @@ def _check_cases(study: Study, runs: Sequence[Run]) -> None:
     for fold in folds:
         study.images_of(fold)
         _references(study, fold)
+        if fold in teachers:
+            study.check_validated(teachers[fold].checkpoint.parents[1], fold)
+    for run in runs:
+        study.check_validated(study.folder_of(run), run.fold)
 
 
 def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
@@ -273,7 +278,7 @@ def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, P
 
 
 def _segmentations(study: Study, name: str, fold: int) -> Path:
-    return study.out / "segmentations" / f"{name.replace(' ', '_')}_fold_{fold}"
+    return study.out / "segmentations" / f"{folder_of(name)}_fold_{fold}"
 
 
 def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
@@ -110,7 +109,7 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
         sections.append(("Is the difference real?", tests_note(scores, report.baseline, report.teacher), [table]))
     seeds = seed_table(scores)
     if seeds is not None:
-        note = "Mean Dice (%) of each seed, and their standard deviation. All other tables average the seeds by case."
+        note = "Mean Dice (%) of each seed, and their standard deviation. The other tables are of the mean over seeds."
         sections.append(("Seeds", note, [seeds]))
     if report.costs:
         device = next(iter(report.costs.values())).device
@@ -159,7 +158,7 @@ def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) ->
     }
     for axes, (label, quantity) in zip(figure.subplots(1, 2), quantities.items(), strict=True):
         for number, method in enumerate(costs):
-            dice = 100 * float(np.nanmean(scores.of(method)))
+            dice = 100 * mean_and_error(scores.runs(method))[0]
             colour = f"C{number % 10}"
             axes.scatter(
                 quantity[method], dice, s=50, color=colour, label=f"{in_figure(method)} ({dice:.1f})", zorder=3

@@ -127,16 +127,23 @@ def trainer_of(method: str) -> str:
     return f"nnUNetTrainer{method}"
 
 
+def folder_of(name: str) -> str:
+    """The name of a row in names of folders."""
+    return name.replace(" ", "_")
+
+
 def list_runs(plans: str, rows: Sequence[MethodRow], folds: Sequence[int], seeds: Sequence[int | None]) -> list[Run]:
     """All trainings of a study, fold by fold, so that a stopped study has whole folds.
 
     Raises:
-        ValueError: Where two rows have one name, or would have one file of plans, or are the same.
+        ValueError: Where two rows have one name, or would have one folder or file of plans, or are the same.
     """
     for number, row in enumerate(rows):
         for other in rows[:number]:
             if row.name == other.name:
                 raise ValueError(f"there are two rows {row.name}")
+            if folder_of(row.name).lower() == folder_of(other.name).lower():  # disks may not tell capitals apart
+                raise ValueError(f"the rows {other.name} and {row.name} would have one folder {folder_of(row.name)}")
             if row.suffix == other.suffix and (row.suffix or row.trainer == other.trainer):
                 raise ValueError(f"the rows {other.name} and {row.name} would have the same plans {plans}{row.suffix}")
     return [

@@ -68,24 +68,21 @@ def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
 
 def mean_of_runs(values: Values) -> Values:
     """Mean over the runs ``(..., runs, cases)`` of those that have a value, case by case."""
-    numbers = np.isfinite(values)
-    count = numbers.sum(-2)
-    mean: Values = np.where(count > 0, np.where(numbers, values, 0.0).sum(-2) / np.maximum(count, 1), math.nan)
-    return mean
+    return _mean(values, -2)
 
 
 def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed: int = 1234) -> Interval:
-    """Percentile bootstrap over cases and, of samples that have several, over runs.
+    """Percentile bootstrap over cases and, of samples that have several, over runs, of a statistic of their means.
 
-    Cases are drawn for all samples together, and so are runs, which are then averaged: those of one seed begin with the
-    same weights and see the same batches. So the interval is about other cases and, where there are several runs, about
-    other trainings too. Of few runs it is too narrow: where cases do not differ it goes from the least run to the
-    greatest, which holds the mean of all trainings for two runs in one of two studies, for three in three of four.
-    Cases without a value in a sample are left out.
+    A sample's mean is that of :func:`mean_and_error`. Cases are drawn for all samples together, and so are runs, which
+    are then averaged: those of one seed begin with the same weights and see the same batches. So the interval is about
+    other cases and, where there are several runs, about other trainings too. Of few runs it is too narrow: where cases
+    do not differ it goes from the least run to the greatest, which holds the mean of all trainings for two runs in one
+    of two studies, for three in three of four. Cases in which no sample has a value are left out.
 
     Args:
-        statistic: Of as many arrays ``(draws, cases)`` as there are samples, one number a draw. Draws for which it is
-            not a number are left out.
+        statistic: Of as many arrays ``(draws,)`` as there are samples, their means, one number a draw. Draws for which
+            it is not a number are left out.
         samples: One array a method, ``(cases,)`` or ``(runs, cases)``, of the same cases and the same seeds. One run
             is drawn every time.
         seed: Of the draws.
@@ -97,12 +94,12 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
     several = {len(sample) for sample in runs} - {1}
     if len(several) > 1:
         raise ValueError(f"there are {' and '.join(map(str, sorted(several)))} runs: they cannot be drawn together")
-    usable = np.all([np.isfinite(sample).any(0) for sample in runs], axis=0)
+    usable = np.any([np.isfinite(sample).any(0) for sample in runs], axis=0)
     cases = int(usable.sum())
     if not cases:
         return Interval(math.nan, math.nan, math.nan)
     runs = [sample[:, usable] for sample in runs]
-    value = float(statistic(*(mean_of_runs(sample)[None] for sample in runs))[0])
+    value = float(statistic(*(_mean_of_means(sample[None]) for sample in runs))[0])
     of_cases, of_runs = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     drawn = []
     left = RESAMPLES
@@ -112,7 +109,7 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
         left -= draws
         chosen = of_cases.integers(0, cases, (draws, 1, cases))
         trained = of_runs.integers(0, count, (draws, count, 1))
-        drawn.append(statistic(*(mean_of_runs(sample[trained if len(sample) > 1 else 0, chosen]) for sample in runs)))
+        drawn.append(statistic(*(_mean_of_means(sample[trained if len(sample) > 1 else 0, chosen]) for sample in runs)))
     numbers = np.concatenate(drawn)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
@@ -122,39 +119,55 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
 
 
 def mean_interval(values: Values) -> Interval:
-    """Mean over the cases that have a number, with its interval."""
-    return bootstrap(_mean, [values])
+    """The mean, with its interval."""
+    return bootstrap(lambda mean: mean, [values])
 
 
 def mean_difference(values: Values, baseline: Values) -> Interval:
-    """Mean over the cases of the difference, with its interval."""
-    return bootstrap(lambda a, b: _mean(a - b), [values, baseline])
+    """The difference of the means, with its interval.
+
+    Each is over all the cases its method has a value for: where one rightly leaves out a structure that the other
+    draws, the other's 0 counts.
+    """
+    return bootstrap(np.subtract, [values, baseline])
 
 
 def gap_closed(method: Values, baseline: Values, teacher: Values) -> Interval:
     """(student - baseline) / (teacher - baseline) of the means, with its interval.
 
-    Cases in which any of the three is not a number are left out. 1: as good as the teacher; 0: as the baseline.
-    Where teacher and baseline are equal there is no gap and the value is not a number. The interval is that of the
-    ratio, cases drawn together: it is wide where the gap is small against the spread of cases and runs.
+    1: as good as the teacher; 0: as the baseline. Where teacher and baseline are equal there is no gap and the value
+    is not a number. The interval is that of the ratio, cases drawn together: it is wide where the gap is small against
+    the spread of cases and runs.
     """
 
     def ratio(student: Values, without: Values, teaching: Values) -> Values:
-        gained, gap = student - without, teaching - without
-        usable = np.isfinite(gained) & np.isfinite(gap)
-        gained, gap = (_mean(np.where(usable, each, math.nan)) for each in (gained, gap))
-        return np.divide(gained, gap, out=np.full_like(gap, math.nan), where=gap != 0)
+        gap = teaching - without
+        return np.divide(student - without, gap, out=np.full_like(gap, math.nan), where=gap != 0)
 
     return bootstrap(ratio, [method, baseline, teacher])
 
 
-def _mean(values: Values) -> Values:
-    """Over the last axis, of the numbers."""
-    return mean_of_runs(values[..., None])[..., 0]
+def _mean_of_means(values: Values) -> Values:
+    """Over the cases of every run, then over the runs ``(..., runs, cases)``."""
+    return _mean(_mean(values, -1), -1)
+
+
+def _mean(values: Values, axis: int) -> Values:
+    """Of the numbers along an axis; not a number where there are none."""
+    numbers = np.isfinite(values)
+    count = numbers.sum(axis)
+    total = np.where(numbers, values, 0.0).sum(axis)
+    mean: Values = np.where(count > 0, total / np.maximum(count, 1), math.nan)
+    return mean
 
 
 def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, PairedTests]:
-    """Every method against one baseline, case by case."""
+    """Every method against one baseline, over the cases both have a value for, one value a case.
+
+    Args:
+        methods: ``(cases,)`` each.
+        baseline: ``(cases,)``.
+    """
     from scipy import stats
 
     uncorrected: dict[str, tuple[float, float, int]] = {}

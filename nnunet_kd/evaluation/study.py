@@ -211,9 +211,28 @@ class Study:
                 f"there is no {self.splits}: nnU-Net makes it when the first training of the data set begins"
             )
         splits = self._splits()
-        if fold >= len(splits):
+        if not 0 <= fold < len(splits):
             raise ValueError(f"{self.splits} has {len(splits)} folds, there is no fold {fold}")
         return sorted(splits[fold]["val"])
+
+    def check_validated(self, model_folder: Path, fold: int) -> None:
+        """That the fold has the validation cases it had when a model was trained, as far as nnU-Net has noted them.
+
+        Raises:
+            ValueError: Where it has others, which the model may have been trained on.
+        """
+        path, ending = model_folder / f"fold_{fold}" / "validation" / "summary.json", self.dataset_json["file_ending"]
+        try:
+            validated = {Path(case["prediction_file"]).name for case in read_json(path)["metric_per_case"]}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not ended, or cut off
+            return
+        changed = sorted(validated ^ {f"{case}{ending}" for case in self.cases_of(fold)})
+        if changed:
+            case, now = changed[0].removesuffix(ending), "was" if changed[0] in validated else "was not"
+            raise ValueError(
+                f"{self.splits} has changed since {model_folder} was trained: {case} {now} a validation case of fold "
+                f"{fold}. Restore it, or train anew"
+            )
 
     def images_of(self, fold: int) -> Path:
         """A folder of links to the raw images of the fold's validation cases.

@@ -30,9 +30,10 @@ MEANS = (
     "0 and HD95 is the image's diagonal. Of several seeds, the mean of their means."
 )
 TESTS = (
-    "Mean Dice against {baseline}, paired by case. Intervals: bootstrap over {drawn}. t-test and Wilcoxon's signed "
-    "rank test are two-sided; Holm corrects Wilcoxon's for the number of methods. The tests compare these trained "
-    "networks: they do not say what another training of the same method would give."
+    "Mean Dice as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. t-test and "
+    "Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a value{of_a_case}. Holm "
+    "corrects Wilcoxon's for the number of methods. The tests compare these trained networks: they do not say what "
+    "another training of the same method would give."
 )
 GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
 
@@ -53,7 +54,7 @@ class Scores:
     """Metrics by method, run, structure and case, and the mean of a case's structures.
 
     The mean of a case is over the structures that have a value in it; cases weigh the same however many they have.
-    A method's runs are its seeds; a case's value is the mean of theirs.
+    A method's runs are its seeds.
 
     Args:
         rows: Of any number of methods that have the same cases and structures, all seeds of a method the same.
@@ -201,7 +202,9 @@ def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     """What the columns of :func:`comparison_table` are."""
     several = any(len(seeds) > 1 for seeds in scores.seeds.values())
     drawn = "cases, and over the seeds of every method, of few of which they are too narrow" if several else "cases"
-    return (TESTS if teacher is None else TESTS + GAP).format(baseline=baseline, drawn=drawn)
+    of_a_case = ", the mean of the seeds that have one" if several else ""
+    text = TESTS if teacher is None else TESTS + GAP
+    return text.format(baseline=baseline, drawn=drawn, of_a_case=of_a_case)
 
 
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:

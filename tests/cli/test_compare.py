@@ -118,6 +118,28 @@ def test_a_case_of_two_folds_is_refused(workspace, capsys):
     assert f"{case} is a validation case of folds 0 and 1: compare them one at a time" in capsys.readouterr().err
 
 
+def test_folds_that_have_changed_are_refused(workspace, capsys):
+    """What is trained on the old ones, a teacher too, may have seen the new ones' validation cases."""
+    path = workspace.preprocessed / "splits_final.json"
+    splits = json.loads(path.read_text())
+    names = [f"{case}.nii.gz" for case in splits[0]["val"]]
+    folder = workspace.teacher / "fold_0" / "validation"
+    folder.mkdir()
+    summary = {"metric_per_case": [{"prediction_file": str(folder / name)} for name in names]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    splits[0]["val"].append(splits[0]["train"].pop())
+    path.write_text(json.dumps(splits))
+    workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"})
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
+    error = capsys.readouterr().err
+    assert f"has changed since {workspace.teacher} was trained: {splits[0]['val'][-1]} was not a validation" in error
+    splits[0]["train"].append(splits[0]["val"].pop(0))
+    path.write_text(json.dumps(splits))
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
+    assert f"{splits[0]['train'][-1]} was a validation case of fold 0. Restore it" in capsys.readouterr().err
+    assert not (workspace.root / "study" / "logs").exists()
+
+
 def test_a_cascade_is_refused(workspace, capsys):
     plans = workspace.plans("nnUNetPlans")
     cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
@@ -142,6 +164,8 @@ def test_a_cascade_is_refused(workspace, capsys):
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),
         (["-m", "NoKD", "--rows", "nothing.json"], "cannot read nothing.json: there is no such file"),
         (["-m", "NoKD", "--tolerance", "0"], "--tolerance above 0"),
+        (["-m", "NoKD", "-f", "-1"], "-f has a negative number: -1"),
+        (["-m", "NoKD", "--seeds", "0", "-2"], "--seeds has a negative number: 0 -2"),
     ],
 )
 def test_wrong_arguments(workspace, capsys, words, message):

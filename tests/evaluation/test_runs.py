@@ -75,6 +75,7 @@ def test_a_file_that_is_wrong(tmp_path, rows, message):
     [
         ({"NoKD": {"trainer": "DCD"}}, "there are two rows NoKD"),
         ({"none": {"trainer": "NoKD"}}, "the rows NoKD and none would have the same plans P$"),
+        ({"DCD a": {"trainer": "DCD"}, "dcd_a": {"trainer": "KD"}}, "the rows DCD a and dcd_a would have one folder"),
         (
             {"a b": {"trainer": "DCD", "method": {"levels": 1}}, "A-b": {"trainer": "KD", "method": {"levels": 2}}},
             "the rows a b and A-b would have the same plans P_a-b",

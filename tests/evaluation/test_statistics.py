@@ -98,16 +98,13 @@ def test_gap_closed():
     assert gap_closed(baseline, baseline, teacher).value == 0
     assert math.isnan(gap_closed(teacher, baseline, baseline).value)
     holes = np.array([math.nan, 0.6, 0.7, 0.8])
-    assert gap_closed(holes, baseline, teacher).value == pytest.approx(0.3 / 0.6)
+    assert gap_closed(holes, baseline, teacher).value == pytest.approx((0.7 - 0.55) / (0.8 - 0.55))
     assert math.isnan(gap_closed(np.full(4, math.nan), baseline, teacher).value)
 
 
 def test_draws_without_a_value_are_left_out():
-    def first(drawn):
-        return np.where(drawn[:, 0] == 0, math.nan, drawn[:, 0])
-
-    interval = bootstrap(first, [np.array([0.0, 1.0, 2.0])])
-    assert math.isnan(interval.value) and 1 <= interval.low <= interval.high <= 2
+    interval = bootstrap(lambda mean: np.where(mean <= 1, math.nan, mean), [np.array([0.0, 1.0, 2.0])])
+    assert math.isnan(interval.value) and 1 < interval.low <= interval.high <= 2
 
 
 def test_an_interval_over_runs_knows_their_spread():
@@ -136,8 +133,17 @@ def test_runs_of_a_seed_are_drawn_together():
 
 def test_runs_without_a_value_in_a_case():
     runs = np.array([[0.5, math.nan, math.nan], [0.7, 0.2, math.nan]])
-    assert mean_interval(runs).value == pytest.approx((0.6 + 0.2) / 2)
+    assert mean_interval(runs).value == pytest.approx(mean_and_error(runs)[0]) == (0.5 + 0.45) / 2
     np.testing.assert_allclose(mean_of_runs(runs), [0.6, 0.2, math.nan])
+
+
+def test_who_leaves_out_what_is_not_there_is_not_set_equal_to_who_draws_it():
+    """Two cases without the structure, in which each seed of the one draws it less often than the other's."""
+    right = np.array([[0.8, 0.8, math.nan, math.nan], [0.8, 0.8, 0.0, 0.0]])
+    wrong = np.array([[0.8, 0.8, 0.0, math.nan], [0.8, 0.8, math.nan, 0.0]])
+    assert mean_difference(right, wrong).value == pytest.approx(0.6 - 1.6 / 3)
+    assert mean_difference(right[0], wrong[0]).value == pytest.approx(0.8 - 1.6 / 3)
+    assert gap_closed(right, wrong, np.full(4, 0.8)).value == pytest.approx((0.6 - 1.6 / 3) / (0.8 - 1.6 / 3))
 
 
 def test_many_cases_are_drawn_in_parts():
