@@ -59,8 +59,14 @@ def link_cases(folder: Path, cases: Mapping[str, Sequence[Path]]) -> Path:
     ``CASE.json`` beside a file is linked too: nnU-Net keeps the voxel size of 3-D TIFF files there.
 
     Raises:
+        ValueError: For a file that is not there, or is a link to nothing.
         DiskFullError: Where there is no space for a link.
     """
+    for case, files in cases.items():
+        for path in files:
+            if not path.is_file():
+                where = f", to which {path} leads" if path.is_symlink() else ""
+                raise ValueError(f"case {case}: there is no {path.resolve()}{where}")
     folder.mkdir(parents=True, exist_ok=True)
     for path in list(folder.iterdir()):
         if path.is_symlink():

@@ -87,7 +87,7 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         alone = self.folder is None or (self.plans is None and self.trainer == "nnUNetTrainer")
         require(alone, "teacher.folder", "given without trainer and plans, which it says itself", self.folder)
-        listed = isinstance(self.folds, list) and self.folds and all(_is_integer(fold) and fold >= 0 for fold in self.folds)
+        listed = isinstance(self.folds, list) and self.folds and all(_is_integer(f) and f >= 0 for f in self.folds)
         require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
         require(self.precision in (None, "bfloat16"), "teacher.precision", '"bfloat16" or null', self.precision)
 

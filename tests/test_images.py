@@ -63,5 +63,14 @@ def test_links_are_those_of_the_cases_and_no_others(tmp_path):
     assert (folder / "b_0000.tif").resolve() == (source / "b_0000.tif").resolve()
 
 
+def test_a_link_to_nothing_is_no_image(tmp_path):
+    """As of a file that git-annex has not fetched."""
+    (tmp_path / "a_0000.png").symlink_to("annex.png")
+    files = in_order(images_by_case(tmp_path, ".png"), 1, tmp_path, ".png")
+    with pytest.raises(ValueError, match=r"case a: there is no .*annex.png, to which .*a_0000.png leads"):
+        link_cases(tmp_path / "links", files)
+    assert not (tmp_path / "links").exists()
+
+
 def _names(folder):
     return sorted(path.name for path in folder.iterdir())

@@ -201,9 +201,10 @@ student from random weights, 0.6 for a fitted one and 0.7 for a pruned one.
   long as most rows here.
 - **Weights.** CWD's own leaves the student eleven points behind NoKD, a tenth six, a hundredth none; dual
   self-distillation's leaves it twelve behind, a tenth two ahead, a hundredth one; the best of each is the default. Of
-  the others a tenth is better for FitNets alone, by less than NoKD's standard deviation between seeds, so these stay as
-  their authors have them. FreeKD's and IFVD's are 5.5 and 5.8 points above NoKD of the same seed; NoKD's own seeds
-  differ by up to 4.9.
+  the others a tenth is better for FitNets alone, by less than NoKD's standard deviation between seeds, so these keep
+  their authors' numbers. (IFVD's are on every stage here, with a divergence summed over the classes, where its authors
+  have one feature map and the mean.) FreeKD's and IFVD's are 5.5 and 5.8 points above NoKD of the same seed; NoKD's own
+  seeds differ by up to 4.9.
 - **DCD.** Its own weight of 0.01, under its ramp, changes next to nothing in so short a training. A weight of 1 from
   the first epoch is 7.5 points above NoKD, and 3.0 with twice the schedule; three and ten times as much 5.6. Under the
   ramp the same weight is 3.1 above, and three times as much 4.9. It cannot be told from here whether 1 would do for the

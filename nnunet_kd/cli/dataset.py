@@ -25,7 +25,8 @@ where --list says, under their own terms.
 
 The data set appears when it is whole. Slices, visits or pictures of a patient are not parted by a split, as far as file
 names tell. Where a paper holds cases out, so do we, as a test set: official parts as they are, else whole patients
-drawn with a fixed seed.
+drawn with a fixed seed. Files that are as nnU-Net wants them are hard links where the disk allows it: to edit one in
+place is to edit what was published.
 """
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
-Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with "no" is
-followed by the command that mends it. Exit status 1 if there is one.
+Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with "no" says
+what is wrong, and what mends it where that is known. Exit status 1 if there is one.
 
   nnunet_kd doctor
   nnunet_kd doctor -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerDCD
@@ -183,7 +183,9 @@ class _Experiment:
                 f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder)} -plans_name {self.arguments.p} "
                 f"-c {self.arguments.c}"
             )
-        return f"{cases} preprocessed cases in {self.folder / identifier}"
+        listed = read_dataset_json(self.folder / "dataset.json").get("numTraining", cases)
+        beside = "" if listed == cases else f", dataset.json says {listed}"
+        return f"{cases} preprocessed cases in {self.folder / identifier}{beside}"
 
     def cases(self) -> str:
         import torch
@@ -196,9 +198,13 @@ class _Experiment:
         dataset_json = read_dataset_json(self.folder / "dataset.json")
         cases = PreprocessedCases(self.folder, Experiment(self.plans, self.arguments.c, dataset_json))
         check = BatchCheck(cases.channels, cases.labels, raw=True)
-        faults = []
+        faults: list[str | None] = []
         for case in tqdm(cases.identifiers, unit="case", leave=False):
-            images, labels = (torch.from_numpy(array) for array in cases.load(case))
+            try:
+                images, labels = (torch.from_numpy(array) for array in cases.load(case))
+            except (RuntimeError, ValueError, OSError) as error:
+                faults.append(f"{case} cannot be read ({error})")
+                continue
             batch = {"data": images[None], "target": labels[None, None].clamp(min=0), "keys": [case]}  # -1: outside
             faults.append(check(batch))
         found = [fault for fault in faults if fault is not None]

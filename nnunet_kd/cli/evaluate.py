@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     cases = find_cases(arguments.ref, predictions, ending)
     example = arguments.ref / f"{cases[0]}{ending}"
     evaluation = read_evaluation(dataset_json, plans, example, tolerances.pop("", 1.0), tolerances)
+    arguments.o.mkdir(parents=True, exist_ok=True)
     rows = evaluate_folders(
         arguments.ref,
         predictions,

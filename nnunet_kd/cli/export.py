@@ -123,6 +123,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--plans-name belongs to export nnunet")
     if (arguments.images is None) != (arguments.labels is None):
         raise ValueError("--images and --labels belong together")
+    for folder in (arguments.images, arguments.labels):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
     for fold in arguments.f:
         if fold != "all" and not fold.isdecimal():
             raise ValueError(f"a fold is a number or all, got {fold!r}")

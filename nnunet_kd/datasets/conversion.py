@@ -210,7 +210,7 @@ def convert_dataset(
         skipped += [f"{identifier}: {problem}" for identifier, problem in bad.items()]
         cases = [case for case in cases if case.identifier not in bad]
         training = sum(not case.test for case in cases)
-        if not training:
+        if all(case.test or case.validation for case in cases):
             raise ValueError(f"{source} has no training case" + (f" that is left: {skipped[0]}" if skipped else ""))
         _write_json(unfinished / "dataset.json", _dataset_json(form, description, training))
         splits = official_or_grouped_splits(cases)

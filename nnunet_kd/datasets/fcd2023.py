@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, find_file, missing
-from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_volume
+from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_image, write_volume
 
 
 def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
-    """Subjects with a region of interest; those without are the controls and are left out."""
+    """Subjects with a region of interest; those without are the controls and are left out.
+
+    Who is in the test set is what ``participants.tsv`` says, where it is there.
+    """
     cases, controls = [], 0
+    held_out = _test_set(source / "participants.tsv")
     for subject in sorted(source.glob("sub-*")):
         folder = subject / "anat"
         roi = find_file(folder, "_roi.nii.gz")
@@ -22,8 +27,18 @@ def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
             continue
         wanted = {"T1w": find_file(folder, "_T1w.nii.gz"), "FLAIR": find_file(folder, "_FLAIR.nii.gz")}
         files = {**wanted, "T2w": find_file(folder, "_T2w.nii.gz"), "roi": roi}
-        cases.append(Case(subject.name, files, problem=missing(wanted, subject)))
+        test = subject.name in held_out
+        cases.append(Case(subject.name, files, test=test, problem=missing(wanted, subject)))
     return cases, [f"{controls} subjects without a region of interest (controls) were left out"] if controls else []
+
+
+def _test_set(table: Path) -> set[str]:
+    """Subjects whose ``split`` is ``test``."""
+    if not table.is_file():
+        return set()
+    with table.open(encoding="utf-8", errors="replace", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter="\t")
+        return {str(row.get("participant_id")) for row in rows if row.get("split") == "test"}
 
 
 def describe(options: Options) -> Description:
@@ -42,7 +57,7 @@ def convert(case: Case, target: Target, options: Options) -> None:
             write_volume(np.zeros(grid.GetSize()[::-1], np.float32), grid, target.image(case, channel))
             continue
         image = resampled(sitk.Cast(read_volume(path), sitk.sitkFloat32), grid)
-        sitk.WriteImage(image, str(target.image(case, channel)), useCompression=True)
+        write_image(image, target.image(case, channel))
     roi = resampled(read_volume(case.files["roi"]), grid, nearest=True)
     write_volume(label_array(roi, case.files["roi"], {0: 0, 1: 1}), grid, target.label(case))
 
@@ -54,7 +69,7 @@ FORMAT = Format(
     size="85 patients with a lesion, 85 controls",
     licence="CC0",
     where="https://openneuro.org/datasets/ds004199",
-    layout="sub-NNNNN/anat/*_{T1w,FLAIR,T2w}.nii.gz, *_roi.nii.gz",
+    layout="sub-NNNNN/anat/*_{T1w,FLAIR,T2w}.nii.gz, *_roi.nii.gz; participants.tsv",
     find=find,
     describe=describe,
     convert=convert,

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, find_file, missing
-from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_volume
+from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_image, write_volume
 
 CHANNELS = ("adc", "dwi", "flair")
 
@@ -57,7 +57,7 @@ def convert(case: Case, target: Target, options: Options) -> str | None:
     grid = volumes["flair" if options.grid == "flair" else "dwi"]
     for channel, role in enumerate(CHANNELS):
         image = sitk.Cast(volumes[role], sitk.sitkFloat32)
-        sitk.WriteImage(resampled(image, grid), str(target.image(case, channel)), useCompression=True)
+        write_image(resampled(image, grid), target.image(case, channel))
     drawn = label_array(volumes["msk"], case.files["msk"], {0: 0, 1: 1})
     lesions, count = ndimage.label(drawn, np.ones((3, 3, 3)))
     numbered = sitk.GetImageFromArray(lesions)

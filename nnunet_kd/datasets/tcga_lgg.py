@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from nnunet_kd.datasets.conversion import Case, Description, Format, Options, Target, entries
 from nnunet_kd.datasets.pictures import read_mask, read_picture, write_picture
+from nnunet_kd.datasets.volumes import write_image
 
 CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 
@@ -59,8 +60,8 @@ def convert(case: Case, target: Target, options: Options) -> None:
         return
     volume = np.stack(pictures)
     for channel in range(3):
-        sitk.WriteImage(sitk.GetImageFromArray(volume[..., channel]), str(target.image(case, channel)), True)
-    sitk.WriteImage(sitk.GetImageFromArray(np.stack(masks).astype(np.uint8)), str(target.label(case)), True)
+        write_image(sitk.GetImageFromArray(volume[..., channel]), target.image(case, channel))
+    write_image(sitk.GetImageFromArray(np.stack(masks).astype(np.uint8)), target.label(case))
 
 
 FORMAT = Format(

@@ -282,11 +282,8 @@ def _segmentations(study: Study, name: str, fold: int) -> Path:
 
 
 def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:
-    files = {case: source / f"{case}{study.dataset_json['file_ending']}" for case in study.cases_of(fold)}
-    for case, path in files.items():
-        if not path.is_file():
-            raise ValueError(f"case {case}: there is no {path}")
-    return link_cases(folder, {case: [path] for case, path in files.items()})
+    ending = study.dataset_json["file_ending"]
+    return link_cases(folder, {case: [source / f"{case}{ending}"] for case in study.cases_of(fold)})
 
 
 def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> dict[str, Measured]:
@@ -333,7 +330,7 @@ def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[st
 
 def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
     """Worst, median and best case of the last method by its Dice minus the baseline's."""
-    from nnunet_kd.evaluation.pictures import draw_disagreement, worst_slice
+    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
 
     scores = Scores(rows)
     methods = _methods(runs)
@@ -344,22 +341,26 @@ def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: 
         return {}
     several = any(len(seeds) > 1 for seeds in scores.seeds.values())
     of_seeds = ", mean of the seeds, of which the first is shown" if several else ""
+    evaluation = _evaluation(study, next(_references(study, runs[0].fold).iterdir()), 1.0)
     cases = {}
     for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         case = scores.cases[index]
         image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
+        if evaluation.ignore_label is not None:  # nobody is wrong where nothing is known
+            known = reference != evaluation.ignore_label
+            reference, labels = reference * known, {name: found * known for name, found in labels.items()}
         axis = int(np.argmax(spacing))
         where = worst_slice(reference, labels, axis)
-        aspect = [width for number, width in enumerate(spacing) if number != axis]
+        height, width = (length for number, length in enumerate(spacing) if number != axis)
         caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice{of_seeds}"
-        cases[caption] = (
+        cases[caption] = Slice(
             image.take(where, axis),
             reference.take(where, axis),
             {name: segmentation.take(where, axis) for name, segmentation in labels.items()},
+            height / width,
         )
-    structures = _evaluation(study, next(_references(study, runs[0].fold).iterdir()), 1.0).structures
     what = f"{shown} minus {baseline}" if shown != baseline else shown
-    return {f"Cases by Dice of {what}": draw_disagreement(cases, structures, aspect[0] / aspect[1])}
+    return {f"Cases by Dice of {what}": draw_disagreement(cases, evaluation.structures)}
 
 
 def _read_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,23 @@ def draw_comparison(
     return figure
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Of a case.
+
+    Attributes:
+        image: ``(y, x)``.
+        reference: Labels ``(y, x)``.
+        segmentations: Method -> labels ``(y, x)``.
+        aspect: Voxel size along y over that along x.
+    """
+
+    image: NDArray[np.floating]
+    reference: NDArray[np.integer]
+    segmentations: Mapping[str, NDArray[np.integer]]
+    aspect: float
+
+
 def worst_slice(reference: NDArray[np.integer], segmentations: Mapping[str, NDArray[np.integer]], axis: int) -> int:
     """Index along ``axis`` of the slice where the segmentations differ from the reference in most voxels."""
     others = tuple(other for other in range(reference.ndim) if other != axis)
@@ -70,16 +88,14 @@ def worst_slice(reference: NDArray[np.integer], segmentations: Mapping[str, NDAr
 
 
 def draw_disagreement(
-    cases: Mapping[str, tuple[NDArray[np.floating], NDArray[np.integer], Mapping[str, NDArray[np.integer]]]],
+    cases: Mapping[str, Slice],
     structures: Mapping[str, tuple[int, ...]],
-    aspect: float,
 ) -> Figure:
     """Two rows a case: contours of reference and methods over the image, and below where each method is wrong.
 
     Args:
-        cases: Caption -> (image ``(y, x)``, reference labels, method -> labels).
+        cases: By caption.
         structures: Name -> label values, drawn in order.
-        aspect: Voxel size along y over that along x.
     """
     from matplotlib import colormaps
     from matplotlib.artist import Artist
@@ -90,27 +106,29 @@ def draw_disagreement(
 
     colours = dict(zip(structures, itertools.cycle(colormaps["Set2"].colors), strict=False))  # type: ignore[attr-defined]
     kinds = {"false positive": "#d62728", "false negative": "#1f77b4", "another structure": "#9467bd"}
-    methods = list(next(iter(cases.values()))[2])
+    methods = list(next(iter(cases.values())).segmentations)
     figure = Figure(figsize=(2.3 * (len(methods) + 2), 4.4 * len(cases)))
     axes = figure.subplots(2 * len(cases), len(methods) + 2, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
-    for number, (caption, (image, reference, segmentations)) in enumerate(cases.items()):
+    for number, (caption, case) in enumerate(cases.items()):
+        image, reference = case.image, case.reference
         low, high = np.percentile(image, (1, 99.5))
-        grey = {"cmap": "gray", "vmin": low, "vmax": high, "aspect": aspect, "interpolation": "nearest"}
-        drawn = {caption: np.zeros_like(reference), "reference": reference, **segmentations}
+        flat = {"aspect": case.aspect, "interpolation": "nearest"}
+        grey = {"cmap": "gray", "vmin": low, "vmax": high, **flat}
+        drawn = {caption: np.zeros_like(reference), "reference": reference, **case.segmentations}
         for axis, (title, labels) in zip(axes[2 * number], drawn.items(), strict=True):
             axis.imshow(image, **grey)
             axis.set_title(in_figure(title), fontsize=8, loc="left")
             for name, values in structures.items():
                 if np.isin(labels, values).any():
                     axis.contour(np.isin(labels, values), levels=[0.5], colors=[colours[name]], linewidths=1.2)
-        for axis, labels in zip(axes[2 * number + 1][2:], segmentations.values(), strict=True):
+        for axis, labels in zip(axes[2 * number + 1][2:], case.segmentations.values(), strict=True):
             wrong = np.select([reference == labels, reference == 0, labels == 0], [0, 1, 2], 3)
             axis.imshow(image, **grey, alpha=0.6)
             shown = np.ma.masked_equal(wrong, 0)
             palette = ListedColormap(list(kinds.values()))
-            axis.imshow(shown, cmap=palette, vmin=1, vmax=3, aspect=aspect, interpolation="nearest")
+            axis.imshow(shown, cmap=palette, vmin=1, vmax=3, **flat)
     handles: list[Artist] = [Line2D([], [], color=colour, label=in_figure(name)) for name, colour in colours.items()]
     handles += [Patch(color=colour, label=name) for name, colour in kinds.items()]
     figure.legend(handles=handles, loc="lower center", ncol=min(len(handles), 6), frameon=False, fontsize=9)

@@ -125,11 +125,12 @@ class Study:
         """nnU-Net's folds, where there are none yet; complete or not there, unlike the file nnU-Net would write.
 
         Raises:
-            ValueError: Where the file that is there cannot be read.
+            ValueError: Where the file that is there cannot be read, or there are no cases to split.
         """
-        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
         from nnunetv2.utilities.crossval_split import generate_crossval_split
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_kd.teachers.preprocessed import dataset_class
 
         if self.splits.is_file():
             self._splits()
@@ -138,7 +139,7 @@ class Study:
         folder = self.preprocessed / identifier
         if not folder.is_dir():
             return  # nnU-Net says that nothing is preprocessed
-        cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+        cases = dataset_class(folder).get_identifiers(str(folder))
         splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
         write_whole(self.splits, json.dumps(_plain(splits), indent=4))
 

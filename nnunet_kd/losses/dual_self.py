@@ -67,7 +67,7 @@ class DualSelfLoss(nn.Module):
 
     The level nearer to the output teaches: in the encoder the deeper one, in the decoder the finer. (Eq. 2 prints
     :math:`f^e_1` as the target of the encoder; the text says the decoder's last layer.) The convolution of a teaching
-    encoder level does learn. nnU-Net's decoder has one level less than its encoder.
+    encoder level does learn. nnU-Net's decoder has one level less than its encoder, VM-UNet's has as many.
 
     A 1x1 convolution and linear resizing commute, so levels are convolved on their own grid; they are compared there,
     too (:func:`resized_errors`).

@@ -75,7 +75,8 @@ class FreeKDLoss(nn.Module):
     The prompts are tuned first, on the frozen teacher: :meth:`filtered` is what they leave of its features, from which
     it still has to segment, and :meth:`redundancy` keeps the tokens apart. Where paper and the authors' code differ:
     both mask the approximation as well while tuning; only the masks of the details are used later, and only those
-    are made here. They sum over tokens, here it is the mean, so that features keep their size.
+    are made here. They sum over tokens, here it is the mean, so that features keep their size. In the code a level has
+    one set of tokens, whose mask is that of the sum of its detail bands.
 
     Args:
         levels: Levels of the transform.

@@ -116,6 +116,16 @@ class _DecoderStage(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
+class _Bottleneck(nn.Sequential):
+    """Blocks, from and to ``(B, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        for block in self:
+            x = block(x)
+        return x.permute(0, 3, 1, 2)
+
+
 class _Decoder(nn.Module):
     """What nnU-Net asks of a decoder: ``stages`` and ``seg_layers``, lowest resolution first, ``deep_supervision``.
 
@@ -132,7 +142,7 @@ class _Decoder(nn.Module):
         widths = encoder.output_channels[::-1]
         strides = [(stride[0], stride[1]) for stride in encoder.strides[::-1]]
         deepest, *rates = _drop_rates(drop_path, 0, depths)
-        self.bottleneck = nn.Sequential(*(VSSBlock(widths[0], state_size, rate) for rate in deepest))
+        self.bottleneck = _Bottleneck(*(VSSBlock(widths[0], state_size, rate) for rate in deepest))
         self.stages = nn.ModuleList(
             _DecoderStage(inputs, outputs, stride, state_size, rate)
             for inputs, outputs, stride, rate in zip(widths[:-1], widths[1:], strides[:-1], rates, strict=True)
@@ -143,7 +153,7 @@ class _Decoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Any:
         """The encoder's features to logits, finest first under deep supervision."""
-        x = self.bottleneck(features[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.bottleneck(features[-1])
         logits = []
         *heads, last = self.seg_layers
         for stage, head, skip in zip(self.stages, heads, features[-2::-1], strict=True):
@@ -183,7 +193,8 @@ class VMUNet(nn.Module):
         deep_supervision: Give the logits of all resolutions, finest first.
         state_size: Of the scan.
         drop_path: Probability that a training sample skips the deepest blocks; it grows linearly from 0 along the
-            encoder and falls again along the decoder. The default is that of the published code.
+            encoder and falls again along the decoder. The default is that of the published class; configurations
+            published beside it have 0.3.
 
     Shape:
         ``(B, input_channels, H, W)`` to ``(B, num_classes, H, W)``, sizes divisible by the product of strides; under

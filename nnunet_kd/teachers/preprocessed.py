@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -24,6 +24,7 @@ class PreprocessedCases:
 
     Raises:
         FileNotFoundError: Where nothing is preprocessed.
+        ValueError: As :func:`dataset_class`.
     """
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
@@ -41,7 +42,7 @@ class PreprocessedCases:
                 f"nothing is preprocessed in {self._source}. Do it: nnUNetv2_preprocess -d {number} "
                 f"-plans_name {plans.plans_name} -c {experiment.configuration}"
             )
-        self._dataset = infer_dataset_class(str(self._source))(str(self._source))
+        self._dataset = dataset_class(self._source)(str(self._source))
 
     @property
     def channels(self) -> int:
@@ -65,6 +66,21 @@ class PreprocessedCases:
         """Whether a case was preprocessed after a file was written, as far as the clock of the disk says."""
         preprocessed: float = (self._source / f"{case}.pkl").stat().st_mtime
         return preprocessed > file.stat().st_mtime
+
+
+def dataset_class(folder: Path) -> Any:
+    """What of nnU-Net reads the preprocessed cases in a folder.
+
+    Raises:
+        ValueError: Where it holds none, or something else.
+    """
+    try:
+        return infer_dataset_class(str(folder))
+    except (AssertionError, KeyError):
+        known = {".pkl", ".npy", *(f".{ending}" for ending in file_ending_dataset_mapping)}
+        strange = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix not in known)
+        what = f"{strange[0]}, which nnU-Net takes for a case: remove it" if strange else "no case: preprocess again"
+        raise ValueError(f"{folder} holds {what}") from None
 
 
 def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:

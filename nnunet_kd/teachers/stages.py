@@ -54,16 +54,21 @@ def encoder_stages(network: nn.Module) -> EncoderStages:
 def decoder_stages(network: nn.Module) -> list[nn.Module]:
     """Decoder stages of a network with nnU-Net's interface, in the order they are computed, lowest resolution first.
 
+    Each is as wide as the encoder's of its resolution. nnU-Net's decoders have none of the lowest resolution; where
+    there is one, as in VM-UNet, it is ``decoder.bottleneck``.
+
     Raises:
         NotImplementedError: For a network without ``decoder.stages``, one for each encoder stage but the deepest.
     """
-    stages = getattr(getattr(network, "decoder", None), "stages", None)
+    decoder = getattr(network, "decoder", None)
+    stages = getattr(decoder, "stages", None)
     if not isinstance(stages, nn.ModuleList) or len(stages) != len(encoder_stages(network).widths) - 1:
         raise NotImplementedError(
             f"{type(network).__name__} has no decoder.stages, one for each encoder stage but the deepest: "
             "its decoder's features cannot be distilled"
         )
-    return list(stages)
+    bottleneck = getattr(decoder, "bottleneck", None)
+    return [*([] if bottleneck is None else [bottleneck]), *stages]
 
 
 def match_stages(student: EncoderStages, teacher: EncoderStages) -> list[tuple[int, int]]:

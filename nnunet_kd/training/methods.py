@@ -1,6 +1,7 @@
 """The terms a plan can name, with the numbers their trainers use.
 
-Weights are those of the authors' code, most of them for 2-D natural images, unless said otherwise.
+Weights are the numbers of the authors' code, most of them for 2-D natural images, unless said otherwise. Methods that
+have one feature map there, as IFVD, have it here on every stage of the encoder.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.teachers.stages import EncoderStages, decoder_stages
+from nnunet_kd.teachers.stages import EncoderStages, decoder_stages, encoder_stages
 from nnunet_kd.training.terms import ActiveTerm
 
 NARROW = 8  # channels of the first 3D convolution, up to which channels last is faster: benchmarks/memory_layout.py
@@ -87,13 +87,17 @@ class StudentWithAdapters(nn.Module):
         return self.student.load_state_dict(*args, **kwargs)
 
 
-def adapters_of(
-    terms: Iterable[ActiveTerm], student: EncoderStages | None, teacher: EncoderStages | None
-) -> nn.ModuleDict:
-    """Term name -> what trains with the student for it; stages are needed where a term reads features."""
+def adapters_of(terms: Sequence[ActiveTerm], student: nn.Module, teacher: EncoderStages | None) -> nn.ModuleDict:
+    """Term name -> what trains with the student for it.
+
+    Raises:
+        NotImplementedError: Where a term reads features or levels the student does not show.
+    """
+    stages = encoder_stages(student) if any(term.reads_features for term in terms) else None
+    levels = len(decoder_stages(student)) if any(term.reads_levels for term in terms) else 0
     adapters = nn.ModuleDict()
     for term in terms:
-        adapters[term.name] = term.adapters(student, teacher)
+        adapters[term.name] = term.adapters(stages, teacher, levels)
     return adapters
 
 

@@ -244,8 +244,14 @@ class ActiveTerm(ABC):
         """Parameters of the adapters that must stay as they are in ``epoch``."""
         return ()
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
-        """What trains with the student for this term."""
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, levels: int = 0) -> nn.Module:
+        """What trains with the student for this term.
+
+        Args:
+            student: Where the term reads features.
+            teacher: Where it needs one, and reads its features.
+            levels: How many decoder levels the student has, where the term reads them.
+        """
         return nn.ModuleList()
 
     @property
@@ -287,7 +293,7 @@ class ActiveStageTerm(ActiveTerm):
                 raise ValueError(f"{self.name}: stage {stage} cannot be distilled, only {available}")
         return [pair for pair in pairs if pair[0] in self.stages]
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, levels: int = 0) -> nn.Module:
         """One projection a pair of stages."""
         assert student is not None and teacher is not None
         return nn.ModuleList(
@@ -383,10 +389,10 @@ class ActiveSelfTerm(ActiveTerm):
     reads_features: ClassVar[bool] = True
     reads_levels: ClassVar[bool] = True
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None) -> nn.Module:
-        """The loss's own; nnU-Net's decoder levels are as wide as the encoder's, without the deepest."""
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, levels: int = 0) -> nn.Module:
+        """The loss's own; decoder levels are as wide as the encoder's of their resolution."""
         assert student is not None
-        adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:-1], student.dim)
+        adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:levels], student.dim)
         return adapters
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:

@@ -28,7 +28,7 @@ from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
-from nnunet_kd.teachers.stages import EncoderStages, encoder_stages
+from nnunet_kd.teachers.stages import EncoderStages
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
@@ -265,11 +265,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             )
             student = in_fast_layout(student, self.device)
             preparation = self.preparation
-            features = preparation.reads_features
-            adapters = adapters_of(
-                preparation.terms, encoder_stages(student) if features else None, self.teacher_stages
-            )
-            return self.joint(student, adapters, features, preparation.reads_levels)
+            adapters = adapters_of(preparation.terms, student, self.teacher_stages)
+            return self.joint(student, adapters, preparation.reads_features, preparation.reads_levels)
 
         self.build_network_architecture = build
         try:

@@ -196,6 +196,28 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     monkeypatch.undo()
 
 
+def test_doctor_reads_all_cases_whatever_one_is_like(workspace, capsys):
+    folder = next(workspace.preprocessed.glob("*3d_fullres"))
+    cases = sorted(path.stem for path in folder.glob("*.pkl"))
+    words = ("-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases")
+    for case in (cases[0], cases[2]):
+        path = folder / f"{case}.b2nd"
+        content = path.read_bytes()
+        path.unlink()  # it is linked to that of other tests
+        path.write_bytes(content[: len(content) // 2])
+    assert main(["doctor", *words]) == 1
+    printed = capsys.readouterr().out
+    assert f"no  {cases[0]} cannot be read" in printed and f"; {cases[2]} cannot be read" in printed
+    (folder / ".DS_Store").touch()
+    doctor_says(capsys, f"{folder} holds .DS_Store, which nnU-Net takes for a case: remove it", *words)
+    for path in folder.glob("*.pkl"):
+        path.unlink()
+    assert main(["doctor", "-d", "598"]) == 1
+    (folder / f"{cases[1]}.pkl").touch()
+    assert main(["doctor", "-d", "598"]) == 0
+    assert f"1 preprocessed cases in {folder}, dataset.json says 6" in capsys.readouterr().out
+
+
 def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
     assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
     capsys.readouterr()

@@ -20,6 +20,7 @@ from PIL import Image
 from nnunet_kd.cli import main
 from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
 from nnunet_kd.datasets.formats import FORMATS
+from nnunet_kd.writing import DiskFullError
 from tests.commands import plan_and_preprocess
 from tests.datasets import layouts
 
@@ -220,6 +221,31 @@ def test_fcd_controls_and_missing_modalities(converted, tmp_path):
         convert("FCD2023", source, tmp_path, number=600)
 
 
+def test_fcd_keeps_the_test_set_of_its_table(tmp_path):
+    layouts.fcd2023(tmp_path / "source")
+    rows = ["participant_id\tgroup\tsplit", "sub-00001\tfcd\ttrain", "sub-00002\tfcd\ttest", "sub-00004\thc\ttest"]
+    (tmp_path / "source" / "participants.tsv").write_text("\n".join(rows))
+    made = convert("FCD2023", tmp_path / "source", tmp_path)
+    assert (made.training, made.test) == (2, 1)
+    assert [path.name for path in (made.folder / "labelsTs").iterdir()] == ["sub-00002.nii.gz"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("ISLES2022", {}), ("FCD2023", {}), ("TCGALGG", {"volumes": True})])
+def test_an_image_that_is_written_in_part_is_a_full_disk(tmp_path, monkeypatch, name, options):
+    """SimpleITK does not say so."""
+    layouts.LAYOUTS[name](tmp_path / "source")
+    write = sitk.WriteImage
+
+    def half(image, path, *words, **more):
+        write(image, path, *words, **more)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    monkeypatch.setattr(sitk, "WriteImage", half)
+    with pytest.raises(DiskFullError, match="_0000.nii.gz"):
+        convert(name, tmp_path / "source", tmp_path, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_grey_of_jpeg_masks_is_cut_in_the_middle(converted):
     _, made = converted
     mask = np.asarray(Image.open(made["KvasirSEG"].folder / "labelsTr" / "cju1.png"))
@@ -236,6 +262,14 @@ def test_isic_official_parts(converted):
     ]
     assert made["ISIC2018"].notes == ["ISIC2018_Task1-2_Test_Input has no masks beside it and was left out"]
     assert not made["ISIC2018"].splits
+
+
+def test_isic_without_its_training_set_is_refused(tmp_path):
+    layouts.isic2017(tmp_path / "source")
+    for path in (tmp_path / "source").glob("ISIC-2017_Training_*"):
+        shutil.rmtree(path)
+    with pytest.raises(ValueError, match="source has no training case"):
+        convert("ISIC2017", tmp_path / "source", tmp_path)
 
 
 def test_isic_of_another_year_is_left_alone(tmp_path):

@@ -144,6 +144,7 @@ def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
         (("nnunet", "-o", "x.zip", "--precision", "fp16"), "--precision belongs to export onnx"),
         (("onnx", "-o", "x", "--plans-name", "y"), "--plans-name belongs to export nnunet"),
         (("onnx", "-o", "x", "--images", "y"), "--images and --labels belong together"),
+        (("onnx", "-o", "x", "--images", ".", "--labels", "y"), "there is no folder y"),
         (("onnx", "-o", "x", "--precision", "fp8"), "a precision is one of fp32, fp16, int8, got 'fp8'"),
         (("onnx", "-o", "."), "is there already"),
     ],

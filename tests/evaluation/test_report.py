@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
-from nnunet_kd.evaluation.pictures import draw_disagreement, worst_slice
+from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
 from nnunet_kd.evaluation.report import Report, draw_curves, write_report
 from tests.evaluation.test_summary import rows
 
@@ -128,6 +128,6 @@ def test_errors_are_coloured_by_kind():
     found[5:10, 7:12] = 1
     found[5, 7] = 2
     image = np.random.default_rng(0).random((20, 20))
-    figure = draw_disagreement({"case": (image, reference, {"method": found})}, {"a": (1,), "b": (2,)}, 1.0)
+    figure = draw_disagreement({"case": Slice(image, reference, {"method": found}, 1.0)}, {"a": (1,), "b": (2,)})
     shown = figure.axes[5].images[1].get_array()
     assert [(shown == kind).sum() for kind in (1, 2, 3)] == [10, 10, 1]

@@ -3,12 +3,16 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.evaluation.comparison import _find_teachers, _measure, _references
+from nnunet_kd.evaluation.comparison import _find_teachers, _measure, _pictures, _references, _segmentations
 from nnunet_kd.evaluation.cost import Cost
+from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import list_runs, rows_of_ablation, rows_of_methods
 from nnunet_kd.evaluation.study import Study
 from nnunet_kd.settings import read_settings
@@ -80,6 +84,17 @@ def test_cases_and_images_of_a_fold(workspace):
     (study.out / "images" / "fold_0" / images[0]).unlink()
     with pytest.raises(ValueError, match=f"there is no .*{images[0]}"):
         study.images_of(0)
+
+
+def test_an_empty_folder_of_cases_is_not_split(workspace):
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    study.splits.unlink()
+    folder = next(workspace.preprocessed.glob("*3d_fullres"))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match=f"{folder} holds no case: preprocess again"):
+        study.write_splits()
+    assert not study.splits.exists()
 
 
 def test_links_of_an_earlier_split_are_not_kept(workspace):
@@ -254,3 +269,34 @@ def test_an_epoch_is_told_when_it_begins(tmp_path, monkeypatch):
         "    assert time.monotonic() < stop, 'nobody heard'\n    time.sleep(0.05)"
     )
     commands.run("log", "python", "-c", script, str(told), epochs=3)
+
+
+def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
+    """Each in its own proportions, and nothing wrong where nobody has said what is right."""
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    study.dataset_json["labels"]["ignore"] = 3
+    runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
+    folder = _segmentations(study, "NoKD seed None", 0)
+    folder.mkdir(parents=True)
+    _references(study, 0)
+    reference = np.zeros((6, 8, 10), np.uint8)
+    reference[0] = 3
+    reference[2, 2:4, 2:5] = 1
+    rows = []
+    for case, dice, spacing in zip(study.cases_of(0), (0.1, 0.9), ((1, 1, 5), (3, 2, 1)), strict=True):
+        wanted = {
+            workspace.raw / "imagesTr" / f"{case}_0000.nii.gz": np.random.default_rng(0).random(reference.shape),
+            workspace.raw / "labelsTr" / f"{case}.nii.gz": reference,
+            folder / f"{case}.nii.gz": np.zeros_like(reference),
+        }
+        for path, array in wanted.items():
+            path.unlink(missing_ok=True)  # it may be linked to that of other tests
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing(spacing)  # x, y, z
+            sitk.WriteImage(image, str(path))
+        rows.append(Row("NoKD", case, "lesion", dict.fromkeys(METRICS, dice)))
+    (figure,) = _pictures(study, runs, rows, "NoKD").values()
+    worst, best = figure.axes[:6], figure.axes[12:]
+    assert worst[0].get_title(loc="left").startswith("worst") and best[0].get_title(loc="left").startswith("best")
+    assert (worst[0].get_aspect(), best[0].get_aspect()) == (1.0, 0.5)
+    assert [int(row[5].images[1].get_array().count()) for row in (worst, best)] == [2 * 3, 2]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from nnunet_kd.evaluation.folders import Row, find_cases, write_rows
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.pictures import draw_comparison, draw_disagreement
+from nnunet_kd.evaluation.pictures import Slice, draw_comparison, draw_disagreement
 from nnunet_kd.evaluation.report import Report, draw_accuracy_against_cost, draw_curves, write_report
 from nnunet_kd.evaluation.summary import Scores, summary_table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
@@ -165,7 +165,7 @@ def test_pictures_show_a_name_as_it_is(tmp_path, name):
         draw_accuracy_against_cost(scores, {method: measured(10**6, 1.0) for method in methods}),
         draw_curves({method: {name: [1.0, 2.0]} for method in methods}),
         draw_comparison({name: (image, {"reference": labels, f"m{name}": labels})}, {1: name}, 1.0),
-        draw_disagreement({name: (image, labels, {f"m{name}": labels})}, {name: (1,)}, 1.0),
+        draw_disagreement({name: Slice(image, labels, {f"m{name}": labels}, 1.0)}, {name: (1,)}),
     ]
     for number, figure in enumerate(figures):
         with warnings.catch_warnings():

@@ -9,11 +9,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_kd.evaluation.cost import network_cost
-from nnunet_kd.losses import DualSelfLoss
 from nnunet_kd.networks.vm_unet import PatchExpanding, PatchMerging, VMUNet
 from nnunet_kd.networks.vss_block import SS2D, VSSBlock, fold_directions, unfold_directions
 from nnunet_kd.teachers.stages import decoder_stages, encoder_stages
-from nnunet_kd.training.student import StudentWithAdapters
+from nnunet_kd.training.methods import TERMS
+from nnunet_kd.training.student import StudentWithAdapters, adapters_of
 
 SMALL = {"n_stages": 3, "features_per_stage": 8, "depths": 1, "depths_decoder": 1, "state_size": 4}
 
@@ -72,9 +72,8 @@ def test_the_papers_parameters_and_operations():
     projections, scans = scan_operations(network, (256, 256))
     assert (round(projections / 1e9, 2), round(scans / 1e9, 2)) == (1.22, 2.96)
     assert encoder_stages(network).widths == (96, 192, 384, 768)
-    assert [len(stage.blocks) for stage in decoder_stages(network)] == [2, 2, 1] and len(
-        network.decoder.bottleneck
-    ) == 2
+    bottleneck, *stages = decoder_stages(network)
+    assert [len(bottleneck), *(len(stage.blocks) for stage in stages)] == [2, 2, 2, 1]
 
 
 def test_nnunet_kds_own_count_runs_without_memory():
@@ -186,16 +185,20 @@ def test_features_alone_make_the_logits():
 
 
 def test_dual_self_distillation_reads_its_levels():
-    network = small(deep_supervision=True)
-    loss = DualSelfLoss()
-    widths = encoder_stages(network).widths
-    adapters = loss.adapters(widths, widths[:-1], 2)
-    student = StudentWithAdapters(network, nn.ModuleDict({"dual": adapters}), levels=True)
+    network = small(deep_supervision=True, drop_path=0.0)  # which may leave a block out for all samples
+    term = TERMS["dual_self"].build(10, "here")
+    adapters = adapters_of([term], network, None)
+    student = StudentWithAdapters(network, adapters, levels=True)
     logits, features, levels = student(torch.randn(2, 2, 32, 32))
-    assert len(logits) == 3 and [tuple(level.shape[1:]) for level in levels] == [(8, 8, 8), (16, 4, 4)]
-    loss(features, levels, adapters).backward()
+    assert len(logits) == 3
+    shapes = [tuple(level.shape[1:]) for level in levels]
+    assert shapes == [tuple(level.shape[1:]) for level in features] == [(8, 8, 8), (16, 4, 4), (32, 2, 2)]
+    assert [len(part) for part in adapters["dual_self"].children()] == [3, 2, 2, 2]
+    term.loss(features, levels, adapters["dual_self"]).backward()
     reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert all(name in reached for name, _ in network.encoder.named_parameters(prefix="encoder"))
+    taught = (network.encoder.named_parameters(prefix="encoder"), network.decoder.bottleneck.named_parameters())
+    assert all(name in reached for name, _ in taught[0])
+    assert all(f"decoder.bottleneck.{name}" in reached for name, _ in taught[1])
 
 
 def test_initial_values_of_the_scan_survive_nnunets_initialisation():
