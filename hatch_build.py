@@ -23,7 +23,7 @@ class StartUpFile(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it writes a wheel; ``version`` is "editable" for editable installs."""
         editable = version == "editable"
-        folder = repr(os.path.join(self.root, "trainers")) if editable else INSTALLED
+        folder = ascii(os.path.join(self.root, "trainers")) if editable else INSTALLED
         self.scratch = tempfile.TemporaryDirectory()
         path = os.path.join(self.scratch.name, NAME)
         with open(path, "w", encoding="utf-8") as file:

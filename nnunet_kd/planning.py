@@ -27,6 +27,7 @@ class NetworkOfPlans:
         slices_only: It has no 3-D form: other configurations are left out.
         knows_background: It has the keyword ``background``: whether the first output channel is.
         batch_size: Of its paper, instead of the plans'.
+        largest_batch: Of the plans' batch no more: nnU-Net sized it for a U-Net.
         trainer: Its usual one.
     """
 
@@ -36,6 +37,7 @@ class NetworkOfPlans:
     slices_only: bool = False
     knows_background: bool = False
     batch_size: int | None = None
+    largest_batch: int | None = None
     trainer: str = "nnUNetTrainerDCD"
     multiple: int = 1
     training: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +74,7 @@ NETWORKS = {
         ("conv_op",),
         _QUARTER,
         slices_only=True,
+        largest_batch=4,
         trainer="nnUNetTrainerBrainSegDMIF",
     ),
     "vm_unet": NetworkOfPlans(
@@ -79,6 +82,7 @@ NETWORKS = {
         ("conv_op",),
         {"features_per_stage": [96, 192, 384, 768], "strides": [[1, 1], [4, 4], [2, 2], [2, 2], [2, 2]]},
         slices_only=True,
+        largest_batch=32,
         trainer="nnUNetTrainerDualSelfKD",
         multiple=32,
         training={"optimizer": "adamw", "initial_lr": 0.001},
@@ -152,6 +156,8 @@ def student_plans(
             content["architecture"] = _other_network(content["architecture"], other, regions)
             if other.batch_size is not None:
                 content["batch_size"] = other.batch_size
+            if other.largest_batch is not None and "batch_size" in content:
+                content["batch_size"] = min(content["batch_size"], other.largest_batch)
             if not other.reducible:
                 continue
         arguments = _reducible_arguments(content["architecture"], configuration)

@@ -28,7 +28,13 @@ from typing import Any, TypeVar
 
 BLOCK = "nnunet_kd"
 # Of the training settings, those that nnU-Net's trainers have as attributes.
-SCHEDULE = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "save_every")
+SCHEDULE = {  # key -> nnU-Net's own
+    "num_epochs": 1000,
+    "num_iterations_per_epoch": 250,
+    "num_val_iterations_per_epoch": 50,
+    "initial_lr": 0.01,
+    "save_every": 50,
+}
 FITTED_STARTS = ("reconstructed", "pruned")  # initial weights that need the teacher's outputs
 
 Plans = dict[str, Any]

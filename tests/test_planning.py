@@ -41,7 +41,7 @@ def test_widths_are_divided_in_every_configuration_and_nothing_else_changes():
     assert restored == plans()
 
 
-@pytest.mark.parametrize("network", ["dra_unet", "kd_sam", "vm_unet"])
+@pytest.mark.parametrize("network", ["dra_unet", "kd_sam", "brainseg_dmif", "vm_unet"])
 def test_other_networks_in_configurations_that_inherit(network):
     """With a network of its own, and with none; what is inherited is not asked for."""
     arguments = {
@@ -64,6 +64,9 @@ def test_other_networks_in_configurations_that_inherit(network):
     sizes = [after[c]["patch_size"] for c in ("2d", "2d_large")]
     assert sizes == ([[64, 64], [128, 64]] if network == "vm_unet" else [[56, 40], [100, 64]])
     assert after["2d"]["batch_size"] == (16 if network == "kd_sam" else 4)
+    given["configurations"]["2d"]["batch_size"] = 105  # nnU-Net's for small slices
+    largest = {"kd_sam": 16, "brainseg_dmif": 4, "vm_unet": 32}.get(network, 105)
+    assert student_plans(given, network=network)["configurations"]["2d"]["batch_size"] == largest
 
 
 def test_least_width():

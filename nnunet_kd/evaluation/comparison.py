@@ -16,12 +16,12 @@ from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import TEACHER, Run, folder_of
-from nnunet_kd.evaluation.study import FINAL, NNUNET_EPOCHS, Study
+from nnunet_kd.evaluation.study import FINAL, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.images import link_cases
 from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_json, read_plans
-from nnunet_kd.settings import BLOCK, read_settings, recorded_leakage
+from nnunet_kd.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
@@ -385,17 +385,17 @@ def _read_case(
 def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str]:
     from importlib.metadata import version
 
-    schedule = study.schedule_of(next((run for run in runs if "training" not in run.settings), runs[0]))
+    training = study.schedule_of(next((run for run in runs if "training" not in run.settings), runs[0]))
+    schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
     folds = sorted({run.fold for run in runs})
     seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
     rows = {run.method: run for run in runs if run.settings}
     return {
         "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
         "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
-        "Schedule": f"{schedule.num_epochs or NNUNET_EPOCHS} epochs of "
-        f"{schedule.num_iterations_per_epoch or 250} iterations, "
-        f"initial learning rate {schedule.initial_lr or 0.01:g}, "
-        f"seed {', '.join(str(schedule.seed if seed is None else seed) for seed in seeds)}",
+        "Schedule": f"{schedule['num_epochs']} epochs of {schedule['num_iterations_per_epoch']} iterations, "
+        f"initial learning rate {schedule['initial_lr']:g}, "
+        f"seed {', '.join(str(training.seed if seed is None else seed) for seed in seeds)}",
         **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
         "NSD": f"tolerance {tolerance:g} mm",
         "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),

@@ -18,7 +18,7 @@ from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.images import images_by_case, in_order, link_cases
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
-from nnunet_kd.settings import BLOCK, TrainingSettings, read_settings
+from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
 from nnunet_kd.teachers.nnunet import Experiment, find_trainer
 from nnunet_kd.writing import not_written, write_whole
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
 
 FINAL = "checkpoint_final.pth"
-NNUNET_EPOCHS = 1000
 
 
 class Study:
@@ -188,7 +187,7 @@ class Study:
                 path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
-        epochs = self.schedule_of(run).num_epochs or NNUNET_EPOCHS
+        epochs = int(self.schedule_of(run).num_epochs or SCHEDULE["num_epochs"])
         self.commands.run(
             f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
             "nnUNetv2_train",

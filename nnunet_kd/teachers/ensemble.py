@@ -41,9 +41,13 @@ class TeacherEnsemble(nn.Module):
 
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
         """As :meth:`Teacher.forward`; logits of the resolutions all teachers give."""
-        outputs: list[tuple[list[Tensor], list[Tensor]]] = [teacher(images, logits) for teacher in self.teachers]
-        features = [torch.stack(stage).mean(0) for stage in zip(*(output[1] for output in outputs), strict=True)]
-        by_grid = [{scale.shape[2:]: scale for scale in output[0]} for output in outputs]
+        by_grid = []
+        features: list[Tensor] = []
+        for teacher in self.teachers:  # only the sum of their features is held
+            scales, stages = teacher(images, logits)
+            by_grid.append({scale.shape[2:]: scale for scale in scales})
+            features = [a + b for a, b in zip(features, stages, strict=True)] if features else stages
+        features = [stage / len(self.teachers) for stage in features]
         shared = [grid for grid in by_grid[0] if all(grid in scales for scales in by_grid)]
         return [self._mean([scales[grid] for scales in by_grid]) for grid in shared], features
 

@@ -20,6 +20,7 @@ from nnunet_kd.teachers.sam import WINDOW
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 STEP = 0.5  # of nnU-Net's sliding window, in patches
+AT_ONCE = 4  # patches: the activations of ViT-H's global attention take 1.6 GiB each
 
 # nnU-Net's normalisation of photographs; undone, so that SAM sees their colours.
 EXACT_COLOURS = "RGBTo01Normalization"
@@ -72,7 +73,7 @@ class Colours:
 
 
 class SamEmbedder:
-    """SAM's image encoder.
+    """SAM's image encoder; it sees a few patches at once.
 
     Args:
         sam: From :func:`nnunet_kd.teachers.sam.load_sam`.
@@ -115,8 +116,8 @@ class SamEmbedder:
         resized = F.interpolate(colours, size, mode="bilinear", align_corners=False, antialias=True)
         framed = self._sam.preprocess(resized)
         with torch.autocast("cuda", enabled=self._device.type == "cuda"):
-            embeddings: Tensor = self._sam.image_encoder(framed)
-        return embeddings.float()
+            parts = [self._sam.image_encoder(part).float() for part in framed.split(AT_ONCE)]
+        return torch.cat(parts)
 
 
 class SlicePatches:

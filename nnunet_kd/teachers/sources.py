@@ -15,7 +15,7 @@ from nnunet_kd.settings import read_settings
 from nnunet_kd.teachers.nnunet import case_predictor, find_teachers, load_plain
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
-from nnunet_kd.teachers.sam_embeddings import STEP, Colours, SamEmbedder, SlicePatches
+from nnunet_kd.teachers.sam_embeddings import AT_ONCE, STEP, Colours, SamEmbedder, SlicePatches
 from nnunet_kd.teachers.soft_labels import file_digest
 
 
@@ -163,7 +163,7 @@ class EmbeddingSource:
         channels: Sequence[int] | None,
         checkpoint: Path,
         device: torch.device,
-        patches_at_once: int = 4,
+        patches_at_once: int = AT_ONCE,
     ) -> None:
         self._patch_size = list(cases.configuration.patch_size)
         if len(self._patch_size) != 2:

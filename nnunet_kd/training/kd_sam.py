@@ -237,10 +237,12 @@ class KDSAMTrainer(DistillationTrainer):
         """One step of the phase."""
         images, target = self.on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
+        # SAM first: it needs most memory while nothing is kept for the gradient yet.
+        wanted = self._wanted(images, batch) if self._learns == ENCODER else None
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             learnt = self.network(images)
-            if self._learns == ENCODER:
-                values = self._embedding_loss(learnt, images, batch)
+            if wanted is not None:
+                values = self._embedding_loss(learnt, wanted)
             else:
                 segmentation = self.loss(learnt, target)
                 values = {"loss": segmentation, SEGMENTATION: segmentation}
@@ -249,12 +251,15 @@ class KDSAMTrainer(DistillationTrainer):
             total = total + 0 * sum(p.sum() for p in self.frozen() if p.requires_grad)
         return self.optimize(total, values)
 
-    def _embedding_loss(self, embedding: Tensor, images: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _wanted(self, images: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """SAM's embeddings, stored or made now."""
+        if self.embedder is not None:
+            return self.embedder(images)
+        stored: Tensor = batch["embedding"].to(self.device, non_blocking=True)
+        return stored.float()
+
+    def _embedding_loss(self, embedding: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """Eq. 1: total, MSE and perceptual loss."""
-        if self.embedder is None:
-            wanted = batch["embedding"].to(self.device, non_blocking=True).float()
-        else:
-            wanted = self.embedder(images)
         mse = F.mse_loss(embedding.float(), wanted)
         if self.perceptual is None:
             return {"loss": mse, MSE: mse}
@@ -267,7 +272,7 @@ class KDSAMTrainer(DistillationTrainer):
         if self._learns == ENCODER:
             images, _ = self.on_device(batch)
             with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-                values = self._embedding_loss(self.kd_sam.encoder(images), images, batch)
+                values = self._embedding_loss(self.kd_sam.encoder(images), self._wanted(images, batch))
             numbers = as_numbers(values)
             outcome["loss"] = numbers["loss"]
             outcome[MSE] = numbers[MSE]

@@ -41,8 +41,6 @@ from nnunet_kd.training.terms import ActiveSoftLabelTerm, ActiveStageTerm, Activ
 if TYPE_CHECKING:
     from nnunet_kd.training.trainer import DistillationTrainer
 
-NNUNET_EPOCHS = 1000
-
 
 @dataclass(frozen=True)
 class Preparation:
@@ -163,7 +161,7 @@ def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int |
 
 
 def _terms(trainer: type[DistillationTrainer], settings: Settings) -> list[ActiveTerm]:
-    return active_terms(trainer.terms, settings.method, settings.training.num_epochs or NNUNET_EPOCHS)
+    return active_terms(trainer.terms, settings.method, settings.training.num_epochs or int(SCHEDULE["num_epochs"]))
 
 
 def _with_class_attributes(trainer: type[DistillationTrainer], settings: Settings, plans: Plans) -> TrainingSettings:

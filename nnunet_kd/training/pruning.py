@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_kd.training.channel_graph import ChannelGraph, Layer, axes, channel_graph
-from nnunet_kd.training.start import channels_taken, in_double
+from nnunet_kd.training.start import channels_taken, draw, in_double
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ class _Sums:
     def add(self, features: Tensor) -> None:
         """``(B, channels, *spatial)``."""
         rows = features.movedim(1, -1).flatten(0, -2)
-        drawn = torch.randperm(len(rows), generator=self._generator)[: self._positions * len(features)]
+        drawn = draw(len(rows), self._positions * len(features), self._generator)
         rows = in_double(rows[drawn.to(rows.device)])
         rows = torch.cat((rows, torch.ones_like(rows[:, :1])), 1)
         self._products = self._products + rows.T @ rows

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nnunet_kd.training.start import channels_taken, in_double
+from nnunet_kd.training.start import channels_taken, draw, in_double
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ class _Layer(ABC):
         """Numbers of images and coordinates of positions, the same for both networks."""
         generator = torch.Generator().manual_seed(batch << 20 | self.number)
         size = (len(tensor), *grid)
-        drawn = torch.randperm(torch.Size(size).numel(), generator=generator)[: self.positions * len(tensor)]
+        drawn = draw(torch.Size(size).numel(), self.positions * len(tensor), generator)
         return torch.unravel_index(drawn.to(tensor.device), size)
 
 

@@ -140,5 +140,7 @@ class Lock:
 
     def free(self) -> None:
         """At the end of the training."""
+        if os.name == "nt":  # which removes no open file; elsewhere closing it would let another training in
+            self._file.close()
         self._path.unlink(missing_ok=True)
         self._file.close()

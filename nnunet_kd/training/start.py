@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+MANY = 2**20
+
 
 def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
     """A state dict of the student, each weight taken from the teacher's of the same name.
@@ -40,6 +42,17 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
 def channels_taken(has: int, wants: int) -> Tensor:
     """Numbers of the teacher's channels a student has."""
     return torch.arange(wants) * has // wants
+
+
+def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Numbers below ``count``, ``wanted`` of them or all.
+
+    All different where there are few to draw from. Of many they are drawn one by one: a permutation of a batch's voxels
+    takes a second.
+    """
+    if count > MANY:
+        return torch.randint(count, (wanted,), generator=generator)
+    return torch.randperm(count, generator=generator)[:wanted]
 
 
 def in_double(tensor: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             value = getattr(self.preparation.settings.training, key)
             if value is not None:
                 setattr(self, key, value)
-        self._schedule = self._current_schedule()
+        training = self.preparation.settings.training
+        self._schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
         self.seed = self.preparation.settings.training.seed
         self.label_codes = LabelCodes(self.label_manager)
         self._add_log_entries()
@@ -152,7 +153,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return {key: getattr(self, key) for key in SCHEDULE}
 
     def _follow_schedule(self) -> None:
-        """Terms for the schedule a subclass has set since, as nnU-Net's trainers do, after the constructor here."""
+        """Terms for the schedule another class has set since: a subclass, or a trainer of nnU-Net's beside this one."""
         schedule = self._current_schedule()
         changed = {key: value for key, value in schedule.items() if value != self._schedule[key]}
         if changed:

@@ -11,7 +11,7 @@ from nnunet_kd.planning import student_plans
 from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.start import in_double, selected_weights
+from nnunet_kd.training.start import draw, in_double, selected_weights
 from tests.conftest import SHORT, make_trainer, stop_within
 
 FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
@@ -153,6 +153,15 @@ def test_one_teacher_is_needed(workspace):
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=[{}, {}])
     with pytest.raises(ValueError, match="initial_weights: there are 2 teachers, one is needed"):
         make_trainer(nnUNetTrainerNoKD, plans, workspace)
+
+
+@pytest.mark.parametrize("count", [10, 1000, 2**20, 2**22])
+def test_positions_are_drawn_from_all(count):
+    drawn = draw(count, 500, torch.Generator().manual_seed(1))
+    assert len(drawn) == min(count, 500) and drawn.min() >= 0 and drawn.max() < count
+    assert len(drawn.unique()) >= 0.99 * len(drawn)
+    assert abs(float(drawn.double().mean()) / count - 0.5) < 0.06
+    assert torch.equal(drawn, draw(count, 500, torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize(("device", "where"), [("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")])

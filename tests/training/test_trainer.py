@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 
-from nnunet_kd.settings import TrainingSettings, recorded_leakage
+from nnunet_kd.settings import SCHEDULE, TrainingSettings, recorded_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
@@ -325,6 +327,26 @@ def test_terms_follow_a_schedule_that_a_subclass_sets(workspace):
     assert (term.ramp.start, term.ramp.length) == (0.75, 4.0) and term.weight_at(4) > 0
     record = trainer.own_state()["record"]
     assert record["num_epochs"] == 5 and record["terms"] == [str(term)]
+
+
+class BesideNNUNets(nnUNetTrainerDCD, nnUNetTrainer_5epochs):
+    """Whose schedule nnU-Net's class sets within the constructor here."""
+
+
+def test_terms_follow_a_schedule_that_a_trainer_of_nnunet_sets(workspace):
+    plans = workspace.plans("nnUNetPlans", teacher={"trainer": "nnUNetTrainer"})
+    trainer = make_trainer(BesideNNUNets, plans, workspace)
+    trainer.initialize()
+    (term,) = trainer.preparation.terms
+    assert (term.ramp.start, term.ramp.length) == (0.75, 4.0)
+    assert trainer.own_state()["record"]["num_epochs"] == 5
+    given = workspace.plans("nnUNetPlans", teacher={"trainer": "nnUNetTrainer"}, training={"num_epochs": 8})
+    assert make_trainer(BesideNNUNets, given, workspace).num_epochs == 8  # plans override
+
+
+def test_the_schedule_is_nnunets_own(workspace):
+    trainer = make_trainer(nnUNetTrainer, workspace.plans("nnUNetPlans"), workspace)
+    assert {key: getattr(trainer, key) for key in SCHEDULE} == SCHEDULE
 
 
 def test_residual_encoder_student_of_a_plain_teacher(workspace):
