@@ -18,8 +18,8 @@ class LogitsKDLoss(nn.Module):
         \qquad p = \mathrm{softmax}(z / T)
 
     :math:`T^2` keeps the size of the gradient independent of the temperature (section 2.1); SAM-DRA-UNet, eq. 15, does
-    without. Regions, which may
-    overlap, are one Bernoulli distribution each, ``p = sigmoid(z / T)``; their divergences are summed.
+    without. Regions, which may overlap, are one Bernoulli distribution each, ``p = sigmoid(z / T)``; their divergences
+    are summed.
 
     Args:
         temperature: T.
