@@ -11,7 +11,7 @@ os.environ["nnUNet_compile"] = "f"
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,13 @@ def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configur
     return kind(
         {**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu")
     )
+
+
+def note_validated(fold: Path, cases: Sequence[str]) -> None:
+    """What nnU-Net leaves where it has validated a model on these cases."""
+    (fold / "validation").mkdir(exist_ok=True)
+    listed = [{"prediction_file": str(fold / "validation" / f"{case}.nii.gz")} for case in cases]
+    (fold / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": listed}))
 
 
 def stop_within(trainer, steps: int) -> None:

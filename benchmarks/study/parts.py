@@ -239,7 +239,6 @@ are the same sum of squares and differ in what it is divided by, as if the weigh
 does not invert itself. One mean of all levels, as the equation has it, is 1.2 points below the mean a level, as the
 code has it. NoKD's third seed is four points below its others, so differences to it are mostly of that seed."""
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed", "pruned")}
-LONGER = {name: METHODS[name] for name in (BASELINE, "LogitsKD", "KD", "DualSelfKD", "IFVD")}
 ABLATION = {  # of a DCD that has an effect
     **{name: METHODS[name] for name in (BASELINE, STRONG)},
     **{
@@ -270,16 +269,6 @@ PARTS = {
         8,
         METHODS,
         note=HIPPOCAMPUS,
-        precision="bfloat16",
-    ),
-    "hippocampus_long": Part(
-        "Hippocampus, a quarter of the width, twice as long",
-        "",
-        "hippocampus",
-        4,
-        LONGER,
-        seeds=(0,),
-        training={"num_epochs": 80},
         precision="bfloat16",
     ),
     "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION, note=BANDS),

@@ -26,6 +26,7 @@ what is wrong, and what mends it where that is known. Exit status 1 if there is 
 """
 
 OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
+OTHER_TEACHER = "Mend: train it anew, or name another one in the plans as nnunet_kd.teacher"
 PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
 
 
@@ -244,17 +245,18 @@ class _Experiment:
                 f"there are no weights of SAM in {weights}. Mend: name them in the plans as nnunet_kd.method.checkpoint"
             )
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
+        mend = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
         if preparation.starts_from_teacher:
             leaked = start_from_teacher(self.trainer, preparation).leakage
             if leaked is not None:
-                raise ValueError(f"{leaked} {OWN_FOLD}")
+                raise ValueError(f"{leaked} {mend}")
         if not preparation.needs_teacher:
             taught = "starts from its teacher" if preparation.starts_from_teacher else "needs no teacher"
             return f"{self.arguments.tr} {taught}{stored}"
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
-            raise ValueError(f"{attached.leakage} {OWN_FOLD}")
+            raise ValueError(f"{attached.leakage} {mend}")
         if attached.teacher.stages is None or not attached.matched_stages:
             return "the teacher is there and fits"
         widths = attached.teacher.stages.widths

@@ -19,7 +19,7 @@ from nnunet_kd.images import images_by_case, in_order, link_cases
 from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
-from nnunet_kd.teachers.nnunet import Experiment, find_trainer
+from nnunet_kd.teachers.nnunet import Experiment, find_trainer, validated_cases
 from nnunet_kd.writing import not_written, write_whole
 
 if TYPE_CHECKING:
@@ -216,22 +216,17 @@ class Study:
         return sorted(splits[fold]["val"])
 
     def check_validated(self, model_folder: Path, fold: int) -> None:
-        """That the fold has the validation cases it had when a model was trained, as far as nnU-Net has noted them.
+        """That a model was not trained on a validation case of its fold, as far as nnU-Net has noted what it validated.
 
         Raises:
-            ValueError: Where it has others, which the model may have been trained on.
+            ValueError: Where the fold has one it did not have then.
         """
-        path, ending = model_folder / f"fold_{fold}" / "validation" / "summary.json", self.dataset_json["file_ending"]
-        try:
-            validated = {Path(case["prediction_file"]).name for case in read_json(path)["metric_per_case"]}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not ended, or cut off
-            return
-        changed = sorted(validated ^ {f"{case}{ending}" for case in self.cases_of(fold)})
-        if changed:
-            case, now = changed[0].removesuffix(ending), "was" if changed[0] in validated else "was not"
+        validated = validated_cases(model_folder / f"fold_{fold}", self.dataset_json["file_ending"])
+        new = [] if validated is None else [case for case in self.cases_of(fold) if case not in validated]
+        if new:
             raise ValueError(
-                f"{self.splits} has changed since {model_folder} was trained: {case} {now} a validation case of fold "
-                f"{fold}. Restore it, or train anew"
+                f"{new[0]} is a validation case of fold {fold} and was none when {model_folder} was trained: restore "
+                f"{self.splits}, or train anew"
             )
 
     def images_of(self, fold: int) -> Path:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.reading import read_dataset_json, read_json, read_plans
+from nnunet_kd.reading import read_dataset_json, read_json, read_plans, read_splits
 from nnunet_kd.settings import TeacherSettings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks, load_network, plans_errors
 from nnunet_kd.teachers.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
@@ -95,7 +95,7 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
         check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
     check_teacher(teacher, student, path)
-    note = _second_hand_leakage(teacher, student, fold)
+    note = _second_hand_leakage(teacher, student, fold) or _changed_fold(fold_folder, student, fold)
     deep_supervision = _had_deep_supervision(fold_folder)
     return TeacherFiles(
         teacher, checkpoint, deep_supervision, settings.trust_checkpoint, note, precision=settings.precision
@@ -115,6 +115,38 @@ def _second_hand_leakage(teacher: Experiment, student: Experiment, fold: int | s
     except ValueError:  # a block of another version
         return None
     return None if inherited is None else f"{inherited} That teacher's student is the teacher here."
+
+
+def _changed_fold(fold_folder: Path, student: Experiment, fold: int | str) -> str | None:
+    """What the fold's validation cases of today say against it, which may be others than when it was trained."""
+    validated = validated_cases(fold_folder, student.dataset_json["file_ending"])
+    if validated is None or not isinstance(fold, int) or not nnUNet_preprocessed.is_set():
+        return None
+    splits = Path(nnUNet_preprocessed.require()) / student.plans["dataset_name"] / "splits_final.json"
+    try:
+        new = {*read_splits(splits)[fold]["val"]} - validated
+    except (FileNotFoundError, ValueError, IndexError):  # the training will say so
+        return None
+    if not new:
+        return None
+    return (
+        f"LEAKAGE: {min(new)} is a validation case of fold {fold} and was none when the teacher was trained, which has "
+        "seen it."
+    )
+
+
+def validated_cases(fold_folder: Path, ending: str) -> set[str] | None:
+    """The cases nnU-Net has validated a fold's model on; ``None`` where it has not ended that.
+
+    Args:
+        fold_folder: Of a fold, in the results.
+        ending: Of the segmentations.
+    """
+    try:
+        cases = read_json(fold_folder / "validation" / "summary.json")["metric_per_case"]
+        return {Path(case["prediction_file"]).name.removesuffix(ending) for case in cases}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _had_deep_supervision(fold_folder: Path) -> bool:

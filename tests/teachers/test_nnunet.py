@@ -14,7 +14,7 @@ from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
-from tests.conftest import SHORT, make_trainer
+from tests.conftest import SHORT, make_trainer, note_validated
 
 
 def refused(workspace, error, message, plans=None, kind=nnUNetTrainerDCD, **options):
@@ -292,6 +292,20 @@ def test_a_teacher_of_another_data_set_may_leak(workspace):
     edit(workspace.teacher / "plans.json", dataset_name="Dataset999_Other")
     attached = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans"), workspace).attached
     assert attached.leakage.startswith("LEAKAGE is possible: the teacher was trained on Dataset999_Other, whose folds")
+
+
+def test_a_teacher_of_other_folds_leaks(workspace):
+    """The data set was split anew since."""
+    path = workspace.preprocessed / "splits_final.json"
+    splits = json.loads(path.read_text())
+    note_validated(workspace.teacher / "fold_0", splits[0]["val"])
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method={"ramp": None})
+    assert make_trainer(nnUNetTrainerDCD, plans, workspace).attached.leakage is None
+    case = splits[0]["train"].pop()
+    splits[0]["val"].append(case)
+    path.write_text(json.dumps(splits))
+    make_trainer(nnUNetTrainerDCD, plans, workspace).on_train_start()
+    assert notes(workspace)["0"].startswith(f"LEAKAGE: {case} is a validation case of fold 0 and was none when")
 
 
 def test_teacher_is_the_network_nnunet_predicts_with(workspace):
