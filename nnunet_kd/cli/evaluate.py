@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
+    there = next(path for path in (arguments.o, *arguments.o.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"nothing can be written to {arguments.o}: {there} is no folder that may be written to")
     dataset_json = read_dataset_json(arguments.djfile)
     plans = None if arguments.pfile is None else read_plans(arguments.pfile)
 
@@ -64,7 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     cases = find_cases(arguments.ref, predictions, ending)
     example = arguments.ref / f"{cases[0]}{ending}"
     evaluation = read_evaluation(dataset_json, plans, example, tolerances.pop("", 1.0), tolerances)
-    arguments.o.mkdir(parents=True, exist_ok=True)
     rows = evaluate_folders(
         arguments.ref,
         predictions,
