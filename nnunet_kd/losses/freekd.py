@@ -72,8 +72,8 @@ class FreeKDLoss(nn.Module):
     convolution without bias, so the transform of the student runs at the student's width and the squared error is
     summed over the bands (Parseval).
 
-    The prompts are tuned first, on the frozen teacher: :meth:`filtered` is what they leave of its features, from which
-    it still has to segment, and :meth:`redundancy` keeps the tokens apart. Where paper and the authors' code differ:
+    The prompts are tuned first, on the frozen teacher (:meth:`tuning`): from what they leave of its features it still
+    has to segment, and their redundancy keeps the tokens apart. Where paper and the authors' code differ:
     both mask the approximation as well while tuning; only the masks of the details are used later, and only those
     are made here. They sum over tokens, here it is the mean, so that features keep their size. In the code a level has
     one set of tokens, whose mask is that of the sum of its detail bands.
@@ -142,11 +142,15 @@ class FreeKDLoss(nn.Module):
                 )
             return total
 
-    def filtered(self, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
-        """The teacher's features with every detail band multiplied by its mean mask; gradient to the prompts.
+    def tuning(self, teacher: Tensor, projection: FreeKDAdapter) -> tuple[Tensor, Tensor]:
+        """What the prompts are tuned with; gradient to them alone.
+
+        Returns:
+            The teacher's features with every detail band multiplied by its mean mask, in their own floating type, and
+            the redundancy: the mean Dice overlap of different tokens' masks, averaged over the bands, from 0 to 1.
 
         Shape:
-            ``(B, C_T, *spatial)`` to the same, in the same floating type.
+            ``(B, C_T, *spatial)`` to the same and a scalar.
 
         Raises:
             ValueError: For prompts of other features.
@@ -156,36 +160,16 @@ class FreeKDLoss(nn.Module):
             transformed = dwt(features, self.wavelet, self.levels)
             details: list[dict[str, Tensor]] = [dict(level) for level in transformed.details]
             names = band_names(features.ndim - 2)[1:]
+            overlaps = []
             for level, index, band in _details(transformed):
-                mask = projection.prompts.masks(band, level, index).mean(1, keepdim=True)
-                details[level][names[index]] = mask.view(-1, 1, *band.shape[2:]) * band
+                masks = projection.prompts.masks(band, level, index)
+                details[level][names[index]] = masks.mean(1, keepdim=True).view(-1, 1, *band.shape[2:]) * band
+                overlaps.append(_overlap(masks))
             kept = idwt(WaveletCoefficients(transformed.approximation, tuple(details), self.wavelet))
             if kept.dtype != teacher.dtype:  # masks may lift a feature near the end of a half-precision type beyond it
                 kept = kept.clamp(torch.finfo(teacher.dtype).min, torch.finfo(teacher.dtype).max)
-            return kept.to(teacher.dtype)
-
-    def redundancy(self, teacher: Tensor, projection: FreeKDAdapter) -> Tensor:
-        """Mean Dice overlap of different tokens' masks, averaged over the bands; gradient to the prompts.
-
-        Shape:
-            ``(B, C_T, *spatial)`` to a scalar from 0 to 1.
-
-        Raises:
-            ValueError: For prompts of other features.
-        """
-        self._check_prompts(teacher, projection.prompts)
-        with in_single_precision(teacher.detach()) as (features,):
-            overlaps = []
-            for level, index, band in _details(dwt(features, self.wavelet, self.levels)):
-                masks = projection.prompts.masks(band, level, index)
-                products = masks @ masks.transpose(1, 2)
-                squares = products.diagonal(dim1=1, dim2=2)
-                dice = 2 * products / (squares[:, None] + squares[:, :, None]).clamp(min=1e-12)
-                different = 1 - torch.eye(self.tokens, dtype=dice.dtype, device=dice.device)
-                overlaps.append((dice * different).sum((1, 2)).mean() / max(self.tokens * (self.tokens - 1), 1))
-            if not overlaps:
-                return 0 * projection.prompts.tokens.sum()
-            return torch.stack(overlaps).mean()
+            redundancy = torch.stack(overlaps).mean() if overlaps else 0 * projection.prompts.tokens.sum()
+            return kept.to(teacher.dtype), redundancy
 
     def _check_prompts(self, teacher: Tensor, prompts: FrequencyPrompts) -> None:
         expected = (self.levels, 2 ** (teacher.ndim - 2) - 1, self.tokens, *teacher.shape[1:2])
@@ -200,6 +184,16 @@ class FreeKDLoss(nn.Module):
             f"levels={self.levels}, tokens={self.tokens}, wavelet={self.wavelet!r}, "
             f"feature_weight={self.feature_weight:g}"
         )
+
+
+def _overlap(masks: Tensor) -> Tensor:
+    """Mean Dice overlap of different masks, ``(B, tokens, N)`` to a scalar."""
+    tokens = masks.shape[1]
+    products = masks @ masks.transpose(1, 2)
+    squares = products.diagonal(dim1=1, dim2=2)
+    dice = 2 * products / (squares[:, None] + squares[:, :, None]).clamp(min=1e-12)
+    different = 1 - torch.eye(tokens, dtype=dice.dtype, device=dice.device)
+    return (dice * different).sum((1, 2)).mean() / max(tokens * (tokens - 1), 1)
 
 
 def _details(transformed: WaveletCoefficients) -> Iterator[tuple[int, int, Tensor]]:

@@ -342,12 +342,12 @@ class ActivePromptTerm(ActiveStageTerm):
         features = list(step.teacher_features)
         redundancies = []
         for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
-            redundancies.append(self.loss.redundancy(features[j], adapter))
-            features[j] = self.loss.filtered(features[j], adapter)
+            features[j], redundancy = self.loss.tuning(features[j], adapter)
+            redundancies.append(redundancy)
         assert step.teacher is not None
         segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
-        redundancy: Tensor = sum(redundancies[1:], redundancies[0])
-        return segmentation + redundancy / len(redundancies)
+        total: Tensor = sum(redundancies[1:], redundancies[0])
+        return segmentation + total / len(redundancies)
 
     def __str__(self) -> str:
         return f"{super().__str__()}, prompts tuned for {self.prompt_epochs} epochs"

@@ -108,7 +108,7 @@ def test_gradcheck(shape):
 def test_prompts_filter_the_details_and_nothing_else(shape):
     loss, teacher = FreeKDLoss(2), random_maps(shape, 4, 0)
     adapter = adapter_of(loss, 3, 4, len(shape))
-    before, after = (dwt(x, loss.wavelet, 2) for x in (teacher, loss.filtered(teacher, adapter)))
+    before, after = (dwt(x, loss.wavelet, 2) for x in (teacher, loss.tuning(teacher, adapter)[0]))
     torch.testing.assert_close(after.approximation, before.approximation)
     masks = masks_of(loss, adapter, teacher)
     for level, bands in enumerate(before.details):
@@ -130,16 +130,17 @@ def test_redundancy_is_the_mean_overlap_of_different_tokens():
                 for j, b in enumerate(masks)
                 if i != j
             ]
-    torch.testing.assert_close(loss.redundancy(teacher, adapter), torch.stack(overlaps).mean())
+    torch.testing.assert_close(loss.tuning(teacher, adapter)[1], torch.stack(overlaps).mean())
     with torch.no_grad():
         adapter.prompts.tokens.zero_()
-    torch.testing.assert_close(loss.redundancy(teacher, adapter).item(), 1.0)
+    torch.testing.assert_close(loss.tuning(teacher, adapter)[1].item(), 1.0)
 
 
 def test_tuning_reaches_the_prompts_only():
     loss, teacher = FreeKDLoss(), random_maps((8, 6, 9), 8, 1).requires_grad_()
     adapter = adapter_of(loss, 3, 8, 3, size=0.1)
-    (loss.filtered(teacher, adapter).square().mean() + loss.redundancy(teacher, adapter)).backward()
+    filtered, redundancy = loss.tuning(teacher, adapter)
+    (filtered.square().mean() + redundancy).backward()
     assert adapter.prompts.tokens.grad.abs().max() > 0
     assert teacher.grad is None and adapter.phi.weight.grad is None
 
@@ -147,8 +148,8 @@ def test_tuning_reaches_the_prompts_only():
 def test_a_single_voxel_has_no_details():
     loss, teacher = FreeKDLoss(), random_maps((1, 1), 8, 1)
     adapter = adapter_of(loss, 3, 8, 2)
-    torch.testing.assert_close(loss.filtered(teacher, adapter), teacher)
-    assert loss.redundancy(teacher, adapter) == 0
+    torch.testing.assert_close(loss.tuning(teacher, adapter)[0], teacher)
+    assert loss.tuning(teacher, adapter)[1] == 0
     student = random_maps((1, 1), 3, 0)
     torch.testing.assert_close(loss(student, teacher, adapter), 5 * (adapter.phi(student) - teacher).square().mean())
 
@@ -160,7 +161,7 @@ def test_half_precision_features_are_compared_in_single_precision(dtype):
     adapter = loss.projection(3, 8, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(student, teacher, adapter)
-        assert loss.filtered(teacher, adapter).dtype == dtype
+        assert loss.tuning(teacher, adapter)[0].dtype == dtype
     value.backward()
     assert value.dtype == torch.float32 and student.grad.dtype == dtype
     torch.testing.assert_close(value, loss(student.float(), teacher.float(), adapter))
@@ -183,8 +184,8 @@ def test_filtered_half_precision_features_stay_finite():
         for index, name in enumerate(band_names(2)[1:]):
             positive = -1 if name == "ad" else 1
             adapter.prompts.tokens[0, index] = positive * dwt(teacher.float(), "haar", 1).details[0][name].sign()
-    filtered = loss.filtered(teacher, adapter)
-    assert loss.filtered(teacher.float(), adapter).abs().max() > 65504
+    filtered = loss.tuning(teacher, adapter)[0]
+    assert loss.tuning(teacher.float(), adapter)[0].abs().max() > 65504
     assert filtered.dtype == torch.float16 and filtered.isfinite().all()
 
 
@@ -194,7 +195,7 @@ def test_prompts_of_another_loss_are_refused(options):
     student, teacher = random_maps((4, 5), 3, 0), random_maps((4, 5), 8, 1)
     for call in (
         lambda: loss(student, teacher, adapter),
-        *(lambda method=method: method(teacher, adapter) for method in (loss.filtered, loss.redundancy)),
+        lambda: loss.tuning(teacher, adapter),
     ):
         with pytest.raises(
             ValueError, match=r"prompts \(.*\) are not those of 3 levels, 6 tokens and teacher features"

@@ -178,7 +178,7 @@ def test_prompts_of_freekd_are_tuned_with_finite_numbers(pair, levels, tokens, w
     loss = FreeKDLoss(levels, tokens, wavelet)
     _, teacher, both = stage(loss, pair, False, single)
     with torch.autocast("cpu", torch.bfloat16):
-        filtered, redundancy = loss.filtered(teacher, both), loss.redundancy(teacher, both)
+        filtered, redundancy = loss.tuning(teacher, both)
     assert filtered.dtype == teacher.dtype and filtered.isfinite().all()
     assert 0 <= redundancy <= 1 + 1e-5
     (filtered.double().mean() + redundancy).backward()
@@ -346,8 +346,8 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
         for options in ({}, {"levels": 2}, {"tokens": 2}):
             loss, adapter = FreeKDLoss(), FreeKDLoss(**options).projection(*fits)
             finite_or_refused(loss, *pair, adapter)
-            finite_or_refused(loss.filtered, teacher, adapter)
-            finite_or_refused(loss.redundancy, teacher, adapter)
+            for number in range(2):
+                finite_or_refused(lambda *given, number=number: loss.tuning(*given)[number], teacher, adapter)
         for classes in (mask, mask.flatten(0, 1)):
             finite_or_refused(IFVDLoss(), *pair, classes=classes)
             finite_or_refused(IFVDLoss(), *pair, classes=classes, num_classes=label)
