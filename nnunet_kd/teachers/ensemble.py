@@ -43,11 +43,11 @@ class TeacherEnsemble(nn.Module):
         """As :meth:`Teacher.forward`; logits of the resolutions all teachers give."""
         by_grid = []
         features: list[Tensor] = []
-        for teacher in self.teachers:  # only the sum of their features is held
+        for teacher in self.teachers:  # only the mean of their features is held
             scales, stages = teacher(images, logits)
+            stages = [stage / len(self.teachers) for stage in stages]  # before the sum, which half precision may not hold
             by_grid.append({scale.shape[2:]: scale for scale in scales})
             features = [a + b for a, b in zip(features, stages, strict=True)] if features else stages
-        features = [stage / len(self.teachers) for stage in features]
         shared = [grid for grid in by_grid[0] if all(grid in scales for scales in by_grid)]
         return [self._mean([scales[grid] for scales in by_grid]) for grid in shared], features
 

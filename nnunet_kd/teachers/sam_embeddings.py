@@ -20,7 +20,7 @@ from nnunet_kd.teachers.sam import WINDOW
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 STEP = 0.5  # of nnU-Net's sliding window, in patches
-AT_ONCE = 4  # patches: the activations of ViT-H's global attention take 1.6 GiB each
+AT_ONCE = 4  # patches: ViT-H's global attention has 16 x 4096 x 4096 numbers for each
 
 # nnU-Net's normalisation of photographs; undone, so that SAM sees their colours.
 EXACT_COLOURS = "RGBTo01Normalization"
