@@ -45,7 +45,7 @@ class TeacherEnsemble(nn.Module):
         features: list[Tensor] = []
         for teacher in self.teachers:  # only the mean of their features is held
             scales, stages = teacher(images, logits)
-            stages = [stage / len(self.teachers) for stage in stages]  # before the sum, which half precision may not hold
+            stages = [stage / len(self.teachers) for stage in stages]  # first: half precision may not hold a sum
             by_grid.append({scale.shape[2:]: scale for scale in scales})
             features = [a + b for a, b in zip(features, stages, strict=True)] if features else stages
         shared = [grid for grid in by_grid[0] if all(grid in scales for scales in by_grid)]
