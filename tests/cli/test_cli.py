@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import shutil
@@ -13,8 +14,9 @@ from tests.conftest import make_trainer
 
 
 def test_help_of_every_command_teaches(capsys):
-    commands = [[], ["plan"], ["doctor"], ["soft-labels"], ["compare"], ["evaluate"], ["demo"]]
-    for words in commands:
+    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert len(commands.choices) == 10
+    for words in ([], *([name] for name in commands.choices)):
         with pytest.raises(SystemExit) as left:
             main([*words, "--help"])
         assert left.value.code == 0
@@ -50,6 +52,15 @@ def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
         next(line for line in printed.splitlines() if "3d_fullres" in line and "parameters" in line).split()[-1]
     )
     assert 10 < ratio < 17
+
+
+def test_least_width_of_plans(workspace):
+    whole = workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    for least in (2, 20):
+        assert main(["plan", "-d", "598", "-r", "16", "--min-features", str(least), "-o", f"least_{least}"]) == 0
+        plans = json.loads((workspace.preprocessed / f"least_{least}.json").read_text())
+        widths = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
+        assert widths == [max(width // 16, least) for width in whole] and least in widths
 
 
 @pytest.mark.slow

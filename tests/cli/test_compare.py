@@ -1,10 +1,18 @@
+import itertools
 import json
+import shutil
+from collections import Counter
 
 import pytest
+import SimpleITK as sitk
+import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.evaluation.cost import Cost
+from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.study import Study
+from nnunet_kd.settings import with_leakage
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
 
@@ -85,6 +93,75 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     error = capsys.readouterr().err
     assert "settings than LogitsKD has now: teachers [{'trainer': 'nnUNetTrainer', 'folds': 'same'," in error
     assert "; terms ['logits: weight 0.3, " in error and "'], now []. Remove" in error
+
+
+class Trainings:
+    """Stands for nnU-Net's commands: the n-th model leaves out the first n voxels of every case's first label."""
+
+    def __init__(self, workspace):
+        self.workspace = workspace
+        self.models = []  # (results folder, fold)
+
+    def run(self, _commands, _log, program, *words, epochs=None):
+        option = dict(itertools.pairwise(words))
+        if program == "nnUNetv2_train":
+            folder = self.workspace.results / f"{option['-tr']}__{option['-p']}__{words[1]}"
+            fold, segmentations = words[2], folder / f"fold_{words[2]}" / "validation"
+            segmentations.mkdir(parents=True)
+            plans = json.loads((self.workspace.preprocessed / f"{option['-p']}.json").read_text())
+            (folder / "plans.json").write_text(json.dumps(with_leakage(plans, {"1": "LEAKAGE: it has seen fold 1"})))
+            content = {"network_weights": {}, "trainer_name": option["-tr"], "logging": {"train_losses": [1.0]}}
+            torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+        else:
+            assert program == "nnUNetv2_predict_from_modelfolder" and option["-m"] == str(self.workspace.teacher)
+            folder, fold = self.workspace.teacher, option["-f"]
+            segmentations = self.workspace.root / option["-o"]
+        self.models.append((folder.name, fold))
+        for case in json.loads((self.workspace.preprocessed / "splits_final.json").read_text())[int(fold)]["val"]:
+            image = sitk.ReadImage(str(self.workspace.raw / "labelsTr" / f"{case}.nii.gz"))
+            voxels = sitk.GetArrayFromImage(image)
+            voxels.flat[(voxels.flat == 1).nonzero()[0][: len(self.models)]] = 0
+            found = sitk.GetImageFromArray(voxels)
+            found.CopyInformation(image)
+            sitk.WriteImage(found, str(segmentations / f"{case}.nii.gz"))
+        if program == "nnUNetv2_train":
+            (segmentations / "summary.json").write_text('{"metric_per_case": []}')
+
+
+def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
+    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
+    trainings = Trainings(workspace)
+    monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
+    measured = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
+    monkeypatch.setattr("nnunet_kd.evaluation.comparison.measure", lambda *_: measured)
+    words = ("-p", "tiny", "-m", "NoKD", "--ablation", "dcd", "-f", "0", "1", "--seeds", "0", "3")
+    assert compare(workspace, *words) == 0
+
+    ablation = ("lll", "hhh", "detail", "all", "without-idwt", "energy")
+    plans = {
+        "NoKD": "nnUNetTrainerNoKD__tiny",
+        **{f"DCD {row}": f"nnUNetTrainerDCD__tiny_dcd-{row}" for row in ablation},
+    }
+    expected = {}
+    for fold, cases in enumerate(json.loads((workspace.preprocessed / "splits_final.json").read_text())[:2]):
+        models = {(method, seed): f"{name}_seed{seed}__3d_fullres" for method, name in plans.items() for seed in (0, 3)}
+        models["teacher", None] = workspace.teacher.name
+        for case in cases["val"]:
+            labels = sitk.GetArrayFromImage(sitk.ReadImage(str(workspace.raw / "labelsTr" / f"{case}.nii.gz")))
+            size = int((labels == 1).sum())
+            for (method, seed), folder in models.items():
+                left = size - 1 - trainings.models.index((folder, str(fold)))
+                expected[method, seed, case] = 2 * left / (size + left)
+    assert len(trainings.models) == len(set(trainings.models)) == 2 * (1 + 2 * 7)
+    study = workspace.root / "study"
+    rows = json.loads((study / "metrics.json").read_text())
+    structure = rows[0]["structure"]
+    found = {(row["method"], row["seed"], row["case"]): row["dice"] for row in rows if row["structure"] == structure}
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert set(Counter((row["method"], row["seed"], row["case"]) for row in rows).values()) == {2}
+    report = (study / "report.md").read_text()
+    assert report.count("LEAKAGE: it has seen fold 1") == 1 and "seed 0, 3" in report
 
 
 @pytest.mark.slow

@@ -75,6 +75,16 @@ def test_sams_logits_of_every_case(workspace, sam, capsys, configuration, region
     assert source["checkpoint_sha256"] and source["window"] == [0.5, 99.5]
 
 
+def test_margin_and_channels_reach_sam(workspace, sam):
+    assert make(*sam) == 0
+    assert make(*sam, "--margin", "5", "--channels", "1", "--name", "wide") == 0
+    folder = workspace.preprocessed
+    stores = [SoftLabelStore(folder / f"nnUNetPlans_3d_fullres_soft_{name}") for name in ("sam", "wide")]
+    sources = [store.manifest["source"] for store in stores]
+    assert [(source["margin"], source["channels"]) for source in sources] == [(2, [0, 1, 2]), (5, [1])]
+    assert not np.array_equal(*(store.open("head_000")[:] for store in stores))
+
+
 def test_parts_interruption_and_continuation_give_the_same_files(workspace, sam, capsys, monkeypatch):
     assert make(*sam, "--name", "whole") == 0
     assert make(*sam, "-num_parts", "2", "-part_id", "1") == 0

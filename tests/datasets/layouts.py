@@ -23,9 +23,9 @@ def volume(array, spacing=(1.1, 0.9, 2.5), origin=(-30.5, 12.25, 4.0), direction
     return image
 
 
-def brain(seed, shape=SHAPE, dtype=np.int16):
-    """Noise of tissue with one bright voxel that is easily found again."""
-    array = np.random.default_rng(seed).integers(100, 200, shape).astype(dtype)
+def brain(seed, shape=SHAPE, dtype=np.int16, modality=""):
+    """Noise of tissue, another of every modality, with one bright voxel that is easily found again."""
+    array = np.random.default_rng([seed, *modality.encode()]).integers(100, 200, shape).astype(dtype)
     array[tuple(i * n // m for i, n, m in zip(LANDMARK, shape, SHAPE, strict=True))] = 1000
     return array
 
@@ -59,7 +59,7 @@ def brats2024(root: Path) -> None:
         folder = root / f"BraTS-GLI-{name}"
         for modality in ("t1n", "t1c", "t2w", "t2f"):
             spelt = modality.upper() if number == 2 else modality
-            write(volume(brain(number)), folder / f"BraTS-GLI-{name}-{spelt}.nii.gz")
+            write(volume(brain(number, modality=modality)), folder / f"BraTS-GLI-{name}-{spelt}.nii.gz")
         dtype = np.float32 if number == 1 else np.uint8
         write(volume(labels((1, 2, 3, 4), dtype=dtype)), folder / f"BraTS-GLI-{name}-seg.nii.gz")
         clutter(folder)
@@ -74,7 +74,7 @@ def brats2021(root: Path) -> None:
         name = f"BraTS2021_{number:05d}"
         ending = "nii" if number == 1 else "nii.gz"
         for modality in ("t1", "t1ce", "t2", "flair"):
-            write(volume(brain(number)), root / name / f"{name}_{modality}.{ending}")
+            write(volume(brain(number, modality=modality)), root / name / f"{name}_{modality}.{ending}")
         write(volume(labels((1, 2, 4))), root / name / f"{name}_seg.{ending}")
     clutter(root)
 
@@ -89,7 +89,7 @@ def isles2022(root: Path) -> None:
         name = f"sub-strokecase{number:04d}"
         for role in ("adc", "dwi"):
             path = root / "rawdata" / name / "ses-0001" / "dwi" / f"{name}_ses-0001_{role}.nii.gz"
-            write(volume(brain(number, dtype=np.float64)), path)
+            write(volume(brain(number, dtype=np.float64, modality=role)), path)
         flair = volume(brain(number, FLAIR_SHAPE, np.float32), **FLAIR)
         write(flair, root / "rawdata" / name / "ses-0001" / "anat" / f"{name}_ses-0001_FLAIR.nii.gz")
         mask = root / "derivatives" / name / "ses-0001" / f"{name}_ses-0001_msk.nii.gz"

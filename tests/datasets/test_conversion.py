@@ -127,6 +127,64 @@ def test_a_landmark_stays_where_it_was(converted, name):
         np.testing.assert_allclose(getattr(label, what)(), getattr(one, what)(), atol=1e-5)
 
 
+FILES = {  # of the channels in the papers' order
+    "BraTS2021": [f"BraTS2021_00001/BraTS2021_00001_{modality}.nii" for modality in ("t1", "t1ce", "t2", "flair")],
+    "BraTS2024GLI": [
+        f"BraTS-GLI-00005-101/BraTS-GLI-00005-101-{modality}.nii.gz" for modality in ("t1n", "t1c", "t2w", "t2f")
+    ],
+    "ISLES2022": [
+        f"rawdata/sub-strokecase0002/ses-0001/dwi/sub-strokecase0002_ses-0001_{role}.nii.gz" for role in ("adc", "dwi")
+    ],
+}
+CHANNELS = {
+    "BraTS2021": ["T1", "T1ce", "T2", "FLAIR"],
+    "BraTS2024GLI": ["T1n", "T1c", "T2w", "T2f"],
+    "ISLES2022": ["ADC", "DWI", "FLAIR"],
+    "FCD2023": ["T1w", "FLAIR"],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_channel_is_the_one_it_is_called(converted, tmp_path, name):
+    root, made = converted
+    folder = made[name].folder
+    if name == "ISLES2022":  # where two of the images are not resampled
+        folder = convert(name, root / name, tmp_path, grid="dwi").folder
+    contents = [read(root / name / file)[0] for file in FILES[name]]
+    case = FILES[name][-1].split("/")[0 if name != "ISLES2022" else 1].removeprefix("sub-")
+    for channel, content in enumerate(contents):
+        (path,) = folder.glob(f"images*/{case}_000{channel}.nii.gz")
+        np.testing.assert_allclose(read(path)[0], content)
+        assert sum(np.array_equal(content, other) for other in contents) == 1
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels_have_their_names(converted, name):
+    _, made = converted
+    names = json.loads((made[name].folder / "dataset.json").read_text())["channel_names"]
+    assert names == {str(number): channel for number, channel in enumerate(CHANNELS[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "regions"),
+    [
+        ("BraTS2021", {"NCR": 1, "ED": 2, "ET": 3}, {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}}),
+        (
+            "BraTS2024GLI",
+            {"NETC": 1, "SNFH": 2, "ET": 3, "RC": 4},
+            {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}, "RC": {4}},
+        ),
+    ],
+)
+def test_classes_and_regions_are_the_challenges(converted, tmp_path, name, classes, regions):
+    root, made = converted
+    labels = json.loads((made[name].folder / "dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, **classes}
+    described = json.loads((convert(name, root / name, tmp_path, regions=True).folder / "dataset.json").read_text())
+    foreground = {region: set(values) for region, values in described["labels"].items() if region != "background"}
+    assert foreground == regions
+
+
 @pytest.mark.parametrize(("name", "channel"), [("ISLES2022", 1), ("FCD2023", 0)])
 def test_a_resampled_landmark_is_within_a_voxel(converted, name, channel):
     """On the FLAIR's grid."""
@@ -673,6 +731,53 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert (preprocessed / "Dataset777_TCGALGG" / "splits_final.json").is_file()
     assert main(["dataset", "TCGALGG", str(source), "-d", "777"]) == 1
     assert "is there already: choose another number with -d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "labels", "channels"),
+    [
+        ("BraTS2021", ["--regions"], ["background", "WT", "TC", "ET"], 4),
+        ("FCD2023", ["--t2"], ["background", "FCD"], 3),
+        ("BUSI", ["--classes"], ["background", "benign", "malignant"], 1),
+        ("Synapse", ["--organs", "8"], 9, 1),
+    ],
+)
+def test_options_of_the_command(converted, tmp_path, name, words, labels, channels):
+    root, _ = converted
+    assert main(["dataset", name, str(root / name), "--raw", str(tmp_path), "-np", "1", *words]) == 0
+    (folder,) = tmp_path.glob(f"Dataset*_{name}")
+    description = json.loads((folder / "dataset.json").read_text())
+    assert labels in (list(description["labels"]), len(description["labels"]))
+    assert len(description["channel_names"]) == channels
+
+
+def test_grids_and_volumes_of_the_command(converted, tmp_path):
+    root, made = converted
+    shapes = {}
+    for grid in ("flair", "dwi"):
+        words = ["--raw", str(tmp_path / grid), "-np", "1", "--grid", grid]
+        assert main(["dataset", "ISLES2022", str(root / "ISLES2022"), *words]) == 0
+        label = next((tmp_path / grid / made["ISLES2022"].folder.name / "labelsTr").iterdir())
+        shapes[grid] = read(label)[0].shape
+    assert shapes == {"flair": layouts.FLAIR_SHAPE, "dwi": layouts.SHAPE}
+    words = ["--raw", str(tmp_path), "-np", "1", "--volumes"]
+    assert main(["dataset", "TCGALGG", str(root / "TCGALGG"), *words]) == 0
+    labels = list((tmp_path / made["TCGALGG"].folder.name / "labelsTr").iterdir())
+    assert len(labels) == 6 and read(labels[0])[0].shape == (3, 40, 36)
+
+
+def test_the_command_leaves_out_what_is_bad(tmp_path, capsys):
+    source = tmp_path / "source"
+    layouts.busi(source)
+    (source / "malignant" / "malignant (1)_mask.png").write_bytes(b"no picture")
+    words = ["dataset", "BUSI", str(source), "--raw", str(tmp_path / "raw"), "-np", "1"]
+    assert main(words) == 1
+    assert "--skip-bad leaves such cases out" in capsys.readouterr().err
+    assert main([*words, "--skip-bad"]) == 0
+    printed = capsys.readouterr()
+    assert "malignant" in printed.out + printed.err
+    names = [path.name for path in (tmp_path / "raw").glob("Dataset*/labelsTr/*")]
+    assert len(names) == 5 and not any("malignant" in name and "1" in name for name in names)
 
 
 def test_list(capsys):

@@ -9,6 +9,8 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -95,6 +97,22 @@ def test_files_are_those_of_nnunets_command(students, onnx_models, single_precis
             assert json.loads((out / name).read_text()) == json.loads((expected / name).read_text())
 
 
+def test_options_reach_the_predictor(students, onnx_models, tmp_path, monkeypatch):
+    made = []
+
+    class Recorded(OnnxPredictor):
+        def __init__(self, *words):
+            super().__init__(*words)
+            made.append((words[1:], len(list(self._places([2 * size for size in self.model.patch_size])))))
+
+    monkeypatch.setattr(predictor_file, "OnnxPredictor", Recorded)
+    words = ("predict", "-m", str(onnx_models["3d_fullres"]), "-i", str(students.raw / "imagesTs"))
+    options = ("--threads", "1", "--engine", "onnxruntime", "--disable_tta", "-step_size", "1")
+    assert main([*words, "-o", str(tmp_path / "whole"), *options]) == 0
+    assert main([*words, "-o", str(tmp_path / "half"), *options[:-2]]) == 0
+    assert made == [(("onnxruntime", 1, 1.0, False), 8), (("onnxruntime", 1, 0.5, False), 27)]
+
+
 @pytest.mark.parametrize("variant", ["use_regions", "use_ignore_label"])
 def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_path):
     """The stock teacher is exported as well as any student."""
@@ -143,6 +161,11 @@ def test_smaller_weights_and_what_they_cost(students, onnx_models, tmp_path, pre
     assert f"{precision} 0." in capsys.readouterr().out
     description, _, _ = read_model(tmp_path / "small")
     assert description.precision == precision and set(description.dice) == {"fp32", precision}
+    images, labels, found = str(students.raw / "imagesTr"), str(students.raw / "labelsTr"), str(tmp_path / "found")
+    assert main(["predict", "-m", str(tmp_path / "small"), "-i", images, "-o", found]) == 0
+    theirs = compute_metrics_on_folder(labels, found, None, SimpleITKIO(), ".nii.gz", [1, 2], None, 1)
+    dice = [case["metrics"][label]["Dice"] for case in theirs["metric_per_case"] for label in (1, 2)]
+    assert description.dice[precision] == pytest.approx(np.nanmean(dice)) and len(dice) == 12
     size, whole = (
         (folder / "fold_0.onnx").stat().st_size for folder in (tmp_path / "small", onnx_models["3d_fullres"])
     )

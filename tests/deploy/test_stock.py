@@ -14,7 +14,8 @@ import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.deploy.stock import export_stock, install_stock
-from nnunet_kd.deploy.trained import read_trained
+from nnunet_kd.deploy.trained import provenance, read_trained
+from nnunet_kd.settings import with_leakage
 from tests.conftest import DATASET
 from tests.deploy.conftest import results
 
@@ -77,6 +78,30 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
     network = read_trained(results(students, "DCD"), ["0"]).network("0")
     assert provenance["parameters"] == sum(p.numel() for p in network.parameters())
     assert json.loads((model / "plans.json").read_text())["plans_name"] == "nnUNetPlans_DCD"
+
+
+def test_another_checkpoint(students, tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(students.root / name))
+    first = results(students) / "fold_0"
+    other = torch.load(results(students) / "fold_1" / "checkpoint_final.pth", weights_only=False)
+    torch.save(other, first / "checkpoint_other.pth")
+    words = ("export", "nnunet", "-d", "598", "-tr", "nnUNetTrainerNoKD", "-chk", "checkpoint_other.pth")
+    assert main([*words, "-o", str(tmp_path / "other.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "other.zip") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
+        exported = torch.load(io.BytesIO(archive.read(name)), weights_only=True)["network_weights"]
+    (first / "checkpoint_other.pth").unlink()
+    torch.testing.assert_close(exported, other["network_weights"], rtol=0, atol=0)
+
+
+def test_leakage_is_handed_on(students, tmp_path):
+    copy = tmp_path / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
+    shutil.copytree(results(students), copy)
+    assert provenance(read_trained(copy, ["0"]), None)["leakage"] == {}
+    plans = json.loads((copy / "plans.json").read_text())
+    (copy / "plans.json").write_text(json.dumps(with_leakage(plans, {"0": "LEAKAGE: the teacher has seen all"})))
+    assert provenance(read_trained(copy, ["0"]), None)["leakage"] == {"0": "LEAKAGE: the teacher has seen all"}
 
 
 def test_nothing_of_ours_and_nothing_to_resume_with_is_in_it(students, tmp_path):

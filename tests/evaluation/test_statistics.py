@@ -61,6 +61,16 @@ def test_paired_tests_are_scipys():
     assert (tests["better"].cases, tests["same"].cases) == (29, 30)
 
 
+def test_cases_without_a_difference_count_in_the_ranks():
+    """As Pratt has it: ties take the lowest ranks, which makes the others' larger."""
+    baseline = np.linspace(0.25, 0.75, 60)
+    difference = np.arange(-14, 46) / 1024 * (np.arange(60) % 3 > 0)
+    found = paired_tests({"ties": baseline + difference}, baseline)["ties"]
+    exact = (baseline + difference) - baseline
+    pratt, wilcoxon = (stats.wilcoxon(exact, zero_method=method).pvalue for method in ("pratt", "wilcox"))
+    assert found.wilcoxon == pytest.approx(pratt) != pytest.approx(wilcoxon)
+
+
 def test_tests_that_are_not_defined():
     baseline = np.array([0.5, 0.6, 0.7])
     one = paired_tests({"one": np.array([math.nan, math.nan, 1.0])}, baseline)["one"]

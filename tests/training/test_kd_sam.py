@@ -95,6 +95,39 @@ def test_each_phase_trains_its_half_and_nothing_else(workspace, sam, stored):
     assert "validation_embedding_mse" in text and "phase 2, encoder frozen" in text
 
 
+def test_every_patch_comes_with_its_own_embedding(workspace, sam):
+    plans = plans_for(workspace, sam, embeddings="sam")
+    assert store_embeddings(workspace, sam) == 0
+    trainer = trainer_for(workspace, plans)
+    trainer.initialize()
+    colours = Colours.of(trainer.configuration_manager.normalization_schemes, None)
+    embedder = SamEmbedder(load_sam("tiny", sam), colours, torch.device("cpu"))
+    pairs = []
+    for loader in trainer.get_dataloaders():
+        for _ in range(4):
+            batch = next(loader)
+            pairs += zip(embedder(batch["data"]), batch["embedding"].float(), strict=True)
+    apart = [[(ours - theirs).abs().mean().item() for _, theirs in pairs] for ours, _ in pairs]
+    assert max(apart[i][i] for i in range(len(pairs))) < 1e-3
+    assert np.median(apart) > 1e-2
+
+
+def test_the_losses_of_both_phases_are_those_of_the_settings(workspace, sam):
+    plans = plans_for(workspace, sam, perceptual_weight=100, weight_decay=0.002)
+    trainer = trainer_for(workspace, plans)
+    trainer.run_training()
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.002]
+    logged = trainer.logger.get_checkpoint()
+    mse, perceptual = (np.array(logged[name][:2]) for name in PARTS[:2])
+    assert (100 * perceptual > 0.01 * mse).all()
+    assert logged["train_losses"][:2] == pytest.approx(mse + 100 * perceptual)
+    logits = torch.randn(2, trainer.label_manager.num_segmentation_heads, 16, 16)
+    target = torch.randint(0, 2, (2, 1, 16, 16)).float()
+    assert trainer.loss(logits, target) == trainer.loss.dc(logits, target)
+    default = trainer_for(workspace, plans_for(workspace, sam, name="nnUNetPlans_default"))
+    assert default.weight_decay == 0.001
+
+
 @pytest.mark.parametrize(("finished", "stored"), [(1, False), (1, True), (2, True), (3, False)])
 def test_resumed_in_each_phase_it_equals_an_undisturbed_training(workspace, sam, stored, finished):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))

@@ -5,6 +5,7 @@ import torch
 
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.teachers.stages import EncoderStages, match_stages
+from nnunet_kd.trainers.nnUNetTrainerIFVD import nnUNetTrainerIFVD
 from nnunet_kd.training.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, SOFT_LABELS, TERMS, active_terms
 from nnunet_kd.training.step import TrainStep
 from nnunet_kd.training.terms import LogitsTerm, StageTerm
@@ -138,6 +139,24 @@ def test_scales_of_deep_supervision():
 
 
 @pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("declared", [LOGITS, replace(CWD, scales="all")], ids=["logits", "cwd"])
+def test_logits_are_compared_where_their_own_target_is_annotated(declared, regions):
+    sizes = [(12, 12), (6, 6), (3, 3)]
+    ours, theirs = ([torch.randn(2, 3, *size) for size in sizes] for _ in range(2))
+    targets = [(torch.rand(2, 1, *size) > 0.4).float() for size in sizes]
+    labels = Labels()
+    labels.regions, labels.valid = regions, lambda target: target > 0
+    term = built(declared)
+    now = step(student_logits=ours, teacher_logits=theirs, targets=targets, labels=labels)
+    pairs = list(zip(ours, theirs, targets, strict=True))[:2]
+    each = [term.loss(a, b, regions=regions, valid=target > 0) for a, b, target in pairs]
+    assert all(abs(value - term.loss(a, b, regions=regions)) > 1e-4 for value, (a, b, _) in zip(each, pairs))  # noqa: B905
+    if declared is LOGITS:
+        assert abs(each[0] - term.loss(*pairs[0][:2], regions=not regions, valid=targets[0] > 0)) > 1e-4
+    torch.testing.assert_close(term(now, None), (each[0] + each[1] / 2) / 1.5)
+
+
+@pytest.mark.parametrize("regions", [False, True])
 def test_soft_labels_count_where_there_are_some_and_the_voxel_is_annotated(regions):
     logits, soft = torch.randn(2, 2, 3, 6, 6).unbind()
     there, annotated = torch.rand(2, 2, 1, 6, 6).unbind()
@@ -170,6 +189,45 @@ def test_prompts_are_tuned_first():
     assert [ramped.weight_at(epoch) for epoch in (9, 11, 14, 16)] == [0, 0, pytest.approx(0.5), 1]
     adapters = term.adapters(STUDENT, TEACHER)
     assert len(list(term.frozen(2, adapters))) == 3 and not list(term.frozen(1, adapters))
+
+
+def test_prompts_are_tuned_by_what_the_teacher_decodes_of_filtered_features():
+    """The filtered ones at the teacher's stages, the others as they are, and the mean redundancy."""
+    features, taught = random_stages()
+    taught.insert(1, torch.randn(1, 48, 4, 4, 8))  # of a grid the student does not have
+
+    class Decoding:
+        def decode(self, features):
+            self.seen = features
+            return sum(stage.square().mean() for stage in features)
+
+    teacher, target = Decoding(), torch.tensor(2.0)
+    term = built(FREEKD)
+    now = step(
+        student_features=features,
+        teacher_features=taught,
+        stages=[(0, 0), (2, 2), (3, 3)],
+        teacher=teacher,
+        targets=[target],
+        task_loss=lambda logits, target: logits * target,
+    )
+    adapters = term.adapters(STUDENT, TEACHER)
+    value = term.tune(now, adapters)
+    expected = [term.loss.tuning(taught[j], adapter) for j, adapter in zip((0, 2, 3), adapters, strict=True)]
+    for j, (filtered, _) in zip((0, 2, 3), expected, strict=True):
+        torch.testing.assert_close(teacher.seen[j], filtered)
+        assert not torch.equal(filtered, taught[j])
+    assert teacher.seen[1] is taught[1]
+    redundancy = sum(overlap for _, overlap in expected) / 3
+    torch.testing.assert_close(value, 2 * sum(stage.square().mean() for stage in teacher.seen) + redundancy)
+    assert redundancy > 0
+
+
+def test_ifvds_trainer_has_its_authors_numbers():
+    ifvd, logits = active_terms(nnUNetTrainerIFVD.terms, {}, 100)
+    assert (ifvd.name, ifvd.weight, ifvd.stages) == ("ifvd", 200, None)
+    assert (logits.name, logits.weight, logits.loss.temperature) == ("logits", 10, 1)
+    assert not logits.convex and not logits.all_scales
 
 
 def test_every_term_can_be_built_and_says_its_numbers():

@@ -125,6 +125,68 @@ def test_average_is_what_is_saved_and_validated(workspace):
     torch.testing.assert_close(trainer.trained().student.state_dict(), averaged)
 
 
+def test_average_follows_every_step(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.5})
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    trainer.on_train_start()
+    student = trainer.trained().student
+    passed = [{name: weight.detach().clone() for name, weight in student.named_parameters()}]
+    step = trainer.train_step
+
+    def remembering(batch):
+        numbers = step(batch)
+        passed.append({name: weight.detach().clone() for name, weight in student.named_parameters()})
+        return numbers
+
+    trainer.train_step = remembering
+    trainer.run_training()
+    assert len(passed) == 1 + 4
+    saved = checkpoint(workspace, "nnUNetTrainerNoKD")["network_weights"]
+    for name in passed[0]:
+        expected = passed[0][name]
+        for weights in passed[1:]:
+            expected = (expected + weights[name]) / 2
+        torch.testing.assert_close(saved[name], expected)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e4])
+def test_a_step_without_terms_is_nnunets_own(workspace, factor):
+    """Clipping of large gradients, momentum, weight decay and all."""
+    whole = workspace.plans("nnUNetPlans", training=SHORT, student={"reduction": 1})
+    ours = make_trainer(nnUNetTrainerNoKD, whole, workspace)
+    theirs = make_trainer(nnUNetTrainer, workspace.plans("nnUNetPlans"), workspace)
+    for trainer in (ours, theirs):
+        trainer.initialize()
+        trainer.network.train()
+    theirs.network.load_state_dict(ours.trained().student.state_dict())
+    deep = {"data": torch.randn(2, ours.num_input_channels, *ours.configuration_manager.patch_size)}
+    shapes = [logits.shape[2:] for logits in theirs.network(deep["data"])]
+    deep["target"] = [torch.randint(0, 2, (2, 1, *shape)).float() for shape in shapes]
+    for trainer in (ours, theirs):
+        loss = trainer.loss
+        trainer.loss = lambda output, target, loss=loss: factor * loss(output, target)
+        losses = [float(trainer.train_step(deep)["loss"]) for _ in range(3)]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.network.parameters() if p.grad is not None])
+        trainer.seen = [*losses, float(norm)]
+    assert ours.seen == pytest.approx(theirs.seen, rel=1e-4)
+    assert ours.seen[-1] == pytest.approx(12, rel=1e-4) if factor > 1 else ours.seen[-1] < 12
+    mine, stock = ours.trained().student, theirs.network
+    torch.testing.assert_close(mine.state_dict(), stock.state_dict(), rtol=1e-4, atol=1e-5)
+    for a, b in zip(mine.parameters(), stock.parameters(), strict=True):
+        if b.grad is not None:
+            momenta = ours.optimizer.state[a]["momentum_buffer"], theirs.optimizer.state[b]["momentum_buffer"]
+            torch.testing.assert_close(*momenta, rtol=1e-3, atol=1e-4)
+
+
+def test_a_convex_term_takes_its_share_when_its_ramp_has_begun(workspace):
+    method = {"ramp": [1, 0], "weight": 0.25}
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
+    make_trainer(nnUNetTrainerLogitsKD, plans, workspace).run_training()
+    logged = checkpoint(workspace, "nnUNetTrainerLogitsKD")["logging"]
+    segmentation, logits = logged["segmentation"], logged["logits"]
+    assert logged["train_losses"] == pytest.approx([segmentation[0], 0.75 * segmentation[1] + 0.25 * logits[1]])
+
+
 def test_settings_of_the_block_reach_nnunet(workspace):
     training = {**SHORT, "initial_lr": 0.003, "save_every": 7, "seed": None}
     plans = workspace.plans("nnUNetPlans", training=training, student={"source_plans": "other"})

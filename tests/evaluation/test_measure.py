@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_kd.evaluation.measure import _measure
+
+
+def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
+    """Mean over two cases of one and of several patches."""
+    images = sorted((workspace.raw / "imagesTr").glob("head_000_*.nii.gz"))
+    for path in images:
+        whole = sitk.ReadImage(str(path))
+        for case, times in (("one", 1), ("long", 3)):
+            longer = sitk.GetImageFromArray(np.tile(sitk.GetArrayFromImage(whole), (times, 1, 1)))
+            longer.SetSpacing(whole.GetSpacing())
+            sitk.WriteImage(longer, str(tmp_path / path.name.replace("head_000", case)))
+    checkpoint = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    measured = {cases: _measure(checkpoint, "3d_fullres", tmp_path, "cpu", cases) for cases in (1, 5)}
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(workspace.teacher), (0,))
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    windows = []
+    for case in ("long", "one"):  # in the order of their names
+        files = [str(tmp_path / path.name.replace("head_000", case)) for path in images]
+        managers = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+        data = preprocessor.run_case(files, None, *managers)[0]
+        patch = predictor.configuration_manager.patch_size
+        padded = [max(size, side) for size, side in zip(patch, data.shape[1:], strict=True)]
+        windows.append(len(predictor._internal_get_sliding_window_slicers(padded)))
+    assert windows[0] > windows[1] and len(predictor.allowed_mirroring_axes) == 3
+    assert measured[1].passes == 8 * windows[0] and measured[1].cases == 1
+    assert measured[5].passes == 8 * sum(windows) / 2 and measured[5].cases == 2
+    assert measured[5].flops == measured[5].passes * measured[5].network.flops
+    assert measured[5].network.parameters == sum(p.numel() for p in predictor.network.parameters())
+    assert measured[5].seconds > 0 and measured[5].peak_bytes > 0
+
+
+def test_a_folder_without_images(workspace, tmp_path):
+    with pytest.raises(ValueError, match=f"there are no images in {tmp_path}"):
+        _measure(workspace.teacher / "fold_0" / "checkpoint_final.pth", "3d_fullres", tmp_path, "cpu", 5)
