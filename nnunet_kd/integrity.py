@@ -1,8 +1,9 @@
-"""Images that were cut off: what readers do not say."""
+"""Whether files are what they were: images that were cut off, of which readers do not say; digests."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import struct
 import zlib
@@ -43,6 +44,15 @@ def is_whole(path: Path) -> bool:
     except (ValueError, OSError):
         return False
     return path.is_file()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _nifti_length(start: bytes) -> int:

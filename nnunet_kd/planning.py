@@ -151,22 +151,15 @@ def student_plans(
                 "nnUNetv2_plan_experiment"
             )
         if other is not None:
-            if "features_per_stage" in other.shared:
-                _reducible_arguments(content["architecture"], configuration)
-            content["architecture"] = _other_network(content["architecture"], other, regions)
-            if other.batch_size is not None:
-                content["batch_size"] = other.batch_size
-            if other.largest_batch is not None and "batch_size" in content:
-                content["batch_size"] = min(content["batch_size"], other.largest_batch)
-            if not other.reducible:
-                continue
-        arguments = _reducible_arguments(content["architecture"], configuration)
-        before = arguments["features_per_stage"]
-        after = (
-            list(widths[configuration]) if configuration in widths else reduce_widths(before, reduction, min_features)
-        )
-        _check_widths(after, len(before), configuration)
-        arguments["features_per_stage"] = after
+            _change_network(content, other, regions, configuration)
+        if other is None or other.reducible:
+            arguments = _reducible_arguments(content["architecture"], configuration)
+            before = arguments["features_per_stage"]
+            after = list(
+                widths[configuration] if configuration in widths else reduce_widths(before, reduction, min_features)
+            )
+            _check_widths(after, len(before), configuration)
+            arguments["features_per_stage"] = after
     if name is not None:
         reduced["plans_name"] = name
     reduced[BLOCK] = {**reduced.get(BLOCK, {}), "student": asdict(settings)}
@@ -220,6 +213,17 @@ def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
     if not kept:
         raise ValueError(f"{network} sees slices, and {plans['plans_name']} has no 2d configuration")
     return kept
+
+
+def _change_network(content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str) -> None:
+    """Of a configuration that has its own: another, with a batch that it can have."""
+    if "features_per_stage" in network.shared:
+        _reducible_arguments(content["architecture"], configuration)
+    content["architecture"] = _other_network(content["architecture"], network, regions)
+    if network.batch_size is not None:
+        content["batch_size"] = network.batch_size
+    if network.largest_batch is not None and "batch_size" in content:
+        content["batch_size"] = min(content["batch_size"], network.largest_batch)
 
 
 def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:

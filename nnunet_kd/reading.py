@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,8 +60,7 @@ def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
     for key in ("labels", "file_ending"):
         if key not in content:
             raise ValueError(f"{what}{path} has no {key!r}: it is no dataset.json of nnU-Net")
-    channels = content.get("channel_names", content.get("modality"))
-    if not isinstance(content["labels"], dict) or not isinstance(channels, dict | None):
+    if not isinstance(content["labels"], dict) or not isinstance(channel_names(content), dict | None):
         raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: labels and channel_names are objects")
     if not isinstance(content["file_ending"], str):
         raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: file_ending is {content['file_ending']!r}")
@@ -70,6 +70,11 @@ def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: label {name!r} is {value!r}") from error
     return content
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> Any:
+    """Number of a channel -> its name, of nnU-Net's ``dataset.json`` or of one from before nnU-Net v2."""
+    return dataset_json.get("channel_names", dataset_json.get("modality", {}))
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

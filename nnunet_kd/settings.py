@@ -3,18 +3,19 @@
 A plans file may carry one block at its top level; every key has a default::
 
     "nnunet_kd": {
-      "student":  {"source_plans": "nnUNetPlans", "reduction": 4, "min_features": 8},
+      "student":  {"source_plans": null, "reduction": 4, "min_features": 8},
       "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
                    "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false,
                    "precision": null},
-      "training": {"num_epochs": 1000, "num_iterations_per_epoch": 250, "num_val_iterations_per_epoch": 50,
-                   "initial_lr": 0.01, "save_every": 50, "seed": 1234, "ema_decay": null,
+      "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
+                   "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null},
-      "method":   {"weight": 0.01, "ramp": [0.15, 0.8], "levels": 3}
+      "method":   {}
     }
 
-``teacher`` may be a list of such objects. ``method`` holds keywords of the trainer's term; ``"add": [{"name": ...}]``
-adds further terms, ``"terms": [{"name": ...}]`` replaces the trainer's.
+Without ``student`` a trainer reduces by its own factor. ``teacher`` may be a list of such objects. ``method`` holds
+keywords of the trainer's term; ``"add": [{"name": ...}]`` adds further terms, ``"terms": [{"name": ...}]`` replaces the
+trainer's.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_student_is_the_reduced_teacher(name):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys):
-    """The commands of plans/README.md, in its order."""
+    """The commands of plans/README.md, in its order, as far as the trainings; what these look for is there."""
     for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(folder, str(tmp_path / folder))
         (tmp_path / folder).mkdir()
@@ -55,8 +56,12 @@ def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys
     assert main(["dataset", kind, str(tmp_path / "source"), "-np", "1"]) == 0
     readme = (FOLDER / "README.md").read_text().replace("Dataset501_BraTS2024GLI", name).replace("501", name[7:10])
     lines = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
-    shell, preprocess = "\n".join(["set -e", *lines[:-1]]), shlex.split(lines[-1])
-    subprocess.run(["bash", "-c", shell], cwd=FOLDER.parent, check=True)
+    place = next(number for number, line in enumerate(lines) if line.startswith("nnUNetv2_preprocess "))
+    shell, preprocess = "\n".join(["set -e", *lines[:place]]), shlex.split(lines[place])
+    trainings = [shlex.split(line)[:4] for line in lines[place + 1 : place + 3]]
+    assert trainings == 2 * [["nnUNetv2_train", name[7:10], "3d_fullres", "0"]]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", shell], cwd=FOLDER.parent, check=True, env={**os.environ, "PATH": path})
     ended = run_killed(entry_point, *preprocess, "-np", "1", log=tmp_path / "log", environment=dict(os.environ))
     assert ended.exit_code == 0, ended.output
     cases = json.loads((tmp_path / "nnUNet_raw" / name / "dataset.json").read_text())["numTraining"]

@@ -42,8 +42,6 @@ def test_block_of_defaults():
     for section, kind in (("student", StudentSettings), ("teacher", TeacherSettings), ("training", TrainingSettings)):
         expected = {entry.name: getattr(kind(), entry.name) for entry in fields(kind)}
         expected.pop("leakage", None)  # written by the trainer
-        if section == "student":
-            expected["source_plans"] = "nnUNetPlans"
         assert block[section] == expected
     read_settings({"nnunet_kd": block})
     expected = plain(defaults_of(DCD))

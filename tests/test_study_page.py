@@ -106,6 +106,17 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     with pytest.raises(ValueError, match="runs has runs of DCD's ablation, .* with another teacher: remove them"):
         filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
+    record, summary = Record("ablation", tmp_path / "study" / "runs"), tmp_path / "validation" / "summary.json"
+    record.check_teacher(tmp_path, 40)  # nnU-Net has not validated it
+    summary.parent.mkdir()
+    for dice, epochs, right in ((0.7, 40, True), (0.71, 40, False), (0.7, 60, False)):
+        cases = [{"metrics": {"1": {"Dice": value}}} for value in (dice - 0.1, dice + 0.1, math.nan)]
+        summary.write_text(json.dumps({"metric_per_case": cases}))
+        if right:
+            record.check_teacher(tmp_path, epochs)
+            continue
+        with pytest.raises(ValueError, match="with another teacher: remove them"):
+            record.check_teacher(tmp_path, epochs)
     changed = {**PARTS["ablation"].rows, STRONG: {"trainer": "DCD", "method": {"weight": 0.2}}}
     part = PARTS["ablation"]
     monkeypatch.setitem(PARTS, "ablation", Part(part.title, part.short, part.data, 4, changed))

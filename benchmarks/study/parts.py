@@ -94,7 +94,8 @@ class Part:
         recipe = {} if "terms" in method else trainer.recipe
         training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
         terms = active_terms(trainer.terms, method, training["num_epochs"])
-        settings = {"trainer": trainer.__name__, "training": training, "terms": [str(term) for term in terms]}
+        said = [f"{term}{term.options.removeprefix(term.name)}" for term in terms]
+        settings = {"trainer": trainer.__name__, "training": training, "terms": said}
         if self.precision is not None and any(term.needs_teacher for term in terms):
             settings["precision"] = self.precision
         return settings
@@ -232,12 +233,13 @@ both from epoch 3 on, but ends with 428 voxels of a case called anterior that ar
 centre; NoKD has 4 of them. So the rows far below NoKD came off this plateau too late for the schedule, or not
 wholly."""
 BANDS = """\
-As in the paper's Table 4 the directional bands are the best choice, and what has the coarsest band in it harms:
-alone it costs 8.5 points, with all others 2.5. Two of its rows are not found again. The band that is highest along
-every axis is not below NoKD here. And nothing is lost without the inverse transform: ours is orthonormal, so both
-are the same sum of squares and differ in what it is divided by, as if the weight were a third larger; the authors'
-does not invert itself. One mean of all levels, as the equation has it, is 1.2 points below the mean a level, as the
-code has it. NoKD's third seed is four points below its others, so differences to it are mostly of that seed."""
+The directional bands, the best choice in the paper's Table 4, and all details are level here; what has the
+approximations in it harms: alone they cost 8.5 points, with all other bands 2.5. Two of its rows are not found again.
+The band that is high-pass along every axis is not below NoKD here. And nothing is lost without the inverse transform:
+ours is orthonormal, so both are the same sum of squares and differ in what it is divided by, as if the weight were a
+third larger; the authors' does not invert itself. One mean of all levels, as the equation has it, is 1.2 points below
+the mean a level, as the code has it. NoKD's third seed is four points below its others, so differences to it are mostly
+of that seed."""
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed", "pruned")}
 ABLATION = {  # of a DCD that has an effect
     **{name: METHODS[name] for name in (BASELINE, STRONG)},

@@ -30,6 +30,14 @@ def mean_dice(entry: Mapping[str, Any]) -> float:
     return float(sum(values) / len(values))
 
 
+def validated_dice(summary: Path) -> float:
+    """The same of nnU-Net's summary."""
+    cases = json.loads(summary.read_text())["metric_per_case"]
+    values = [structure["Dice"] for case in cases for structure in case["metrics"].values()]
+    known = [value for value in values if not math.isnan(value)]
+    return float(sum(known) / len(known))
+
+
 class Record:
     """What was measured of a part: a file with a line (JSON) for the teacher and for every run.
 
@@ -76,6 +84,26 @@ class Record:
         wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
         return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
 
+    def check_teacher(self, fold: Path, epochs: int) -> None:
+        """That a teacher is the one whose students are kept, before others are trained.
+
+        Args:
+            fold: Its results, where nnU-Net's validation of it may be.
+            epochs: For how many it was trained.
+
+        Raises:
+            ValueError: Where it is another, as far as these tell.
+        """
+        known = self._entries.get((TEACHER, None))
+        summary = fold / "validation" / "summary.json"
+        if known is None:
+            return
+        if known["epochs"] != epochs or (summary.is_file() and abs(validated_dice(summary) - mean_dice(known)) > SAME):
+            raise self._another_teacher()
+
+    def _another_teacher(self) -> ValueError:
+        return ValueError(f"{self.folder} has runs of {self.part.title} with another teacher: remove them")
+
     def add(self, folder: Path, seed: int, teacher_epochs: int) -> None:
         """What ``nnunet_kd compare`` has written to its folder, of one seed.
 
@@ -114,9 +142,7 @@ class Record:
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
                     if known["cases"] != entry["cases"] or abs(mean_dice(known) - mean_dice(entry)) > SAME:
-                        raise ValueError(
-                            f"{self.folder} has runs of {self.part.title} with another teacher: remove them"
-                        )
+                        raise self._another_teacher()
                     continue
             self._own[method, entry["seed"]] = entry
         self._entries |= self._own

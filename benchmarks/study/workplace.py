@@ -105,11 +105,10 @@ class Workplace:
             self.command("nnUNetv2_train", *words, *self.on, *begun)
         return {"trainer": trainer, "plans": TEACHER_PLANS}
 
-    def epochs_of(self, data: Data, teacher: Mapping[str, str], fold: int) -> int:
-        """For how many a teacher was trained."""
+    def results_of(self, data: Data, teacher: Mapping[str, str], fold: int) -> Path:
+        """A teacher's fold."""
         folder = f"{teacher['trainer']}__{teacher['plans']}__{CONFIGURATION}"
-        checkpoint = read_checkpoint(self.results / data.folder / folder / f"fold_{fold}" / "checkpoint_final.pth")
-        return int(checkpoint["current_epoch"])
+        return self.results / data.folder / folder / f"fold_{fold}"
 
     def write_plans(self, data: Data, name: str, reduction: int, block: Mapping[str, Any]) -> None:
         """Plans of a student with settings."""
@@ -120,11 +119,16 @@ class Workplace:
 
     def compare(self, name: str, seed: int, record: Record) -> None:
         """Trains and measures what the record has not, a few rows at a time."""
+        if not record.missing(seed):
+            return
         part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
         plans = f"study_r{part.reduction}" + (f"_fold{part.fold}" if part.fold else "")
         plans += f"_{part.schedule['num_epochs']}_epochs" if part.training else ""
         teacher = self.teacher(data, part.fold)
+        taught_by = self.results_of(data, teacher, part.fold)
+        epochs = int(read_checkpoint(taught_by / "checkpoint_final.pth")["current_epoch"])
+        record.check_teacher(taught_by, epochs)
         if part.precision is not None:
             teacher["precision"] = part.precision
         block = {"training": part.schedule, "teacher": teacher, "method": {}}
@@ -136,4 +140,4 @@ class Workplace:
             rows.write_text(json.dumps({row: part.rows[row] for row in missing}, indent=4))
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
-            record.add(folder, seed, self.epochs_of(data, teacher, part.fold))
+            record.add(folder, seed, epochs)

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder, required
-    from nnunet_kd.evaluation.commands import default_device
+    from nnunet_kd.cli.device import default_device
     from nnunet_kd.evaluation.comparison import compare_methods
     from nnunet_kd.evaluation.study import Study
     from nnunet_kd.teachers.architecture import check_networks, plans_errors

@@ -9,7 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.evaluation.commands import Commands, default_device
+from nnunet_kd.cli.device import default_device
+from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.integrity import is_whole
 from nnunet_kd.reading import read_plans
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     checks: list[Callable[[], str]] = [_packages, _device, _paths, _trainers]
     if arguments.d is not None:
-        experiment = _Experiment(arguments)
+        experiment = _Checks(arguments)
         checks += [experiment.read_plans, experiment.preprocessed]
         checks += [experiment.cases] if arguments.cases else []
         checks += [experiment.find_trainer, experiment.teacher]
@@ -131,7 +131,7 @@ def _lookup_finds(trainer: str) -> bool:
     return True
 
 
-class _Experiment:
+class _Checks:
     """The checks of one student."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -183,6 +183,11 @@ class _Experiment:
                 f"nothing is preprocessed in {self.folder / identifier}. "
                 f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder)} -plans_name {self.arguments.p} "
                 f"-c {self.arguments.c}"
+            )
+        if not (self.folder / "dataset_fingerprint.json").is_file():  # nnU-Net copies it to the results
+            raise ValueError(
+                f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training begins. "
+                f"Mend: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder)}"
             )
         listed = read_dataset_json(self.folder / "dataset.json").get("numTraining", cases)
         beside = "" if listed == cases else f", dataset.json says {listed}"

@@ -20,8 +20,10 @@ data, with a manifest; a file is whole or not there.
       three of the input channels as red, green and blue; a point in every component instead of a box
   nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher
       an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
-      plans); each case by the fold that was not trained on it, whatever folds the plans name. -f 0 has fold 0 do
-      all cases.
+      plans); each case by the fold that was not trained on it, whatever folds the plans name
+  nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher -f 0 --name fold_0
+      fold 0 does all cases, for students of fold 0. Other folds have seen such a student's validation cases: a student
+      that learns from any of them, as from the store above, has that said with its results.
   nnunet_kd soft-labels -d 501 -c 2d --embeddings --sam vit_h --checkpoint sam_vit_h_4b8939.pth
       instead of logits SAM's image embeddings, for nnUNetTrainerKDSAM: of every patch nnU-Net's sliding window cuts
       from a slice, 2 MiB each before compression; no prompts. Name the store in the plans:
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
-    from nnunet_kd.evaluation.commands import default_device
+    from nnunet_kd.cli.device import default_device
     from nnunet_kd.teachers.nnunet import Experiment
     from nnunet_kd.teachers.preprocessed import PreprocessedCases
     from nnunet_kd.teachers.sam import SamSettings

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.integrity import file_digest
 from nnunet_kd.reading import read_dataset_json, read_json, read_plans
-from nnunet_kd.teachers.soft_labels import file_digest
 from nnunet_kd.writing import write_whole
 
 FORMAT = 1

@@ -27,6 +27,7 @@ from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
 from nnunet_kd.images import channel_of, images_by_case, in_order
 from nnunet_kd.integrity import check_whole
+from nnunet_kd.reading import channel_names
 from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
 
@@ -76,7 +77,7 @@ class OnnxPredictor:
             labels = self._manager.get_label_manager(self.dataset_json)
             self._heads: int = labels.num_segmentation_heads
             self._preprocessor = self._configuration.preprocessor_class(verbose=False)
-        self.channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+        self.channels = len(channel_names(self.dataset_json))
         axes = tuple(self.model.mirroring or ()) if mirroring else ()
         self._flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
         self._patch = tuple(self.model.patch_size)

@@ -90,10 +90,3 @@ class Commands:
             self.say(f"    {text}")
         elif text.startswith("Epoch ") and text[6:].isdecimal():
             self.say(f"    epoch {int(text[6:]) + 1}" + (f" of {epochs}" if epochs else ""))
-
-
-def default_device() -> str:
-    """``"cuda"`` where there is such a device, else ``"cpu"``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

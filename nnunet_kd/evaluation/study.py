@@ -17,7 +17,7 @@ from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.runs import Run
 from nnunet_kd.images import images_by_case, in_order, link_cases
 from nnunet_kd.integrity import check_whole
-from nnunet_kd.reading import read_dataset_json, read_json, read_splits
+from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
 from nnunet_kd.teachers.nnunet import Experiment, find_trainer, validated_cases
 from nnunet_kd.writing import not_written, write_whole
@@ -238,12 +238,8 @@ class Study:
         source, ending = self.raw / "imagesTr", self.dataset_json["file_ending"]
         there = images_by_case(source, ending) if source.is_dir() else {}
         cases = {case: there.get(case, {}) for case in self.cases_of(fold)}
-        return link_cases(self.out / "images" / f"fold_{fold}", in_order(cases, self.channels, source, ending))
-
-    @property
-    def channels(self) -> int:
-        """Of a case."""
-        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+        channels = len(channel_names(self.dataset_json))
+        return link_cases(self.out / "images" / f"fold_{fold}", in_order(cases, channels, source, ending))
 
     def predict(self, model_folder: Path, fold: int, checkpoint: str = FINAL) -> Path:
         """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,26 +242,3 @@ def _interval(interval: Interval, sign: str = "") -> str:
 
 def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else ("< 0.0001" if p < 1e-4 else f"{p:.4f}")
-
-
-def as_records(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, object]]:
-    """For JSON: plain numbers, ``None`` where there is none."""
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    def interval(entry: Interval) -> list[float | None]:
-        return [number(entry.value), number(entry.low), number(entry.high)]
-
-    return {
-        name: {
-            "dice": interval(one.dice),
-            "difference": interval(one.difference),
-            "cases": one.tests.cases,
-            "p_t": number(one.tests.t),
-            "p_wilcoxon": number(one.tests.wilcoxon),
-            "p_wilcoxon_holm": number(one.tests.wilcoxon_holm),
-            "gap_closed": None if one.gap is None else interval(one.gap),
-        }
-        for name, one in comparisons.items()
-    }

@@ -11,19 +11,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.features import (
     MOST_LEVELS,
     check_count,
     check_features,
     check_wavelet,
-    energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
     projected,
 )
+from nnunet_kd.losses.residual import residual_cost
 from nnunet_kd.wavelets import Bands, select_bands, selected_components
 
 LevelWeighting = Literal["level_mean", "energy"]
@@ -120,7 +119,7 @@ class DCDLoss(nn.Module):
     def _energies_of_pair(self, student: Tensor, teacher: Tensor, weight: Tensor) -> list[Any]:
         """Squared norm a level of ``weight @ bands(student) - bands(teacher)``."""
         return [
-            sum(_ResidualEnergy.apply(s.flatten(2), weight, t.flatten(2)) for s, t in zip(*parts, strict=True))
+            sum(residual_cost(s, weight, t) for s, t in zip(*parts, strict=True))
             for parts in zip(self._select(student), self._select(teacher), strict=True)
         ]
 
@@ -157,30 +156,3 @@ def _sizes(
         voxels.append(spatial.numel())
         spatial = torch.Size((length + 1) // 2 for length in spatial)
     return voxels, [sum(part.numel() for part in level) for level in selected]
-
-
-class _ResidualEnergy(torch.autograd.Function):
-    """``||W s - t||^2`` whose gradient is taken at once, so that nothing of the teacher's width is kept.
-
-    Shape:
-        s ``(B, C_S, N)``, W ``(C_T, C_S)``, t ``(B, C_T, N)`` to a scalar.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor) -> Tensor:
-        residual = torch.baddbmm(teacher, weight.expand(student.shape[0], -1, -1), student, beta=-1)
-        by_student = weight.t() @ residual if ctx.needs_input_grad[0] else None
-        by_weight = (residual @ student.transpose(1, 2)).sum(0) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(by_student, by_weight)
-        return energy(residual)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        by_student, by_weight = ctx.saved_tensors
-        gradient = 2 * gradient
-        return (
-            None if by_student is None else gradient * by_student,
-            None if by_weight is None else gradient * by_weight,
-            None,
-        )

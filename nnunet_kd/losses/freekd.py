@@ -7,11 +7,9 @@ Authors' code: https://github.com/Gumpest/FreeKD
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.features import (
     MOST_LEVELS,
@@ -19,12 +17,12 @@ from nnunet_kd.losses.features import (
     check_features,
     check_number,
     check_wavelet,
-    energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
     projected,
 )
+from nnunet_kd.losses.residual import residual_cost
 from nnunet_kd.wavelets import WaveletCoefficients, band_names, dwt, idwt
 
 MOST_TOKENS = 1000
@@ -129,17 +127,14 @@ class FreeKDLoss(nn.Module):
                 student = projected(student, teacher, phi)
                 weight = torch.eye(teacher.shape[1], dtype=teacher.dtype, device=teacher.device)
             narrow, wide = dwt(student, self.wavelet, self.levels), dwt(teacher, self.wavelet, self.levels)
-            total: Tensor = _residual_cost(
-                narrow.approximation, weight, wide.approximation, None, 0.0, self.feature_weight / size
-            )
+            square = self.feature_weight / size
+            total = residual_cost(narrow.approximation, weight, wide.approximation, square)
             maps = teacher.shape[0] * teacher.shape[1]
             coefficients = [maps * sum(band[0, 0].numel() for band in level.values()) for level in wide.details]
             for (level, index, band), (_, _, taught) in zip(_details(narrow), _details(wide), strict=True):
                 with torch.no_grad():
                     mask = prompts.masks(taught, level, index).mean(1, keepdim=True)
-                total = total + _residual_cost(
-                    band, weight, taught, mask, 1 / coefficients[level], self.feature_weight / size
-                )
+                total = total + residual_cost(band, weight, taught, square, 1 / coefficients[level], mask)
             return total
 
     def tuning(self, teacher: Tensor, projection: FreeKDAdapter) -> tuple[Tensor, Tensor]:
@@ -203,47 +198,3 @@ def _details(transformed: WaveletCoefficients) -> Iterator[tuple[int, int, Tenso
         for index, name in enumerate(names):
             if bands[name].numel():
                 yield level, index, bands[name]
-
-
-def _residual_cost(
-    student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
-) -> Tensor:
-    cost: Tensor = _ResidualCost.apply(student.flatten(2), weight, teacher.flatten(2), mask, absolute, square)
-    return cost
-
-
-class _ResidualCost(torch.autograd.Function):
-    """``sum(absolute * mask * |r| + square * r^2)`` of ``r = W s - t``; the gradient is taken at once, so that
-    nothing of the teacher's width is kept.
-
-    Shape:
-        s ``(B, C_S, N)``, W ``(C_T, C_S)``, t ``(B, C_T, N)``, mask ``(B, 1, N)`` to a scalar.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor | None, absolute: float, square: float
-    ) -> Tensor:
-        residual = torch.baddbmm(teacher, weight.expand(student.shape[0], -1, -1), student, beta=-1)
-        cost = square * energy(residual) if square else residual.new_zeros(())  # a sum of squares may be infinite
-        slope = 2 * square * residual
-        if mask is not None:
-            cost = cost + absolute * (mask * residual.abs().sum(1, keepdim=True)).sum()
-            slope = slope.addcmul_(residual.sign_(), mask, value=absolute)
-        by_student = weight.t() @ slope if ctx.needs_input_grad[0] else None
-        by_weight = (slope @ student.transpose(1, 2)).sum(0) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(by_student, by_weight)
-        return cost
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_student, by_weight = ctx.saved_tensors
-        return (
-            None if by_student is None else gradient * by_student,
-            None if by_weight is None else gradient * by_weight,
-            None,
-            None,
-            None,
-            None,
-        )

@@ -85,7 +85,7 @@ class DistilledEncoder(nn.Module):
         return embedding
 
 
-class PromptlessDecoder(nn.Module):
+class SamDecoder(nn.Module):
     """SAM's prompt encoder and mask decoder, asked for one mask a structure without any prompt.
 
     Args:
@@ -198,7 +198,7 @@ class KDSAM(nn.Module):
         if structures < 1:
             raise ValueError(f"{num_classes} output channel with a background leaves no structure")
         self.encoder = DistilledEncoder(input_channels, blocks, embedding_channels, image_size)
-        self.decoder = PromptlessDecoder(
+        self.decoder = SamDecoder(
             structures, background, embedding_channels, image_size, mlp_dim, num_heads, mask_channels, deep_supervision
         )
 

@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.reading import read_dataset_json, read_json, read_plans, read_splits
+from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_plans, read_splits
 from nnunet_kd.settings import TeacherSettings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks, load_network, plans_errors
 from nnunet_kd.teachers.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
@@ -209,7 +209,7 @@ def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
 def _facts(experiment: Experiment) -> dict[str, Any]:
     plans, dataset = experiment.plans, experiment.dataset_json
     configuration = PlansManager(plans).get_configuration(experiment.configuration).configuration
-    channels = list(dataset.get("channel_names", dataset.get("modality", {})).values())
+    channels = list(channel_names(dataset).values())
     schemes = configuration["normalization_schemes"]
     facts = {
         "number of input channels": len(channels),
@@ -355,7 +355,7 @@ def _read(files: TeacherFiles) -> dict[str, Any]:
 
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
     network = load_network(
-        lambda: build_network(checkpoint["trainer_name"], files.experiment),
+        lambda: build_network(find_trainer(checkpoint["trainer_name"]), files.experiment),
         checkpoint["network_weights"],
         files.checkpoint,
         files.trust_checkpoint,
@@ -418,13 +418,13 @@ def find_trainer(name: str) -> Any:
         raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
 
 
-def build_network(trainer_name: str, experiment: Experiment) -> nn.Module:
+def build_network(trainer: Any, experiment: Experiment) -> nn.Module:
     """The network a trainer class builds from plans, without deep supervision."""
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
     heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads
     channels = determine_num_input_channels(plans, configuration, experiment.dataset_json)
-    build = find_trainer(trainer_name).build_network_architecture
+    build = trainer.build_network_architecture
     if "plans_manager" in inspect.signature(build).parameters:
         network = build(plans, configuration, channels, heads, enable_deep_supervision=False)
     else:  # trainers written for nnU-Net before 2.6

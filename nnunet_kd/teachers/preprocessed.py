@@ -12,6 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_map
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.reading import channel_names
 from nnunet_kd.teachers.nnunet import Experiment
 
 
@@ -47,8 +48,7 @@ class PreprocessedCases:
     @property
     def channels(self) -> int:
         """Of the images."""
-        description = self.experiment.dataset_json
-        return len(description.get("channel_names", description.get("modality", {})))
+        return len(channel_names(self.experiment.dataset_json))
 
     def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body."""

@@ -11,7 +11,6 @@ It is a folder beside the preprocessed cases, named after them and the store, th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_kd.integrity import file_digest
 from nnunet_kd.reading import read_json
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.writing import replacing, write_whole
@@ -275,15 +275,6 @@ def make_soft_labels(
     """Compute and store the labels, or embeddings, of some cases."""
     for case in wanted:
         store.write(case, values_of(case), cases.configuration.patch_size, cases.fingerprint(case))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

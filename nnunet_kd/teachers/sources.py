@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from nnunet_kd.integrity import file_digest
 from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import read_settings
 from nnunet_kd.teachers.nnunet import case_predictor, find_teachers, load_plain
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
 from nnunet_kd.teachers.sam_embeddings import AT_ONCE, STEP, Colours, SamEmbedder, SlicePatches
-from nnunet_kd.teachers.soft_labels import file_digest
 
 
 class Source(Protocol):

@@ -19,13 +19,14 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunet_kd.integrity import file_digest
 from nnunet_kd.losses.perceptual import PerceptualLoss
 from nnunet_kd.networks.kd_sam import KDSAM, load_resnet, load_sam_decoder
 from nnunet_kd.networks.pretrained import VGG16_ENDS, resnet50_weights, vgg16_layers
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedder
-from nnunet_kd.teachers.soft_labels import file_digest, store_folder
+from nnunet_kd.teachers.soft_labels import store_folder
 from nnunet_kd.training.embedded_patches import EmbeddedPatches
 from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam_settings import KDSAMSettings

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from nnunet_kd.settings import (
     read_settings,
 )
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, find_teachers, leakage, load_teacher
+from nnunet_kd.teachers.nnunet import Experiment, Teacher, build_network, find_teachers, leakage, load_teacher
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
@@ -325,15 +324,5 @@ def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
 
 def _student_network(trainer: type[DistillationTrainer], student: Experiment) -> nn.Module:
     """The network the plans ask for, built without memory."""
-    plans = PlansManager(student.plans)
-    configuration = plans.get_configuration(student.configuration)
     with torch.device("meta"):
-        build = trainer.build_network_architecture  # type: ignore[misc]  # a static method; instances shadow it
-        network: nn.Module = build(
-            plans,
-            configuration,
-            determine_num_input_channels(plans, configuration, student.dataset_json),
-            plans.get_label_manager(student.dataset_json).num_segmentation_heads,
-            False,
-        )
-    return network
+        return build_network(trainer, student)

@@ -107,6 +107,11 @@ class PromptTerm(StageTerm):
         check_number("prompt_epochs", self.prompt_epochs)
         epochs = self.prompt_epochs
         if isinstance(epochs, float):
+            if epochs > 1:
+                raise ValueError(
+                    "prompt_epochs is a whole number of epochs, or a fraction of the training (0.0 to 1.0), "
+                    f"got {epochs}"
+                )
             epochs = math.ceil(epochs * num_epochs)
         if epochs >= num_epochs:
             raise ValueError(f"prompt_epochs {self.prompt_epochs:g} leaves none of {num_epochs} epochs for the student")

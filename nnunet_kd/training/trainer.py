@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.planning import NETWORKS
-from nnunet_kd.reading import read_splits
+from nnunet_kd.reading import channel_names, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, Plans, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
@@ -339,8 +339,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             repeat_exactly(transforms)
         if self.soft_labels is None:
             return transforms
-        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
-        return with_soft_labels(transforms, channels)
+        return with_soft_labels(transforms, len(channel_names(self.dataset_json)))
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's; cross-entropy alone where a term asks for it."""
@@ -539,7 +538,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         logged = self.logger.local_logger.my_fantastic_logging
         for name in self.logged_terms():
             logged.setdefault(name, [])
-        logged.setdefault(SKIPPED, [0] * self.current_epoch)  # checkpoints of 0.1 do not have it
+        logged.setdefault(SKIPPED, [0] * self.current_epoch)  # an earlier checkpoint may not have it
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the mean of every term beside nnU-Net's loss; not a number while its weight is 0."""

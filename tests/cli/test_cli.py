@@ -200,6 +200,11 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkey
     doctor_says(capsys, "did you mean 'num_epochs'? (Mend: edit that file)", "-d", "598", "-p", "bad")
     shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")
     doctor_says(capsys, "calls itself nnUNetPlans. Mend: set plans_name to copy", "-d", "598", "-p", "copy")
+    fingerprint = workspace.preprocessed / "dataset_fingerprint.json"
+    fingerprint.rename(workspace.root / "away.json")
+    message = f"there is no {fingerprint}, without which no training begins. Mend: nnUNetv2_extract_fingerprint -d 598"
+    doctor_says(capsys, message, "-d", "598")
+    (workspace.root / "away.json").rename(fingerprint)
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
     doctor_says(
         capsys, "nnU-Net cannot find nnUNetTrainerBrainSegDMIF, nnUNetTrainerCWD,", "-d", "598", "-tr", "nnUNetTrainer"

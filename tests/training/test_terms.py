@@ -71,6 +71,7 @@ def test_plan_goes_before_declaration_before_loss():
         (TERM, {"stages": [-1]}, r"here: stages must be null or a list of stage numbers from 0, got \[-1\]"),
         (FITNETS, {"kwargs": 1}, "unknown key 'kwargs' in here"),
         (FREEKD, {"prompt_epochs": 0}, "here: prompt_epochs must be a number above 0, got 0"),
+        (FREEKD, {"prompt_epochs": 2.0}, "here: prompt_epochs is a whole number of epochs, or a fraction .*, got 2.0"),
         (FREEKD, {"prompt_epochs": 100}, "prompt_epochs 100 leaves none of 100 epochs for the student"),
         (LOGITS, {"scales": "some"}, "here: scales must be 'all' or 'full', got 'some'"),
         (LOGITS, {"convex": 1}, "here: convex must be true or false, got 1"),

@@ -1,0 +1,10 @@
+"""The device of commands that are given none."""
+
+from __future__ import annotations
+
+
+def default_device() -> str:
+    """``"cuda"`` where there is such a device, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
