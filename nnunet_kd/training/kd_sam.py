@@ -333,6 +333,9 @@ class KDSAMTrainer(DistillationTrainer):
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """And how far the phases have come."""
         super().load_own_state(saved)
-        self.progress = EncoderProgress(**saved["encoder_progress"])
+        best = saved["encoder_progress"]["best_weights"]
+        if best is not None:  # of a file that is mapped, and will be replaced
+            best = {name: weights.clone() for name, weights in best.items()}
+        self.progress = EncoderProgress(**{**saved["encoder_progress"], "best_weights": best})
         self.lr_scheduler.load_state_dict(saved["plateau"])
         self.trained().learns = self._learns  # type: ignore[assignment]

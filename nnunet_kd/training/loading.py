@@ -28,6 +28,18 @@ def seed_everything(seed: int, *position: int) -> None:
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))
 
 
+@contextmanager
+def generators_left_alone() -> Iterator[None]:
+    """What is drawn inside changes nothing that Python, NumPy and PyTorch draw on the CPU after it."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+
+
 def repeat_exactly(transforms: Any) -> None:
     """Let no stopwatch choose between ways of blurring that differ in the last digits.
 

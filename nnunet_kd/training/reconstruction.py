@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from nnunet_kd.training.start import channels_taken, draw, in_double
@@ -69,6 +70,7 @@ class _Layer(ABC):
         teacher: The teacher's.
         student: The student's.
         positions: How many of an image are drawn.
+        norm: The student's batch normalisation of what the layer gives, if that is what runs next.
     """
 
     name: str
@@ -76,6 +78,7 @@ class _Layer(ABC):
     teacher: Any
     student: Any
     positions: int
+    norm: Any = None
 
     @abstractmethod
     def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
@@ -92,6 +95,13 @@ class _Layer(ABC):
     @abstractmethod
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         """Take a map ``(numbers it reads, numbers it gives)`` and its intercepts."""
+
+    def shift(self, bias: Tensor) -> None:
+        """Take intercepts ``(channels,)``, or else have the normalisation subtract that much less."""
+        if self.student.bias is not None:
+            self.student.bias.copy_(bias)
+        elif self.norm is not None:
+            self.norm.running_mean.sub_(bias.to(self.norm.running_mean))
 
     def taught(self, output: Tensor) -> Tensor:
         """Of the teacher's output the student's channels."""
@@ -122,8 +132,7 @@ class _Convolution(_Layer):
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         self.student.weight.copy_(weight.T.reshape(self.student.weight.shape))
-        if self.student.bias is not None:
-            self.student.bias.copy_(bias)
+        self.shift(bias)
 
 
 class _TransposedConvolution(_Layer):
@@ -141,8 +150,7 @@ class _TransposedConvolution(_Layer):
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         self.student.weight.copy_(weight.reshape(self.student.weight.shape))
-        if self.student.bias is not None:
-            self.student.bias.copy_(bias.reshape(self.student.out_channels, -1).mean(1))
+        self.shift(bias.reshape(self.student.out_channels, -1).mean(1))
 
 
 def _windows(
@@ -171,11 +179,17 @@ def _layers(teacher: nn.Module, student: nn.Module, images: Tensor, positions: i
     with _hooks(module.register_forward_hook(note(name)) for name, module in own.items()):
         student(images)
     layers: list[_Layer] = []
-    for name in ran:
+    for name, following in zip(ran, [*ran[1:], ""], strict=True):
         kind = _kind(own[name])
         if kind is not None and ran.count(name) == 1:
-            layers.append(kind(name, len(layers), given[name], own[name], positions))
+            norm = own[following] if _is_norm(own[following]) and ran.count(following) == 1 else None
+            layers.append(kind(name, len(layers), given[name], own[name], positions, norm))
     return layers
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether, in evaluation, it subtracts what it has seen in training."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _kind(layer: Any) -> type[_Layer] | None:

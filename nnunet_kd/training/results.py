@@ -13,8 +13,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_plans
-from nnunet_kd.settings import recorded_leakage
+from nnunet_kd.settings import recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.writing import write_whole
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 LOCK = "training.lock"
@@ -63,9 +64,16 @@ def check_results(folder: Path, student: Experiment) -> None:
 def set_aside(folder: Path) -> list[str]:
     """Rename the checkpoints of an earlier training in the folder of a fold; returns their names now.
 
-    Else ``--c``, where the new training is stopped, would go on with the old one's end.
+    Else ``--c``, where the new training is stopped, would go on with the old one's end. Those of a training that never
+    ended are removed where those of one before it are set aside already.
     """
     there = [name for name in CHECKPOINTS if (folder / name).is_file()]
+    if "checkpoint_final.pth" in there:
+        remove_aside(folder)
+    elif any((folder / f"{_EARLIER}{name}").is_file() for name in CHECKPOINTS):
+        for name in there:
+            (folder / name).unlink()
+        return []
     for name in there:
         os.replace(folder / name, folder / f"{_EARLIER}{name}")
     return [f"{_EARLIER}{name}" for name in there]
@@ -95,6 +103,14 @@ def noted_leakage(folder: Path) -> dict[str, str]:
     """
     plans = folder / "plans.json"
     return recorded_leakage(read_plans(plans)) if plans.is_file() else {}
+
+
+def keep_leakage(folder: Path, fold: str, warning: str | None) -> None:
+    """Put a fold's warning into the results' plans again, where a fold that began at the same time has lost it."""
+    notes = noted_leakage(folder)
+    if warning is not None and notes.get(fold) != warning:
+        plans = with_leakage(read_plans(folder / "plans.json"), {**notes, fold: warning})
+        write_whole(folder / "plans.json", json.dumps(plans, indent=4))
 
 
 def _network(plans: dict[str, Any], configuration: str) -> Any:

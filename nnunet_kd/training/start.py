@@ -34,7 +34,8 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
     if given.keys() != wanted.keys():
         name = min(given.keys() ^ wanted.keys())
         where = "teacher" if name in given else "student"
-        raise ValueError(f"the student has other layers than the teacher: only the {where} has {name}")
+        why = ": stages of equal width have no projection between them" if ".skip." in name else ""
+        raise ValueError(f"the student has other layers than the teacher: only the {where} has {name}{why}")
     inputs = _input_axes(student)
     return {name: _selected(name, given[name], wanted[name].shape, inputs.get(name)) for name in wanted}
 

@@ -41,6 +41,7 @@ from nnunet_kd.training.loading import (
     VALIDATION,
     SeededBatches,
     checked,
+    generators_left_alone,
     no_worker_processes,
     repeat_exactly,
     seed_everything,
@@ -63,6 +64,7 @@ from nnunet_kd.training.results import (
     Lock,
     check_results,
     go_on_from_end,
+    keep_leakage,
     noted_leakage,
     remove_aside,
     results_of,
@@ -124,6 +126,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.soft_labels: SoftLabelStore | None = None
         self._resumes = False
         self._lock: Lock | None = None
+        self._leakage: str | None = None
         self._skipped = SkippedSteps()
         self._history = History(self.preparation.record)
         if self.results is not None:
@@ -224,7 +227,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         with no_worker_processes():
             loader = super().get_dataloaders()[0].data_loader
         drawn = SeededBatches(loader, self.seed or 0, START, rank=0, first=0, workers=1, check=self.batch_check())
-        batches = [checked(next(drawn)) for _ in range(math.ceil(RECONSTRUCTED_PATCHES / self.batch_size))]
+        with generators_left_alone():
+            batches = [checked(next(drawn)) for _ in range(math.ceil(RECONSTRUCTED_PATCHES / self.batch_size))]
         images = [self.on_device(batch)[0][:, : self.num_input_channels] for batch in batches]
         begun, teacher = time.time(), teacher.to(self.device)
         if self.preparation.settings.training.initial_weights == "pruned":
@@ -357,7 +361,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.soft_labels = attach_soft_labels(self.preparation)
         attached = self._attach_teacher() if self.preparation.needs_teacher and unfinished else None
         self._find_start()
-        leakage = self._note_leakage(attached, unfinished)
+        leakage = self._leakage = self._note_leakage(attached, unfinished)
         super().on_train_start()
         if self.start is not None and self.start.teacher is not None:
             self._reconstruct(self.start.weights, self.start.teacher)
@@ -379,6 +383,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             folder = Path(self.output_folder)
             if self._resumes:
                 go_on_from_end(folder)
+                self._save_best()
             elif earlier := set_aside(folder):
                 self.print_to_log_file(f"of an earlier training, until this one has ended: {', '.join(earlier)}")
 
@@ -394,9 +399,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             teacher = None if attached is None else attached.leakage
             stored = None if self.soft_labels is None else self.soft_labels.leakage(self.fold)
             initial = None if self.start is None else self.start.leakage
-            if self.start is None and self.preparation.starts_from_teacher:  # when it was begun
-                initial = notes.get(fold)
-            warning = joined([teacher, stored, initial])
+            before = notes.get(fold, "") if self._resumes else ""  # of epochs that stay in the student
+            now = [note for note in (teacher, stored, initial) if note is not None and note not in before]
+            warning = joined([before or None, *now])
         else:  # what was noted when it was trained holds
             warning = notes.get(fold, self.preparation.leakage)
         notes.pop(fold, None)
@@ -561,6 +566,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """nnU-Net's; after it others may train here."""
         super().on_train_end()
         if self._lock is not None:
+            keep_leakage(Path(self.output_folder_base), str(self.fold), self._leakage)
             if not self.disable_checkpointing:
                 remove_aside(Path(self.output_folder))
             self._lock.free()
@@ -594,6 +600,16 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         checkpoint["network_weights"] = plainly_laid_out(checkpoint["network_weights"])
         checkpoint[BLOCK] = self.own_state()
         save_atomically(checkpoint, filename)
+
+    def _save_best(self) -> None:
+        """Where a training goes on from the best of its epochs: nnU-Net saves it as such after its usual save."""
+        means = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
+        best: float | None = self._best_ema  # type: ignore[has-type]
+        if means and (best is None or means[-1] > best):
+            self._best_ema = means[-1]
+            self.current_epoch -= 1  # checkpoints tell the next epoch
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+            self.current_epoch += 1
 
     def own_state(self) -> dict[str, Any]:
         """What resuming needs beside nnU-Net's checkpoint."""

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nnunet_kd.teachers.checkpoint import read_checkpoint
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
-from tests.conftest import SHORT, make_trainer, note_validated
+from tests.conftest import SHORT, make_trainer, note_validated, stop_within
 
 
 def refused(workspace, error, message, plans=None, kind=nnUNetTrainerDCD, **options):
@@ -277,6 +278,38 @@ def test_every_fold_keeps_its_own_note(workspace):
     again.on_train_start()
     assert list(notes(workspace)) == ["1"] and "(fold 0)" in notes(workspace)["1"]
     assert "LEAKAGE" in max(folder.glob("training_log*")).read_text()
+
+
+def test_a_note_stays_when_another_teacher_goes_on(workspace):
+    """The student keeps what it has learnt."""
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
+    leaking = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
+    stop_within(make_trainer(nnUNetTrainerDCD, leaking, workspace), 3)
+    noted = notes(workspace)
+    assert noted["0"].startswith("LEAKAGE: the teacher (fold 1)")
+    for plans in (leaking, workspace.plans("nnUNetPlans", training=SHORT, method={"ramp": None})):
+        again = make_trainer(nnUNetTrainerDCD, plans, workspace, resume=True)
+        again.load_checkpoint(f"{again.output_folder}/checkpoint_latest.pth")
+        again.on_train_start()
+        assert notes(workspace) == noted  # once
+        again._lock.free()
+    make_trainer(nnUNetTrainerDCD, plans, workspace).on_train_start()  # anew
+    assert notes(workspace) == {}
+
+
+def test_folds_that_begin_together_keep_their_notes(workspace):
+    """Each writes the plans it read before it waited for its first batches."""
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [0]}, method={"ramp": None})
+    trainers = [make_trainer(nnUNetTrainerDCD, plans, workspace, fold=fold) for fold in (1, 2)]
+    file = Path(trainers[0].output_folder_base) / "plans.json"
+    trainers[0].on_train_start()
+    before = file.read_text()
+    trainers[1].on_train_start()
+    file.write_text(before)  # as where the first wrote last
+    assert list(notes(workspace)) == ["1"]
+    for trainer in trainers:
+        trainer.on_train_end()
+    assert sorted(notes(workspace)) == ["1", "2"] and "fold 2" in notes(workspace)["2"]
 
 
 def test_a_teacher_that_learnt_from_a_leaking_one_leaks_too(workspace):

@@ -123,6 +123,29 @@ def test_the_student_is_nearer_to_its_teacher(kind, dim):
     assert all(0 < share <= 1 + 1e-9 for share in explained.values())
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_batch_normalisation_takes_the_intercept_of_a_layer_that_has_none(layer):
+    """What the student normalises has, over all positions, the means of the teacher's."""
+
+    def network(width):
+        first = nn.Conv2d(2, width, 3, padding=1), nn.Tanh()
+        second = layer(width, width, 2, stride=2, bias=False), nn.BatchNorm2d(width)
+        return nn.Sequential(*first, *second, nn.ReLU(), nn.Conv2d(width, 3, 1)).eval()
+
+    torch.manual_seed(0)
+    teacher, student = network(8), network(3)
+    teacher[3].running_mean.normal_()
+    teacher[3].running_var.uniform_(0.5, 2)
+    thinner(teacher, student)
+    batches = images(4, 2, 12, 12)
+    with torch.no_grad():
+        reconstruct(teacher, student, batches, EVERYWHERE, ridge=1e-9)
+        taught, learnt = (torch.cat([network[:4](batch) for batch in batches]) for network in (teacher, student))
+    means = taught.mean((0, 2, 3))[[0, 2, 5]]
+    torch.testing.assert_close(learnt.mean((0, 2, 3)), means, rtol=1e-4, atol=1e-5)
+    assert (student[3].running_mean - teacher[3].running_mean[[0, 2, 5]]).abs().min() > 1e-3
+
+
 def test_it_repeats_and_leaves_the_rest_alone():
     teacher = unet(8, deep_supervision=True)
     first = thinner(teacher, unet(4, deep_supervision=True)).train()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -75,6 +76,18 @@ def test_widths_need_not_divide_each_other():
 def test_networks_that_do_not_fit(student, message):
     with pytest.raises(ValueError, match=message):
         selected_weights(Joined(8), student)
+
+
+def test_residual_encoders_whose_projections_differ():
+    """A block has one where its stage is wider than the one before."""
+
+    def network(widths):
+        with torch.device("meta"):
+            return ResidualEncoderUNet(1, 3, widths, nn.Conv2d, 3, [1, 2, 2], 1, 2, 1)
+
+    with pytest.raises(ValueError, match="only the teacher has encoder.*skip.*: stages of equal width have no projec"):
+        selected_weights(network([32, 64, 128]), network([8, 8, 16]))
+    assert selected_weights(network([32, 64, 128]), network([4, 8, 16]))
 
 
 def test_a_teacher_on_a_gpu_is_taken_from_there():

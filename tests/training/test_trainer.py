@@ -254,6 +254,70 @@ def test_resuming_with_other_adapters_is_refused(workspace):
         changed.load_checkpoint(path)
 
 
+def test_two_trainings_that_are_stopped_leave_the_one_before_them(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 3})
+    first = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    first.run_training()
+    folder = Path(first.output_folder)
+    old = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    for _ in range(2):
+        stop_within(make_trainer(nnUNetTrainerNoKD, plans, workspace), 3)
+        kept = {path.name: path.read_bytes() for path in folder.glob("earlier_*.pth")}
+        assert kept == {f"earlier_{name}": content for name, content in old.items()}
+        assert not (folder / "checkpoint_final.pth").exists() and (folder / "checkpoint_latest.pth").exists()
+    make_trainer(nnUNetTrainerNoKD, plans, workspace).run_training()
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+
+
+def test_the_best_of_a_training_that_was_killed_stays_the_best(workspace):
+    """nnU-Net saves the usual checkpoint of an epoch before it knows that the epoch is the best."""
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 4})
+    stopped = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    save = stopped.save_checkpoint
+
+    def killed(filename):
+        if stopped.current_epoch == 1 and filename.endswith("best.pth"):
+            raise RuntimeError("killed")
+        save(filename)
+
+    stopped.save_checkpoint = killed
+    validated = stopped.on_validation_epoch_end
+
+    def improving(outputs):
+        validated(outputs)
+        if stopped.current_epoch == 1:
+            stopped.logger.local_logger.my_fantastic_logging["ema_fg_dice"][-1] = 0.9
+
+    stopped.on_validation_epoch_end = improving
+    with pytest.raises(RuntimeError, match="killed"):
+        stopped.run_training()
+    latest = checkpoint(workspace, "nnUNetTrainerNoKD", name="latest")
+    assert latest["current_epoch"] == 2 and latest["_best_ema"] < 0.9
+
+    resumed = make_trainer(nnUNetTrainerNoKD, plans, workspace, resume=True)
+    maybe_load_checkpoint(resumed, True, False)
+    resumed.run_training()
+    best = checkpoint(workspace, "nnUNetTrainerNoKD", name="best")
+    assert best["_best_ema"] == resumed._best_ema == 0.9 and best["current_epoch"] == 2
+    torch.testing.assert_close(best["network_weights"], latest["network_weights"], rtol=0, atol=0)
+    assert checkpoint(workspace, "nnUNetTrainerNoKD")["current_epoch"] == 4
+
+
+def test_a_fitted_start_leaves_unseeded_loading_unseeded(workspace):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "seed": None, "initial_weights": "reconstructed"})
+    drawn = []
+    for seed in (1, 2):
+        trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+        trainer.initialize()
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        trainer.on_train_start()
+        drawn.append((torch.rand(()).item(), np.random.random()))
+        trainer.on_train_end()
+        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
+
+
 def test_resuming_with_other_terms_is_refused(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
     make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
