@@ -104,10 +104,10 @@ def check_model(folder: Path) -> None:
     for file in sorted(folder.rglob("*.pth")):
         content = read_checkpoint(file, remedy=TRUST_MODEL, configuration=experiment.configuration)
         try:
-            find_trainer(content["trainer_name"])
+            trainer = find_trainer(content["trainer_name"])
         except ValueError:  # nnU-Net will not find it either, unless it is installed later
             continue
-        load_network(partial(build_network, content["trainer_name"], experiment), content["network_weights"], file)
+        load_network(partial(build_network, trainer, experiment), content["network_weights"], file)
     check_postprocessing(folder)
 
 

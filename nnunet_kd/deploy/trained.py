@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,12 @@ class TrainedModel:
         Raises:
             ValueError: Where it builds another, or none.
         """
-        build = partial(build_network, trainer or self.trainer, self.experiment)
-        network = load_network(build, self.weights[fold], self.checkpoints[fold], self.trust)
+        network = load_network(
+            lambda: build_network(find_trainer(trainer or self.trainer), self.experiment),
+            self.weights[fold],
+            self.checkpoints[fold],
+            self.trust,
+        )
         return network.eval().requires_grad_(False)
 
 
