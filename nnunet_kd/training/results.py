@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -64,19 +65,15 @@ def check_results(folder: Path, student: Experiment) -> None:
 def set_aside(folder: Path) -> list[str]:
     """Rename the checkpoints of an earlier training in the folder of a fold; returns their names now.
 
-    Else ``--c``, where the new training is stopped, would go on with the old one's end. Those of a training that never
-    ended are removed where those of one before it are set aside already.
+    Else ``--c``, where the new training is stopped, would go on with the old one's end. What was set aside before, as
+    several trainings were stopped, stays beside it.
     """
+    prefixes = (f"{_EARLIER}{number}_" if number > 1 else _EARLIER for number in itertools.count(1))
+    prefix = next(prefix for prefix in prefixes if not any(folder.glob(f"{prefix}checkpoint_*.pth")))
     there = [name for name in CHECKPOINTS if (folder / name).is_file()]
-    if "checkpoint_final.pth" in there:
-        remove_aside(folder)
-    elif any((folder / f"{_EARLIER}{name}").is_file() for name in CHECKPOINTS):
-        for name in there:
-            (folder / name).unlink()
-        return []
     for name in there:
-        os.replace(folder / name, folder / f"{_EARLIER}{name}")
-    return [f"{_EARLIER}{name}" for name in there]
+        os.replace(folder / name, folder / f"{prefix}{name}")
+    return [f"{prefix}{name}" for name in there]
 
 
 def go_on_from_end(folder: Path) -> None:
@@ -91,8 +88,8 @@ def go_on_from_end(folder: Path) -> None:
 
 def remove_aside(folder: Path) -> None:
     """What :func:`set_aside` has kept, once the new training has its own."""
-    for name in CHECKPOINTS:
-        (folder / f"{_EARLIER}{name}").unlink(missing_ok=True)
+    for path in folder.glob(f"{_EARLIER}*checkpoint_*.pth"):
+        path.unlink()
 
 
 def noted_leakage(folder: Path) -> dict[str, str]:
@@ -106,7 +103,11 @@ def noted_leakage(folder: Path) -> dict[str, str]:
 
 
 def keep_leakage(folder: Path, fold: str, warning: str | None) -> None:
-    """Put a fold's warning into the results' plans again, where a fold that began at the same time has lost it."""
+    """Put a fold's warning into the results' plans again, where a fold that began at the same time has lost it.
+
+    Raises:
+        ValueError: Where they cannot be read, as while that fold writes them.
+    """
     notes = noted_leakage(folder)
     if warning is not None and notes.get(fold) != warning:
         plans = with_leakage(read_plans(folder / "plans.json"), {**notes, fold: warning})

@@ -566,7 +566,10 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         """nnU-Net's; after it others may train here."""
         super().on_train_end()
         if self._lock is not None:
-            keep_leakage(Path(self.output_folder_base), str(self.fold), self._leakage)
+            try:
+                keep_leakage(Path(self.output_folder_base), str(self.fold), self._leakage)
+            except ValueError as error:  # the training is done, whatever becomes of the note
+                self.print_to_log_file(f"{error}: the note of leakage may be lost")
             if not self.disable_checkpointing:
                 remove_aside(Path(self.output_folder))
             self._lock.free()

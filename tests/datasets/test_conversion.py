@@ -1,14 +1,10 @@
 """Every data set of the papers: published layout in, nnU-Net's raw format out, checked by nnU-Net's own command."""
 
-import gzip
-import io
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,33 +13,15 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from nnunet_kd.cli import main
 from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
 from nnunet_kd.datasets.formats import FORMATS
 from nnunet_kd.writing import DiskFullError
 from tests.commands import plan_and_preprocess
 from tests.datasets import layouts
+from tests.datasets.conftest import convert, read, same_files
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "raw_samples"
 every_dataset = pytest.mark.parametrize("name", FORMATS)
-
-
-def convert(name, source, raw, skip_bad=False, number=None, **options):
-    form = FORMATS[name]
-    return convert_dataset(form, source, raw, number or form.id, Options(**options), skip_bad, workers=1)
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """All data sets in one ``nnUNet_raw``."""
-    root = tmp_path_factory.mktemp("datasets")
-    made = {}
-    for name, layout in layouts.LAYOUTS.items():
-        source = root / name
-        source.mkdir()
-        layout(source)
-        made[name] = convert(name, source, root / "nnUNet_raw")
-    return root, made
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +66,6 @@ def test_the_command_takes_one(converted, tmp_path):
     assert done.returncode == 0, done.stderr
     cases = list((tmp_path / made[form.name].folder.name / "nnUNetPlans_2d").glob("*.pkl"))
     assert len(cases) == made[form.name].training
-
-
-def read(path):
-    image = sitk.ReadImage(str(path))
-    return sitk.GetArrayFromImage(image), image
 
 
 def brightest(path):
@@ -430,7 +403,7 @@ def test_isles_in_its_other_layouts(converted, tmp_path, release):
         for path in list(source.glob("sub-*/ses-*/*/*.nii.gz")):
             path.rename(path.parents[1] / path.name)
     again = convert("ISLES2022", source, tmp_path / "raw")
-    _same_files(made["ISLES2022"].folder, again.folder)
+    same_files(made["ISLES2022"].folder, again.folder)
 
 
 def test_brats_in_parts_that_are_linked_together(converted, tmp_path):
@@ -447,7 +420,7 @@ def test_brats_in_parts_that_are_linked_together(converted, tmp_path):
     for name in ("first", "second"):
         (source / name).symlink_to(parts / name)
     again = convert("BraTS2024GLI", source, tmp_path / "raw")
-    _same_files(made["BraTS2024GLI"].folder, again.folder)
+    same_files(made["BraTS2024GLI"].folder, again.folder)
 
 
 def test_masks_of_one_picture_are_joined_and_classes_are_an_option(converted, tmp_path):
@@ -492,173 +465,6 @@ def test_regions(converted, tmp_path, name):
     np.testing.assert_array_equal(again, label)
 
 
-# ---- what is wrong with a source
-
-BREAKS = {
-    "truncated image": (
-        "BraTS2021",
-        lambda root: _truncate(root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz"),
-        "BraTS2021_00002: cannot read .*BraTS2021_00002_t2.nii.gz",
-    ),
-    "missing modality": (
-        "BraTS2021",
-        lambda root: (root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz").unlink(),
-        "BraTS2021_00002: .*BraTS2021_00002 has no t2",
-    ),
-    "unexpected label": (
-        "BraTS2021",
-        lambda root: _relabel(root / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz", 3),
-        "BraTS2021_00002_seg.nii.gz has the label 3, expected are 0, 1, 2, 4",
-    ),
-    "half a label": (
-        "Synapse",
-        lambda root: _relabel(root / "label" / "label0002.nii.gz", 1.5),
-        "label0002.nii.gz has the label 1.5",
-    ),
-    "another grid": (
-        "Synapse",
-        lambda root: layouts.write(
-            layouts.volume(layouts.labels((1,)), origin=(0, 0, 0)), root / "label/label0002.nii.gz"
-        ),
-        "label0002.nii.gz is not on the grid of img0002.nii.gz",
-    ),
-    "no label": (
-        "Synapse",
-        lambda root: (root / "label" / "label0002.nii.gz").unlink(),
-        "synapse_0002: there is no label .*label0002.nii.gz",
-    ),
-    "grey in a PNG mask": (
-        "ISIC2018",
-        lambda root: layouts.write(
-            np.full((44, 52), 7, np.uint8), root / "ISIC2018_Task1_Training_GroundTruth/ISIC_0000001_segmentation.png"
-        ),
-        "ISIC_0000001_segmentation.png has the values 7",
-    ),
-    "mask of another size": (
-        "KvasirSEG",
-        lambda root: layouts.write(np.zeros((9, 9, 3), np.uint8), root / "masks/cju1.jpg"),
-        "cju1.jpg has 9 x 9 pixels, its image 52 x 44",
-    ),
-    "no mask": ("KvasirSEG", lambda root: (root / "masks/cju1.jpg").unlink(), "cju1: there is no mask .*cju1.jpg"),
-    "not a picture": (
-        "BUSI",
-        lambda root: (root / "malignant" / "malignant (2).png").write_bytes(b"PNG"),
-        r"malignant_0002: cannot read .*malignant \(2\).png",
-    ),
-    "empty outline": (
-        "FetalHeadHC18",
-        lambda root: layouts.write(np.zeros((60, 80), np.uint8), root / "training_set/001_HC_Annotation.png"),
-        "001_HC_Annotation.png is empty",
-    ),
-    "no pixel size": (
-        "FetalHeadHC18",
-        lambda root: (root / "training_set_pixel_size_and_HC.csv").write_text("filename,size\n000_HC.png,0.1\n"),
-        "001_HC: .* has no table with the pixel size of 001_HC.png",
-    ),
-    "mask lost": (
-        "TCGALGG",
-        lambda root: next(root.glob("kaggle_3m/*/*_10_mask.tif")).unlink(),
-        "there is no mask .*_10_mask.tif",
-    ),
-    "link to nothing": (
-        "FCD2023",
-        lambda root: _dangle(next(root.glob("sub-*/anat/*_roi.nii.gz"))),
-        r"cannot read .*_roi.nii.gz: it is a link to .*annex/object, which is not there",
-    ),
-    "sheared": (
-        "BraTS2021",
-        lambda root: _shear(root / "BraTS2021_00002" / "BraTS2021_00002_t2.nii.gz"),
-        "cannot read .*BraTS2021_00002_t2.nii.gz: .*orthonormal",
-    ),
-    "far more pixels than it can have": (
-        "KvasirSEG",
-        lambda root: (root / "images/cju1.jpg").write_bytes(_huge()),
-        "cju1.jpg claims more pixels than can be right",
-    ),
-    "lesions off the grid": (
-        "ISLES2022",
-        lambda root: layouts.write(
-            layouts.volume(layouts.brain(1, layouts.FLAIR_SHAPE, np.float32), origin=(1e4, 0, 0)),
-            next(root.glob("rawdata/sub-strokecase0004/ses-0001/anat/*_FLAIR.nii.gz")),
-        ),
-        "strokecase0004: no voxel of .*_msk.nii.gz lies on the grid of the FLAIR",
-    ),
-    "no mask of a stroke": (
-        "ISLES2022",
-        lambda root: shutil.rmtree(root / "derivatives" / "sub-strokecase0004"),
-        "strokecase0004: .*sub-strokecase0004 has no msk",
-    ),
-}
-
-
-def _dangle(path):
-    path.unlink()
-    path.symlink_to("../.git/annex/object")
-
-
-def _shear(path):
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    struct.pack_into("<hh", content, 252, 0, 2)  # the affine alone, not the quaternion
-    struct.pack_into("<12f", content, 280, 1, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
-    path.write_bytes(gzip.compress(content))
-
-
-def _huge():
-    """A PNG whose header says 40000 x 40000 pixels."""
-    made = io.BytesIO()
-    Image.new("L", (1, 1)).save(made, format="PNG")
-    content = bytearray(made.getvalue())
-    struct.pack_into(">II", content, 16, 40000, 40000)
-    struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
-    return bytes(content)
-
-
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def _relabel(path, value):
-    array, image = read(path)
-    array = array.astype(np.float32)
-    array[0, 0, 0] = value
-    changed = sitk.GetImageFromArray(array)
-    changed.CopyInformation(image)
-    sitk.WriteImage(changed, str(path))
-
-
-@pytest.mark.parametrize("what", BREAKS)
-def test_a_bad_source_is_one_line_and_leaves_nothing(tmp_path, capsys, what):
-    name, spoil, message = BREAKS[what]
-    source, raw = tmp_path / "source", tmp_path / "raw"
-    source.mkdir()
-    layouts.LAYOUTS[name](source)
-    spoil(source)
-    with pytest.raises(ValueError, match=message) as raised:
-        convert(name, source, raw)
-    assert "--skip-bad" in str(raised.value) and len(str(raised.value).splitlines()) == 1
-    assert not raw.exists() or not list(raw.iterdir())
-    made = convert(name, source, raw, skip_bad=True)
-    assert made.skipped and made.training >= 1
-    images = list((made.folder / "imagesTr").iterdir())
-    channels = len(json.loads((made.folder / "dataset.json").read_text())["channel_names"])
-    files = channels if made.folder.joinpath("imagesTr").glob("*.nii.gz") and images[0].suffix == ".gz" else 1
-    assert len(images) == made.training * files
-
-
-def test_interrupted_leaves_nothing(tmp_path):
-    source, raw = tmp_path / "source", tmp_path / "raw"
-    source.mkdir()
-    layouts.kvasir_seg(source)
-
-    def stopped(work, count):
-        yield next(iter(work))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert_dataset(FORMATS["KvasirSEG"], source, raw, 506, Options(), workers=1, progress=stopped)
-    assert not list(raw.iterdir())
-
-
 def test_splits_keep_groups_and_official_parts():
     cases = [Case(f"{patient}_{visit}", group=str(patient)) for patient in range(7) for visit in range(patient % 3 + 1)]
     splits = official_or_grouped_splits(cases)
@@ -684,126 +490,3 @@ def test_every_converter_runs_on_real_files_where_there_are_some(tmp_path):
             label = np.asarray(Image.open(path)) if path.suffix == ".png" else read(path)[0]
             known = json.loads((made.folder / "dataset.json").read_text())["labels"].values()
             assert set(np.unique(label).tolist()) <= set(known)
-
-
-# ---- the command
-
-
-def test_several_processes_make_the_same_files(converted, tmp_path):
-    root, made = converted
-    form = FORMATS["BUSI"]
-    again = convert_dataset(form, root / "BUSI", tmp_path, form.id, Options(), workers=2)
-    _same_files(made["BUSI"].folder, again.folder)
-
-
-def _same_files(folder, other):
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*.*"))]
-    assert files == [path.relative_to(other) for path in sorted(other.rglob("*.*"))]
-    for path in files:
-        assert (folder / path).read_bytes() == (other / path).read_bytes()
-
-
-def test_a_number_nnunet_has_under_another_name_is_taken(tmp_path, capsys, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    source = tmp_path / "source"
-    source.mkdir()
-    layouts.busi(source)
-    (tmp_path / "nnUNet_results" / "Dataset510_Mine").mkdir(parents=True)
-    assert main(["dataset", "BUSI", str(source)]) == 1
-    assert "nnU-Net has Dataset510_Mine already: choose another number with -d" in capsys.readouterr().err
-    assert not (tmp_path / "nnUNet_raw").exists()
-    (tmp_path / "nnUNet_results" / "Dataset510_BUSI").mkdir()
-    assert main(["plan", "-d", "510"]) == 1
-    assert "several data sets 510 in its three folders: Dataset510_BUSI, Dataset510_Mine" in capsys.readouterr().err
-
-
-def test_command_line(tmp_path, capsys, monkeypatch):
-    source = tmp_path / "source"
-    source.mkdir()
-    layouts.tcga_lgg(source)
-    raw, preprocessed = tmp_path / "nnUNet_raw", tmp_path / "nnUNet_preprocessed"
-    monkeypatch.setenv("nnUNet_raw", str(raw))
-    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
-    assert main(["dataset", "tcgalgg", str(source), "-d", "777", "-np", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert "18 cases for training, 0 for testing in" in printed and "-d 777 --verify" in printed
-    assert (preprocessed / "Dataset777_TCGALGG" / "splits_final.json").is_file()
-    assert main(["dataset", "TCGALGG", str(source), "-d", "777"]) == 1
-    assert "is there already: choose another number with -d" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "labels", "channels"),
-    [
-        ("BraTS2021", ["--regions"], ["background", "WT", "TC", "ET"], 4),
-        ("FCD2023", ["--t2"], ["background", "FCD"], 3),
-        ("BUSI", ["--classes"], ["background", "benign", "malignant"], 1),
-        ("Synapse", ["--organs", "8"], 9, 1),
-    ],
-)
-def test_options_of_the_command(converted, tmp_path, name, words, labels, channels):
-    root, _ = converted
-    assert main(["dataset", name, str(root / name), "--raw", str(tmp_path), "-np", "1", *words]) == 0
-    (folder,) = tmp_path.glob(f"Dataset*_{name}")
-    description = json.loads((folder / "dataset.json").read_text())
-    assert labels in (list(description["labels"]), len(description["labels"]))
-    assert len(description["channel_names"]) == channels
-
-
-def test_grids_and_volumes_of_the_command(converted, tmp_path):
-    root, made = converted
-    shapes = {}
-    for grid in ("flair", "dwi"):
-        words = ["--raw", str(tmp_path / grid), "-np", "1", "--grid", grid]
-        assert main(["dataset", "ISLES2022", str(root / "ISLES2022"), *words]) == 0
-        label = next((tmp_path / grid / made["ISLES2022"].folder.name / "labelsTr").iterdir())
-        shapes[grid] = read(label)[0].shape
-    assert shapes == {"flair": layouts.FLAIR_SHAPE, "dwi": layouts.SHAPE}
-    words = ["--raw", str(tmp_path), "-np", "1", "--volumes"]
-    assert main(["dataset", "TCGALGG", str(root / "TCGALGG"), *words]) == 0
-    labels = list((tmp_path / made["TCGALGG"].folder.name / "labelsTr").iterdir())
-    assert len(labels) == 6 and read(labels[0])[0].shape == (3, 40, 36)
-
-
-def test_the_command_leaves_out_what_is_bad(tmp_path, capsys):
-    source = tmp_path / "source"
-    layouts.busi(source)
-    (source / "malignant" / "malignant (1)_mask.png").write_bytes(b"no picture")
-    words = ["dataset", "BUSI", str(source), "--raw", str(tmp_path / "raw"), "-np", "1"]
-    assert main(words) == 1
-    assert "--skip-bad leaves such cases out" in capsys.readouterr().err
-    assert main([*words, "--skip-bad"]) == 0
-    printed = capsys.readouterr()
-    assert "malignant" in printed.out + printed.err
-    names = [path.name for path in (tmp_path / "raw").glob("Dataset*/labelsTr/*")]
-    assert len(names) == 5 and not any("malignant" in name and "1" in name for name in names)
-
-
-def test_list(capsys):
-    assert main(["dataset", "--list"]) == 0
-    printed = capsys.readouterr().out
-    for form in FORMATS.values():
-        assert f"{form.id}  {form.name}" in printed and form.where in printed
-    assert "--regions" in printed and "NETC, SNFH, ET, RC" in printed
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["BraTS2024GL", "."], "there is no data set 'BraTS2024GL': did you mean BraTS2024GLI?"),
-        (["HC18", "."], "there is no data set 'HC18': did you mean FetalHeadHC18?"),
-        (["BUSI"], "give NAME and SOURCE, or --list"),
-        (["BUSI", "nowhere"], "there is no folder nowhere"),
-        (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
-        (["BUSI", ".", "--regions"], "--regions is not for BUSI"),
-        (["BUSI", ".", "-d", "1000"], "a data set's number is from 1 to 999, got 1000"),
-        (["BUSI", ".", "-np", "0"], "-np must be at least 1, got 0"),
-    ],
-)
-def test_wrong_arguments(tmp_path, capsys, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    assert main(["dataset", *words]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "raw").exists()

@@ -311,6 +311,13 @@ def test_folds_that_begin_together_keep_their_notes(workspace):
         trainer.on_train_end()
     assert sorted(notes(workspace)) == ["1", "2"] and "fold 2" in notes(workspace)["2"]
 
+    again = make_trainer(nnUNetTrainerDCD, plans, workspace, fold=1)
+    again.on_train_start()
+    file.write_text(before[:100])  # as while another fold writes it
+    again.on_train_end()
+    assert "the note of leakage may be lost" in Path(again.log_file).read_text()
+    assert (Path(again.output_folder) / "checkpoint_final.pth").is_file()
+
 
 def test_a_teacher_that_learnt_from_a_leaking_one_leaks_too(workspace):
     (workspace.teacher / "fold_0").rename(workspace.teacher / "fold_1")

@@ -260,11 +260,13 @@ def test_two_trainings_that_are_stopped_leave_the_one_before_them(workspace):
     first.run_training()
     folder = Path(first.output_folder)
     old = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
-    for _ in range(2):
+    aside = {f"earlier_{name}": content for name, content in old.items()}
+    for number in (2, 3):  # each may have run for days
         stop_within(make_trainer(nnUNetTrainerNoKD, plans, workspace), 3)
-        kept = {path.name: path.read_bytes() for path in folder.glob("earlier_*.pth")}
-        assert kept == {f"earlier_{name}": content for name, content in old.items()}
-        assert not (folder / "checkpoint_final.pth").exists() and (folder / "checkpoint_latest.pth").exists()
+        assert {path.name: path.read_bytes() for path in folder.glob("earlier_*.pth")} == aside
+        assert not (folder / "checkpoint_final.pth").exists()
+        for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+            aside[f"earlier_{number}_{name}"] = (folder / name).read_bytes()
     make_trainer(nnUNetTrainerNoKD, plans, workspace).run_training()
     assert sorted(path.name for path in folder.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
 
