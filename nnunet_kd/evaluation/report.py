@@ -15,6 +15,7 @@ from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
+    SEEDS,
     Scores,
     Table,
     comparison_table,
@@ -106,11 +107,10 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
     ]
     if len(scores.methods) > 1:
         table = comparison_table(scores, report.baseline, report.teacher)
-        sections.append(("Is the difference real?", tests_note(scores, report.baseline, report.teacher), [table]))
-    seeds = seed_table(scores)
+        sections.append(("Do these networks differ?", tests_note(scores, report.baseline, report.teacher), [table]))
+    seeds = seed_table(scores, report.baseline)
     if seeds is not None:
-        note = "Mean Dice (%) of each seed, and their standard deviation. The other tables are of the mean over seeds."
-        sections.append(("Seeds", note, [seeds]))
+        sections.append(("Seeds", SEEDS.format(baseline=report.baseline), [seeds]))
     if report.costs:
         device = next(iter(report.costs.values())).device
         note = (

@@ -36,6 +36,11 @@ TESTS = (
     "another training of the same method would give."
 )
 GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
+SEEDS = (
+    "Mean Dice (%) of each seed, their standard deviation, and the mean of their differences to {baseline} with a t-test "
+    "that is paired over the seeds: it asks whether other trainings would differ too, and of few seeds finds only large "
+    "and steady differences. The other tables are of the mean over seeds."
+)
 
 LABELS = {
     "dice": "Dice (%)",
@@ -177,25 +182,33 @@ def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) 
     for method, result in compare(scores, baseline, teacher).items():
         row = [method, _percent(result.dice), _percent(result.difference, sign="+"), str(result.tests.cases)]
         row += [_p_value(p) for p in (result.tests.t, result.tests.wilcoxon, result.tests.wilcoxon_holm)]
-        rows.append([*row, _interval(result.gap)] if result.gap is not None else row)
-    return Table(header if teacher is None else [*header, "gap closed [95 %]"], rows)
+        rows.append([*row, _percent(result.gap, digits=0)] if result.gap is not None else row)
+    return Table(header if teacher is None else [*header, "gap closed (%) [95 %]"], rows)
 
 
-def seed_table(scores: Scores) -> Table | None:
-    """Mean Dice of every seed and their standard deviation; ``None`` where no method has several."""
+def seed_table(scores: Scores, baseline: str) -> Table | None:
+    """Mean Dice of every seed, and over the seeds the spread and the difference to the baseline.
+
+    The difference and its paired t-test are of methods that have the baseline's seeds. ``None`` where no method has
+    several.
+    """
     several = {method: seeds for method, seeds in scores.seeds.items() if len(seeds) > 1}
     if not several:
         return None
+    means = {method: np.array([mean_and_error(run)[0] for run in scores.runs(method)]) for method in several}
+    paired = [method for method in several if method != baseline and several[method] == several.get(baseline)]
+    tests = paired_tests({method: means[method] for method in paired}, means[baseline]) if paired else {}
+    columns = sorted({seed for seeds in several.values() for seed in seeds if seed is not None})
     rows = []
     for method, seeds in several.items():
-        means = [mean_and_error(values)[0] for values in scores.runs(method)]
-        by_seed = dict(zip(seeds, (f"{100 * mean:.2f}" for mean in means), strict=True))
-        rows.append((method, by_seed, f"{100 * np.std(means, ddof=1):.2f}"))
-    columns = sorted({seed for seeds in several.values() for seed in seeds if seed is not None})
-    return Table(
-        ["method", *(f"seed {seed}" for seed in columns), "standard deviation"],
-        [[method, *(by_seed.get(seed, "") for seed in columns), spread] for method, by_seed, spread in rows],
-    )
+        by_seed = dict(zip(seeds, (f"{100 * mean:.2f}" for mean in means[method]), strict=True))
+        row = [method, *(by_seed.get(seed, "") for seed in columns), f"{100 * np.std(means[method], ddof=1):.2f}"]
+        if method in tests:
+            difference = float(np.mean(means[method] - means[baseline]))
+            row += [f"{100 * difference:+.2f}", _p_value(tests[method].t)]
+        rows.append([*row, *[""] * (len(columns) + 4 - len(row))])
+    seeds = [f"seed {seed}" for seed in columns]
+    return Table(["method", *seeds, "standard deviation", f"minus {baseline}", "t-test p over seeds"], rows)
 
 
 def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
@@ -229,15 +242,12 @@ def mean_with_error(values: Values, metric: str) -> str:
     return f"{scale * mean:.2f}" + ("" if math.isnan(error) else f" ± {scale * error:.2f}")
 
 
-def _percent(interval: Interval, sign: str = "") -> str:
-    scaled = Interval(*(100 * value for value in (interval.value, interval.low, interval.high)))
-    return _interval(scaled, sign)
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
+def _percent(interval: Interval, sign: str = "", digits: int = 2) -> str:
     if math.isnan(interval.value):
         return "-"
-    return f"{interval.value:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+    # Rounded first, and no zero has a sign.
+    value, low, high = (round(100 * number, digits) + 0.0 for number in (interval.value, interval.low, interval.high))
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def _p_value(p: float) -> str:

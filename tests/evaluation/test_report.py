@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
@@ -66,7 +67,7 @@ def test_the_page_needs_nothing_else(report, tmp_path):
     checker.feed(page.read_text())
     assert checker.open == [] and checker.images == 3 and checker.elsewhere == []
     for content in (page.read_text(), markdown.read_text()):
-        assert "LEAKAGE: all of it" in content and "gap closed [95 %]" in content
+        assert "LEAKAGE: all of it" in content and "gap closed (%) [95 %]" in content
     assert "D<CD" not in page.read_text() and "D&lt;CD" in page.read_text()
 
 
@@ -89,13 +90,19 @@ def test_what_costs_more_than_the_teacher_says_so(report, tmp_path):
 
 
 def test_seeds_stand_beside_each_other(report, tmp_path):
+    gains = {("NoKD", 7): 0.01, ("D<CD", 4): 0.02, ("D<CD", 7): 0.05}
     rows = [
-        replace(row, values={**row.values, "dice": row.values["dice"] + 0.01 * (row.seed == 7)}) for row in report.rows
+        replace(row, values={**row.values, "dice": row.values["dice"] + gains.get((row.method, row.seed), 0.0)})
+        for row in report.rows
     ]
     text = write_report(replace(report, rows=rows), tmp_path)[1].read_text()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.partition("## Seeds")[2].splitlines()]
-    assert ["method", "seed 4", "seed 7", "standard deviation"] in table
-    assert ["NoKD", "50.00", "51.00", "0.71"] in table and "and over the seeds of every method" in text
+    header = ["method", "seed 4", "seed 7", "standard deviation", "minus NoKD", "t-test p over seeds"]
+    assert header in table and ["NoKD", "50.00", "51.00", "0.71", "", ""] in table
+    other = next(line for line in table if line and line[0].startswith("D"))
+    expected = stats.ttest_rel([0.645, 0.675], [0.50, 0.51]).pvalue
+    assert other[1:] == ["64.50", "67.50", "2.12", "+15.50", f"{expected:.4f}"]
+    assert "and over the seeds of every method" in text
     once = write_report(replace(report, rows=[row for row in rows if row.seed != 7]), tmp_path)[1].read_text()
     assert "## Seeds" not in once and "bootstrap over cases. t-test" in once
 

@@ -123,7 +123,7 @@ def _check_markdown(text):
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
     lines = text.splitlines()
     headings = [line for line in lines if line.startswith("## ")]
-    assert headings == ["## Accuracy", "## Is the difference real?", "## Seeds", "## Cost", "## Further metrics"]
+    assert headings == ["## Accuracy", "## Do these networks differ?", "## Seeds", "## Cost", "## Further metrics"]
     for number, line in enumerate(lines):
         if re.fullmatch(r"\|[-|]+\|", line):
             columns = line.count("|") - 1
