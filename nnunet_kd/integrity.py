@@ -55,6 +55,11 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _nifti_length(start: bytes) -> int:
     """Bytes a NIfTI file has by its header; of any other file at least a header."""
     for order in "<>":

@@ -24,15 +24,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import lru_cache, wraps
+from typing import Literal, ParamSpec, TypeVar, cast
 
 import pywt
 import torch
 from torch import Tensor
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Bands = Literal["directional", "lll", "hhh", "all", "detail"]
 
 
@@ -84,6 +86,27 @@ def select_bands(bands: Bands, dim: int) -> frozenset[str]:
     return frozenset(selections[bands])
 
 
+def constants(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Keep the tensors a function makes, for all later calls.
+
+    They are ordinary ones, also where the first call is made under ``torch.inference_mode`` or another default device.
+
+    Args:
+        maxsize: Number of results that are kept.
+    """
+
+    def keeping(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @lru_cache(maxsize)
+        @wraps(function)
+        def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            with torch.inference_mode(False), torch.device("cpu"):
+                return function(*args, **kwargs)
+
+        return cast(Callable[Arguments, Result], make)
+
+    return keeping
+
+
 @lru_cache(maxsize=64)
 def _filters(wavelet: str) -> tuple[list[float], list[float]]:
     try:
@@ -97,7 +120,7 @@ def _filters(wavelet: str) -> tuple[list[float], list[float]]:
     return found.dec_lo, found.dec_hi
 
 
-@lru_cache(maxsize=1024)
+@constants(maxsize=1024)
 def analysis_matrix(length: int, wavelet: str = "db4") -> Tensor:
     """The orthonormal matrix of one axis, rows ordered low band first, in float64 on the CPU.
 
@@ -150,7 +173,7 @@ def _carry_last_sample(even: Tensor) -> Tensor:
     return matrix
 
 
-@lru_cache(maxsize=1024)
+@constants(maxsize=1024)
 def _band_matrix(length: int, wavelet: str, letter: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     full, half = analysis_matrix(length, wavelet), (length + 1) // 2
     rows: Tensor = full[:half] if letter == "a" else full[half:]
@@ -293,7 +316,7 @@ def _components(
     return [components] + ([] if last else _components(approximation, wavelet, levels - 1, keep, each_level, dense))
 
 
-@lru_cache(maxsize=256)
+@constants(maxsize=256)
 def _dense_matrix(
     spatial: torch.Size,
     wavelet: str,

@@ -11,26 +11,55 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from PIL import Image
 
 from benchmarks.study import parts
-from benchmarks.study.page import BENCHMARKS, README, README_TABLE, page, with_table, write_page
+from benchmarks.study.page import (
+    BENCHMARKS,
+    README,
+    README_TABLE,
+    differences,
+    page,
+    shown_gap,
+    with_table,
+    write_page,
+)
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
-from benchmarks.study.record import Record
+from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import FASTER, Workplace
 from nnunet_kd.cli import main
+from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row, write_rows
+from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.runs import rows_of_ablation, rows_of_file
+from nnunet_kd.evaluation.runs import TEACHER, rows_of_ablation, rows_of_file
+from nnunet_kd.evaluation.statistics import Interval
 from nnunet_kd.settings import BLOCK, read_settings
 from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.training import methods
 from tests.commands import run_command
-from tests.conftest import SHORT
+from tests.conftest import FOLDERS, SHORT
+
+
+def tiny_data(workspace):
+    return parts.Data(workspace.dataset, 8, "16 x 16 x 16", {0: SHORT}, SHORT, "_")
+
+
+def teachers_of(workspace, folder):
+    shutil.copytree(workspace.teacher, folder / "teachers" / workspace.dataset / workspace.teacher.name)
+    return folder / "teachers"
+
+
+def in_process(_, *words):
+    """A command of the study."""
+    code = main(words[1:]) if words[0] == "nnunet_kd" else run_command(words).returncode
+    assert code == 0, words
+
 
 SHIFTS = {"one": -0.1, "two": 0.1}
 
 
-def compared(folder, dice, seconds=1.5):
+def compared(folder, dice):
     """What ``nnunet_kd compare`` leaves of two cases: every method's Dice, no HD95 in one of them."""
     folder.mkdir(exist_ok=True)
     rows = [
@@ -39,17 +68,6 @@ def compared(folder, dice, seconds=1.5):
         for (case, shift), hd95 in zip(SHIFTS.items(), (3.0, math.nan), strict=True)
     ]
     write_rows(rows, folder)
-    cost = {
-        "passes": 8.0,
-        "seconds": seconds,
-        "peak_bytes": 2**20,
-        "device": "CPU, 2 threads",
-        "cases": 2,
-        "folder": "x",
-        "of": {"checkpoint": "x"},
-    }
-    network = {"parameters": 16_000_000, "flops": 10**9, "activation_bytes": 10**6}
-    (folder / "costs.json").write_text(json.dumps({method: {**cost, "network": network} for method in dice}))
     return folder
 
 
@@ -88,18 +106,45 @@ def test_a_run_of_two_parts_is_trained_once(tmp_path):
     assert len(Record("brats_r8", tmp_path / "study" / "runs").missing(0)) == len(METHODS)
 
 
-def test_costs_are_medians_of_the_students(tmp_path):
+def measured(seconds, parameters=16_000_000, peak=2**20):
+    return Measured(Cost(parameters, 10**9, 10**6), 8.0, seconds, peak, "CPU, 2 threads", 2)
+
+
+def test_costs_are_of_a_network_whichever_part_measured_them(tmp_path):
     record = Record("ablation", tmp_path)
-    for method, seconds in zip(PARTS["ablation"].rows, (1.0, 9.0, 1.25), strict=False):
-        record.add(compared(tmp_path / "compared", {"teacher": 0.7, method: 0.5}, seconds), 0, 40)
-    teacher, student = record.costs()
-    assert (teacher.seconds, student.seconds) == (1.25, 1.25)  # the teacher's was measured each time, too
-    lines = [json.loads(line) for line in record.path.read_text().splitlines()]
-    for line in lines:  # of before it was kept
-        line.pop("teacher_seconds", None)
-    record.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Record("ablation", tmp_path).costs()[0].seconds == 1.0  # its own line's
-    assert (student.peak_bytes, student.network.parameters) == (2**20, 16_000_000)
+    assert record.costs() is None
+    record.add_costs(measured(2.0), measured(0.5, 10**6))
+    Record("hippocampus_r4", tmp_path).add_costs(measured(8.0), measured(4.0))
+    costs = Record("brats_r4", tmp_path).costs()
+    assert costs == {TEACHER: measured(2.0), STUDENT: measured(0.5, 10**6)}
+    assert Record("brats_r8", tmp_path).costs() is None
+
+
+def test_teacher_and_student_are_measured_in_turn(workspace, tmp_path, monkeypatch):
+    part = Part("Tiny", "Tiny", "tiny", 4, {"NoKD": METHODS["NoKD"]})
+    monkeypatch.setitem(PARTS, "tiny", part)
+    monkeypatch.setitem(parts.DATA, "tiny", tiny_data(workspace))
+    order, seconds = [], iter((3.0, 1.0, 9.0, 5.0, 4.0, 2.0))
+
+    def watched(checkpoint, *words):
+        found = measure(checkpoint, *words, cases=1)
+        order.append((checkpoint, found))
+        return replace(found, seconds=next(seconds))
+
+    monkeypatch.setattr("benchmarks.study.workplace.measure", watched)
+    monkeypatch.setattr(Workplace, "command", in_process)
+    for name in FOLDERS:
+        monkeypatch.setenv(name, "")
+    workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers_of(workspace, tmp_path), "cpu")
+    record = Record("tiny", tmp_path)
+    workplace.measure_costs("tiny", record)
+    teacher, student = (record.costs()[who] for who in (TEACHER, STUDENT))
+    assert (teacher.seconds, student.seconds) == (4.0, 2.0) and len(order) == 6
+    assert [path for path, _ in order] == [order[0][0], order[1][0]] * 3
+    assert teacher.network == order[0][1].network and student.network == order[1][1].network
+    assert student.network.parameters < teacher.network.parameters / 8 and student.passes == teacher.passes
+    workplace.measure_costs("tiny", record)  # is known
+    assert len(order) == 6
 
 
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
@@ -164,6 +209,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
+    Record("ablation", tmp_path / "study" / "runs").add_costs(measured(2.0), measured(0.5, 10**6))
     write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -179,9 +225,13 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     assert f"{PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two of the ablation's
     assert f"{PARTS['hippocampus_r8'].title} (" not in text
     assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
-    assert ["CWD", "55.00", "57.00", "59.00", "2.00"] in lines and "seed 0, 2" in text
+    assert ["CWD", "55.00", "57.00", "59.00", "2.00", "-5.00", "-"] in lines and "seed 0, 2" in text
     assert text.index(PARTS["brats_r4"].title) < text.index(PARTS["ablation"].title)
     assert "](study.png)" in text
+    assert text.count("\n### Cost\n") == 2 and ["NoKD", "1.000 (1/16.0)"] in [line[:2] for line in lines]
+    assert "| below -100" not in text and "minus DCD, weight 1 [95 %]" in text
+    shown = json.loads(Image.open(tmp_path / "study.png").text["Description"])
+    assert shown[short[0]]["DCD"] == [10.0, 10.0, 10.0] and shown[short[1]]["CWD"][0] == -5.0
     picture = imread(tmp_path / "study.png")
     assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
 
@@ -210,6 +260,8 @@ def test_the_readme_has_the_first_table_of_the_page(tmp_path, readme):
 def test_ours_say_what_is_kept():
     text = page({name: Record(name) for name in PARTS})
     assert (BENCHMARKS / "study.md").read_text() == text
+    drawn = json.loads(Image.open(BENCHMARKS / "study.png").text["Description"])
+    assert drawn == json.loads(json.dumps(differences({name: Record(name) for name in PARTS})))
     assert table_in(README).startswith("| method") and f"\n\n{table_in(README)}\n\n" in text
 
 
@@ -244,23 +296,24 @@ def test_wrong_arguments_make_nothing(tmp_path, words, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_gap_that_is_passed_by_far_is_not_shown_in_per_cent():
+    assert shown_gap(Interval(0.734, 0.47, 0.956)) == "73 [47, 96]"
+    assert shown_gap(Interval(-1.0, -2.5, 0.2)) == "-100 [-250, 20]"
+    assert shown_gap(Interval(-4.54, -8.06, -0.24)) == "below -100"
+
+
 @pytest.mark.slow
 def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_commands):
     """Of two rows, with the teacher of the workspace; the second time there is nothing to do."""
-    data = parts.Data(workspace.dataset, SHORT, SHORT, "_")
+    data = tiny_data(workspace)
     part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
     monkeypatch.setitem(PARTS, "tiny", part)
     monkeypatch.setitem(parts.DATA, "tiny", data)
     for name, value in {**workspace.environment(), **FASTER}.items():
         monkeypatch.setenv(name, value)
 
-    def command(_, *words):
-        code = main(words[1:]) if words[0] == "nnunet_kd" else run_command(words).returncode
-        assert code == 0, words
-
-    monkeypatch.setattr(Workplace, "command", command)
-    teachers = tmp_path / "teachers"
-    shutil.copytree(workspace.teacher, teachers / workspace.dataset / workspace.teacher.name)
+    monkeypatch.setattr(Workplace, "command", in_process)
+    teachers = teachers_of(workspace, tmp_path)
     workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers, "cpu")
     workplace.compare("tiny", 3, Record("tiny", tmp_path))
     record = Record("tiny", tmp_path)

@@ -171,3 +171,16 @@ def test_input_errors():
         dwt(torch.zeros(1, 1, 4, 4, dtype=torch.float16))
     with pytest.raises(ValueError, match="at least one sample"):
         analysis_matrix(0)
+
+
+def test_what_is_kept_for_later_calls_can_be_trained_with():
+    """Of a size that was first seen without gradients to come, or on another default device."""
+    x = torch.randn(1, 1, 22, 26)
+    with torch.inference_mode():
+        project_details(x, "sym3", 2)
+    with torch.device("meta"):
+        analysis_matrix(34, "sym3")
+    wanted = torch.randn(1, 1, 22, 34, requires_grad=True)
+    project_details(x.requires_grad_(), "sym3", 2).square().sum().backward()
+    project_details(wanted, "sym3").square().sum().backward()
+    assert x.grad.abs().sum() > 0 and wanted.grad.abs().sum() > 0

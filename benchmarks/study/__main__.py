@@ -50,6 +50,8 @@ def main() -> None:
                 if not (folder / data.folder).is_dir():
                     options.error(f"there is no {folder / data.folder}")
         workplace = Workplace(chosen.raw, chosen.work, chosen.teachers, chosen.device)
+        for name in chosen.parts:
+            workplace.measure_costs(name, Record(name))
         for seed in chosen.seeds:
             for name in (name for name in chosen.parts if seed in PARTS[name].seeds):
                 workplace.compare(name, seed, Record(name))

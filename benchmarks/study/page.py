@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
-from benchmarks.study.record import Record
+from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import CONFIGURATION
 from nnunet_kd.evaluation.report import Report, write_report
 from nnunet_kd.evaluation.runs import TEACHER
+from nnunet_kd.evaluation.statistics import Interval
 from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
 from nnunet_kd.writing import replacing, write_whole
 
@@ -20,8 +23,16 @@ README_TABLE = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of 
 ABOUT_OVERVIEW = (
     "Mean over the seeds, ± its standard error over the cases. Intervals (95 %) are over cases and, where there are "
     "several, seeds; of two or three seeds a bootstrap makes them too narrow: they hold less often than 95 times in a "
-    "hundred. Each part has a table of its seeds. 'Averaged' is the moving average of the weights (EMA, 0.99)."
+    "hundred. All of a data set have one teacher and one fold: the intervals say nothing of another teacher or split. "
+    "A share below -100 % is of a gap too small for it to mean much; the parts have differences in points. 'Averaged' "
+    "is the moving average of the weights (EMA, 0.99). KD has no distillation loss: it is the pruned teacher, trained "
+    "with averaged weights."
 )
+ABOUT_COSTS = (
+    "of a student of this width, whichever way it was trained. Teacher and student were measured in turn, several "
+    "times; medians. Peak memory is the process's, libraries included"
+)
+LIMITS = -8, 10  # of the picture, points
 
 
 def overview(records: Mapping[str, Record]) -> str:
@@ -33,10 +44,15 @@ def overview(records: Mapping[str, Record]) -> str:
         for method, row in rows.items():
             row.append(mean_with_error(scores.runs(method), "dice"))
             gap = results[method].gap if method in results and method != TEACHER else None
-            numbers = None if gap is None else [round(100 * number) for number in (gap.value, gap.low, gap.high)]
-            row.append("{} [{}, {}]".format(*numbers) if numbers else "")
+            row.append("" if gap is None else shown_gap(gap))
     header = [text for name in parts for text in (f"{name}: Dice (%)", "gap closed (%)")]
     return Table(["method", *header], list(rows.values())).markdown()
+
+
+def shown_gap(gap: Interval) -> str:
+    """Per cent."""
+    value, low, high = (round(100 * number) for number in (gap.value, gap.low, gap.high))
+    return f"{value} [{low}, {high}]" if value >= -100 else "below -100"
 
 
 def shown(records: Mapping[str, Record]) -> dict[str, Scores]:
@@ -54,30 +70,34 @@ def report(record: Record) -> str:
     seeds, data = record.whole_seeds(), DATA[record.part.data]
     patients, cases = data.patients(record.teacher["cases"]), len(record.teacher["cases"])
     grouped = f", {patients} patients, whose {cases} cases count as independent" if patients < cases else ""
-    costs = dict(zip((TEACHER, BASELINE), record.costs(), strict=True))
+    measured = record.costs()
+    costs = {} if measured is None else {TEACHER: measured[TEACHER], record.part.baseline: measured[STUDENT]}
+    trained = data.cases - cases
     content = Report(
         title=record.part.title,
         facts={
             "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {record.part.reduction}",
             "Cases": f"validation cases of fold {record.part.fold}, which no student and no teacher has seen{grouped}",
-            "Teacher": f"{record.teacher['epochs']} epochs",
+            "Teacher": "{} epochs of {num_iterations_per_epoch} iterations".format(
+                record.teacher["epochs"], **data.teachers[record.part.fold]
+            ),
             "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
-            + f", seed {', '.join(map(str, seeds))}",
-            **({"Precision": f"teacher in {record.part.precision}"} if record.part.precision else {}),
+            + f", each of 2 patches of {data.patch} voxels, {trained} cases, seed {', '.join(map(str, seeds))}",
+            **(
+                {"Precision": f"teacher in {record.part.precision}, for speed; what it changes was not measured"}
+                if record.part.precision
+                else {}
+            ),
             **{row: record.part.description(row) for row in record.part.rows},
             "NSD": f"tolerance 1 mm{data.about_distances}",
-            "Cost": f"medians over all runs, as {BASELINE}'s: students are the same network. The teacher's time is "
-            "that of the same comparisons; the first ones did not keep it, and have a median of few. Peak memory is "
-            "the process's, libraries included; among these runs it was {:.0f} to {:.0f} MiB".format(
-                *(peak / 2**20 for peak in record.peaks())
-            ),
+            **({"Cost": ABOUT_COSTS} if costs else {}),
             "Versions": "; ".join(
                 ", ".join(f"{name} {number}" for name, number in entry.items()) for entry in record.versions()
             ),
         },
         warnings=[],
         rows=record.all_rows(),
-        baseline=BASELINE,
+        baseline=record.part.baseline,
         teacher=TEACHER,
         costs=costs,
     )
@@ -111,24 +131,40 @@ def page(records: Mapping[str, Record]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def picture(records: Mapping[str, Record], target: Path) -> None:
-    """Difference of every method to the baseline with its interval, a panel a part, and the teacher's."""
+def differences(records: Mapping[str, Record]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """What the picture shows: part -> method -> difference to the baseline, its lower and its upper end (points)."""
+    return {
+        name: {
+            method: tuple(round(100 * number, 2) for number in astuple(result.difference))
+            for method, result in compare(scores, BASELINE, TEACHER).items()
+        }
+        for name, scores in shown(records).items()
+    }
+
+
+def picture(parts: Mapping[str, Mapping[str, tuple[float, float, float]]], target: Path) -> None:
+    """A panel a part, a line a method. The file holds the numbers too (JSON), as its description."""
     from matplotlib.figure import Figure
 
-    parts = shown(records)
     if not parts:
         target.unlink(missing_ok=True)
         return
     figure = Figure(figsize=(2 + 2.6 * len(parts), 3.8))
     panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
     order = [TEACHER, *(method for method in METHODS if method != BASELINE)][::-1]
-    for axes, (name, scores) in zip(panels, parts.items(), strict=True):
-        results = compare(scores, BASELINE, TEACHER)
+    left, right = LIMITS
+    for axes, (name, shown_here) in zip(panels, parts.items(), strict=True):
         for height, method in enumerate(order):
-            difference = results[method].difference
-            low, value, high = (100 * number for number in (difference.low, difference.value, difference.high))
+            value, low, high = shown_here[method]
             colour = "0.5" if method == TEACHER else "C0"
-            axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3)
+            if left < value < right:
+                axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3)
+                continue
+            at, mark, beside, side = (left, "<", 8, "left") if value <= left else (right, ">", -8, "right")
+            axes.plot(at, height, mark, color=colour, clip_on=False)
+            place = {"xytext": (beside, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+            axes.annotate(f"{value:+.1f}", (at, height), fontsize=8, **place)
+        axes.set_xlim(left, right)
         axes.set_yticks(range(len(order)), order)
         axes.axvline(0, color="0.3", linewidth=0.8)
         axes.set_xlabel(f"Dice minus {BASELINE} (points)")
@@ -136,7 +172,7 @@ def picture(records: Mapping[str, Record], target: Path) -> None:
         axes.grid(True, axis="x", alpha=0.3)
     figure.tight_layout()
     with replacing(target) as unfinished:
-        figure.savefig(unfinished, dpi=110, format="png")
+        figure.savefig(unfinished, dpi=110, format="png", metadata={"Description": json.dumps(parts)})
 
 
 def with_table(readme: str, table: str) -> str:
@@ -157,5 +193,5 @@ def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
     records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
     changed = with_table(readme.read_text(), overview(records) if shown(records) else "")
     write_whole(folder / "study.md", page(records))
-    picture(records, folder / "study.png")
+    picture(differences(records), folder / "study.png")
     write_whole(readme, changed)

@@ -1,13 +1,13 @@
-"""What was measured: a line for every run, kept beside the code that made it."""
+"""What was measured: a line for every run, and what the networks cost, kept beside the code that made it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.study.parts import PARTS
@@ -20,6 +20,7 @@ from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.writing import write_whole
 
 RUNS = Path(__file__).parent / "runs"
+STUDENT = "student"
 SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
 SAME = 1e-4  # difference of mean Dice that another processor may make
 
@@ -115,7 +116,6 @@ class Record:
         Raises:
             ValueError: Where another teacher was measured before.
         """
-        costs = json.loads((folder / "costs.json").read_text())
         by_method: dict[str, list[dict[str, Any]]] = {}
         for line in json.loads((folder / "metrics.json").read_text()):
             by_method.setdefault(line["method"], []).append(line)
@@ -125,19 +125,14 @@ class Record:
                 for metric, structures in scores.items():
                     value = line[metric]
                     structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
-            for where in ("folder", "of"):  # on the machine
-                costs[method].pop(where, None)
             entry = {
                 "method": method,
                 "seed": None if method == TEACHER else seed,
                 "settings": self._settings[method],
                 "versions": {package: version(package) for package in ("nnunet_kd", "nnunetv2", "torch")},
-                "cost": costs[method],
                 "scores": scores,
             }
-            if method != TEACHER:
-                entry["teacher_seconds"] = costs[TEACHER]["seconds"]  # of the same machine at the same time
-            else:
+            if method == TEACHER:
                 entry["epochs"] = teacher_epochs
                 entry["cases"] = list(dict.fromkeys(line["case"] for line in lines))
                 if (known := self._entries.get((TEACHER, None))) is not None:
@@ -185,27 +180,25 @@ class Record:
         different = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
         return list(different.values())
 
-    def peaks(self) -> tuple[float, float]:
-        """Least and largest peak memory (bytes) of a student."""
-        peaks = [entry["cost"]["peak_bytes"] for (method, _), entry in self._entries.items() if method != TEACHER]
-        return min(peaks), max(peaks)
+    def costs(self) -> dict[str, Measured] | None:
+        """Of the teacher and of the students, all the same network; ``None`` before they are measured."""
+        known = json.loads(self._costs.read_text()) if self._costs.is_file() else {}
+        entry = known.get(self._network)
+        if entry is None:
+            return None
+        return {who: Measured(**{**cost, "network": Cost(**cost["network"])}) for who, cost in entry.items()}
 
-    def costs(self) -> tuple[Measured, Measured]:
-        """Of the teacher, and of the students: all the same network.
+    def add_costs(self, teacher: Measured, student: Measured) -> None:
+        """Measured in turn."""
+        known = json.loads(self._costs.read_text()) if self._costs.is_file() else {}
+        known[self._network] = {TEACHER: asdict(teacher), STUDENT: asdict(student)}
+        self._costs.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._costs, json.dumps(known, indent=1) + "\n")
 
-        Times are medians over the runs; a run has the teacher's of its own comparison, and one from before this was
-        kept the median of what was measured with this data set.
-        """
-        students = [entry["cost"] for (method, _), entry in self._entries.items() if method != TEACHER]
-        middle = {key: median(cost[key] for cost in students) for key in ("seconds", "peak_bytes")}
-        teacher = {**self.teacher["cost"], "seconds": median(self._teacher_seconds())}
-        both = teacher, {**students[0], **middle}
-        return tuple(Measured(**{**cost, "network": Cost(**cost["network"])}) for cost in both)
+    @property
+    def _costs(self) -> Path:
+        return self.folder / "costs.json"
 
-    def _teacher_seconds(self) -> list[float]:
-        """One figure a run."""
-        parts = (name for name, part in PARTS.items() if part.data == self.part.data)
-        lines = [entry for name in parts for entry in map(json.loads, self._lines(name))]
-        usual = median(entry["cost"]["seconds"] for entry in lines if entry["method"] == TEACHER)
-        runs = (entry for (method, _), entry in self._entries.items() if method != TEACHER)
-        return [entry.get("teacher_seconds", usual) for entry in runs]
+    @property
+    def _network(self) -> str:
+        return f"{self.part.data}, r = {self.part.reduction}"

@@ -7,18 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import torch
 
 from benchmarks.study.parts import DATA, PARTS, Data
 from benchmarks.study.record import Record
+from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.planning import student_plans
+from nnunet_kd.reading import read_dataset_json, read_plans
 from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
 
 AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
 CONFIGURATION = "3d_fullres"
 TEACHER_PLANS = "study_teacher"
+MEASURED = 3  # times each, in turn
 FASTER = {
     # glibc otherwise gives the memory of tensors back after every step and asks for it again.
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -96,7 +104,7 @@ class Workplace:
         if fold == 0 and self.given_teacher(data) is not None:
             return {"trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
         trainer = "nnUNetTrainerNoKD"
-        block = {"student": {"reduction": 1}, "training": {**data.teacher, "seed": 7}}
+        block = {"student": {"reduction": 1}, "training": {**data.teachers[fold], "seed": 7}}
         self.write_plans(data, TEACHER_PLANS, 1, block)
         results = self.results / data.folder / f"{trainer}__{TEACHER_PLANS}__{CONFIGURATION}" / f"fold_{fold}"
         if not (results / "checkpoint_final.pth").is_file():
@@ -116,6 +124,36 @@ class Workplace:
         plans = student_plans(json.loads((folder / "nnUNetPlans.json").read_text()), reduction, name=name)
         plans["nnunet_kd"].update(block)
         (folder / f"{name}.json").write_text(json.dumps(plans, indent=4))
+
+    def measure_costs(self, name: str, record: Record) -> None:
+        """Of teacher and student in turn, so that both meet the same machine; a student's weights are random."""
+        if record.costs() is not None:
+            return
+        part, data = PARTS[name], DATA[PARTS[name].data]
+        self.preprocess(data)
+        taught_by = self.results_of(data, self.teacher(data, part.fold), part.fold)
+        checkpoints = (taught_by / "checkpoint_final.pth", self.untrained_student(taught_by, part.reduction))
+        print(f"{part.title}: measuring teacher and student", flush=True)
+        images, device = self.raw / data.folder / "imagesTr", self.on[1]
+        rounds = [[measure(path, CONFIGURATION, images, device) for path in checkpoints] for _ in range(MEASURED)]
+        record.add_costs(*(_middle(each) for each in zip(*rounds, strict=True)))
+
+    def untrained_student(self, teacher: Path, reduction: int) -> Path:
+        """A checkpoint of a student as this teacher's (a fold's results), in results of its own."""
+        plans = student_plans(
+            read_plans(teacher.parent / "plans.json"), reduction, name=f"study_untrained_r{reduction}"
+        )
+        dataset_json = read_dataset_json(teacher.parent / "dataset.json")
+        content = read_checkpoint(teacher / "checkpoint_final.pth")
+        trainer = find_trainer("nnUNetTrainer")
+        network = build_network(trainer, Experiment(plans, CONFIGURATION, dataset_json))
+        content |= {"trainer_name": trainer.__name__, "network_weights": network.state_dict()}
+        folder = self.work / "untrained" / f"{teacher.parents[1].name}_r{reduction}"
+        (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+        (folder / "plans.json").write_text(json.dumps(plans, indent=4))
+        shutil.copy(teacher.parent / "dataset.json", folder / "dataset.json")
+        torch.save(content, folder / "fold_0" / "checkpoint_final.pth")
+        return folder / "fold_0" / "checkpoint_final.pth"
 
     def compare(self, name: str, seed: int, record: Record) -> None:
         """Trains and measures what the record has not, a few rows at a time."""
@@ -141,3 +179,9 @@ class Workplace:
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
             record.add(folder, seed, epochs)
+
+
+def _middle(rounds: Sequence[Measured]) -> Measured:
+    """Of several measurements of one network, the medians."""
+    seconds, peak = (median(getattr(each, name) for each in rounds) for name in ("seconds", "peak_bytes"))
+    return replace(rounds[0], seconds=seconds, peak_bytes=peak)

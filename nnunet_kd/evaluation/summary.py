@@ -37,9 +37,10 @@ TESTS = (
 )
 GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
 SEEDS = (
-    "Mean Dice (%) of each seed, their standard deviation, and the mean of their differences to {baseline} with a t-test "
-    "that is paired over the seeds: it asks whether other trainings would differ too, and of few seeds finds only large "
-    "and steady differences. The other tables are of the mean over seeds."
+    "Mean Dice (%) of each seed, their standard deviation, and the mean of their differences to {baseline} with a "
+    "t-test that is paired over the seeds: it asks whether other trainings would differ too, and of few seeds finds "
+    "only large and steady differences. It is not corrected for the number of methods: of many that change nothing, "
+    "some have a small p. The other tables are of the mean over seeds."
 )
 
 LABELS = {
@@ -199,7 +200,7 @@ def seed_table(scores: Scores, baseline: str) -> Table | None:
     paired = [method for method in several if method != baseline and several[method] == several.get(baseline)]
     tests = paired_tests({method: means[method] for method in paired}, means[baseline]) if paired else {}
     columns = sorted({seed for seeds in several.values() for seed in seeds if seed is not None})
-    rows = []
+    rows: list[list[str]] = []
     for method, seeds in several.items():
         by_seed = dict(zip(seeds, (f"{100 * mean:.2f}" for mean in means[method]), strict=True))
         row = [method, *(by_seed.get(seed, "") for seed in columns), f"{100 * np.std(means[method], ddof=1):.2f}"]
@@ -207,8 +208,8 @@ def seed_table(scores: Scores, baseline: str) -> Table | None:
             difference = float(np.mean(means[method] - means[baseline]))
             row += [f"{100 * difference:+.2f}", _p_value(tests[method].t)]
         rows.append([*row, *[""] * (len(columns) + 4 - len(row))])
-    seeds = [f"seed {seed}" for seed in columns]
-    return Table(["method", *seeds, "standard deviation", f"minus {baseline}", "t-test p over seeds"], rows)
+    headings = [f"seed {seed}" for seed in columns]
+    return Table(["method", *headings, "standard deviation", f"minus {baseline}", "t-test p over seeds"], rows)
 
 
 def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:

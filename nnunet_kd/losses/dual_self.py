@@ -6,14 +6,13 @@ Shao et al., "DSVM-UNet: Enhancing VM-UNet with Dual Self-distillation for Medic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_kd.losses.features import check_number, energy, in_single_precision, in_type_of, pointwise_convolution
-from nnunet_kd.wavelets import multiply_axis
+from nnunet_kd.wavelets import constants, multiply_axis
 
 
 class DualSelfAdapters(nn.Module):
@@ -188,7 +187,7 @@ def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
     return total / target.numel()
 
 
-@lru_cache(maxsize=256)
+@constants(maxsize=256)
 def _resizing(before: int, after: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Q and U of linear resizing along one axis, ``align_corners=False``: R is ``(after, before)``."""
     unit = torch.eye(before, dtype=torch.float64)

@@ -338,4 +338,6 @@ class KDSAMTrainer(DistillationTrainer):
             best = {name: weights.clone() for name, weights in best.items()}
         self.progress = EncoderProgress(**{**saved["encoder_progress"], "best_weights": best})
         self.lr_scheduler.load_state_dict(saved["plateau"])
+        for group in self.optimizer.param_groups:  # the rate is the plateau's, the decay that of the settings
+            group["weight_decay"] = self.weight_decay
         self.trained().learns = self._learns  # type: ignore[assignment]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from nnunet_kd.integrity import file_digest, text_digest
 from nnunet_kd.planning import student_plans
 from nnunet_kd.reading import read_splits
 from nnunet_kd.settings import (
@@ -39,6 +43,9 @@ from nnunet_kd.training.terms import ActiveSoftLabelTerm, ActiveStageTerm, Activ
 
 if TYPE_CHECKING:
     from nnunet_kd.training.trainer import DistillationTrainer
+
+ORIGINS = ("teacher_checkpoints", "soft_labels_made_by")  # of a record
+DIGITS = 12  # of a digest
 
 
 @dataclass(frozen=True)
@@ -76,15 +83,36 @@ class Preparation:
             record["method"] = asdict(self.method)
         if self.uses_teacher:
             record["teachers"] = [_given(teacher) for teacher in self.settings.teachers]
+        record.update(self.origins)
         return record
+
+    @cached_property
+    def origins(self) -> dict[str, Any]:
+        """Digests of what is learnt from, as far as it is there: teachers' checkpoints, how soft labels were made.
+
+        Another teacher may have taken the place and the name of the one of before.
+        """
+        found: dict[str, Any] = {}
+        student = self.student
+        with suppress(FileNotFoundError, ValueError):
+            if self.uses_teacher:
+                files = find_teachers(self.settings.teachers, student, self.fold)
+                found["teacher_checkpoints"] = [file_digest(one.checkpoint)[:DIGITS] for one in files]
+        with suppress(FileNotFoundError, ValueError):
+            if term := soft_label_term(self.terms):
+                source = _find_soft_labels(student, term).manifest.get("source", {})
+                found["soft_labels_made_by"] = text_digest(json.dumps(source, sort_keys=True))[:DIGITS]
+        return found
 
     def changes(self, before: Mapping[str, Any]) -> str:
         """What is other than in such a record of before; empty: nothing.
 
-        A record of an earlier version does not tell the batch, or all of the terms.
+        A record of an earlier version does not tell the batch, or all of the terms. Of what is learnt from only what
+        both know is looked at: it need not be there any more.
         """
         now = self.record
         unknown = {"batch_size", "patch_size", "batch_dice", "term_options"} - {*before}
+        unknown |= {*ORIGINS} - ({*before} & {*now})
         different = [key for key in sorted({*before, *now} - unknown, key=str) if before.get(key) != now.get(key)]
         return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
 
@@ -276,16 +304,14 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
         FileNotFoundError: Where there are none, with the command that makes them.
         ValueError: Where they belong to other data or to an earlier state of them, or a training case has none.
     """
-    terms = [term for term in preparation.terms if isinstance(term, ActiveSoftLabelTerm) and term.weight > 0]
-    if not terms:
+    term = soft_label_term(preparation.terms)
+    if term is None:
         return None
-    (term,) = terms
     student = preparation.student
-    folder = Path(nnUNet_preprocessed.require()) / student.plans["dataset_name"]
-    cases = PreprocessedCases(folder, student)
+    cases = PreprocessedCases(_preprocessed(student), student)
     command = soft_labels_command(student)
     try:
-        store = find_store(folder, cases.configuration.data_identifier, term.store)
+        store = _find_soft_labels(student, term)
     except FileNotFoundError as error:
         name = "" if term.store is None else f" --name {term.store}"
         raise FileNotFoundError(f"{error}. Make them: {command} --sam vit_b --checkpoint FILE{name}") from None
@@ -295,6 +321,21 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
     except ValueError as error:
         raise ValueError(f"{error}. Make it: {command} {store.arguments} --continue") from None
     return store
+
+
+def soft_label_term(terms: Sequence[ActiveTerm]) -> ActiveSoftLabelTerm | None:
+    """The one that reads stored soft labels, where there is one of a weight."""
+    found = [term for term in terms if isinstance(term, ActiveSoftLabelTerm) and term.weight > 0]
+    return found[0] if found else None
+
+
+def _preprocessed(student: Experiment) -> Path:
+    return Path(nnUNet_preprocessed.require()) / str(student.plans["dataset_name"])
+
+
+def _find_soft_labels(student: Experiment, term: ActiveSoftLabelTerm) -> SoftLabelStore:
+    identifier = PlansManager(student.plans).get_configuration(student.configuration).data_identifier
+    return find_store(_preprocessed(student), identifier, term.store)
 
 
 def soft_labels_command(student: Experiment) -> str:

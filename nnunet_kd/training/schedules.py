@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ class StepSchedule(EpochSchedule):
 class CosineSchedule(EpochSchedule):
     """Half a cosine from the initial rate to a least one in the last epoch.
 
-    VM-UNet's and DSVM-UNet's cosine takes 50 epochs and rises again, six times in their 300; this one falls once.
+    VM-UNet's and DSVM-UNet's falls for 50 epochs and rises for 50, three times in their 300; this one falls once.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int, least: float = 1e-5) -> None:
@@ -69,7 +70,10 @@ class PlateauSchedule:
         )  # any loss that is lower, losses below 0 too
         self.observe = self._plateau.step
         self.state_dict = self._plateau.state_dict
-        self.load_state_dict = self._plateau.load_state_dict
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """How far it has come; the patience is that of now."""
+        self._plateau.load_state_dict({**state, "patience": self._plateau.patience})
 
     def step(self, _epoch: int) -> None:
         """nnU-Net calls it with the number of the epoch."""

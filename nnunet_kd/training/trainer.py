@@ -125,6 +125,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self.average: WeightAverage | None = None
         self.soft_labels: SoftLabelStore | None = None
         self._resumes = False
+        self._unaveraged: Mapping[str, Tensor] | None = None
         self._lock: Lock | None = None
         self._leakage: str | None = None
         self._skipped = SkippedSteps()
@@ -366,6 +367,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if self.start is not None and self.start.teacher is not None:
             self._reconstruct(self.start.weights, self.start.teacher)
             self.start = replace(self.start, teacher=None)
+        if self._unaveraged is not None and unfinished:
+            self.trained().student.load_state_dict(self._unaveraged, strict=False)  # counters of steps are not averaged
+            self.print_to_log_file("no average any more: goes on from the last step's weights, not from their average")
         if self.average is not None and self.current_epoch == 0:  # weights may have changed since it was made
             self.average = WeightAverage(self.trained().student, self.average.decay)
         if leakage is not None:
@@ -636,6 +640,12 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 f"this training was begun with other terms or stages ({before or 'none'}) than nnunet_kd.method of the "
                 f"plans has now ({now or 'none'}): restore it, or train anew without --c"
             )
+        begun = saved.get("record", self.preparation.record).get("optimizer")
+        if begun != self.preparation.settings.training.optimizer:  # its state is of other moments
+            raise ValueError(
+                f"this training was begun with {begun or 'SGD'} as its optimizer, which nnunet_kd.training of the "
+                "plans no longer has: restore it, or train anew without --c"
+            )
         self._resumes = True
         if self.teacher_stages is None and saved["teacher_stages"] is not None:
             self.teacher_stages = EncoderStages(**saved["teacher_stages"])
@@ -663,3 +673,5 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.average.load_state_dict(saved["average"], saved["average_shown"])
         elif self.average is not None:  # asked for since: starts from the weights just loaded
             self.average = WeightAverage(self.trained().student, self.average.decay)
+        elif saved["average_shown"]:  # no longer asked for: what it was made of is needed where training goes on
+            self._unaveraged = saved["average"]

@@ -12,8 +12,10 @@ from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.study import Study
+from nnunet_kd.integrity import file_digest
 from nnunet_kd.settings import with_leakage
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
 
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
@@ -181,6 +183,23 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, cap
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
     error = capsys.readouterr().err
     assert "was begun with other settings than LogitsKD has now: terms ['logits: weight 0.1, " in error
+    assert not (workspace.root / "study").exists()
+
+
+def test_students_of_a_teacher_that_was_trained_anew_are_refused(workspace, capsys):
+    """Under its old name: the students of both would be in one table."""
+    plans = workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"})
+    for kind in (nnUNetTrainerLogitsKD, nnUNetTrainerNoKD):
+        stop_within(make_trainer(kind, plans, workspace), 3)
+    path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
+    before = file_digest(path)[:12]
+    content = torch.load(path, weights_only=False)
+    next(iter(content["network_weights"].values())).mul_(1.01)
+    torch.save(content, path)
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
+    error = capsys.readouterr().err
+    known, now = f"teacher_checkpoints ['{before}']", f"['{file_digest(path)[:12]}']"
+    assert f"was begun with other settings than LogitsKD has now: {known}, now {now}. Remove it, or" in error
     assert not (workspace.root / "study").exists()
 
 

@@ -53,6 +53,24 @@ def test_schedule_and_loss_are_the_papers(workspace):
     assert float(trainer.loss(logits, target)) == float(FocalDiceLoss()(logits, target))
 
 
+def test_settings_are_those_of_the_plans(workspace):
+    method = {"milestones": [1, 3], "factor": 0.1, "gamma": 1.0, "alpha": 0.3, "batch_dice": True}
+    trainer = trainer_for(workspace, plans_for(workspace, method=method))
+    trainer.initialize()
+    rates = []
+    for epoch in range(4):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates, [1e-4, 1e-5, 1e-5, 1e-6])
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8))
+    given = {"gamma": 1.0, "alpha": 0.3, "batch_dice": True}
+    value = float(trainer.loss(logits, target))
+    assert value == float(FocalDiceLoss(**given)(logits, target))
+    for key in given:
+        others = {name: number for name, number in given.items() if name != key}
+        assert value != float(FocalDiceLoss(**others)(logits, target))
+
+
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("ignore", [False, True])
 def test_the_loss_reads_nnunets_targets(regions, ignore):

@@ -115,12 +115,25 @@ def test_every_patch_comes_with_its_own_embedding(workspace, sam):
 def test_the_losses_of_both_phases_are_those_of_the_settings(workspace, sam):
     plans = plans_for(workspace, sam, perceptual_weight=100, weight_decay=0.002)
     trainer = trainer_for(workspace, plans)
+    embedding_loss, validated = trainer._embedding_loss, []
+
+    def watched(embedding, wanted):
+        values = embedding_loss(embedding, wanted)
+        if not torch.is_grad_enabled():
+            validated.append({name: float(value) for name, value in values.items()})
+        return values
+
+    trainer._embedding_loss = watched
     trainer.run_training()
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.002]
     logged = trainer.logger.get_checkpoint()
     mse, perceptual = (np.array(logged[name][:2]) for name in PARTS[:2])
     assert (100 * perceptual > 0.01 * mse).all()
     assert logged["train_losses"][:2] == pytest.approx(mse + 100 * perceptual)
+    assert logged["val_losses"][:2] == pytest.approx([values["loss"] for values in validated])
+    assert logged[PARTS[2]][:2] == pytest.approx([values[PARTS[0]] for values in validated])
+    for values in validated:
+        assert values["loss"] == pytest.approx(values[PARTS[0]] + 100 * values[PARTS[1]])
     logits = torch.randn(2, trainer.label_manager.num_segmentation_heads, 16, 16)
     target = torch.randint(0, 2, (2, 1, 16, 16)).float()
     assert trainer.loss(logits, target) == trainer.loss.dc(logits, target)
@@ -153,6 +166,17 @@ def test_resumed_in_each_phase_it_equals_an_undisturbed_training(workspace, sam,
         np.testing.assert_allclose(logged[name], undisturbed[name], rtol=1e-6, equal_nan=True)
     for name, weight in weights_of(resumed.kd_sam).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("finished", [1, 3])
+def test_it_goes_on_with_the_settings_of_now(workspace, sam, finished):
+    begun = plans_for(workspace, sam, weight_decay=0.002, plateau_patience=5)
+    stop_within(trainer_for(workspace, begun), 2 * finished + 1)
+    trainer = trainer_for(workspace, plans_for(workspace, sam, weight_decay=0.05, plateau_patience=3), resume=True)
+    trainer.load_checkpoint(str(folder_of(workspace) / "checkpoint_latest.pth"))
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.05]
+    state = trainer.lr_scheduler.state_dict()
+    assert (state["patience"], state["last_epoch"]) == (3, finished if finished < 2 else finished - 2)
 
 
 def test_early_stopping_keeps_the_best_encoder_and_plateaus_lower_the_rate(workspace, sam):

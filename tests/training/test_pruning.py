@@ -49,6 +49,67 @@ def test_each_channel_is_the_one_with_which_least_is_lost():
         assert lost(teacher, greedy, batches) < lost(teacher, channels_taken(12, width), batches)
 
 
+class Forked(nn.Module):
+    """A skip connection: what the first layer gives is read by two, by one of them behind other channels."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first = nn.Conv2d(2, first, 3, padding=1)
+        self.second = nn.Conv2d(first, second, 3, padding=1)
+        self.last = nn.Conv2d(second + first, 4, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        one = self.relu(self.first(x))
+        two = self.relu(self.second(one))
+        return self.last(torch.cat((two, one), 1))
+
+
+def kept_share(read, group, weights, taken):
+    """Of what a layer gives, voxel by voxel of its kernel, what channels taken of a group it reads explain.
+
+    Of ``read`` (positions, channels), ``group`` (a slice of them), ``weights`` (outputs, channels, voxels).
+    """
+    read = read - read.mean(0)
+    own = read[:, group]
+    fitted = own[:, taken] @ torch.linalg.lstsq(own[:, taken], own).solution
+    kept = torch.einsum("pi,oik->pok", fitted, weights[:, group]).square().sum((0, 2))
+    return float((kept / torch.einsum("pi,oik->pok", read, weights).square().sum((0, 2))).mean())
+
+
+def chosen(size, count, worth):
+    """One at a time, the best with those before."""
+    taken = []
+    for _ in range(count):
+        left = [channel for channel in range(size) if channel not in taken]
+        taken.append(max(left, key=lambda channel: worth([*taken, channel])))
+    return sorted(taken)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_that_read_a_channel_count(seed):
+    torch.manual_seed(seed)
+    teacher, batches = Forked(9, 6), images(2, 2, 9, 8)
+    reordered = copy.deepcopy(teacher)
+    assert sort_channels(reordered, Forked(3, 2), batches, EVERYWHERE) == 2
+    with torch.no_grad():
+        one = teacher.first(torch.cat(batches)).relu()
+        two = teacher.second(one).relu()
+    one, both = (maps.movedim(1, -1).flatten(0, -2).double() for maps in (one, torch.cat((two, one), 1)))
+    second, last = (layer.weight.detach().flatten(2).double() for layer in (teacher.second, teacher.last))
+    narrow = chosen(6, 2, lambda taken: kept_share(both, slice(0, 6), last, taken))
+    wide = chosen(
+        9,
+        3,
+        lambda taken: kept_share(both, slice(6, 15), last, taken) + kept_share(one, slice(0, 9), second[narrow], taken),
+    )
+    for name, expected in (("first", wide), ("second", narrow)):
+        bias = teacher.get_submodule(name).bias
+        places = channels_taken(len(bias), len(expected))
+        found = [int((bias == value).nonzero()) for value in reordered.get_submodule(name).bias[places]]
+        assert found == expected, name
+
+
 def test_few_choices_are_better():
     torch.manual_seed(0)
     teacher, batches = chain(8), images(2, 2, 9, 8)

@@ -17,6 +17,7 @@ from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
+from nnunet_kd.training.preparation import prepare
 from nnunet_kd.training.soft_labels import ImageWithSoftLabels, split_batch
 from tests.conftest import SHORT, make_trainer
 from tests.training import variants
@@ -269,6 +270,21 @@ def test_a_finished_training_needs_no_soft_labels(workspace):
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     again.on_train_start()
     assert "0" in recorded_leakage(json.loads(saved.read_text()))
+
+
+def test_the_record_tells_what_made_them(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    store = store_of(workspace)
+    before = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
+    again = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
+    assert again.changes(before.record) == "" and "teacher_checkpoints" not in before.record
+    shutil.rmtree(store.folder)
+    store_of(workspace, source={"kind": "sam", "prompt": "points"})
+    made_anew = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
+    assert made_anew.changes(before.record).startswith("soft_labels_made_by ")
+    shutil.rmtree(store.folder)
+    gone = prepare(nnUNetTrainerSAMKD, before.student, 0)
+    assert gone.changes(before.record) == "" and before.changes(gone.record) == ""
 
 
 def test_a_case_of_another_shape_is_named(workspace):

@@ -125,6 +125,42 @@ def test_average_is_what_is_saved_and_validated(workspace):
     torch.testing.assert_close(trainer.trained().student.state_dict(), averaged)
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_an_average_may_begin_or_end_where_a_training_goes_on(workspace, averaged):
+    schedule = {**SHORT, "save_every": 1}
+    begun, now = (
+        workspace.plans("nnUNetPlans", training={**schedule, **({"ema_decay": 0.5} if decay else {})})
+        for decay in (averaged, not averaged)
+    )
+    stop_within(make_trainer(nnUNetTrainerNoKD, begun, workspace), 3)
+    saved = checkpoint(workspace, "nnUNetTrainerNoKD", name="latest")
+    own = saved["nnunet_kd"]["average"] if averaged else saved["network_weights"]
+    trainer = make_trainer(nnUNetTrainerNoKD, now, workspace, resume=True)
+    maybe_load_checkpoint(trainer, True, False)
+    student = trainer.trained().student
+    assert_same = torch.testing.assert_close
+    assert_same({**student.state_dict()}, {**saved["network_weights"]}, rtol=0, atol=0)  # what would be validated
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    state = student.state_dict()
+    assert_same({name: state[name] for name in own}, {**own}, rtol=0, atol=0)
+    if averaged:
+        assert any(not torch.equal(own[name], saved["network_weights"][name]) for name in own)
+        assert trainer.average is None
+    else:
+        held = trainer.average.state_dict()
+        assert_same(held, {name: saved["network_weights"][name] for name in held}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("begun", "now"), [({}, {"optimizer": "adamw"}), ({"optimizer": "adamw"}, {})])
+def test_a_training_does_not_go_on_with_another_optimizer(workspace, begun, now):
+    plans = [workspace.plans("nnUNetPlans", training={**SHORT, "save_every": 1, **one}) for one in (begun, now)]
+    stop_within(make_trainer(nnUNetTrainerNoKD, plans[0], workspace), 3)
+    trainer = make_trainer(nnUNetTrainerNoKD, plans[1], workspace, resume=True)
+    with pytest.raises(ValueError, match=f"begun with {begun.get('optimizer', 'SGD')} as its optimizer"):
+        maybe_load_checkpoint(trainer, True, False)
+
+
 def test_average_follows_every_step(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.5})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
