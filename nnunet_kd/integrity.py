@@ -66,7 +66,8 @@ def _nifti_length(start: bytes) -> int:
         size = struct.unpack_from(f"{order}i", start)[0] if len(start) >= 348 else 0
         if size == 348:
             shape, bits = struct.unpack_from(f"{order}8h", start, 40), struct.unpack_from(f"{order}h", start, 72)[0]
-            offset = int(struct.unpack_from(f"{order}f", start, 108)[0])
+            place = struct.unpack_from(f"{order}f", start, 108)[0]
+            offset = int(place) if math.isfinite(place) else 2**63  # there is no such file
         elif size == 540 and len(start) >= 540:
             shape, bits = struct.unpack_from(f"{order}8q", start, 16), struct.unpack_from(f"{order}h", start, 14)[0]
             offset = int(struct.unpack_from(f"{order}q", start, 168)[0])

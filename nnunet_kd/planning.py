@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from nnunet_kd.settings import BLOCK, Plans, StudentSettings, check_keys
@@ -92,7 +93,8 @@ NETWORKS = {
 
 def reduce_widths(widths: Sequence[int], reduction: float, min_features: int = 8) -> list[int]:
     """``max(width // reduction, min_features)``, but never wider than before."""
-    return [min(width, max(int(width // reduction), min_features)) for width in widths]
+    exact = Fraction(str(reduction))  # 32 // 1.6 is 19 in binary
+    return [min(width, max(int(width // exact), min_features)) for width in widths]
 
 
 def student_plans(
@@ -179,6 +181,14 @@ def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
     return names
 
 
+def student_name(source: str, network: str | None, reduction: float, widths: Sequence[int] | None = None) -> str:
+    """What plans of a student are called: their source, its network, and how they are smaller."""
+    other = None if network is None else NETWORKS[network]
+    own_size = other is not None and not (other.reducible and (widths or reduction != 1))
+    size = None if own_size else ("w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}")
+    return "_".join(filter(None, [source, network, size]))
+
+
 def _class_name(content: Mapping[str, Any]) -> str | None:
     """Of a configuration's own network, without its module."""
     return content["architecture"]["network_class_name"].rpartition(".")[2] if "architecture" in content else None
@@ -200,16 +210,14 @@ def _with_architectures(plans: Plans) -> Plans:
 def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
     """Configurations whose network is 2-D, and those that inherit from them."""
 
-    def convolution(content: Mapping[str, Any]) -> str:
-        while "architecture" not in content and content.get("inherits_from") in plans["configurations"]:
-            content = plans["configurations"][content["inherits_from"]]
+    have = plans["configurations"]
+
+    def convolution(name: str) -> str:
+        family = (have[one] for one in _with_ancestors(plans, name) if one in have)
+        content: Mapping[str, Any] = next((one for one in family if "architecture" in one), {})
         return str(content.get("architecture", {}).get("arch_kwargs", {}).get("conv_op"))
 
-    kept = {
-        name: deepcopy(content)
-        for name, content in plans["configurations"].items()
-        if convolution(content).endswith("2d")
-    }
+    kept = {name: deepcopy(content) for name, content in have.items() if convolution(name).endswith("2d")}
     if not kept:
         raise ValueError(f"{network} sees slices, and {plans['plans_name']} has no 2d configuration")
     return kept

@@ -1,6 +1,8 @@
 """Images cut off at any byte are noticed, or are whole all the same."""
 
 import gzip
+import math
+import struct
 
 import nibabel
 import numpy as np
@@ -58,6 +60,18 @@ def test_headers_of_all_kinds(tmp_path, kind, order):
     nibabel.save(kind(VOLUME.astype(np.int16), np.eye(4), header), path)
     assert is_whole(path)
     path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cannot read .*image.nii: it is cut off"):
+        check_whole(path)
+
+
+@pytest.mark.parametrize("place", [math.inf, -math.inf, math.nan])
+def test_a_header_that_places_the_image_nowhere(tmp_path, place):
+    path = tmp_path / "image.nii"
+    nibabel.save(nibabel.Nifti1Image(VOLUME.astype(np.int16), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 108, place)
+    path.write_bytes(content)
+    assert not is_whole(path)
     with pytest.raises(ValueError, match="cannot read .*image.nii: it is cut off"):
         check_whole(path)
 

@@ -74,6 +74,7 @@ def test_least_width():
     assert reduce_widths([4, 6, 64], 4) == [4, 6, 16]  # never wider than the teacher
     assert reduce_widths([32, 33], 3, min_features=1) == [10, 11]
     assert reduce_widths([32], 2.5, min_features=1) == [12]
+    assert reduce_widths([32, 64, 128, 320], 1.6) == [20, 40, 80, 200]  # not one less, as in binary
 
 
 def test_widths_by_hand():

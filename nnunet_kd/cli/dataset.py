@@ -24,9 +24,9 @@ where --list says, under their own terms.
       under another number; cases that cannot be converted are listed and left out
 
 The data set appears when it is whole. Slices, visits or pictures of a patient are not parted by a split, as far as file
-names tell. Where a paper holds cases out, so do we, as a test set: official parts as they are, else whole patients
-drawn with a fixed seed. Files that are as nnU-Net wants them are hard links where the disk allows it: to edit one in
-place is to edit what was published.
+names tell. Official test sets stay as they are; where a paper prints only how many cases it held out, so many are drawn
+by their names, whole patients, the same ones each time. Files that are as nnU-Net wants them are hard links where the
+disk allows it: to edit one in place is to edit what was published.
 """
 
 
@@ -135,6 +135,8 @@ def _report(made: Converted, number: int) -> None:
         print(f"its splits are in {made.placed}, where nnU-Net looks for them")
     elif made.splits:
         print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
+    if made.other_splits is not None:
+        print(f"{made.other_splits} is there and has other cases or folds, which nnU-Net would use: remove it")
     print(f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.planning import NETWORKS
+from nnunet_kd.planning import NETWORKS, student_name
 from nnunet_kd.reading import read_plans
 
 
@@ -18,7 +18,7 @@ def dataset_name(dataset: str) -> str:
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-    if dataset.startswith("Dataset") and dataset[7:10].isdecimal():
+    if re.fullmatch(r"Dataset\d{3,}_.+", dataset):
         return dataset
     if not dataset.isdecimal():
         raise ValueError(f"a data set is a number or DatasetXXX_Name, got {dataset!r}")
@@ -75,7 +75,7 @@ def no_plans(path: Path) -> str:
 
 def _making(path: Path) -> str:
     number, name = dataset_number(path.parent), path.stem
-    have = sorted(one.stem for one in path.parent.glob("*.json") if _is_plans(one))
+    have = sorted(one.stem for one in path.parent.glob("*.json") if is_plans(one))
     residual = re.fullmatch(r"nnUNetResEncUNet(M|L|XL|)Plans", name)
     if residual is not None:
         planner = f"nnUNetPlannerResEnc{residual[1]}" if residual[1] else "ResEncUNetPlanner"
@@ -86,13 +86,18 @@ def _making(path: Path) -> str:
         ends = rf"(?:_({'|'.join(NETWORKS)}))?(?:_r(\d+(?:\.\d+)?))?"
         of_student = re.fullmatch(re.escape(source) + ends, name)
         if of_student is not None:
-            given = zip(("-p", "--network", "-r"), (source, *of_student.groups()), strict=True)
+            network, reduction = of_student.groups()
+            usual = 4 if network is None else NETWORKS[network].usual_reduction
+            if student_name(source, network, float(reduction or usual)) != name:
+                continue
+            given = zip(("-p", "--network", "-r"), (source, network, reduction), strict=True)
             words = [f"{option} {value}" for option, value in given if value not in (None, "nnUNetPlans")]
             return " ".join([f"nnunet_kd plan -d {number}", *words])
     return f"choose one of {', '.join(have)} with -p"
 
 
-def _is_plans(path: Path) -> bool:
+def is_plans(path: Path) -> bool:
+    """Whether a file holds plans."""
     try:
         read_plans(path)
     except (ValueError, OSError):

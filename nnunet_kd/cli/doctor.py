@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.f != "all" and not arguments.f.isdecimal():
         raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     checks: list[Callable[[], str]] = [_packages, _device, _paths, _trainers]
+    experiment = _Checks(arguments)
     if arguments.d is not None:
-        experiment = _Checks(arguments)
         checks += [experiment.read_plans, experiment.preprocessed]
         checks += [experiment.cases] if arguments.cases else []
         checks += [experiment.find_trainer, experiment.teacher]
@@ -62,13 +62,27 @@ def run(arguments: argparse.Namespace) -> int:
     for check in checks:
         try:
             print(f"ok  {check()}")
-        except (ValueError, OSError, NotImplementedError, RuntimeError, KeyError, ImportError) as error:
+        except (ValueError, OSError, NotImplementedError, RuntimeError, ImportError) as error:
             wrong += 1
             print(f"no  {error}")
             if isinstance(error, _StopError):
                 break
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            wrong += 1
+            print(f"no  {_of_plans(error, experiment.path)}")
     print("all is well" if not wrong else f"{wrong} to mend")
     return 1 if wrong else 0
+
+
+def _of_plans(error: Exception, path: Path) -> str:
+    """What plans that were read but are none have led to."""
+    from nnunet_kd.teachers.architecture import plans_errors
+
+    try:
+        with plans_errors(path):
+            raise error
+    except ValueError as said:
+        return str(said)
 
 
 class _StopError(ValueError):
@@ -140,6 +154,11 @@ class _Checks:
         self.plans: dict[str, Any] = {}
         self.trainer: Any = None
 
+    @property
+    def path(self) -> Path:
+        """Of the plans."""
+        return self.folder / f"{self.arguments.p}.json"
+
     def read_plans(self) -> str:
         from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
         from nnunet_kd.settings import read_settings
@@ -151,7 +170,7 @@ class _Checks:
             self.folder = preprocessed_folder(arguments.d)
         except ValueError as error:
             raise _StopError(f"{error}. Mend: give the right one with -d, by its name") from error
-        path = self.folder / f"{arguments.p}.json"
+        path = self.path
         if not path.is_file():
             raise _StopError(no_plans(path))
         try:

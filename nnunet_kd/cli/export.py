@@ -72,12 +72,14 @@ def add_parser(commands: Any) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Export; returns the exit status."""
+    from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from nnunet_kd.cli.dataset_folder import dataset_name
+    from nnunet_kd.cli.dataset_folder import dataset_name, required
     from nnunet_kd.deploy.trained import read_trained
 
     _check(arguments)
+    required(nnUNet_results)
     folder = get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c)
     model = read_trained(Path(folder), list(dict.fromkeys(arguments.f)), arguments.chk, arguments.trust)
     if arguments.kind == "nnunet":

@@ -66,10 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the plans; returns the exit status."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import is_plans, no_plans, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
-    from nnunet_kd.planning import student_plans
-    from nnunet_kd.teachers.architecture import check_networks
+    from nnunet_kd.planning import student_name, student_plans
+    from nnunet_kd.settings import read_settings
+    from nnunet_kd.teachers.architecture import check_networks, plans_errors
     from nnunet_kd.teachers.checkpoint import TRUST_MODEL
     from nnunet_kd.writing import write_whole
 
@@ -78,6 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not source.is_file():
         raise FileNotFoundError(no_plans(source))
     plans = read_plans(source)
+    try:
+        read_settings(plans)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     dataset_json = read_dataset_json(folder / "dataset.json")
     if not arguments.trust:
         check_networks(plans, source, TRUST_MODEL)
@@ -87,31 +92,31 @@ def run(arguments: argparse.Namespace) -> int:
     configuration = arguments.c or (usual_one if usual_one in have else next(iter(have), usual_one))
     usual = 4 if network is None else network.usual_reduction
     reduction = usual if arguments.r is None else arguments.r
-    own_size = network is not None and not (network.reducible and (arguments.widths or reduction != 1))
-    size = None if own_size else _short(arguments.widths, reduction)
-    name = arguments.o or "_".join(filter(None, [arguments.p, arguments.network, size]))
+    name = arguments.o or student_name(arguments.p, arguments.network, reduction, arguments.widths)
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ValueError(f"a name of plans has letters, digits, _, -, + and . only, got {name!r}")
     target = folder / f"{name}.json"
     if target == source:
         raise ValueError(f"the student's plans need a name of their own, not {name}")
-    if target.exists() and not arguments.force:
-        raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
+    if target.exists():
+        if not is_plans(target):
+            raise FileExistsError(f"{target} exists and holds no plans: choose another name with -o")
+        if not arguments.force:
+            raise FileExistsError(f"{target} exists: choose another name with -o, or replace it with --force")
     widths = {configuration: arguments.widths} if arguments.widths else None
-    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
-    student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
+    try:
+        regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+        student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
+        table = cost_table(plans, student, dataset_json)
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        with plans_errors(source):
+            raise
     if configuration not in student["configurations"]:
         there = ", ".join(student["configurations"])
         raise ValueError(f"the student's plans have no configuration {configuration}: choose one of {there} with -c")
-    table = cost_table(plans, student, dataset_json)
-
     write_whole(target, json.dumps(student, indent=4))
     print(table)
     print(f"\nwrote {target}")
     trainer = "nnUNetTrainerDCD" if network is None else network.trainer
     print(f"train it: nnUNetv2_train {arguments.d} {configuration} 0 -tr {trainer} -p {name}")
     return 0
-
-
-def _short(widths: list[int] | None, reduction: float) -> str:
-    return "w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}"

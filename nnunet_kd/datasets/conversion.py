@@ -17,8 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from nnunet_kd.integrity import text_digest
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.reading import read_splits
 from nnunet_kd.writing import is_full, new_folder, write_whole
@@ -144,7 +143,9 @@ class Converted:
         skipped: A sentence a case that was left out.
         notes: Remarks of the converter, on the source and on single cases.
         splits: Whether it brings ``splits_final.json``.
-        placed: Where in ``nnUNet_preprocessed`` these splits are now; ``None``: others were there, or it has none.
+        placed: Where in ``nnUNet_preprocessed`` these splits are now; ``None``: others were there, that folder takes
+            none, or it has none.
+        other_splits: Those that are there already and are not of these cases.
     """
 
     folder: Path
@@ -154,6 +155,7 @@ class Converted:
     notes: list[str]
     splits: bool
     placed: Path | None
+    other_splits: Path | None
 
 
 def convert_dataset(
@@ -214,23 +216,38 @@ def convert_dataset(
             raise ValueError(f"{source} has no training case" + (f" that is left: {skipped[0]}" if skipped else ""))
         _write_json(unfinished / "dataset.json", _dataset_json(form, description, training))
         splits = official_or_grouped_splits(cases)
-        placed = None
+        placed = other = None
+        used = None if preprocessed is None else preprocessed / folder.name / "splits_final.json"
         if splits is not None:
             _write_json(unfinished / "splits_final.json", splits)
-            if preprocessed is not None:  # before the data set is there: else a kill would part them
-                placed = _place_splits(splits, preprocessed / folder.name / "splits_final.json")
-    return Converted(folder, training, len(cases) - training, skipped, notes, splits is not None, placed)
+        if used is not None and _are_others(used, splits, {case.identifier for case in cases if not case.test}):
+            other = used
+        elif used is not None and splits is not None:  # before the data set is there: else a kill would part them
+            placed = _place_splits(splits, used)
+    return Converted(folder, training, len(cases) - training, skipped, notes, splits is not None, placed, other)
+
+
+def _are_others(path: Path, splits: Any, cases: set[str]) -> bool:
+    """Whether splits are there that are not these or, where there are none to be, not of these cases."""
+    if not path.exists():
+        return False
+    try:
+        there = read_splits(path)
+    except ValueError:
+        return True
+    if splits is not None:
+        return bool(there != splits)
+    return any({*fold["train"], *fold["val"]} != cases for fold in there)
 
 
 def _place_splits(splits: Any, path: Path) -> Path | None:
-    """Write splits where there are none; ``None`` where there are others."""
-    if not path.exists():
-        _write_json(path, splits)
-        return path
+    """Write splits where there are none or the same; ``None`` where that folder takes none: they can be copied."""
     try:
-        return path if read_splits(path) == splits else None
-    except ValueError:
+        if not path.exists():
+            _write_json(path, splits)
+    except OSError:
         return None
+    return path
 
 
 def _convert_all(
@@ -328,9 +345,8 @@ def _groups(cases: Iterable[Case]) -> dict[str, list[str]]:
 
 
 def _shuffled(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    names = sorted(groups)
-    order = np.random.RandomState(SEED).permutation(len(names))
-    return [names[i] for i in order]
+    """By what is drawn for each name alone, so that a case more or less moves no other."""
+    return sorted(groups, key=lambda name: text_digest(f"{SEED} {name}"))
 
 
 def official_or_grouped_splits(cases: Sequence[Case]) -> list[dict[str, list[str]]] | None:

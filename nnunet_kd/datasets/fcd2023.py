@@ -29,16 +29,19 @@ def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
         files = {**wanted, "T2w": find_file(folder, "_T2w.nii.gz"), "roi": roi}
         test = subject.name in held_out
         cases.append(Case(subject.name, files, test=test, problem=missing(wanted, subject)))
-    return cases, [f"{controls} subjects without a region of interest (controls) were left out"] if controls else []
+    notes = [f"{controls} subjects without a region of interest (controls) were left out"] if controls else []
+    if not any(case.test for case in cases):
+        notes.append("participants.tsv names no test set: all cases are for training")
+    return cases, notes
 
 
 def _test_set(table: Path) -> set[str]:
     """Subjects whose ``split`` is ``test``."""
     if not table.is_file():
         return set()
-    with table.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t")
-        return {str(row.get("participant_id")) for row in rows if row.get("split") == "test"}
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    return {str(row.get("participant_id")).strip() for row in rows if str(row.get("split")).strip().lower() == "test"}
 
 
 def describe(options: Options) -> Description:

@@ -27,6 +27,7 @@ def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
         lost = next((mask for _, mask in pairs if not mask.is_file()), None)
         if options.volumes:
             problem = None if lost is None else f"there is no mask {lost}"
+            problem = problem if pairs else f"there are no slices in {patient}"
             cases.append(Case(patient.name, {"slices": pairs}, problem=problem))
             continue
         for image, mask in pairs:

@@ -43,7 +43,8 @@ def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
     """Whether voxels of both lie at the same places, up to what headers round."""
     if one.GetSize() != other.GetSize():
         return False
-    corners = [(0, 0, 0), tuple(length - 1 for length in one.GetSize()), (one.GetSize()[0] - 1, 0, 0)]
+    x, y, z = (length - 1 for length in one.GetSize())
+    corners = [(0, 0, 0), (x, 0, 0), (0, y, 0), (0, 0, z)]
     return all(
         np.allclose(
             one.TransformIndexToPhysicalPoint(corner),

@@ -140,6 +140,8 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
         ("nnUNetPlans_r8", "nnunet_kd plan -d 598 -r 8"),
         ("nnUNetPlans_kd_sam", "nnunet_kd plan -d 598 --network kd_sam"),
         ("nnUNetPlans_dra_unet_r2.5", "nnunet_kd plan -d 598 --network dra_unet -r 2.5"),
+        ("nnUNetPlans_dra_unet", "choose one of mine, nnUNetPlans with -p"),  # which no command makes
+        ("nnUNetPlans_kd_sam_r4", "choose one of mine, nnUNetPlans with -p"),
         ("mine_r8", "nnunet_kd plan -d 598 -p mine -r 8"),
         ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl nnUNetPlannerResEncL"),
         ("nnUNetResEncUNetPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl ResEncUNetPlanner"),
@@ -160,6 +162,52 @@ def test_no_plans_at_all(workspace, tmp_path):
     folder.mkdir()
     for plans in ("nnUNetPlans", "nnUNetPlans_r8"):  # planning takes no name of a data set
         assert no_plans(folder / f"{plans}.json").endswith("Mend: nnUNetv2_plan_and_preprocess -d 598")
+
+
+@pytest.mark.parametrize("name", ["dataset", "splits_final"])
+def test_plan_replaces_nothing_but_plans(workspace, capsys, name):
+    path = workspace.preprocessed / f"{name}.json"
+    if not path.exists():
+        path.write_text("[]")
+    before = path.read_text()
+    assert main(["plan", "-d", "598", "-o", name, "--force"]) == 1
+    assert f"{name}.json exists and holds no plans: choose another name with -o" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def _stages(plans):
+    return plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+
+
+BAD_PLANS = {
+    "block": (lambda plans: plans.update(nnunet_kd=[]), "nnUNetPlans.json: "),
+    "section": (lambda plans: plans.update(nnunet_kd={"trainin": {}}), "nnUNetPlans.json: .*trainin"),
+    "widths": (lambda plans: _stages(plans).update(features_per_stage=None), "holds no plans nnU-Net can use"),
+    "strides": (lambda plans: _stages(plans).pop("strides"), "holds no plans nnU-Net can use"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_PLANS)
+def test_plans_that_are_none_are_one_line(workspace, capsys, what):
+    change, message = BAD_PLANS[what]
+    path = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    change(plans)
+    path.write_text(json.dumps(plans))
+    assert main(["plan", "-d", "598"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not (workspace.preprocessed / "nnUNetPlans_r4.json").exists()
+    assert main(["doctor", "-d", "598", "-c", "3d_fullres", "-f", "0"]) == 1
+
+
+def test_plans_that_inherit_from_each_other_end(workspace, capsys):
+    path = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
+    path.write_text(json.dumps(plans))
+    main(["plan", "-d", "598", "--network", "kd_sam", "--trust"])
+    assert len(capsys.readouterr().err.splitlines()) <= 1
 
 
 def test_plan_replaces_only_when_forced(workspace, capsys):
@@ -263,6 +311,7 @@ def test_doctor_without_folders(workspace, capsys, monkeypatch):
         (["plan", "-d", "598"], "nnUNet_preprocessed"),
         (["compare", "-d", "598", "-c", "2d", "-m", "NoKD", "-o", "study"], "nnUNet_preprocessed"),
         (["install", "student.zip"], "nnUNet_results"),
+        (["export", "nnunet", "-d", "598", "-tr", "nnUNetTrainerDCD", "-o", "student.zip"], "nnUNet_results"),
         (["dataset", "FetalHeadHC18", "."], "nnUNet_raw"),
     ],
 )

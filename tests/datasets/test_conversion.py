@@ -13,8 +13,15 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from nnunet_kd.datasets.conversion import Case, Options, convert_dataset, official_or_grouped_splits
+from nnunet_kd.datasets.conversion import (
+    Case,
+    Options,
+    _with_test_set,
+    convert_dataset,
+    official_or_grouped_splits,
+)
 from nnunet_kd.datasets.formats import FORMATS
+from nnunet_kd.datasets.volumes import same_grid
 from nnunet_kd.writing import DiskFullError
 from tests.commands import plan_and_preprocess
 from tests.datasets import layouts
@@ -114,6 +121,8 @@ CHANNELS = {
     "BraTS2024GLI": ["T1n", "T1c", "T2w", "T2f"],
     "ISLES2022": ["ADC", "DWI", "FLAIR"],
     "FCD2023": ["T1w", "FLAIR"],
+    "TCGALGG": ["pre-contrast", "FLAIR", "post-contrast"],
+    "Synapse": ["CT"],  # which decides nnU-Net's normalisation
 }
 
 
@@ -237,11 +246,55 @@ def test_tcga_slices_and_volumes(converted, tmp_path):
     assert stacked.training == 6 and images.shape == (3, 40, 36) and images[:, 0, 0].tolist() == [1, 2, 10]
     label, _ = read(stacked.folder / "labelsTr" / "TCGA_CS_4940_19960909.nii.gz")
     assert label.sum((1, 2)).tolist() == [10, 20, 100]
+    source = tmp_path / "source"
+    (source / "TCGA_XX_0001_20000101").mkdir(parents=True)
+    with pytest.raises(ValueError, match="there are no slices in .*TCGA_XX_0001_20000101"):
+        convert("TCGALGG", source, tmp_path, number=600, volumes=True)
+
+
+def test_splits_of_other_cases_are_pointed_at(converted, tmp_path):
+    """Slices were converted before, now volumes, whose splits nnU-Net would draw; and folds of the user's own."""
+    root, _ = converted
+    form, preprocessed = FORMATS["TCGALGG"], tmp_path / "preprocessed"
+    path = preprocessed / "Dataset504_TCGALGG" / "splits_final.json"
+
+    def made(raw, volumes):
+        options = Options(volumes=volumes)
+        return convert_dataset(
+            form, root / "TCGALGG", tmp_path / raw, 504, options, workers=1, preprocessed=preprocessed
+        )
+
+    first = made("one", volumes=False)
+    assert (first.placed, first.other_splits) == (path, None)
+    again = made("two", volumes=False)
+    assert (again.placed, again.other_splits) == (path, None)
+    assert (made("three", volumes=True).placed, made("four", volumes=True).other_splits) == (None, path)
+    own = json.dumps(json.loads(path.read_text())[:1])
+    path.write_text(own)
+    other = made("five", volumes=False)
+    assert (other.placed, other.other_splits) == (None, path) and path.read_text() == own
+    labels = tmp_path / "three" / "Dataset504_TCGALGG" / "labelsTr"
+    names = sorted(file.name.removesuffix(".nii.gz") for file in labels.iterdir())
+    path.write_text(json.dumps([{"train": names[1:], "val": names[:1]}]))
+    assert made("six", volumes=True).other_splits is None
+
+
+def test_splits_that_cannot_be_placed_cost_no_data_set(converted, tmp_path):
+    root, _ = converted
+    (tmp_path / "file").touch()
+    made = convert_dataset(
+        FORMATS["TCGALGG"], root / "TCGALGG", tmp_path, 504, Options(), workers=1, preprocessed=tmp_path / "file"
+    )
+    assert made.training == 18 and made.splits and made.placed is None
+    assert (made.folder / "splits_final.json").is_file()
 
 
 def test_fcd_controls_and_missing_modalities(converted, tmp_path):
     root, made = converted
-    assert made["FCD2023"].notes == ["1 subjects without a region of interest (controls) were left out"]
+    assert made["FCD2023"].notes == [
+        "1 subjects without a region of interest (controls) were left out",
+        "participants.tsv names no test set: all cases are for training",
+    ]
     with_t2 = convert("FCD2023", root / "FCD2023", tmp_path, t2=True)
     assert read(with_t2.folder / "imagesTr" / "sub-00002_0002.nii.gz")[0].max() == 0
     assert read(with_t2.folder / "imagesTr" / "sub-00003_0002.nii.gz")[0].max() > 100
@@ -252,12 +305,13 @@ def test_fcd_controls_and_missing_modalities(converted, tmp_path):
         convert("FCD2023", source, tmp_path, number=600)
 
 
-def test_fcd_keeps_the_test_set_of_its_table(tmp_path):
+@pytest.mark.parametrize(("encoding", "test"), [("utf-8", "test"), ("utf-8-sig", "Test ")])
+def test_fcd_keeps_the_test_set_of_its_table(tmp_path, encoding, test):
     layouts.fcd2023(tmp_path / "source")
-    rows = ["participant_id\tgroup\tsplit", "sub-00001\tfcd\ttrain", "sub-00002\tfcd\ttest", "sub-00004\thc\ttest"]
-    (tmp_path / "source" / "participants.tsv").write_text("\n".join(rows))
+    rows = ["participant_id\tgroup\tsplit", "sub-00001\tfcd\ttrain", f"sub-00002\tfcd\t{test}", "sub-00004\thc\ttest"]
+    (tmp_path / "source" / "participants.tsv").write_text("\n".join(rows), encoding=encoding)
     made = convert("FCD2023", tmp_path / "source", tmp_path)
-    assert (made.training, made.test) == (2, 1)
+    assert (made.training, made.test) == (2, 1) and len(made.notes) == 1
     assert [path.name for path in (made.folder / "labelsTs").iterdir()] == ["sub-00002.nii.gz"]
 
 
@@ -365,6 +419,20 @@ def test_pixel_sizes_are_checked(tmp_path, table, message):
         convert("FetalHeadHC18", tmp_path, tmp_path / "raw")
 
 
+def test_pixel_sizes_are_those_of_the_training_set(tmp_path):
+    """The test set's pictures have the same names, and their table may lie beside it."""
+    layouts.hc18(tmp_path)
+    table = tmp_path / "training_set_pixel_size_and_HC.csv"
+    (tmp_path / "test_set_pixel_size.csv").write_text("filename,pixel size(mm)\n000_HC.png,9.9\n")
+    table = table.rename(table.with_name("Training_set_pixel_size_and_HC.csv"))
+    made = convert("FetalHeadHC18", tmp_path, tmp_path / "raw")
+    _, image = read(made.folder / "imagesTr" / "000_HC_0000.nii.gz")
+    np.testing.assert_allclose(image.GetSpacing(), [0.15] * 2, rtol=1e-5)
+    table.unlink()
+    with pytest.raises(ValueError, match="no table with the pixel size of 000_HC.png"):
+        convert("FetalHeadHC18", tmp_path, tmp_path / "raw", number=600)
+
+
 def test_outlines_of_heads_are_filled_and_have_their_size(converted):
     _, made = converted
     for number in range(3):
@@ -435,6 +503,27 @@ def test_masks_of_one_picture_are_joined_and_classes_are_an_option(converted, tm
     assert values == {"benign": {0, 1}, "malignant": {0, 2}, "normal": {0}}
 
 
+def test_organs_have_the_challenges_numbers(converted):
+    _, made = converted
+    labels = json.loads((made["Synapse"].folder / "dataset.json").read_text())["labels"]
+    assert labels == {
+        "background": 0,
+        "spleen": 1,
+        "right kidney": 2,
+        "left kidney": 3,
+        "gallbladder": 4,
+        "oesophagus": 5,
+        "liver": 6,
+        "stomach": 7,
+        "aorta": 8,
+        "inferior vena cava": 9,
+        "portal and splenic veins": 10,
+        "pancreas": 11,
+        "right adrenal gland": 12,
+        "left adrenal gland": 13,
+    }
+
+
 def test_eight_organs(converted, tmp_path):
     root, made = converted
     eight = convert("Synapse", root / "Synapse", tmp_path, organs=8)
@@ -475,6 +564,24 @@ def test_splits_keep_groups_and_official_parts():
     two = official_or_grouped_splits(cases[:3])  # fewer patients than folds
     assert sorted(split["val"] for split in two) == [["0_0"], ["1_0", "1_1"]]
     assert official_or_grouped_splits(cases[1:3]) is None  # one patient
+
+
+def test_a_case_less_moves_no_other_out_of_the_test_set():
+    cases = [Case(f"sub-{number:03d}") for number in range(100)]
+    held_out = {case.identifier for case in _with_test_set(cases, 0.2) if case.test}
+    assert len(held_out) == 20
+    for gone in (0, 50):
+        again = {case.identifier for case in _with_test_set([*cases[:gone], *cases[gone + 1 :]], 0.2) if case.test}
+        assert len(held_out ^ again) <= 2
+
+
+def test_grids_with_exchanged_axes_are_others():
+    one = sitk.Image(4, 4, 4, sitk.sitkUInt8)
+    for order in ((1, 0, 2), (0, 2, 1), (2, 1, 0)):
+        other = sitk.Image(one)
+        other.SetDirection(np.eye(3)[list(order)].ravel().tolist())
+        assert not same_grid(one, other)
+    assert same_grid(one, sitk.Image(one))
 
 
 def test_every_converter_runs_on_real_files_where_there_are_some(tmp_path):
