@@ -13,6 +13,7 @@ from nnunet_kd.cli.device import default_device
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.integrity import is_whole
 from nnunet_kd.reading import read_plans
+from nnunet_kd.writing import new_folder, write_whole
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -87,9 +88,10 @@ class _Demo:
         """Make the data, then nnU-Net's own planning and preprocessing."""
         from nnunet_kd.datasets.synthetic import make_dataset
 
-        if not (self.raw / "dataset.json").is_file():
+        if not self.raw.is_dir():
             self.say(f"making 24 training and 8 test cases in {self.raw}")
-            make_dataset(self.raw)
+            with new_folder(self.raw) as unfinished:
+                make_dataset(unfinished)
         if not (self.preprocessed / "preprocessed").is_file():
             options = ["-d", "599", "-c", "3d_fullres", "-np", "2", "-npfp", "2", "--verify_dataset_integrity"]
             self.command("preprocess", "nnUNetv2_plan_and_preprocess", *options)
@@ -105,7 +107,7 @@ class _Demo:
             reduced = student_plans(deepcopy(plans), reduction, name=name)
             reduced["nnunet_kd"]["training"] = SCHEDULES[name]
             reduced["nnunet_kd"]["teacher"] = {"trainer": "nnUNetTrainerNoKD", "plans": TEACHER_PLANS}
-            (self.preprocessed / f"{name}.json").write_text(json.dumps(reduced, indent=2))
+            write_whole(self.preprocessed / f"{name}.json", json.dumps(reduced, indent=2))
 
     def model_folder(self, model: str) -> Path:
         trainer, plans = MODELS[model]

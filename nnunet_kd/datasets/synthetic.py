@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from nnunet_kd.writing import write_whole
+
 CHANNELS = ("T1", "T1C", "FLAIR")
 LABELS = {"background": 0, "oedema": 1, "enhancing": 2}
 
@@ -97,6 +99,8 @@ def make_dataset(
     """
     import SimpleITK
 
+    from nnunet_kd.datasets.volumes import write_image
+
     generator = np.random.default_rng(seed)
     for index in range(training + test):
         split = "Tr" if index < training else "Ts"
@@ -107,11 +111,11 @@ def make_dataset(
             kind.mkdir(parents=True, exist_ok=True)
             image = SimpleITK.GetImageFromArray(volume)
             image.SetSpacing(tuple(reversed(spacing)))
-            SimpleITK.WriteImage(image, str(kind / f"head_{index:03d}{name}.nii.gz"))
+            write_image(image, kind / f"head_{index:03d}{name}.nii.gz")
     description = {
         "channel_names": {str(index): name for index, name in enumerate(CHANNELS)},
         "labels": LABELS,
         "numTraining": training,
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2))
+    write_whole(folder / "dataset.json", json.dumps(description, indent=2))

@@ -321,6 +321,24 @@ def test_a_variable_that_is_not_set(monkeypatch, capsys, words, name):
     assert f"nnunet_kd: {name} is not set: export {name}=/path/to/{name}" in capsys.readouterr().err
 
 
+def test_data_of_the_demo_are_whole_or_not_there(tmp_path, monkeypatch, capsys):
+    """Else the next run would take what a full disk left for done."""
+    from nnunet_kd.datasets import synthetic
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, "to be replaced")
+    small = synthetic.make_dataset
+
+    def disk_full(folder):
+        small(folder, training=1, test=1, shape=(6, 12, 12))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(synthetic, "make_dataset", disk_full)
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list((tmp_path / "nnUNet_raw").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch, forked_commands):
     from nnunet_kd.cli import demo
