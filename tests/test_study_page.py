@@ -300,6 +300,7 @@ def test_a_gap_that_is_passed_by_far_is_not_shown_in_per_cent():
     assert shown_gap(Interval(0.734, 0.47, 0.956)) == "73 [47, 96]"
     assert shown_gap(Interval(-1.0, -2.5, 0.2)) == "-100 [-250, 20]"
     assert shown_gap(Interval(-4.54, -8.06, -0.24)) == "below -100"
+    assert shown_gap(Interval(math.nan, math.nan, math.nan)) == "-"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import astuple
@@ -50,7 +51,9 @@ def overview(records: Mapping[str, Record]) -> str:
 
 
 def shown_gap(gap: Interval) -> str:
-    """Per cent."""
+    """Per cent; ``"-"`` where there is no gap."""
+    if math.isnan(gap.value):
+        return "-"
     value, low, high = (round(100 * number) for number in (gap.value, gap.low, gap.high))
     return f"{value} [{low}, {high}]" if value >= -100 else "below -100"
 

@@ -35,7 +35,10 @@ TESTS = (
     "corrects Wilcoxon's for the number of methods. The tests compare these trained networks: they do not say what "
     "another training of the same method would give."
 )
-GAP = " Gap closed: (method - {baseline}) / (teacher - {baseline})."
+GAP = (
+    " Gap closed: (method - {baseline}) / (teacher - {baseline}), where the interval of the teacher's difference is "
+    "above 0; otherwise there is no gap to speak of."
+)
 SEEDS = (
     "Mean Dice (%) of each seed, their standard deviation, and the mean of their differences to {baseline} with a "
     "t-test that is paired over the seeds: it asks whether other trainings would differ too, and of few seeds finds "
@@ -108,7 +111,8 @@ class Comparison:
         dice: Mean with its 95 % interval, fraction of 1.
         difference: To the baseline, likewise.
         tests: Of that difference.
-        gap: Share of the gap between baseline and teacher that is closed; ``None`` without a teacher.
+        gap: Share of the gap between baseline and teacher that is closed, not a number where the teacher's interval is
+            not above the baseline, since the ratio then says nothing; ``None`` without a teacher.
     """
 
     dice: Interval
@@ -125,13 +129,17 @@ def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[s
     tests = paired_tests(students, reference)
     if teacher is not None:
         tests |= paired_tests({teacher: scores.of(teacher)}, reference)
+    differences = {method: mean_difference(scores.runs(method), scores.runs(baseline)) for method in others}
+
+    def gap(method: str) -> Interval | None:
+        if teacher is None:
+            return None
+        if not differences[teacher].low > 0:
+            return Interval(math.nan, math.nan, math.nan)
+        return gap_closed(*map(scores.runs, (method, baseline, teacher)))
+
     return {
-        method: Comparison(
-            mean_interval(scores.runs(method)),
-            mean_difference(scores.runs(method), scores.runs(baseline)),
-            tests[method],
-            None if teacher is None else gap_closed(*map(scores.runs, (method, baseline, teacher))),
-        )
+        method: Comparison(mean_interval(scores.runs(method)), differences[method], tests[method], gap(method))
         for method in others
     }
 

@@ -69,6 +69,19 @@ def test_methods_are_compared_with_the_baseline_and_the_teacher():
     assert result["kd"].tests.wilcoxon_holm == result["kd"].tests.wilcoxon
 
 
+def test_no_share_of_a_gap_that_is_none():
+    """Of a teacher that is only by chance above the baseline a ratio says nothing, nor of one that is below."""
+    base, kd = [0.4, 0.4, 0.5, 0.5, 0.6, 0.6], [0.6, 0.6, 0.7, 0.7, 0.8, 0.8]
+    by_chance = [0.5, 0.5, 0.4, 0.4, 0.7, 0.7]
+    below = [0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
+    for teacher in (by_chance, below):
+        made = rows(base=base, kd=kd, teacher=teacher)
+        result = compare(Scores(made), "base", "teacher")
+        assert not result["teacher"].difference.low > 0 and math.isnan(result["kd"].gap.value)
+        shown = [line for line in summary_table(made, "base", "teacher").splitlines() if line.startswith("| kd ")][-1]
+        assert [cell.strip() for cell in shown.split("|")][-2] == "-"
+
+
 def test_summary_has_every_method_and_no_tests_for_one():
     one = summary_table(rows(one=[0.2, 0.4]), "one")
     assert "1 cases" in one and "Wilcoxon" not in one and "20.00" in one
