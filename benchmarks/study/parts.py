@@ -259,8 +259,8 @@ invert itself. One mean of all levels, as the equation has it, is 1.2 points bel
 and below it in every seed."""
 LEVEL = """\
 What is left of the gap when students train twice as long, longer than their teacher did. So far of one seed: none. NoKD
-is as good as the teacher, KD 0.5 points above, and DCD of weight 1, which draws the student to a teacher no better than
-it is, 3.3 below. A teacher that is trained longer too was not tried."""
+is as good as the teacher, KD 0.5 points above it, DCD of weight 1 3.3 below. A teacher that is trained longer too was
+not tried."""
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed", "pruned")}
 ABLATION = {  # of a DCD that has an effect
     **{name: METHODS[name] for name in (STRONG, BASELINE)},
