@@ -20,7 +20,6 @@ from benchmarks.study.page import (
     README_TABLE,
     differences,
     page,
-    report,
     shown_gap,
     with_table,
     write_page,
@@ -190,21 +189,6 @@ def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
     assert part.settings("DCD") == {**PARTS["brats_r4"].settings("DCD"), "precision": "bfloat16"}
 
 
-def test_students_of_another_teacher_are_other_runs(tmp_path):
-    filled("brats_long", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    runs = tmp_path / "study" / "runs"
-    record = Record("brats_longer", runs)
-    assert record.missing(0) == [STRONG, "KD"]  # NoKD has none
-    each = {"teacher": 0.75, **dict.fromkeys(record.missing(0), 0.6)}
-    record.add(compared(tmp_path / "compared", each), 0, 120)
-    record, before = Record("brats_longer", runs), Record("brats_long", runs)
-    assert record.whole_seeds() == before.whole_seeds() == [0]
-    assert (record.teacher["epochs"], before.teacher["epochs"]) == (120, 40)
-    assert [row.values["dice"] for row in record.rows("KD", 0)] == [0.5, 0.7] != [0.4, 0.6]
-    assert [row.values["dice"] for row in before.rows("KD", 0)] == [0.4, 0.6]
-    assert "- Teacher: 120 epochs of 60 iterations" in report(record)
-
-
 @pytest.fixture
 def readme(tmp_path):
     """One with a table of before."""
@@ -338,11 +322,3 @@ def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_c
     assert {row.seed for row in record.all_rows()} == {None, 3}
     monkeypatch.setattr(Workplace, "command", lambda *words: pytest.fail(f"runs {words}"))
     workplace.compare("tiny", 3, record)
-
-    longer = replace(part, rows={"NoKD": METHODS["NoKD"], "KD": METHODS["KD"]}, teacher={"num_epochs": 3})
-    monkeypatch.setitem(PARTS, "longer", longer)
-    monkeypatch.setattr(Workplace, "command", in_process)
-    workplace.compare("longer", 3, Record("longer", tmp_path))
-    record = Record("longer", tmp_path)
-    assert [line["method"] for line in map(json.loads, record.path.read_text().splitlines())] == [TEACHER, "KD"]
-    assert record.whole_seeds() == [3] and record.teacher["epochs"] == 3

@@ -82,7 +82,7 @@ def report(record: Record) -> str:
             "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {record.part.reduction}",
             "Cases": f"validation cases of fold {record.part.fold}, which no student and no teacher has seen{grouped}",
             "Teacher": "{} epochs of {num_iterations_per_epoch} iterations".format(
-                record.teacher["epochs"], **record.part.teacher_schedule
+                record.teacher["epochs"], **data.teachers[record.part.fold]
             ),
             "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
             + f", each of 2 patches of {data.patch} voxels, {trained} cases, seed {', '.join(map(str, seeds))}",

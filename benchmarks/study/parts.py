@@ -74,7 +74,6 @@ class Part:
         training: Schedule where it differs from that of the data set's students.
         note: What was learned, above its tables.
         precision: Of the teacher, while a student trains; ``None``: as the student's.
-        teacher: Schedule of its teacher where that is not the data set's; it is always trained here.
     """
 
     title: str
@@ -87,7 +86,6 @@ class Part:
     training: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     precision: str | None = None
-    teacher: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -99,16 +97,6 @@ class Part:
         """Of every student, where its row says nothing else."""
         return {**DATA[self.data].student, **self.training}
 
-    @property
-    def teacher_schedule(self) -> dict[str, Any]:
-        """Of the teacher."""
-        return {**DATA[self.data].teachers[self.fold], **self.teacher}
-
-    @property
-    def teacher_settings(self) -> dict[str, Any]:
-        """What tells its teacher from the data set's; empty: it is that."""
-        return {"teacher": dict(self.teacher)} if self.teacher else {}
-
     def settings(self, row: str) -> dict[str, Any]:
         """What its runs depend on, the defaults of its trainer included: a changed one makes it another run."""
         trainer, method = find_trainer(f"nnUNetTrainer{self.rows[row]['trainer']}"), self.rows[row].get("method", {})
@@ -117,11 +105,8 @@ class Part:
         terms = active_terms(trainer.terms, method, training["num_epochs"])
         said = [f"{term}{term.options.removeprefix(term.name)}" for term in terms]
         settings = {"trainer": trainer.__name__, "training": training, "terms": said}
-        beside = any(term.needs_teacher for term in terms)
-        if beside and self.precision is not None:
+        if self.precision is not None and any(term.needs_teacher for term in terms):
             settings["precision"] = self.precision
-        if beside or training.get("initial_weights") is not None:
-            settings |= self.teacher_settings
         return settings
 
     def description(self, row: str) -> str:
@@ -313,15 +298,6 @@ PARTS = {
     "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION, note=BANDS),
     "brats_long": Part(
         f"{_OF_BRATS.format(_QUARTER)}, twice as long", "", "brats", 4, LONG, training={"num_epochs": 80}, note=LEVEL
-    ),
-    "brats_longer": Part(
-        f"{_OF_BRATS.format(_QUARTER)}, teacher and students twice as long",
-        "",
-        "brats",
-        4,
-        LONG,
-        training={"num_epochs": 80},
-        teacher={"num_epochs": 120},
     ),
     "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF, DECIDED),
     "spread": Part("Tuning: spread over seeds, fold 1, r = 4", "", "brats", 4, SPREAD, 1, SEEDS, HALF),

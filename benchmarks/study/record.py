@@ -49,10 +49,7 @@ class Record:
 
     def __init__(self, name: str, folder: Path = RUNS) -> None:
         self.name, self.part, self.folder = name, PARTS[name], folder
-        self._settings = {
-            TEACHER: self.part.teacher_settings,
-            **{row: self.part.settings(row) for row in self.part.rows},
-        }
+        self._settings = {TEACHER: {}, **{row: self.part.settings(row) for row in self.part.rows}}
         self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
         for other, part in PARTS.items():  # a run of two parts is trained once
             if (part.data, part.reduction, part.fold) == (self.part.data, self.part.reduction, self.part.fold):

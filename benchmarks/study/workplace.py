@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study.parts import DATA, PARTS, Data, Part
+from benchmarks.study.parts import DATA, PARTS, Data
 from benchmarks.study.record import Record
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.planning import student_plans
@@ -99,20 +99,19 @@ class Workplace:
         path = self.teachers and self.teachers / data.folder / folder
         return path if path and path.is_dir() else None
 
-    def teacher(self, part: Part) -> dict[str, str]:
-        """Trained where none is given for the part; the ``teacher`` of plans."""
-        data = DATA[part.data]
-        if part.fold == 0 and not part.teacher and self.given_teacher(data) is not None:
+    def teacher(self, data: Data, fold: int) -> dict[str, str]:
+        """Trained where none is given for the fold; the ``teacher`` of plans."""
+        if fold == 0 and self.given_teacher(data) is not None:
             return {"trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
-        trainer, plans = "nnUNetTrainerNoKD", f"{TEACHER_PLANS}{_epochs(part.teacher)}"
-        block = {"student": {"reduction": 1}, "training": {**part.teacher_schedule, "seed": 7}}
-        self.write_plans(data, plans, 1, block)
-        results = self.results / data.folder / f"{trainer}__{plans}__{CONFIGURATION}" / f"fold_{part.fold}"
+        trainer = "nnUNetTrainerNoKD"
+        block = {"student": {"reduction": 1}, "training": {**data.teachers[fold], "seed": 7}}
+        self.write_plans(data, TEACHER_PLANS, 1, block)
+        results = self.results / data.folder / f"{trainer}__{TEACHER_PLANS}__{CONFIGURATION}" / f"fold_{fold}"
         if not (results / "checkpoint_final.pth").is_file():
             begun = ["--c"] if (results / "checkpoint_latest.pth").is_file() else []
-            words = [data.folder, CONFIGURATION, str(part.fold), "-tr", trainer, "-p", plans]
+            words = [data.folder, CONFIGURATION, str(fold), "-tr", trainer, "-p", TEACHER_PLANS]
             self.command("nnUNetv2_train", *words, *self.on, *begun)
-        return {"trainer": trainer, "plans": plans}
+        return {"trainer": trainer, "plans": TEACHER_PLANS}
 
     def results_of(self, data: Data, teacher: Mapping[str, str], fold: int) -> Path:
         """A teacher's fold."""
@@ -132,7 +131,7 @@ class Workplace:
             return
         part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
-        taught_by = self.results_of(data, self.teacher(part), part.fold)
+        taught_by = self.results_of(data, self.teacher(data, part.fold), part.fold)
         checkpoints = (taught_by / "checkpoint_final.pth", self.untrained_student(taught_by, part.reduction))
         print(f"{part.title}: measuring teacher and student", flush=True)
         images, device = self.raw / data.folder / "imagesTr", self.on[1]
@@ -163,8 +162,8 @@ class Workplace:
         part, data = PARTS[name], DATA[PARTS[name].data]
         self.preprocess(data)
         plans = f"study_r{part.reduction}" + (f"_fold{part.fold}" if part.fold else "")
-        plans += _epochs(part.training) + (f"_teacher{_epochs(part.teacher)}" if part.teacher else "")
-        teacher = self.teacher(part)
+        plans += f"_{part.schedule['num_epochs']}_epochs" if part.training else ""
+        teacher = self.teacher(data, part.fold)
         taught_by = self.results_of(data, teacher, part.fold)
         epochs = int(read_checkpoint(taught_by / "checkpoint_final.pth")["current_epoch"])
         record.check_teacher(taught_by, epochs)
@@ -180,11 +179,6 @@ class Workplace:
             words = ["-d", data.folder, "-c", CONFIGURATION, "-f", str(part.fold), "-p", plans, "-o", str(folder)]
             self.command("nnunet_kd", "compare", *words, "--rows", str(rows), "--seeds", str(seed), *self.on)
             record.add(folder, seed, epochs)
-
-
-def _epochs(schedule: Mapping[str, Any]) -> str:
-    """In the name of plans, where a part has a schedule of its own."""
-    return f"_{schedule['num_epochs']}_epochs" if schedule else ""
 
 
 def _middle(rounds: Sequence[Measured]) -> Measured:
