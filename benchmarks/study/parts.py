@@ -254,7 +254,7 @@ ENDS = """
 At this width NoKD confuses the ends too, in every seed: NoKD's HD95 is 9.7, 20.7 and 15.1 mm in the anterior label.
 Some losses keep them apart: HD95 of DCD with weight 1, of FreeKD and of KD, in either label and any seed, is never
 above 2.8, 2.5 and 1.8 mm, CWD's once 15.0 mm, FitNets' once 17.0. DCD's as published is 9.1, 17.2 and 15.4 mm. The four
-that are far below NoKD confuse them more: their mean HD95 is 13.2 to 17.4 mm, NoKD's 8.6."""
+that are far below NoKD confuse them more: their mean HD95 is 13.1 to 17.4 mm, NoKD's 8.6."""
 BANDS = """\
 Here the row that the others are compared with is DCD itself, with the directional bands, the best choice in the paper's
 Table 4 (68.5; NoKD 63.6). All details do as well (-0.1). What has the approximations in it harms: alone they cost 10.1
