@@ -16,11 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_kd.training.channel_graph import ChannelGraph, Layer, axes, channel_graph
-from nnunet_kd.training.start import channels_taken, draw, in_double
+from nnunet_kd.training.start import Progress, channels_taken, draw, in_double
 
 
 @torch.no_grad()
-def sort_channels(teacher: nn.Module, student: nn.Module, batches: Sequence[Tensor], positions: int = 2048) -> int:
+def sort_channels(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Sequence[Tensor],
+    positions: int = 2048,
+    *,
+    progress: Progress = lambda work, _: work,
+) -> int:
     r"""Reorder the teacher's channels in place, so that those a student takes are worth most.
 
     Of each group of channels that have one order (:func:`nnunet_kd.training.channel_graph.channel_graph`), channel j
@@ -39,6 +46,7 @@ def sort_channels(teacher: nn.Module, student: nn.Module, batches: Sequence[Tens
         student: The same network but for its widths. Only these are read.
         batches: Images ``(B, channels, *spatial)``, on the teacher's device.
         positions: How many are drawn from an image for a layer, where it has so many.
+        progress: Shows the work on the batches; takes an iterable and its length.
 
     Returns:
         How many groups were reordered.
@@ -48,7 +56,7 @@ def sort_channels(teacher: nn.Module, student: nn.Module, batches: Sequence[Tens
     """
     graph = channel_graph(teacher)
     wanted = _widths(graph, student)
-    readers = _readers(graph, teacher, batches, positions)
+    readers = _readers(graph, teacher, progress(batches, len(batches)), positions)
     taken: dict[int, Tensor] = {}
     for group in sorted(wanted, key=lambda group: _first(graph, group), reverse=True):
         losses = [reader.loss(group, graph, taken) for reader in readers if group in reader.layer.reads]
@@ -118,7 +126,7 @@ class _Reader:
         return _Loss(self.covariance[own, own], importance)
 
 
-def _readers(graph: ChannelGraph, teacher: nn.Module, batches: Sequence[Tensor], positions: int) -> list[_Reader]:
+def _readers(graph: ChannelGraph, teacher: nn.Module, batches: Iterable[Tensor], positions: int) -> list[_Reader]:
     """The layers that read groups, with the covariances of what they read."""
     layers = [layer for layer in graph.layers if layer.reads]
     sums = {layer.name: _Sums(number, positions) for number, layer in enumerate(layers)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from nnunet_kd.training.start import channels_taken, draw, in_double
+from nnunet_kd.training.heads import Heads, classes_of, draw_by_class, fit_head
+from nnunet_kd.training.start import Progress, channels_taken, draw, in_double
+
+Places = tuple[Tensor, ...]  # numbers of images and coordinates of positions, the same for both networks
 
 
 @torch.no_grad()
 def reconstruct(
-    teacher: nn.Module, student: nn.Module, batches: Sequence[Tensor], positions: int = 2048, ridge: float = 1e-3
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Sequence[Tensor],
+    positions: int = 2048,
+    ridge: float = 1e-3,
+    *,
+    heads: Heads | None = None,
+    progress: Progress = lambda work, _: work,
 ) -> dict[str, float]:
     r"""Fit the student's convolutions, in the order in which they run, to the outputs of the teacher's.
 
@@ -34,14 +44,22 @@ def reconstruct(
     as far as it can. Fitted are convolutions that run once and have no groups, of transposed ones those whose strides
     are their kernels. All other weights stay.
 
+    Least squares pull the logits of a rare class towards their mean, which is that of the background, and can so lose
+    the class. A head, a layer whose output is one of the network's, is fitted to the teacher's probabilities instead
+    where ``heads`` says what its outputs are (:func:`nnunet_kd.training.heads.fit_head`).
+
     Args:
         teacher: A network with at least the student's widths, in evaluation mode. What it does not run, as heads it
             was not trained with, is not fitted.
         student: The same network but for its widths, which has :func:`nnunet_kd.training.start.selected_weights`. Its
             weights are changed in place.
-        batches: Images ``(B, channels, *spatial)``, two or three spatial axes, on the device of both.
+        batches: Images ``(B, channels, *spatial)`` of one size, two or three spatial axes, on the device of both. The
+            student runs on all of them at once.
         positions: How many are drawn from an image for a layer, where it has so many.
         ridge: lambda as a share of the mean variance of x, times the number of positions.
+        heads: ``"classes"``: the network's outputs are logits of exclusive classes; ``"regions"``: each is the logit
+            of a region of its own; ``None``: they are numbers as those of any other layer.
+        progress: Shows the work on the teacher's batches and then on the layers; takes an iterable and its length.
 
     Returns:
         Name of every layer that was fitted, in their order -> share of y's variance it explains.
@@ -49,13 +67,24 @@ def reconstruct(
     training = student.training
     student.eval()
     try:
-        layers = _layers(teacher, student, batches[0], positions)
-        outputs = _outputs(layers, teacher, batches)
-        return {
-            layer.name: _fit(layer, student, batches, outputs[layer.name], ridge)
-            for layer in layers
-            if layer.name in outputs
-        }
+        layers = _layers(teacher, student, batches[0], positions, heads is not None)
+        outputs = _outputs(layers, teacher, progress(batches, len(batches)), heads)
+        layers = [layer for layer in layers if layer.name in outputs]
+        left = iter(progress(layers, len(layers)))
+        explained: dict[str, float] = {}
+
+        def fit(layer: _Layer) -> Callable[[Any, tuple[Tensor]], None]:
+            def hook(_: Any, read: tuple[Tensor]) -> None:
+                next(left)
+                images = torch.split(read[0], [len(batch) for batch in batches])
+                explained[layer.name] = _fit(layer, images, outputs.pop(layer.name), ridge, heads)
+
+            return hook
+
+        with _hooks(layer.student.register_forward_pre_hook(fit(layer)) for layer in layers):
+            student(torch.cat([*batches]))
+        next(left, None)  # so that its progress ends
+        return explained
     finally:
         student.train(training)
 
@@ -70,6 +99,7 @@ class _Layer(ABC):
         teacher: The teacher's.
         student: The student's.
         positions: How many of an image are drawn.
+        is_head: Whether it gives one of the network's outputs, which are logits.
         norm: The student's batch normalisation of what the layer gives, if that is what runs next.
     """
 
@@ -78,15 +108,16 @@ class _Layer(ABC):
     teacher: Any
     student: Any
     positions: int
+    is_head: bool = False
     norm: Any = None
 
     @abstractmethod
-    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
-        """Of the student's input ``(B, channels, *spatial)`` what it reads at positions, ``(positions, numbers)``."""
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        """Of the student's input ``(B, channels, *spatial)`` what it reads at places, ``(positions, numbers)``."""
 
     @abstractmethod
-    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
-        """Of the output what belongs to these positions, ``(positions, numbers)``."""
+    def gives(self, output: Tensor, places: Places) -> Tensor:
+        """Of the output what belongs to these places, ``(positions, numbers)``."""
 
     @abstractmethod
     def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
@@ -107,25 +138,32 @@ class _Layer(ABC):
         """Of the teacher's output the student's channels."""
         return output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
 
-    def drawn(self, tensor: Tensor, grid: Sequence[int], batch: int) -> tuple[Tensor, ...]:
-        """Numbers of images and coordinates of positions, the same for both networks."""
+    def drawn(
+        self, grid: Sequence[int], output: Tensor, batch: int, heads: Heads | None
+    ) -> tuple[Places, Tensor | None]:
+        """Positions of the images of a batch, and what each counts; ``None``: all the same.
+
+        Of a head's grid those of rare classes are drawn more often than others, and count less.
+        """
         generator = torch.Generator().manual_seed(batch << 20 | self.number)
-        size = (len(tensor), *grid)
-        drawn = draw(torch.Size(size).numel(), self.positions * len(tensor), generator)
-        return torch.unravel_index(drawn.to(tensor.device), size)
+        size = (len(output), *grid)
+        count, wanted = torch.Size(size).numel(), self.positions * len(output)
+        if heads is not None and self.is_head and wanted < count:
+            drawn, weights = draw_by_class(classes_of(output, heads), wanted, generator)
+        else:
+            drawn, weights = draw(count, wanted, generator), None
+        return torch.unravel_index(drawn.to(output.device), size), weights
 
 
 class _Convolution(_Layer):
     """Reads windows, gives voxels."""
 
-    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
-        padding = [width for width in reversed(self.student.padding) for _ in range(2)]
-        padded = F.pad(images, padding)
-        drawn = self.drawn(images, grid, batch)
-        return _windows(padded, drawn, self.student.kernel_size, self.student.stride, self.student.dilation)
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        padded = F.pad(images, [width for width in reversed(self.student.padding) for _ in range(2)])
+        return _windows(padded, places, self.student.kernel_size, self.student.stride, self.student.dilation)
 
-    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
-        return _windows(output, self.drawn(output, grid, batch), *[(1,) * len(grid)] * 3)
+    def gives(self, output: Tensor, places: Places) -> Tensor:
+        return _windows(output, places, *[(1,) * (output.dim() - 2)] * 3)
 
     def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
         return output.shape[2:]
@@ -138,12 +176,12 @@ class _Convolution(_Layer):
 class _TransposedConvolution(_Layer):
     """Reads voxels, gives windows that do not overlap."""
 
-    def reads(self, images: Tensor, grid: Sequence[int], batch: int) -> Tensor:
-        return _windows(images, self.drawn(images, grid, batch), *[(1,) * len(grid)] * 3)
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        return _windows(images, places, *[(1,) * (images.dim() - 2)] * 3)
 
-    def gives(self, output: Tensor, grid: Sequence[int], batch: int) -> Tensor:
+    def gives(self, output: Tensor, places: Places) -> Tensor:
         kernel = self.student.kernel_size
-        return _windows(output, self.drawn(output, grid, batch), kernel, kernel, (1,) * len(grid))
+        return _windows(output, places, kernel, kernel, (1,) * len(kernel))
 
     def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
         return images.shape[2:]
@@ -154,10 +192,10 @@ class _TransposedConvolution(_Layer):
 
 
 def _windows(
-    tensor: Tensor, drawn: tuple[Tensor, ...], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    tensor: Tensor, places: Places, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """Windows of a tensor ``(B, channels, *spatial)`` at positions, ``(positions, channels * voxels)``."""
-    image, *coordinates = drawn
+    """Windows of a tensor ``(B, channels, *spatial)`` at places, ``(positions, channels * voxels)``."""
+    image, *coordinates = places
     offsets = torch.meshgrid(*(torch.arange(size, device=image.device) for size in kernel), indexing="ij")
     where = [
         coordinate[:, None] * step + spread * offset.flatten()
@@ -168,22 +206,29 @@ def _windows(
     return windows.transpose(1, 2).flatten(1)
 
 
-def _layers(teacher: nn.Module, student: nn.Module, images: Tensor, positions: int) -> list[_Layer]:
+def _layers(teacher: nn.Module, student: nn.Module, images: Tensor, positions: int, logits: bool) -> list[_Layer]:
     """In the order in which they run."""
     ran: list[str] = []
+    gave: dict[str, Any] = {}
 
     def note(name: str) -> Callable[..., None]:
-        return lambda *_: ran.append(name)
+        def hook(_module: Any, _read: Any, output: Any) -> None:
+            ran.append(name)
+            gave[name] = output
+
+        return hook
 
     own, given = dict(student.named_modules()), dict(teacher.named_modules())
-    with _hooks(module.register_forward_hook(note(name)) for name, module in own.items()):
-        student(images)
+    with _hooks(module.register_forward_hook(note(name)) for name, module in own.items() if name):
+        outputs = student(images)
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     layers: list[_Layer] = []
     for name, following in zip(ran, [*ran[1:], ""], strict=True):
         kind = _kind(own[name])
         if kind is not None and ran.count(name) == 1:
+            is_head = logits and kind is _Convolution and any(gave[name] is output for output in outputs)
             norm = own[following] if _is_norm(own[following]) and ran.count(following) == 1 else None
-            layers.append(kind(name, len(layers), given[name], own[name], positions, norm))
+            layers.append(kind(name, len(layers), given[name], own[name], positions, is_head, norm))
     return layers
 
 
@@ -203,14 +248,32 @@ def _kind(layer: Any) -> type[_Layer] | None:
     return None
 
 
-def _outputs(layers: Sequence[_Layer], teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """Name -> what the layer has to give, a tensor a batch. The teacher runs once."""
-    outputs: dict[str, list[Tensor]] = {}
+@dataclass(frozen=True)
+class _Taught:
+    """What the teacher's layer gives for a batch.
+
+    Attributes:
+        places: Where.
+        rows: ``(positions, numbers)``.
+        weights: What each position counts; ``None``: all the same.
+    """
+
+    places: Places
+    rows: Tensor
+    weights: Tensor | None
+
+
+def _outputs(
+    layers: Sequence[_Layer], teacher: nn.Module, batches: Iterable[Tensor], heads: Heads | None
+) -> dict[str, list[_Taught]]:
+    """Name of a layer -> what it has to give, for each batch. The teacher runs once."""
+    outputs: dict[str, list[_Taught]] = {}
 
     def keep(layer: _Layer) -> Callable[[Any, tuple[Tensor], Tensor], None]:
         def hook(_: Any, read: tuple[Tensor], output: Tensor) -> None:
             kept = outputs.setdefault(layer.name, [])
-            kept.append(layer.gives(layer.taught(output), layer.grid(read[0], output), len(kept)))
+            places, weights = layer.drawn(layer.grid(read[0], output), output, len(kept), heads)
+            kept.append(_Taught(places, layer.gives(layer.taught(output), places), weights))
 
         return hook
 
@@ -220,31 +283,33 @@ def _outputs(layers: Sequence[_Layer], teacher: nn.Module, batches: Sequence[Ten
     return outputs
 
 
-class _HasReadError(Exception):
-    """The rest of the network need not run."""
-
-
 def _fit(
-    layer: _Layer, student: nn.Module, batches: Sequence[Tensor], outputs: Sequence[Tensor], ridge: float
+    layer: _Layer, images: Iterable[Tensor], taught: Sequence[_Taught], ridge: float, heads: Heads | None
 ) -> float:
     """Fit one layer.
+
+    Args:
+        layer: The layer.
+        images: What the student is about to read, a tensor for each batch.
+        taught: What it has to give.
+        ridge: As for :func:`reconstruct`.
+        heads: As there.
 
     Returns:
         Share of the variance that is explained.
     """
-    regression = _Regression(outputs[0].shape[1])
-    left = iter(enumerate(outputs))
-
-    def hook(_: Any, read: tuple[Tensor], output: Tensor) -> None:
-        batch, wanted = next(left)
-        regression.add(layer.reads(read[0], layer.grid(read[0], output), batch), wanted)
-        raise _HasReadError
-
-    with _hooks([layer.student.register_forward_hook(hook)]):
-        for images in batches:
-            with suppress(_HasReadError):
-                student(images)
+    regression = _Regression(taught[0].rows.shape[1])
+    rows = []
+    for read, wanted in zip(images, taught, strict=True):
+        rows.append(layer.reads(read, wanted.places))
+        regression.add(rows[-1], wanted.rows, wanted.weights)
+        if not layer.is_head:
+            rows.clear()
     weight, bias, explained = regression.solve(ridge)
+    if heads is not None and layer.is_head:
+        counts = [torch.ones(len(one.rows)) if one.weights is None else one.weights for one in taught]
+        logits = torch.cat([one.rows for one in taught])
+        weight, bias = fit_head(torch.cat(rows), logits, torch.cat(counts), weight, bias, heads)
     layer.assign(weight, bias)
     return explained
 
@@ -260,10 +325,11 @@ class _Regression:
         self._outputs = outputs
         self._products: Tensor | float = 0.0
 
-    def add(self, read: Tensor, given: Tensor) -> None:
-        """Positions, ``(positions, numbers)`` each."""
+    def add(self, read: Tensor, given: Tensor, weights: Tensor | None = None) -> None:
+        """Positions, ``(positions, numbers)`` each, and what they count."""
         rows = in_double(torch.cat((read, given, torch.ones_like(read[:, :1])), 1))
-        self._products = self._products + rows.T @ rows
+        weighted = rows if weights is None else rows * weights.to(rows)[:, None]
+        self._products = self._products + rows.T @ weighted
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """Map, intercepts, and the share of the variance that is explained."""

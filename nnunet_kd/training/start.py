@@ -5,13 +5,16 @@ Xu et al., "Initializing Models with Larger Ones", ICLR 2024 (weight selection, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 MANY = 2**20
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # shows work; takes it and how much it is
 
 
 def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:

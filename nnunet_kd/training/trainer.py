@@ -7,9 +7,9 @@ modules beside this one.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -32,7 +32,19 @@ from nnunet_kd.teachers.stages import EncoderStages
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
+from nnunet_kd.training.fitted_start import (
+    CHECKED,
+    Patches,
+    classes_there,
+    describe,
+    draw_patches,
+    fit_start,
+    head_names,
+    patch_dice,
+    patches_wanted,
+)
 from nnunet_kd.training.hard_loss import without_dice
+from nnunet_kd.training.heads import Heads
 from nnunet_kd.training.history import History
 from nnunet_kd.training.loading import (
     NETWORK,
@@ -57,8 +69,6 @@ from nnunet_kd.training.preparation import (
     start_from_teacher,
 )
 from nnunet_kd.training.progress import append_terms
-from nnunet_kd.training.pruning import sort_channels
-from nnunet_kd.training.reconstruction import reconstruct
 from nnunet_kd.training.results import (
     CHECKPOINTS,
     Lock,
@@ -72,13 +82,11 @@ from nnunet_kd.training.results import (
 )
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
-from nnunet_kd.training.start import selected_weights
 from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
 from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
 from nnunet_kd.training.terms import Term
 
 SEGMENTATION = "segmentation"
-RECONSTRUCTED_PATCHES = 24  # at least, in whole batches, that initial weights are fitted to
 
 
 class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped
@@ -219,40 +227,38 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.start = start_from_teacher(type(self), self.preparation)
         return self.start
 
-    def _reconstruct(self, weights: Mapping[str, Tensor], teacher: nn.Module) -> None:
+    def _fit_start(self, weights: Mapping[str, Tensor], teacher: nn.Module) -> None:
         """Fit these initial weights to what the teacher makes of augmented training patches."""
         student = self.trained().student
         if any(not torch.equal(weight.cpu(), weights[name]) for name, weight in student.state_dict().items()):
             self.print_to_log_file("initial weights: others were loaded, these are not fitted to the teacher's outputs")
             return
+        heads: Heads = "regions" if self.label_manager.has_regions else "classes"
+        names = head_names(self.dataset_json["labels"], heads)
+        trained = self.num_epochs * self.num_iterations_per_epoch * self.batch_size
+        count = patches_wanted(trained, self.configuration_manager.patch_size)
         with no_worker_processes():
             loader = super().get_dataloaders()[0].data_loader
         drawn = SeededBatches(loader, self.seed or 0, START, rank=0, first=0, workers=1, check=self.batch_check())
         with generators_left_alone():
-            batches = [checked(next(drawn)) for _ in range(math.ceil(RECONSTRUCTED_PATCHES / self.batch_size))]
-        images = [self.on_device(batch)[0][:, : self.num_input_channels] for batch in batches]
-        begun, teacher = time.time(), teacher.to(self.device)
-        if self.preparation.settings.training.initial_weights == "pruned":
-            self._choose_channels(teacher, student, images)
-        explained = reconstruct(teacher, student, images)
+            batches = map(self._image_and_target, map(checked, drawn))
+            patches = draw_patches(batches, count, self.batch_size, lambda at: classes_there(at, heads, len(names)))
+            others = Patches.of(itertools.islice(batches, math.ceil(CHECKED / self.batch_size)))
+        teacher = teacher.to(self.device)
+        prune = self.preparation.settings.training.initial_weights == "pruned"
+        fit_start(teacher, student, patches.images, prune=prune, heads=heads, log=self.print_to_log_file)
         if self.is_ddp:  # the same up to rounding
             for weight in student.state_dict().values():
                 torch.distributed.broadcast(weight, 0)
-        lowest, highest = min(explained.values(), default=1.0), max(explained.values(), default=1.0)
-        self.print_to_log_file(
-            f"initial weights: {len(explained)} layers fitted to the teacher's in {time.time() - begun:.0f} s, which "
-            f"explain {lowest:.0%} to {highest:.0%} of its variance"
-        )
+        ignored = self.label_manager.ignore_label
+        line, warning = describe(names, *(patch_dice(one, others, heads, ignored) for one in (teacher, student)))
+        for text in filter(None, (line, warning)):
+            self.print_to_log_file(text)
 
-    def _choose_channels(self, teacher: nn.Module, student: nn.Module, images: Sequence[Tensor]) -> None:
-        """Give the student other channels of the teacher than every r-th."""
-        try:
-            chosen = sort_channels(teacher, student, images)
-        except ValueError as error:
-            self.print_to_log_file(f"initial weights: every r-th channel of the teacher's: {error}")
-            return
-        student.load_state_dict(selected_weights(teacher, student))
-        self.print_to_log_file(f"initial weights: the best channels of {chosen} groups of the teacher's")
+    def _image_and_target(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Of a batch, on the device, the target at the finest resolution."""
+        images, target = self.on_device(batch)
+        return images[:, : self.num_input_channels], target[0] if isinstance(target, list) else target
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -365,7 +371,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         leakage = self._leakage = self._note_leakage(attached, unfinished)
         super().on_train_start()
         if self.start is not None and self.start.teacher is not None:
-            self._reconstruct(self.start.weights, self.start.teacher)
+            self._fit_start(self.start.weights, self.start.teacher)
             self.start = replace(self.start, teacher=None)
         if self._unaveraged is not None and unfinished:
             self.trained().student.load_state_dict(self._unaveraged, strict=False)  # counters of steps are not averaged
