@@ -219,7 +219,7 @@ def _layers(teacher: nn.Module, student: nn.Module, images: Tensor, positions: i
         return hook
 
     own, given = dict(student.named_modules()), dict(teacher.named_modules())
-    with _hooks(module.register_forward_hook(note(name)) for name, module in own.items() if name):
+    with _hooks(module.register_forward_hook(note(name)) for name, module in own.items()):
         outputs = student(images)
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     layers: list[_Layer] = []

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,9 @@ def test_a_training_starts_from_it(workspace, kind, start):
     assert torch.equal(trainer.average.state_dict()[name], weights[0][name])
     assert trainer.start.teacher is None  # it is not kept
     log = Path(trainer.log_file).read_text()
+    assert "fitted to the teacher's outputs on 8 training patches" in log  # as few as there may be: it is short
     assert "layers fitted to the teacher's" in log
+    assert re.search(r"Dice on other training patches \(the teacher's\): .+ \d\.\d\d \(\d\.\d\d\)", log)
     assert ("initial weights: the best channels of " in log) == (start == "pruned")
     said = json.loads(log.partition(": settings ")[2].partition("\n")[0])
     assert said.items() >= {**SHORT, "seed": 1234, "ema_decay": 0.5, "initial_weights": start}.items()
@@ -246,10 +249,10 @@ def test_weights_that_were_loaded_since_stay(workspace):
 
 
 def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(workspace, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise ValueError("PlainConvUNet cannot be traced: no")
 
-    monkeypatch.setattr("nnunet_kd.training.trainer.sort_channels", refuse)
+    monkeypatch.setattr("nnunet_kd.training.fitted_start.sort_channels", refuse)
     weights = []
     for start in ("reconstructed", "pruned"):
         plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start})
