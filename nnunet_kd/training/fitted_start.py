@@ -22,7 +22,7 @@ from nnunet_kd.training.start import selected_weights
 PATCHES = 24  # that a start is fitted to
 FEWEST = 8
 VOXELS = 24 * 96**3  # of all patches together: the student runs on them at once
-# One patch takes about as long as the training takes for twelve, see benchmarks/start_time.py; a start takes a tenth.
+# One patch takes as long as seven do in training (benchmarks/start_time.py), so a start takes less than a tenth.
 TRAINED_PATCHES = 120  # for each patch of a start
 CHECKED = 6  # patches, at least, that the start is not fitted to, on which its Dice is measured
 WITHOUT = 3  # patches in which a class has to be, or more are drawn
