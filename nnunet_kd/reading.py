@@ -117,16 +117,18 @@ def check_stored(path: Path) -> None:
 
 
 def reason(error: BaseException, path: Path | None = None) -> str:
-    """Why a library cannot read an image, in one line: SimpleITK says it in the last of several, others in the first.
+    """Why a library cannot read a file, in one line.
+
+    Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
 
     Args:
-        error: What it raised.
-        path: Of the image; a message that says first that it cannot be read is not repeated.
+        error: What was raised.
+        path: Of the file; a message that begins by saying that it cannot be read is not repeated.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if "SimpleITK" not in lines[0]:
+    if not lines[0].startswith("Exception "):
         return lines[0].removeprefix(f"cannot read {path}: ")
     if "orthonormal" in lines[-1]:
         return (

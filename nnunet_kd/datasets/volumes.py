@@ -34,8 +34,10 @@ def read_volume(path: Path) -> sitk.Image:
         image = sitk.ReadImage(str(path))
     except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"cannot read {path}: {reason(error, path)}") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{path} is no 3-D image of one channel")
+    dimensions, channels = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if (dimensions, channels) != (3, 1):
+        found = f"{dimensions} dimensions and {channels} channel{'' if channels == 1 else 's'}"
+        raise ValueError(f"{path} has {found}, but a 3-D image of one channel is expected")
     return image
 
 
