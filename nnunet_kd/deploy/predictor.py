@@ -120,18 +120,19 @@ class OnnxPredictor:
     def _fault(self, case: PredictionCase) -> str | None:
         """Which image of a case keeps it from being preprocessed, and why; ``None`` where none does by itself."""
         channels = 0
-        first: tuple[str, str] | None = None
+        first: tuple[tuple[int, ...], Sequence[float]] | None = None
         for path in case.images:
             try:
                 check_whole(path)
                 data, properties = self._reader().read_images([str(path)])
             except Exception as error:  # of whatever library reads the format
                 return f"cannot read {path}: {reason(error, path)}"
-            grid = (f"{_times(data.shape[1:])} voxels", f"voxels of {_times(properties['spacing'])} mm")
-            first = first or grid
-            for own, other in zip(grid, first, strict=True):
-                if own != other:
-                    return f"{path} has {own}, but {case.images[0]} has {other}"
+            size, spacing = data.shape[1:], properties["spacing"]
+            first = first or (size, spacing)
+            if size != first[0]:
+                return f"{path} has {_times(size)} voxels, but {case.images[0]} has {_times(first[0])}"
+            if not np.allclose(spacing, first[1]):  # as nnU-Net compares them
+                return f"{path} has voxels of {_times(spacing)} mm, but {case.images[0]} of {_times(first[1])} mm"
             channels += len(data)
         if channels == self.channels:
             return None
@@ -291,7 +292,7 @@ def _importance(patch: Sequence[int]) -> np.ndarray:
 
 
 def _times(sizes: Iterable[float]) -> str:
-    return " x ".join(map(str, sizes))
+    return " x ".join(f"{size:g}" for size in sizes)
 
 
 def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[PredictionCase]:

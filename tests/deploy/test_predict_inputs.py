@@ -148,7 +148,7 @@ def _changed(change):
 
 
 def _wider(image):
-    image.SetSpacing((1.3000001, 1.2, 2.5))
+    image.SetSpacing((1.4, 1.2, 2.5))
     return image
 
 
@@ -159,13 +159,10 @@ FAULTS = {
     ),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot read FILE: it is cut off or damaged$"),
     "no image": (lambda path: path.write_bytes(400 * b"x"), "cannot read FILE: Unable to determine ImageIO reader for"),
-    "other size": (
-        _changed(lambda image: image[1:]),
-        r"FILE has [\dx ]+ voxels, but .*_0000.nii.gz has [\dx ]+ voxels$",
-    ),
+    "other size": (_changed(lambda image: image[1:]), r"FILE has [\dx ]+ voxels, but .*_0000.nii.gz has [\dx ]+$"),
     "other voxels": (
         _changed(_wider),
-        r"FILE has voxels of 2.5 x 1.2\d* x 1.3000000\d* mm, but .* x 1.2999999\d* mm$",
+        "FILE has voxels of 2.5 x 1.2 x 1.4 mm, but .* of 2.5 x 1.2 x 1.3 mm$",
     ),
     "four dimensions": (
         _changed(lambda image: sitk.JoinSeries([image] * 3)),
