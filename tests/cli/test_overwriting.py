@@ -35,7 +35,7 @@ def test_evaluate_keeps_its_description(tmp_path, capsys):
 def test_compare_keeps_its_rows(workspace, capsys):
     rows = workspace.root / "study" / "costs.json"
     rows.parent.mkdir()
-    rows.write_text(json.dumps({"row": {"trainer": "NoKD"}}))
+    rows.write_text(json.dumps({"row": {"trainer": "NoSuch"}}))
     words = ("-d", "598", "--rows", rows, "-o", rows.parent)
     assert f"cannot write {rows}: it is one of the inputs" in refused(workspace.root, capsys, "compare", *words)
 
