@@ -112,6 +112,11 @@ class OnnxPredictor:
             )
             if len(data) != self.channels:
                 raise ValueError(f"they have {len(data)} channels, but the model takes {self.channels}")
+            if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:  # nnU-Net reads it
+                raise ValueError(
+                    "nnU-Net writes no segmentation of a 4-D image: save each channel as a 3-D image of its own, "
+                    f"{case.name}_0000{self.file_ending} and so on"
+                )
         except Exception as error:  # of whatever library reads the format
             fault = self._fault(case) or f"cannot preprocess {', '.join(files)}: {reason(error)}"
             raise ValueError(f"case {case.name}: {fault}") from error

@@ -184,6 +184,19 @@ def test_what_is_wrong_with_an_image_and_which(students, onnx_models, tmp_path, 
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_all_channels_in_one_image_of_four_dimensions(students, onnx_models, tmp_path, capsys):
+    """nnU-Net reads it, and fails where it writes."""
+    images = sorted((students.raw / "imagesTs").glob("*.nii.gz"))
+    path = tmp_path / "scan.nii.gz"
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(image)) for image in images]), str(path))
+    assert predict(onnx_models["3d_fullres"], path, tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"nnunet_kd: case scan: cannot preprocess {path}: nnU-Net writes no segmentation of a 4-D image: save each "
+        "channel as a 3-D image of its own, scan_0000.nii.gz and so on"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 COLOURS = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
 CHANNELS = {
     4: "has 4 channels, but the model takes 3 (T1, T1C, FLAIR). Save it without transparency (alpha)",
