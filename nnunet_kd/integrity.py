@@ -10,21 +10,27 @@ import zlib
 from pathlib import Path
 
 _PART = 2**20  # bytes
+_GZIP = b"\x1f\x8b"  # what its files begin with
 
 
 def check_whole(path: Path) -> None:
     """That a NIfTI or gzip file is not cut off.
 
     SimpleITK, and so nnU-Net, reads such an image without a word, with zeros where there is nothing. Other formats'
-    readers say it themselves.
+    readers say it themselves. Whether a file is compressed is seen from its first bytes: SimpleITK reads a NIfTI file
+    that is called ``.nii.gz`` and is not compressed.
 
     Raises:
         ValueError: Naming the file.
         OSError: Where it cannot be opened.
     """
-    packed = path.name.lower().endswith(".gz")
-    if not packed and not path.name.lower().endswith(".nii"):
+    name = path.name.lower()
+    nifti = name.endswith((".nii", ".nii.gz"))
+    if not nifti and not name.endswith(".gz"):
         return
+    packed = is_compressed(path)
+    if packed and name.endswith(".nii"):
+        raise ValueError(f"cannot read {path}: it is compressed, so its name must end in .nii.gz")
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             start = file.read(_PART)
@@ -33,8 +39,14 @@ def check_whole(path: Path) -> None:
                 length += len(part)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: it is cut off or damaged") from error
-    if length < (_nifti_length(start) if path.name.lower().endswith((".nii", ".nii.gz")) else 1):
-        raise ValueError(f"cannot read {path}: it is cut off")
+    if length < (_nifti_length(start) if nifti else 1):
+        raise ValueError(f"cannot read {path}: it is {'cut off' if length else 'empty'}")
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file begins as gzip's do, whatever it is called."""
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
 
 
 def is_whole(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,28 @@ def check_stored(path: Path) -> None:
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError(f"cannot read {path}: it is compressed, which PyTorch's files are not")
+
+
+def reason(error: BaseException, path: Path | None = None) -> str:
+    """Why a library cannot read a file, in one line.
+
+    Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
+
+    Args:
+        error: What was raised.
+        path: Of the file; a message that begins by saying that it cannot be read is not repeated.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].startswith("Exception "):
+        return lines[0].removeprefix(f"cannot read {path}: ")
+    if "orthonormal" in lines[-1]:
+        return (
+            "the axes in its header are not orthonormal (it is sheared), which SimpleITK refuses: correct the sform of "
+            "its header, or resample the image to axes at right angles"
+        )
+    return re.sub(r"^(sitk::|ITK )ERROR: (\w+\(0x[0-9a-f]+\): )?", "", lines[-1])
 
 
 def _read(path: Path, what: str) -> Any:

@@ -93,3 +93,30 @@ def test_what_is_not_there_and_what_is_of_another_kind(tmp_path):
     assert is_whole(tmp_path / "text.txt")
     (tmp_path / "text.nii").write_bytes(b"no image")
     assert not is_whole(tmp_path / "text.nii")
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "IMAGE.NII.GZ"])
+def test_a_file_that_is_called_compressed_and_is_not(tmp_path, name):
+    """SimpleITK, and so nnU-Net, reads it."""
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii"))
+    content = (tmp_path / "image.nii").read_bytes()
+    path.write_bytes(content)
+    check_whole(path)
+    if name == "image.nii.gz":
+        np.testing.assert_array_equal(SimpleITKIO().read_seg(str(path))[0][0], VOLUME)
+    for length, message in ((len(content) - 1, "it is cut off"), (300, "it is cut off"), (0, "it is empty")):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=f"^cannot read .*{name}: {message}$"):
+            check_whole(path)
+
+
+def test_a_file_that_is_compressed_and_is_not_called_so(tmp_path):
+    """No reader takes it, and it is not cut off."""
+    path = tmp_path / "image.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii.gz"))
+    path.write_bytes((tmp_path / "image.nii.gz").read_bytes())
+    with pytest.raises(ValueError, match=r"image\.nii: it is compressed, so its name must end in \.nii\.gz$"):
+        check_whole(path)
+    with pytest.raises(RuntimeError):
+        sitk.ReadImage(str(path))

@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import re
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_kd import reading
-from nnunet_kd.reading import check_stored, read_dataset_json, read_json, read_plans, read_splits
+from nnunet_kd.reading import check_stored, read_dataset_json, read_json, read_plans, read_splits, reason
 
 DEEP = 100_000
 WRONG = {
@@ -144,3 +146,30 @@ def test_no_other_room_reads_json():
                     lines = [line for line in file if "json.load" in line and "json.loads(json.dumps(" not in line]
                 found |= {os.path.relpath(os.path.join(folder, name), package)} if lines else set()
     assert found <= {"reading.py", os.path.join("training", "trainer.py")}  # the latter its own results
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("cannot read a/b.nii: it is cut off"), "it is cut off"),
+        (ValueError("too small\nat line 7"), "too small"),
+        (RuntimeError(), "RuntimeError"),
+        (PermissionError(13, "Permission denied", "a/b.nii"), "Permission denied"),
+        (
+            RuntimeError("Exception thrown in SimpleITK ImageFileReader_Execute: /a.cxx:9:\nsitk::ERROR: Unable to"),
+            "Unable to",
+        ),
+        (RuntimeError("Exception thrown in SimpleITK X: /a.cxx:9:\nITK ERROR: NrrdImageIO(0x5a): No"), "No"),
+        (
+            RuntimeError("Exception from a.cpp:84:\nException from b.cpp:1:\nUnable to read the model\n\n"),
+            "Unable to .*",
+        ),
+    ],
+)
+def test_why_a_library_cannot_read(error, said):
+    assert re.fullmatch(said, reason(error, Path("a/b.nii")))
+
+
+def test_why_simpleitk_cannot_read_a_sheared_image():
+    error = RuntimeError("Exception thrown in SimpleITK X: /a.cxx:1:\nITK ERROR: ITK only supports orthonormal direct")
+    assert "it is sheared" in reason(error) and "correct the sform of its header, or resample" in reason(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
+from nnunet_kd.overwriting import check_kept
 from nnunet_kd.reading import read_plans
 
 _DESCRIPTION = """\
@@ -32,6 +33,8 @@ those of --val_best into the same folder, which you remove for those of the last
 (nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student, some
 trainers take a quarter of the width and others all of it, and the study is refused.
 """
+
+WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json")
 
 
 def add_parser(commands: Any) -> None:
@@ -97,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_networks(plans, path, TRUST_MODEL, arguments.c)
     rows = rows_of_methods(arguments.m)
     if arguments.rows is not None:
+        check_kept([arguments.rows], [arguments.o / name for name in WRITTEN], "Give another folder with -o")
         rows += rows_of_file(arguments.rows)
     if arguments.ablation is not None:
         rows += rows_of_ablation(arguments.ablation)

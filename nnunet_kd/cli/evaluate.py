@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.overwriting import check_kept
 from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
@@ -22,6 +23,8 @@ The first -pred is the baseline the others are tested against. A structure that 
 value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared as
 they lie in the files; where direction or origin say that they lie elsewhere, a warning does too.
 """
+
+WRITTEN = ("metrics.csv", "metrics.json", "summary.md")
 
 
 def add_parser(commands: Any) -> None:
@@ -55,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     there = next(path for path in (arguments.o, *arguments.o.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"nothing can be written to {arguments.o}: {there} is no folder that may be written to")
+    inputs = [arguments.djfile, *([] if arguments.pfile is None else [arguments.pfile])]
+    check_kept(inputs, [arguments.o / name for name in WRITTEN], "Give another folder with -o")
     dataset_json = read_dataset_json(arguments.djfile)
     plans = None if arguments.pfile is None else read_plans(arguments.pfile)
 

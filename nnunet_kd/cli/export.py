@@ -77,11 +77,14 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import dataset_name, required
     from nnunet_kd.deploy.trained import read_trained
+    from nnunet_kd.overwriting import check_kept
 
     _check(arguments)
     required(nnUNet_results)
-    folder = get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c)
-    model = read_trained(Path(folder), list(dict.fromkeys(arguments.f)), arguments.chk, arguments.trust)
+    folder = Path(get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c))
+    inputs = (folder, *(folder / f"fold_{fold}" for fold in arguments.f), arguments.images, arguments.labels)
+    check_kept(filter(None, inputs), [arguments.o], "Give another path with -o")
+    model = read_trained(folder, list(dict.fromkeys(arguments.f)), arguments.chk, arguments.trust)
     if arguments.kind == "nnunet":
         from nnunet_kd.deploy.stock import export_stock
 

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ValueError(f"a name of plans has letters, digits, _, -, + and . only, got {name!r}")
     target = folder / f"{name}.json"
-    if target == source:
+    if target == source or (target.exists() and target.samefile(source)):
         raise ValueError(f"the student's plans need a name of their own, not {name}")
     if target.exists():
         if not is_plans(target):

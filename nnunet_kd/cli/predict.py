@@ -7,7 +7,10 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_kd.deploy.predictor import OnnxPredictor, PredictionCase
 
 _DESCRIPTION = """\
 Segment images with a model of nnunet_kd export onnx, on the CPU. Files are named as for nnUNetv2_predict, and so are
@@ -17,6 +20,9 @@ the options both have; what is written is the same.
   nnunet_kd predict -m student_onnx -i case_0000.nii.gz -o case.nii.gz --disable_tta
   nnunet_kd predict ... --continue_prediction           after an interruption: cases that are there are left out
   nnunet_kd predict ... -num_parts 2 -part_id 0         share the cases among machines
+
+Segmentations may lie beside the images, as case.nii.gz beside case_0000.nii.gz, but nothing that is read is written
+over, and nothing else in the folder of the images is.
 
 The engine is OpenVINO where it is installed (pip install 'nnunet_kd[openvino]'), else ONNX Runtime.
 """
@@ -55,12 +61,20 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
     from nnunet_kd.integrity import is_whole
+    from nnunet_kd.overwriting import check_kept
     from nnunet_kd.writing import write_whole
 
     engine = choose_engine(arguments.engine)
     threads = arguments.threads or available_threads()
     predictor = OnnxPredictor(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
     cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
+    images = [path for case in cases for path in case.images]
+    elsewhere = "Give another folder with -o"
+
+    def written(some: list[PredictionCase]) -> list[Path]:
+        return [file for case in some for file in predictor.files_of(case, arguments.save_probabilities)]
+
+    check_kept(images, written(cases), elsewhere)  # all cases: another part's too, or one that seems to be there
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
         endings = [predictor.file_ending, *([".npz"] if arguments.save_probabilities else [])]
@@ -68,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not cases:
         print("nothing to predict")
         return 0
-    if arguments.i.is_dir():
-        arguments.o.mkdir(parents=True, exist_ok=True)
-        for name, content in (("dataset.json", predictor.dataset_json), ("plans.json", predictor.plans)):
-            write_whole(arguments.o / name, json.dumps(content, indent=1))
+    beside = _beside(arguments.o, predictor) if arguments.i.is_dir() else {}
+    check_kept([arguments.m, *_near(arguments, predictor, cases)], [*beside, *written(cases)], elsewhere)
+    for path, content in beside.items():
+        write_whole(path, content)
 
     def progress(unit: str, leave: bool) -> Any:
         def show(work: Iterable[Any], count: int) -> Iterable[Any]:
@@ -88,3 +102,25 @@ def run(arguments: argparse.Namespace) -> int:
         f"{predictor.model.precision}: {arguments.o}"
     )
     return 0
+
+
+def _near(arguments: argparse.Namespace, predictor: OnnxPredictor, cases: list[PredictionCase]) -> list[Path]:
+    """What lies beside the images and must stay too: references, perhaps; unless -o names the very file."""
+    if arguments.i.is_dir():
+        return [arguments.i, arguments.i.resolve().parent / "dataset.json"]
+    named = any(predictor.files_of(case, False)[0] == arguments.o for case in cases)
+    return [] if named else [arguments.i.parent]
+
+
+def _beside(folder: Path, predictor: OnnxPredictor) -> dict[Path, str]:
+    """What nnU-Net writes beside segmentations, where it is not there yet."""
+    content = {"dataset.json": predictor.dataset_json, "plans.json": predictor.plans}
+    wanted = {folder / name: json.dumps(values, indent=1) for name, values in content.items()}
+    return {path: text for path, text in wanted.items() if not _holds(path, text)}
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False

@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.cli.device import default_device
+    from nnunet_kd.overwriting import check_kept
     from nnunet_kd.teachers.nnunet import Experiment
     from nnunet_kd.teachers.preprocessed import PreprocessedCases
     from nnunet_kd.teachers.sam import SamSettings
@@ -99,6 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
     store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
     mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
+    data = folder / cases.configuration.data_identifier
+    inputs = [path, data, *([] if arguments.checkpoint is None else [arguments.checkpoint])]
+    check_kept(inputs, map(store.path, mine), "Give another --name")
     todo = [case for case in mine if store.fault(case, cases, thorough=arguments.resume) is not None]
     if len(todo) < len(mine) and not arguments.resume:
         raise FileExistsError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.integrity import text_digest
+from nnunet_kd.overwriting import lies_in
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.reading import read_splits
 from nnunet_kd.writing import is_full, new_folder, write_whole
@@ -184,11 +185,14 @@ def convert_dataset(
 
     Raises:
         DiskFullError: Naming the file that could not be written.
-        ValueError: Naming the first file that is missing, cannot be read, or has labels it should not have.
+        ValueError: Naming the first file that is missing, cannot be read, or has labels it should not have; and where
+            the data set would be made in its own source.
         FileExistsError: Where the data set is there already.
         FileNotFoundError: Where the source is not there, or holds no case.
     """
     folder = raw / f"Dataset{number:03d}_{form.name}"
+    if lies_in(folder, source):
+        raise ValueError(f"{folder} would be made in its own source, {source}: give another folder with --raw")
     taken = [path.name for path in raw.glob(f"Dataset{number:03d}_*")] if raw.is_dir() else []
     if taken:
         raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d, or remove it")
@@ -312,11 +316,12 @@ def _convert_one(name: str, case: Case, target: Target, options: Options) -> tup
 
 
 def _check_identifiers(cases: Sequence[Case]) -> None:
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for case in cases:
-        if case.identifier in seen:
-            raise ValueError(f"there are two cases {case.identifier}")
-        seen.add(case.identifier)
+        other = seen.get(case.identifier.lower())  # disks may not tell capitals apart
+        if other is not None:
+            raise ValueError(f"two cases would have the same files: {other} and {case.identifier}")
+        seen[case.identifier.lower()] = case.identifier
 
 
 def _with_test_set(cases: list[Case], share: float) -> list[Case]:

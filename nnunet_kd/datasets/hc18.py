@@ -70,8 +70,9 @@ def convert(case: Case, target: Target, options: Options) -> None:
     outline = read_mask(case.files["outline"], picture.shape)
     if not outline.any():
         raise ValueError(f"{case.files['outline']} is empty")
-    for array, path in ((picture, target.image(case)), (convex_hull_image(outline), target.label(case))):
-        image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.uint8))
+    inside = convex_hull_image(outline).astype(np.uint8)
+    for array, path in ((picture, target.image(case)), (inside, target.label(case))):
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array))
         image.SetSpacing([case.files["size"]] * 2)
         write_image(image, path)
 

@@ -11,7 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_kd.datasets.conversion import is_dangling
-from nnunet_kd.integrity import check_whole
+from nnunet_kd.integrity import check_whole, is_compressed
+from nnunet_kd.labels import label_text, whole_labels
+from nnunet_kd.reading import reason
 from nnunet_kd.writing import naming_full_disk, not_written
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -30,12 +32,12 @@ def read_volume(path: Path) -> sitk.Image:
     try:
         check_whole(path)
         image = sitk.ReadImage(str(path))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except RuntimeError as error:  # several lines, of which the last has the reason
-        raise ValueError(f"cannot read {path}: {str(error).strip().splitlines()[-1]}") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{path} is no 3-D image of one channel")
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"cannot read {path}: {reason(error, path)}") from None
+    dimensions, channels = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if (dimensions, channels) != (3, 1):
+        found = f"{dimensions} dimensions and {channels} channel{'' if channels == 1 else 's'}"
+        raise ValueError(f"{path} has {found}, but a 3-D image of one channel is expected")
     return image
 
 
@@ -63,16 +65,17 @@ def resampled(image: sitk.Image, grid: sitk.Image, nearest: bool = False) -> sit
 
 
 def label_array(image: sitk.Image, path: Path, mapping: Mapping[int, int]) -> np.ndarray:
-    """Labels ``(z, y, x)`` as uint8 after a mapping; whole numbers stored as floats are fine.
+    """Labels ``(z, y, x)`` as uint8 after a mapping; whole numbers stored as floats are fine, up to their rounding.
 
     Raises:
         ValueError: Naming a value that is no key of the mapping.
     """
-    given = sitk.GetArrayFromImage(image)
+    given = whole_labels(sitk.GetArrayFromImage(image))
     result = np.zeros(given.shape, dtype=np.uint8)
     for value in np.unique(given):
         if float(value) not in mapping:
-            raise ValueError(f"{path} has the label {value:g}, expected are {', '.join(map(str, sorted(mapping)))}")
+            expected = ", ".join(map(str, sorted(mapping)))
+            raise ValueError(f"{path} has the label {label_text(value)}, expected are {expected}")
         result[given == value] = mapping[int(value)]
     return result
 
@@ -129,7 +132,7 @@ def write_case(
         if not same_grid(read_volume(path), grid):
             raise ValueError(f"{path} is not on the grid of {images[0].name}")
     for source, path in zip(images, image_paths, strict=True):
-        if source.name.lower().endswith(".nii.gz"):
+        if source.name.lower().endswith(".nii.gz") and is_compressed(source):
             place_file(source, path)
         else:
             write_image(read_volume(source), path)

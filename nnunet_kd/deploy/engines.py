@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_kd.reading import reason
+
 # Patches in, logits out: float32 (B, channels, *patch) -> (B, heads, *patch).
 Engine = Callable[[np.ndarray], np.ndarray]
 
@@ -55,7 +57,7 @@ def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int
     try:
         return _OPEN[name](file, shape, threads)
     except Exception as error:  # each engine has its own
-        raise ValueError(f"{name} cannot read {file}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{name} cannot read {file}: {reason(error)}") from error
 
 
 def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:

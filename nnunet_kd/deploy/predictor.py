@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -27,11 +28,14 @@ from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
 from nnunet_kd.images import channel_of, images_by_case, in_order
 from nnunet_kd.integrity import check_whole
-from nnunet_kd.reading import channel_names
+from nnunet_kd.overwriting import check_kept
+from nnunet_kd.reading import channel_names, reason
 from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+ELSEWHERE = "Give another folder for the segmentations"
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,54 @@ class OnnxPredictor:
             data, _, properties = self._preprocessor.run_case(
                 files, None, self._manager, self._configuration, self.dataset_json
             )
+            if len(data) != self.channels:
+                raise ValueError(f"they have {len(data)} channels, but the model takes {self.channels}")
+            if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:  # nnU-Net reads it
+                raise ValueError(
+                    "nnU-Net writes no segmentation of a 4-D image: save each channel as a 3-D image of its own, "
+                    f"{case.name}_0000{self.file_ending} and so on"
+                )
         except Exception as error:  # of whatever library reads the format
-            raise ValueError(f"case {case.name}: cannot read {', '.join(files)}: {_first_line(error)}") from error
-        if len(data) != self.channels:
-            raise ValueError(f"case {case.name}: {', '.join(files)} have {len(data)} channels, not {self.channels}")
+            fault = self._fault(case) or f"cannot preprocess {', '.join(files)}: {reason(error)}"
+            raise ValueError(f"case {case.name}: {fault}") from error
         return data, properties
+
+    def _fault(self, case: PredictionCase) -> str | None:
+        """Which image of a case keeps it from being preprocessed, and why; ``None`` where none does by itself."""
+        channels = 0
+        first: tuple[tuple[int, ...], Sequence[float]] | None = None
+        for path in case.images:
+            try:
+                check_whole(path)
+                data, properties = self._reader().read_images([str(path)])
+            except Exception as error:  # of whatever library reads the format
+                return f"cannot read {path}: {reason(error, path)}"
+            size, spacing = data.shape[1:], properties["spacing"]
+            first = first or (size, spacing)
+            if size != first[0]:
+                return f"{path} has {_times(size)} voxels, but {case.images[0]} has {_times(first[0])}"
+            if not np.allclose(spacing, first[1]):  # as nnU-Net compares them
+                return f"{path} has voxels of {_times(spacing)} mm, but {case.images[0]} of {_times(first[1])} mm"
+            channels += len(data)
+        if channels == self.channels:
+            return None
+        names = ", ".join(map(str, channel_names(self.dataset_json).values()))
+        which = f"{path} has" if len(case.images) == 1 else f"{', '.join(map(str, case.images))} have"
+        alpha = ". Save it without transparency (alpha)" if (self.channels, channels) in ((1, 2), (3, 4)) else ""
+        count = f"{channels} channel{'' if channels == 1 else 's'}"
+        return f"{which} {count}, but the model takes {self.channels} ({names}){alpha}"
+
+    @property
+    def _reader(self) -> Any:
+        """nnU-Net's class that reads the images and writes the segmentations."""
+        return self._manager.image_reader_writer_class
+
+    def files_of(self, case: PredictionCase, probabilities: bool) -> list[Path]:
+        """What is written for a case, the segmentation first."""
+        beside = [".npz", ".pkl"] if probabilities else []
+        if issubclass(self._reader, Tiff3DIO):  # the voxel size
+            beside.append(".json")
+        return [Path(f"{case.target}{ending}") for ending in (self.file_ending, *beside)]
 
     def logits(self, data: np.ndarray, progress: Progress = lambda work, _: work) -> np.ndarray:
         """Sliding window over a preprocessed case.
@@ -200,7 +247,7 @@ class OnnxPredictor:
     def _reads(self, segmentation: Path) -> bool:
         try:
             check_whole(segmentation)
-            self._manager.image_reader_writer_class().read_seg(str(segmentation))
+            self._reader().read_seg(str(segmentation))
         except Exception:  # of whatever library reads the format
             return False
         return True
@@ -215,8 +262,11 @@ class OnnxPredictor:
         """Predict and write cases; while one runs, the next is read and the last is written.
 
         Raises:
-            ValueError: Naming a case that cannot be read; those before it are written.
+            ValueError: For a file that would be written over an image, before anything is read; or naming a case that
+                cannot be read: those before it are written.
         """
+        images = [path for case in cases for path in case.images]
+        check_kept(images, (path for case in cases for path in self.files_of(case, probabilities)), ELSEWHERE)
         torch.set_num_threads(self.threads)
         with ExitStack() as stack:
             reader = stack.enter_context(ThreadPoolExecutor(1))
@@ -246,8 +296,8 @@ def _importance(patch: Sequence[int]) -> np.ndarray:
     return weights
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _times(sizes: Iterable[float]) -> str:
+    return " x ".join(f"{size:g}" for size in sizes)
 
 
 def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[PredictionCase]:

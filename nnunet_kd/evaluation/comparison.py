@@ -19,6 +19,7 @@ from nnunet_kd.evaluation.runs import TEACHER, Run, folder_of
 from nnunet_kd.evaluation.study import FINAL, Study
 from nnunet_kd.evaluation.summary import Scores
 from nnunet_kd.images import link_cases
+from nnunet_kd.labels import whole_labels
 from nnunet_kd.planning import network_in_words
 from nnunet_kd.reading import read_json, read_plans
 from nnunet_kd.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
@@ -371,7 +372,7 @@ def _read_case(
     ending = study.dataset_json["file_ending"]
     fold = next(run.fold for run in runs if case in study.cases_of(run.fold))
     image, properties = reader.read_images([str(study.raw / "imagesTr" / f"{case}_0000{ending}")])
-    reference = reader.read_seg(str(study.raw / "labelsTr" / f"{case}{ending}"))[0][0]
+    reference = whole_labels(reader.read_seg(str(study.raw / "labelsTr" / f"{case}{ending}"))[0][0])
     labels = {}
     keys = {TEACHER: TEACHER} if with_teacher else {}
     for run in runs:

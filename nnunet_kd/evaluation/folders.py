@@ -20,7 +20,9 @@ import numpy as np
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
 from nnunet_kd.integrity import check_whole
+from nnunet_kd.labels import label_text, whole_labels
 from nnunet_kd.processes import end_with_parent
+from nnunet_kd.reading import reason
 from nnunet_kd.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]
@@ -244,12 +246,12 @@ def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[A
         check_whole(path)
         labels, properties = evaluation.reader().read_seg(str(path))
     except Exception as error:  # every reader has its own
-        raise ValueError(f"case {case}: cannot read {path}") from error
-    labels = labels[0]
+        raise ValueError(f"case {case}: cannot read {path}: {reason(error, path)}") from error
+    labels = whole_labels(labels[0])
     allowed = [*evaluation.values, *([] if evaluation.ignore_label is None else [evaluation.ignore_label])]
     unknown = np.setdiff1d(np.unique(labels), allowed)
     if unknown.size:
-        raise ValueError(f"case {case}: {path} has label {unknown[0]:g}, dataset.json only {allowed}")
+        raise ValueError(f"case {case}: {path} has label {label_text(unknown[0])}, dataset.json only {allowed}")
     spacing = [float(width) for width in properties["spacing"]]
     if labels.shape[0] == 1:  # nnU-Net reads 2-D images as one slice, of a thickness it makes up
         labels, spacing = labels[0], spacing[1:]

@@ -38,6 +38,18 @@ BREAKS = {
         lambda root: _relabel(root / "label" / "label0002.nii.gz", 1.5),
         "label0002.nii.gz has the label 1.5",
     ),
+    "almost a label": (
+        "Synapse",
+        lambda root: _relabel(root / "label" / "label0002.nii.gz", 0.9985),
+        "label0002.nii.gz has the label 0.9985, expected are 0, 1, ",
+    ),
+    "a series": (
+        "Synapse",
+        lambda root: layouts.write(
+            sitk.JoinSeries([read(root / "img/img0002.nii.gz")[1]] * 2), root / "img/img0002.nii.gz"
+        ),
+        "img0002.nii.gz has 4 dimensions and 1 channel, but a 3-D image of one channel is expected",
+    ),
     "another grid": (
         "Synapse",
         lambda root: layouts.write(
@@ -67,6 +79,11 @@ BREAKS = {
         "BUSI",
         lambda root: (root / "malignant" / "malignant (2).png").write_bytes(b"PNG"),
         r"malignant_0002: cannot read .*malignant \(2\).png",
+    ),
+    "colours of 16 bits": (
+        "KvasirSEG",
+        lambda root: _deep_colours(root / "images" / "cju1.jpg"),
+        "cju1: .*cju1.png has more than 8 bits per channel",
     ),
     "empty outline": (
         "FetalHeadHC18",
@@ -119,6 +136,12 @@ def _dangle(path):
     path.symlink_to("../.git/annex/object")
 
 
+def _deep_colours(path):
+    path.unlink()
+    deep = np.full((44, 52, 3), 4095, np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(deep, isVector=True), str(path.with_suffix(".png")))
+
+
 def _shear(path):
     content = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<hh", content, 252, 0, 2)  # the affine alone, not the quaternion
@@ -166,6 +189,35 @@ def test_a_bad_source_is_one_line_and_leaves_nothing(tmp_path, capsys, what):
     channels = len(json.loads((made.folder / "dataset.json").read_text())["channel_names"])
     files = channels if made.folder.joinpath("imagesTr").glob("*.nii.gz") and images[0].suffix == ".gz" else 1
     assert len(images) == made.training * files
+
+
+def test_labels_that_float32_has_rounded(tmp_path):
+    """As they come out of a resampling."""
+    source = tmp_path / "source"
+    layouts.synapse(source)
+    label = source / "label" / "label0002.nii.gz"
+    before, image = read(label)
+    changed = sitk.GetImageFromArray(np.where(before == 1, np.float32(0.9999999), before.astype(np.float32)))
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(label))
+    made = convert("Synapse", source, tmp_path / "raw")
+    found, _ = read(made.folder / "labelsTr" / "synapse_0002.nii.gz")
+    np.testing.assert_array_equal(found, before)
+
+
+def test_a_volume_that_is_called_compressed_and_is_not(tmp_path):
+    """It is not cut off; what nnU-Net gets is compressed, as its other reader, nibabel's, needs it."""
+    source = tmp_path / "source"
+    layouts.synapse(source)
+    paths = source / "img" / "img0002.nii.gz", source / "label" / "label0002.nii.gz"
+    before = [read(path)[0] for path in paths]
+    for path in paths:
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+    folder = convert("Synapse", source, tmp_path / "raw").folder
+    made = folder / "imagesTr" / "synapse_0002_0000.nii.gz", folder / "labelsTr" / "synapse_0002.nii.gz"
+    for path, array in zip(made, before, strict=True):
+        np.testing.assert_array_equal(read(path)[0], array)
+        assert gzip.decompress(path.read_bytes())
 
 
 def test_interrupted_leaves_nothing(tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import math
 import re
@@ -89,6 +90,32 @@ def test_ignored_voxels_do_not_count(folders):
         )
         expected = [case["metrics"][1]["Dice"] for case in theirs["metric_per_case"]]
         np.testing.assert_allclose([row.values["dice"] for row in rows if row.method == method], expected)
+
+
+def test_labels_that_float32_has_rounded_and_others(folders):
+    """They count as what they are; one that is no label is given in full."""
+    expected = evaluated(folders)
+    path = folders / "two" / "c2.nii.gz"
+    image = SimpleITK.ReadImage(str(path))
+    for almost, whole in ((0.9999999, True), (1.0002, True), (0.9985, False)):
+        labels = SimpleITK.GetArrayFromImage(image)
+        changed = SimpleITK.GetImageFromArray(np.where(labels == 1, almost, labels).astype(np.float32))
+        changed.CopyInformation(image)
+        SimpleITK.WriteImage(changed, str(path))
+        if whole:
+            assert [row.values["dice"] for row in evaluated(folders)] == pytest.approx(
+                [row.values["dice"] for row in expected], nan_ok=True
+            )
+        else:
+            with pytest.raises(ValueError, match=r"c2\.nii\.gz has label 0\.9985, dataset\.json only \[0, 1, 2\]"):
+                evaluated(folders)
+
+
+def test_files_that_are_called_compressed_and_are_not(folders):
+    expected = [row.values["dice"] for row in evaluated(folders)]
+    for path in (folders / "ref").iterdir():
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert [row.values["dice"] for row in evaluated(folders)] == pytest.approx(expected, nan_ok=True)
 
 
 def test_several_processes_give_the_same(folders):
@@ -267,7 +294,7 @@ def spoil(folders, kind):
         ("shape", r"case c2: .*/two has shape \(6, 11, 10\), the reference \(6, 11, 9\)"),
         ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, the reference \[2.5, 1.2, 0.8\] mm"),
         ("label", r"case c2: .*/two/c2.nii.gz has label [567], dataset.json only \[0, 1, 2\]"),
-        ("truncated", "case c2: cannot read .*/two/c2.nii.gz"),
+        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is cut off or damaged$"),
         ("missing", "case c2 is in .*/ref, but not in .*/two"),
     ],
 )

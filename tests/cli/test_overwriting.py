@@ -1,0 +1,101 @@
+"""No command writes over what it reads, whatever name leads to it; nothing is read or written before that is said."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nnunet_kd.cli import main
+from tests.datasets import layouts
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refused(folder, capsys, *words) -> str:
+    """The one line of a command that ends so and leaves every file as it was."""
+    before = content_of(folder)
+    assert main(list(map(str, words))) == 1
+    assert content_of(folder) == before
+    return capsys.readouterr().err
+
+
+def test_evaluate_keeps_its_description(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"a": 1}, "file_ending": ".nii.gz"}))
+    os.link(tmp_path / "dataset.json", tmp_path / "metrics.json")
+    words = ("-ref", tmp_path, "-pred", tmp_path, "-djfile", tmp_path / "dataset.json", "-o", tmp_path)
+    error = refused(tmp_path, capsys, "evaluate", *words)
+    expected = f"cannot write {tmp_path}/metrics.json: it is the same as {tmp_path}/dataset.json, one of the inputs. "
+    assert error == f"nnunet_kd: {expected}Give another folder with -o\n"
+
+
+def test_compare_keeps_its_rows(workspace, capsys):
+    rows = workspace.root / "study" / "costs.json"
+    rows.parent.mkdir()
+    rows.write_text(json.dumps({"row": {"trainer": "NoSuch"}}))
+    words = ("-d", "598", "--rows", rows, "-o", rows.parent)
+    assert f"cannot write {rows}: it is one of the inputs" in refused(workspace.root, capsys, "compare", *words)
+
+
+def test_plan_keeps_the_teachers_plans(workspace, capsys):
+    """A disk that does not tell capitals apart shows them so."""
+    os.link(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "NNUNETPLANS.json")
+    error = refused(workspace.root, capsys, "plan", "-d", "598", "-o", "NNUNETPLANS", "--force")
+    assert "the student's plans need a name of their own, not NNUNETPLANS" in error
+
+
+@pytest.mark.parametrize("name", ["plans.json", "fold_0/checkpoint_final.pth"])
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_export_keeps_what_was_trained(workspace, capsys, name, link):
+    given = workspace.root / "student.zip"
+    link(workspace.teacher / name, given)
+    error = refused(workspace.root, capsys, "export", "nnunet", "-d", "598", "-tr", "nnUNetTrainer", "-o", given)
+    assert f"cannot write {given}: it is the same as {workspace.teacher / name}, one of the inputs" in error
+
+
+@pytest.mark.parametrize("option", ["--images", "--labels"])
+def test_export_does_not_advise_to_remove_the_cases(workspace, capsys, option):
+    folders = {"--images": workspace.raw / "imagesTs", "--labels": workspace.raw / "labelsTs"}
+    given = [str(word) for pair in folders.items() for word in pair]
+    words = ("-d", "598", "-tr", "nnUNetTrainer", *given, "-o", folders[option])
+    error = refused(workspace.root, capsys, "export", "onnx", *words)
+    assert f"cannot write {folders[option]}: it is one of the inputs. Give another path with -o" in error
+
+
+def test_soft_labels_keep_the_preprocessed_data(workspace, capsys):
+    (workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_mine").symlink_to("nnUNetPlans_3d_fullres")
+    error = refused(workspace.preprocessed, capsys, "soft-labels", "-d", "598", "--teacher", "--name", "mine")
+    assert "nnUNetPlans_3d_fullres_soft_mine/" in error and "one of the inputs. Give another --name" in error
+
+
+@pytest.mark.parametrize("number", ["506", "600"])
+@pytest.mark.parametrize("raw", ["source", "source/raw", "linked", "source/../source"])
+def test_dataset_is_not_made_in_its_own_source(workspace, tmp_path, capsys, number, raw):
+    source = tmp_path / "source"
+    layouts.kvasir_seg(source)
+    (tmp_path / "linked").symlink_to(source)
+    error = refused(tmp_path, capsys, "dataset", "KvasirSEG", source, "--raw", tmp_path / raw, "-d", number)
+    assert f"_KvasirSEG would be made in its own source, {source}: give another folder with --raw" in error
+
+
+def test_dataset_whose_source_is_called_as_it_would_be(workspace, tmp_path, capsys):
+    """The advice is not to remove it."""
+    source = tmp_path / "Dataset506_KvasirSEG"
+    layouts.kvasir_seg(source)
+    error = refused(tmp_path, capsys, "dataset", "KvasirSEG", source, "--raw", tmp_path)
+    assert "would be made in its own source" in error and "remove" not in error
+    assert main(["dataset", "KvasirSEG", str(source), "--raw", str(tmp_path), "-d", "600", "-np", "1"]) == 0
+
+
+def test_cases_that_differ_in_capitals_alone(workspace, tmp_path, capsys):
+    """On some disks one would be written over the other, and so over the source it is a hard link to."""
+    source = tmp_path / "source"
+    layouts.brats2021(source)
+    shutil.copytree(source / "BraTS2021_00001", source / "more" / "brats2021_00001")
+    for path in (source / "more" / "brats2021_00001").iterdir():
+        path.rename(path.with_name(path.name.replace("BraTS", "brats")))
+    error = refused(tmp_path, capsys, "dataset", "BraTS2021", source, "--raw", tmp_path / "raw")
+    assert "two cases would have the same files: BraTS2021_00001 and brats2021_00001" in error
