@@ -55,17 +55,25 @@ class PreprocessedCases:
         images, segmentation, _, _ = self._dataset.load_case(case)
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
-    def fingerprint(self, case: str) -> str:
-        """SHA-256 of the labels of a case and their shape; images are not read."""
-        segmentation = np.ascontiguousarray(self._dataset.load_case(case)[1][0], dtype=np.int16)
-        digest = hashlib.sha256(repr(segmentation.shape).encode())
-        digest.update(segmentation.data)
-        return digest.hexdigest()
+    def fingerprint(self, case: str) -> dict[str, str]:
+        """SHA-256 of the images of a case and of its labels, with their shapes; both are read whole."""
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
 
-    def changed_since(self, case: str, file: Path) -> bool:
-        """Whether a case was preprocessed after a file was written, as far as the clock of the disk says."""
-        preprocessed: float = (self._source / f"{case}.pkl").stat().st_mtime
-        return preprocessed > file.stat().st_mtime
+    def modified(self, case: str) -> int:
+        """When a case was preprocessed, in nanoseconds, as far as the clock of the disk says."""
+        parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
+        return max(part.stat().st_mtime_ns for part in parts if part.is_file())
+
+
+def _digest(channels: Any, kind: Any) -> str:
+    """SHA-256 of arrays of one shape, which are read one by one."""
+    digest = hashlib.sha256()
+    for number in range(channels.shape[0]):
+        channel = np.ascontiguousarray(channels[number], dtype=kind)
+        digest.update(repr(channel.shape).encode())
+        digest.update(channel.data)
+    return digest.hexdigest()
 
 
 def dataset_class(folder: Path) -> Any:
