@@ -82,7 +82,7 @@ def _fault_of_stages(configuration: Mapping[str, Any]) -> str | None:
     if not isinstance(architecture, dict) or not isinstance(arguments, dict):
         return None  # old plans, or inherited
     stages = arguments.get("n_stages")
-    if not str(architecture.get("network_class_name")).startswith(STAGED_NETWORKS) or not _is_count(stages):
+    if not str(architecture.get("network_class_name")).startswith(STAGED_NETWORKS) or not isinstance(stages, int):
         return None
     for key, fewer in LISTS_OF_STAGES.items():
         given = arguments.get(key)
@@ -128,7 +128,7 @@ def _fault_of_description(content: Mapping[str, Any]) -> str | None:
         if name == "ignore" and value is None:  # as if there were none
             continue
         try:
-            _label_values(value)
+            label_values(value)
         except (TypeError, ValueError):
             return f"label {name!r} is {value!r}"
     return None
@@ -138,11 +138,11 @@ def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
     """Why nnU-Net's label manager would refuse labels with this ``regions_class_order``; ``None``: it takes them."""
     background, ignore = labels.get("background"), labels.get("ignore")
     if background is None or isinstance(background, list) or int(background) != 0:
-        return f"the label 'background' must be 0, got {'none' if background is None else background!r}"
-    named = {name: _label_values(value) for name, value in labels.items() if name != "ignore"}
+        return f"the label 'background' must be 0, got {'none' if background is None else json.dumps(background)[:60]}"
+    named = {name: label_values(value) for name, value in labels.items() if name != "ignore"}
     above = max(value for values in named.values() for value in values) + 1
     if ignore is not None and (not _is_count(ignore) or ignore != above):
-        return f"the label 'ignore' must be {above}, one above the highest of the others, got {ignore!r}"
+        return f"the label 'ignore' must be {above}, one above the highest of the others, got {json.dumps(ignore)[:60]}"
     if not any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
         return None
     regions = [name for name, values in named.items() if set(values) != {0}]
@@ -154,7 +154,7 @@ def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
     return None
 
 
-def _label_values(value: Any) -> list[int]:
+def label_values(value: Any) -> list[int]:
     """Of a label, or of a region, which is a list of labels."""
     return [int(one) for one in (value if isinstance(value, list) else [value])]
 

@@ -13,6 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.reading import channel_names
+from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.teachers.nnunet import Experiment
 
 
@@ -25,17 +26,18 @@ class PreprocessedCases:
 
     Raises:
         FileNotFoundError: Where nothing is preprocessed.
-        ValueError: As :func:`dataset_class`.
+        ValueError: As :func:`dataset_class`, or for plans nnU-Net cannot use.
     """
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         plans = PlansManager(experiment.plans)
         self.folder = folder
         self.experiment = experiment
-        self.configuration = plans.get_configuration(experiment.configuration)
-        self.labels = plans.get_label_manager(experiment.dataset_json)
-        self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
-        self._source = folder / self.configuration.data_identifier
+        with plans_errors(folder / f"{plans.plans_name}.json"):
+            self.configuration = plans.get_configuration(experiment.configuration)
+            self.labels = plans.get_label_manager(experiment.dataset_json)
+            self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
+            self._source = folder / self.configuration.data_identifier
         self.identifiers = sorted(entry.stem for entry in self._source.glob("*.pkl"))
         if not self.identifiers:
             number = convert_dataset_name_to_id(plans.dataset_name)
@@ -63,7 +65,8 @@ class PreprocessedCases:
     def modified(self, case: str) -> int:
         """When a case was preprocessed, in nanoseconds, as far as the clock of the disk says."""
         parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
-        return max(part.stat().st_mtime_ns for part in parts if part.is_file())
+        times: list[int] = [part.stat().st_mtime_ns for part in parts if part.is_file()]
+        return max(times)
 
 
 def _digest(channels: Any, kind: Any) -> str:

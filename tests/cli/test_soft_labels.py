@@ -136,6 +136,7 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("--sam", "vit_z", "--checkpoint", "nowhere.pth"), "segment_anything has no model 'vit_z'"),
         (("SAM", "--channels", "7"), "there is no channel 7: the images have 3"),
         (("SAM", "--prompt", "circle"), "a prompt is one of box, points"),
+        (("--teacher", "-f", "every"), "a fold is a number or all, got 'every'"),
         (("SAM", "-f", "0"), "-f and --disable_tta belong to --teacher"),
         (("SAM", "-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
@@ -184,7 +185,9 @@ def test_soft_labels_of_a_cascade_are_sams_only(workspace, sam, capsys):
     variants.use_cascade(workspace, plans, "nnUNetTrainerSAMKD")
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert make("-c", "3d_cascade_fullres", "--teacher", "-f", "0") == 1
-    assert "3d_cascade_fullres sees the segmentation of the stage before" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3d_cascade_fullres sees the segmentation of the stage before" in error
+    assert "whose preprocessed cases are the same, can: give -c 3d_fullres" in error
     assert make("-c", "3d_cascade_fullres", *sam) == 0
 
 
@@ -254,6 +257,21 @@ def test_each_case_by_the_fold_that_has_not_seen_it(workspace, capsys, monkeypat
         same = np.array_equal(store.open(case)[:], two.open(case)[:])
         assert same == (case in splits[2]["val"]), case
     assert "LEAKAGE" in store.leakage(0) and two.leakage(2) is None
+
+
+def test_the_teacher_of_fold_all_does_all_cases(workspace, capsys):
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_all")
+    assert make("--teacher", "--disable_tta", "-f", "all") == 0
+    store = SoftLabelStore(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_nnunet")
+    assert store.arguments == "--teacher -f all --disable_tta --name nnunet"
+    assert store.leakage("all") is None and "(fold all)" in store.leakage(0)
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 0
+    store.path("head_000").unlink()
+    capsys.readouterr()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 1
+    command = capsys.readouterr().out.partition("Make it: nnunet_kd ")[2].splitlines()[0]
+    assert main([*command.split(), "-device", "cpu"]) == 0
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 0
 
 
 @pytest.mark.slow
