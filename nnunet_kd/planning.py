@@ -13,6 +13,8 @@ from nnunet_kd.settings import BLOCK, Plans, StudentSettings, check_keys
 # Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
 
+RECIPE = "nnUNetTrainerKD"  # for students of nnU-Net's own networks
+
 
 @dataclass(frozen=True)
 class NetworkOfPlans:
@@ -92,9 +94,6 @@ NETWORKS = {
         training={"optimizer": "adamw", "initial_lr": 0.001},
     ),
 }
-
-
-RECIPE = "nnUNetTrainerKD"  # for students of nnU-Net's own networks
 
 
 def usual_trainer(plans: Plans, configuration: str) -> str:

@@ -111,7 +111,7 @@ class NnUNetSource:
         self._mirroring = mirroring
         self._device = device
         self._fold_of = _folds(cases.folder / "splits_final.json", cases.identifiers, fold)
-        folds = sorted(set(self._fold_of.values()), key=str)
+        folds = sorted(set(self._fold_of.values()), key=_number)
         teacher = replace(settings[0], folds="same")
         self._teachers = {one: find_teachers([teacher], cases.experiment, one)[0] for one in folds}
         for files in self._teachers.values():  # before the store is begun
@@ -129,7 +129,7 @@ class NnUNetSource:
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """Fold by fold, so that each teacher is loaded once."""
-        return sorted(cases, key=lambda case: (str(self._fold_of[case]), case))
+        return sorted(cases, key=lambda case: (_number(self._fold_of[case]), case))
 
     def values(self, case: str) -> np.ndarray:
         """Logits of a case, ``(heads, z, y, x)``."""
@@ -214,6 +214,11 @@ def _folds(splits: Path, cases: Sequence[str], fold: int | str | None) -> dict[s
         if case not in found:
             raise ValueError(f"case {case} is a validation case of no fold in {splits}: give a fold with -f")
     return {case: found[case] for case in cases}
+
+
+def _number(fold: int | str) -> int:
+    """To sort folds by."""
+    return -1 if fold == "all" else int(fold)
 
 
 def _with_the_same_data(cases: PreprocessedCases) -> str:
