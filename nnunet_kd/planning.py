@@ -13,6 +13,8 @@ from nnunet_kd.settings import BLOCK, Plans, StudentSettings, check_keys
 # Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
 
+RECIPE = "nnUNetTrainerKD"  # for students of nnU-Net's own networks
+
 
 @dataclass(frozen=True)
 class NetworkOfPlans:
@@ -30,6 +32,7 @@ class NetworkOfPlans:
         batch_size: Of its paper, instead of the plans'.
         largest_batch: Of the plans' batch no more: nnU-Net sized it for a U-Net.
         trainer: Its usual one.
+        first: What a person has to do before that can train it.
     """
 
     class_name: str
@@ -40,6 +43,7 @@ class NetworkOfPlans:
     batch_size: int | None = None
     largest_batch: int | None = None
     trainer: str = "nnUNetTrainerDCD"
+    first: str | None = None
     multiple: int = 1
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +73,7 @@ NETWORKS = {
         knows_background=True,
         batch_size=16,
         trainer="nnUNetTrainerKDSAM",
+        first='name SAM\'s weights in its nnunet_kd block: "method": {"checkpoint": "FILE"}',
     ),
     "brainseg_dmif": NetworkOfPlans(
         "nnunet_kd.networks.brainseg_dmif.BrainSegDMIF",
@@ -89,6 +94,13 @@ NETWORKS = {
         training={"optimizer": "adamw", "initial_lr": 0.001},
     ),
 }
+
+
+def usual_trainer(plans: Plans, configuration: str) -> str:
+    """The trainer that goes with the network of a configuration: the recipe's, or that of a network of this package."""
+    content = (plans["configurations"][name] for name in _with_ancestors(plans, configuration))
+    name = next((one["architecture"]["network_class_name"] for one in content if "architecture" in one), None)
+    return next((network.trainer for network in NETWORKS.values() if network.class_name == name), RECIPE)
 
 
 def reduce_widths(widths: Sequence[int], reduction: float, min_features: int = 8) -> list[int]:

@@ -14,6 +14,17 @@ LARGEST = 64 * 2**20  # bytes; nnU-Net's largest, the summary of thousands of ca
 DEEPEST = 50  # levels; plans have eight
 DIGITS = 19  # of a whole number: 64 bits
 
+# Networks whose arguments of the next table have an entry for each of their `n_stages`, or so many fewer.
+STAGED_NETWORKS = ("dynamic_network_architectures.", "nnunet_kd.networks.")
+LISTS_OF_STAGES = {
+    "features_per_stage": 0,
+    "kernel_sizes": 0,
+    "strides": 0,
+    "n_conv_per_stage": 0,
+    "n_blocks_per_stage": 0,
+    "n_conv_per_stage_decoder": 1,
+}
+
 
 def read_json(path: Path, what: str = "") -> dict[str, Any]:
     """The object in a file.
@@ -38,7 +49,8 @@ def read_plans(path: Path, what: str = "") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
-        ValueError: As :func:`read_json`, or where one of these is missing or of another kind.
+        ValueError: As :func:`read_json`, or where one of these is missing or of another kind, or a configuration asks
+            for a batch, a patch or a number of stages that no training can have.
     """
     plans = read_json(path, what)
     configurations = plans.get("configurations")
@@ -47,7 +59,41 @@ def read_plans(path: Path, what: str = "") -> dict[str, Any]:
     for name in (plans.get("plans_name"), plans.get("dataset_name"), *configurations):
         if not isinstance(name, str) or not name.isprintable():
             raise ValueError(f"{what}{path} holds no plans of nnU-Net: {str(name)[:60]!r} is no name")
+    for name, configuration in configurations.items():
+        fault = _fault_of_sizes(configuration) or _fault_of_stages(configuration)
+        if fault is not None:
+            raise ValueError(f"{what}{path} holds no plans nnU-Net can use: {fault} (configuration {name})")
     return plans
+
+
+def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
+    """What is wrong with the batch and the patch of a configuration, which may inherit them; ``None``: nothing."""
+    batch, patch = configuration.get("batch_size", 1), configuration.get("patch_size", [1, 1])
+    if not _is_count(batch):
+        return f"batch_size must be a whole number of at least 1, got {json.dumps(batch)[:60]}"
+    if not isinstance(patch, list) or not 2 <= len(patch) <= 3 or not all(map(_is_count, patch)):
+        return f"patch_size must be two or three whole numbers of at least 1, got {json.dumps(patch)[:60]}"
+    return None
+
+
+def _fault_of_stages(configuration: Mapping[str, Any]) -> str | None:
+    """Which list of a network's arguments does not have an entry for each of its stages, as far as they are known."""
+    architecture = configuration.get("architecture")
+    arguments = architecture.get("arch_kwargs") if isinstance(architecture, dict) else None
+    if not isinstance(architecture, dict) or not isinstance(arguments, dict):
+        return None  # old plans, or inherited
+    stages = arguments.get("n_stages")
+    if not str(architecture.get("network_class_name")).startswith(STAGED_NETWORKS) or not isinstance(stages, int):
+        return None
+    for key, fewer in LISTS_OF_STAGES.items():
+        given = arguments.get(key)
+        if isinstance(given, list) and len(given) != stages - fewer:
+            return f"{key} must have {stages - fewer} entries, as n_stages is {stages}, got {len(given)}"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
@@ -55,22 +101,63 @@ def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
-        ValueError: As :func:`read_json`, or where one of these is missing or of another kind.
+        ValueError: As :func:`read_json`, or where one of these is missing or of another kind, or nnU-Net refuses the
+            labels.
     """
     content = read_json(path, what)
     for key in ("labels", "file_ending"):
         if key not in content:
             raise ValueError(f"{what}{path} has no {key!r}: it is no dataset.json of nnU-Net")
-    if not isinstance(content["labels"], dict) or not isinstance(channel_names(content), dict | None):
-        raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: labels and channel_names are objects")
-    if not isinstance(content["file_ending"], str):
-        raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: file_ending is {content['file_ending']!r}")
-    for name, value in content["labels"].items():
-        try:
-            _ = [int(one) for one in (value if isinstance(value, list) else [value])]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: label {name!r} is {value!r}") from error
+    fault = _fault_of_description(content) or _fault_of_labels(content["labels"], content.get("regions_class_order"))
+    if fault is not None:
+        raise ValueError(f"{what}{path} is no dataset.json of nnU-Net: {fault}")
     return content
+
+
+def _fault_of_description(content: Mapping[str, Any]) -> str | None:
+    """What is wrong with the entries of a ``dataset.json``, one by one; ``None``: nothing."""
+    if not isinstance(content["labels"], dict) or not isinstance(channel_names(content), dict | None):
+        return "labels and channel_names are objects"
+    if not isinstance(content["file_ending"], str):
+        return f"file_ending is {content['file_ending']!r}"
+    reader = content.get("overwrite_image_reader_writer", "None")
+    if not isinstance(reader, str):
+        return f"overwrite_image_reader_writer must name a reader of nnU-Net or be left out, got {json.dumps(reader)}"
+    for name, value in content["labels"].items():
+        if value == []:
+            return f"label {name!r} is an empty list"
+        if name == "ignore" and value is None:  # as if there were none
+            continue
+        try:
+            label_values(value)
+        except (TypeError, ValueError):
+            return f"label {name!r} is {value!r}"
+    return None
+
+
+def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
+    """Why nnU-Net's label manager would refuse labels with this ``regions_class_order``; ``None``: it takes them."""
+    background, ignore = labels.get("background"), labels.get("ignore")
+    if background is None or isinstance(background, list) or int(background) != 0:
+        return f"the label 'background' must be 0, got {'none' if background is None else json.dumps(background)[:60]}"
+    named = {name: label_values(value) for name, value in labels.items() if name != "ignore"}
+    above = max(value for values in named.values() for value in values) + 1
+    if ignore is not None and (not _is_count(ignore) or ignore != above):
+        return f"the label 'ignore' must be {above}, one above the highest of the others, got {json.dumps(ignore)[:60]}"
+    if not any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
+        return None
+    regions = [name for name, values in named.items() if set(values) != {0}]
+    if not isinstance(order, list) or not all(isinstance(one, int) for one in order) or len(order) != len(regions):
+        return (
+            f"regions_class_order must list a label for each of the {len(regions)} regions ({', '.join(regions)}), "
+            f"got {'none' if order is None else json.dumps(order)[:60]}"
+        )
+    return None
+
+
+def label_values(value: Any) -> list[int]:
+    """Of a label, or of a region, which is a list of labels."""
+    return [int(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Processes end with the one that started them, even where it is killed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.processes import process_limits
 from nnunet_kd.writing import DiskFullError
 from tests.killing import is_alive
 
@@ -104,3 +106,36 @@ def test_no_space_for_the_log(small_disk):
     script = "print('line' * 2**16)"
     with pytest.raises(DiskFullError, match=f"cannot write {folder}/log.log: the disk is full"):
         Commands(folder).run("log", "python", "-c", script)
+
+
+VARIABLES = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA")
+
+
+def test_commands_start_no_more_processes_than_there_are_cores(tmp_path, monkeypatch):
+    """Nothing is set where a person has done it, or where nnU-Net's own number is no larger."""
+    show = f"import os; print([os.environ.get(name) for name in {VARIABLES}])"
+
+    def shown():
+        Commands(tmp_path).run("log", "python", "-c", show)
+        return (tmp_path / "log.log").read_text().splitlines()[-1]
+
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("nnunet_kd.processes.USUAL_PROCESSES", {"nnUNet_def_n_proc": 8, "nnUNet_n_proc_DA": 2})
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
+    assert shown() == "['2', None]"
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    assert shown() == "['1', '1']"
+    monkeypatch.setenv("nnUNet_def_n_proc", "5")
+    assert shown() == "['5', '1']"
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {*range(64)})
+    assert process_limits() == {}
+
+
+def test_the_usual_numbers_are_nnunets():
+    from nnunet_kd.processes import USUAL_PROCESSES
+
+    show = "from nnunetv2 import configuration as c; print(c.default_num_processes, c.default_n_proc_DA)"
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=environment)
+    assert done.stdout.split()[-2:] == [str(value) for value in USUAL_PROCESSES.values()]

@@ -87,6 +87,43 @@ def test_plans_that_are_none(tmp_path, change):
         read_plans(path)
 
 
+STAGED = {"n_stages": 3, "features_per_stage": [8, 16, 32], "strides": [1, 2, 2], "n_conv_per_stage_decoder": [2, 2]}
+
+
+def staged(name="dynamic_network_architectures.architectures.unet.PlainConvUNet", **changes):
+    return {"architecture": {"network_class_name": name, "arch_kwargs": {**STAGED, **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0 (configuration 2d)"),
+        ({"batch_size": "2"}, 'batch_size must be a whole number of at least 1, got "2"'),
+        ({"batch_size": 2.0}, "batch_size must be a whole number of at least 1, got 2.0"),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1, got true"),
+        ({"patch_size": [64, -1]}, "patch_size must be two or three whole numbers of at least 1, got [64, -1]"),
+        ({"patch_size": 64}, "patch_size must be two or three whole numbers of at least 1, got 64"),
+        (staged(features_per_stage=[8, 16]), "features_per_stage must have 3 entries, as n_stages is 3, got 2"),
+        (staged(strides=[1, 2, 2, 2]), "strides must have 3 entries, as n_stages is 3, got 4"),
+        (staged(n_conv_per_stage_decoder=[2, 2, 2]), "n_conv_per_stage_decoder must have 2 entries, as n_stages is 3"),
+    ],
+)
+def test_plans_that_no_training_can_have(tmp_path, change, message):
+    path = tmp_path / "plans.json"
+    fine = {"batch_size": 2, "patch_size": [64, 32], **staged()}
+    path.write_text(json.dumps({**PLANS, "configurations": {"2d": fine, "other": {"inherits_from": "2d"}}}))
+    read_plans(path)
+    path.write_text(json.dumps({**PLANS, "configurations": {"2d": {**fine, **change}}}))
+    with pytest.raises(ValueError, match=rf"plans\.json holds no plans nnU-Net can use: {re.escape(message)}"):
+        read_plans(path)
+
+
+def test_arguments_of_networks_that_are_not_known_are_their_own_matter(tmp_path):
+    plans = {**PLANS, "configurations": {"2d": staged("mine.Network", features_per_stage=[8])}}
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    assert read_plans(tmp_path / "plans.json") == plans
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -102,6 +139,58 @@ def test_plans_that_are_none(tmp_path, change):
 def test_descriptions_of_a_data_set_that_are_none(tmp_path, content, message):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
+        read_dataset_json(tmp_path / "dataset.json")
+
+
+B = {"background": 0}
+WHOLE = {**B, "whole": [1, 2], "core": 2}
+LABELS = [
+    ({**B, "a": 1}, {}, None),
+    ({**B, "a": 1, "ignore": 2}, {}, None),
+    ({**B, "a": 1, "ignore": None}, {}, None),
+    ({**B, "a": [1], "b": [2]}, {}, None),
+    (WHOLE, {"regions_class_order": [1, 2]}, None),
+    ({**WHOLE, "ignore": 3}, {"regions_class_order": [1, 2]}, None),
+    ({**B, "a": 1}, {"overwrite_image_reader_writer": "None"}, None),
+    (
+        {**B, "a": 1, "b": 3, "ignore": 2},
+        {},
+        "the label 'ignore' must be 4, one above the highest of the others, got 2",
+    ),
+    ({**B, "a": 1, "ignore": [2]}, {}, "the label 'ignore' must be 2, one above the highest of the others, got [2]"),
+    ({**B, "a": 1, "ignore": "2"}, {}, "the label 'ignore' must be 2, one above the highest of the others, got \"2\""),
+    ({"a": 1}, {}, "the label 'background' must be 0, got none"),
+    ({**B, "background": 1}, {}, "the label 'background' must be 0, got 1"),
+    ({**B, "background": [0]}, {}, "the label 'background' must be 0, got [0]"),
+    ({**B, "a": []}, {}, "label 'a' is an empty list"),
+    (WHOLE, {}, "regions_class_order must list a label for each of the 2 regions (whole, core), got none"),
+    (WHOLE, {"regions_class_order": [1]}, "for each of the 2 regions (whole, core), got [1]"),
+    ({**WHOLE, "ignore": 3}, {"regions_class_order": [1, 2, 3]}, "the 2 regions (whole, core), got [1, 2, 3]"),
+]
+
+
+@pytest.mark.parametrize(("labels", "more", "message"), LABELS)
+def test_labels_are_refused_where_nnunet_refuses_them(tmp_path, labels, more, message):
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    content = {"labels": labels, "file_ending": ".nii.gz", **more}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    if message is None:
+        LabelManager(labels, more.get("regions_class_order"))
+        assert read_dataset_json(tmp_path / "dataset.json") == content
+        return
+    if [] not in labels.values():  # of which it makes a class without a voxel
+        with pytest.raises((AssertionError, RuntimeError)):
+            LabelManager(labels, more.get("regions_class_order"))
+    with pytest.raises(ValueError, match=rf"dataset\.json is no dataset\.json of nnU-Net: .*{re.escape(message)}$"):
+        read_dataset_json(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize("reader", [None, 3])
+def test_a_reader_without_a_name(tmp_path, reader):
+    content = {"labels": B, "file_ending": ".nii.gz", "overwrite_image_reader_writer": reader}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"overwrite_image_reader_writer must name a reader of nnU-Net or be left out"):
         read_dataset_json(tmp_path / "dataset.json")
 
 

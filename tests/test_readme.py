@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_kd.cli import parser
+from nnunet_kd.planning import RECIPE, usual_trainer
 from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
 from nnunet_kd.training.kd_sam_settings import KDSAMSettings
 from nnunet_kd.training.methods import DCD, TERMS, active_terms
 
+PLANS = {"configurations": {"2d": {"architecture": {"network_class_name": "of.nnunet.PlainConvUNet"}}}}
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -53,6 +56,14 @@ def test_block_of_defaults():
 def test_defaults_of_trainers_with_settings_of_their_own(settings):
     blocks = [json.loads(text) for text in re.findall(r'^    "method": (\{[^{}]*\})$', README, flags=re.MULTILINE)]
     assert plain(asdict(settings)) in blocks
+
+
+def test_the_recipe_is_what_a_newcomer_finds():
+    start = README.index("## Use it")
+    quick = README[start : README.index("| trainer |", start)]
+    given = parser().parse_args(["export", "nnunet", "-d", "501", "-o", "student.zip"])
+    for text in (quick, parser().format_help(), given.tr, usual_trainer(PLANS, "2d")):
+        assert RECIPE in text and "nnUNetTrainerDCD" not in text
 
 
 def test_examples_of_method_are_valid():

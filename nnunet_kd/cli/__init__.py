@@ -16,9 +16,9 @@ _ORDER = """in the order of the work:
   nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres
   nnUNetv2_train 501 3d_fullres 0                              the teacher
   nnunet_kd doctor -d 501                                      is all in place for a student?
-  nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDCD         a student of a quarter of the width
-  nnUNetv2_predict -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerDCD -i IN -o OUT
-  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerDCD -o student.zip
+  nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerKD          a student of a quarter of the width
+  nnUNetv2_predict -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerKD -i IN -o OUT
+  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerKD -o student.zip
 """
 
 

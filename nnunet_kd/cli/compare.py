@@ -17,7 +17,7 @@ already is not trained again; a study that was stopped goes on where it was; a m
 report and does not stop the others. Segmentations are those of nnU-Net's own validation where it is whole: it writes
 those of --val_best into the same folder, which you remove for those of the last checkpoint.
 
-  nnunet_kd compare -d 501 -c 3d_fullres -f 0 -p nnUNetPlans -m NoKD LogitsKD FitNets CWD IFVD FreeKD DCD -o study
+  nnunet_kd compare -d 501 -c 3d_fullres -f 0 -p nnUNetPlans -m NoKD KD LogitsKD FitNets CWD IFVD FreeKD DCD -o study
       trains fold 0 of each, writes study/report.html and study/report.md; the teacher of the fold is there already
   nnunet_kd compare ... -f 0 1 2 3 4 --seeds 0 1 2
       five folds, three seeds each (plans nnUNetPlans_seed0, ...)

@@ -10,11 +10,11 @@ from typing import Any
 _EXPORT = """\
 Hand a trained student on.
 
-  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerDCD -o student.zip
+  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerKD -o student.zip
       a model of stock nnU-Net: nnUNetv2_install_pretrained_model_from_zip student.zip, then nnUNetv2_predict, on a
       machine without this package. Weights, the student's plans and where it comes from (provenance.json), nothing
       to resume with. Its plans get the method's name, so that nothing is installed over the teacher.
-  nnunet_kd export onnx -d 501 -tr nnUNetTrainerDCD -o student_onnx
+  nnunet_kd export onnx -d 501 -tr nnUNetTrainerKD -o student_onnx
       a folder for nnunet_kd predict: OpenVINO or ONNX Runtime on a CPU (pip install 'nnunet_kd[onnx,openvino]')
   nnunet_kd export onnx ... --precision int8 --images imagesTs --labels labelsTs
       smaller weights, and what they cost in Dice on these cases
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     )
     export.add_argument("kind", choices=("nnunet", "onnx"), help="what it becomes")
     export.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
-    export.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerDCD", help="default: nnUNetTrainerDCD")
+    export.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerKD", help="default: nnUNetTrainerKD")
     export.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
     export.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
     export.add_argument("-f", metavar="FOLD", nargs="+", default=["0"], help="folds, or all (default: 0)")

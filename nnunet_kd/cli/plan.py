@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from nnunet_kd.planning import NETWORKS
+from nnunet_kd.planning import NETWORKS, RECIPE
 from nnunet_kd.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
@@ -17,7 +17,7 @@ products, a multiply-add is two) and activation memory of teacher and student.
 
   nnunet_kd plan -d 501 -r 4
       writes nnUNetPlans_r4.json; train it with
-      nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_r4
+      nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerKD -p nnUNetPlans_r4
   nnunet_kd plan -d 501 -c 3d_fullres --widths 8 16 32 64 80 80 -o nnUNetPlans_mine
       sets the widths of one configuration by hand; the others are divided by -r
   nnunet_kd plan -d 501 --network dra_unet
@@ -31,6 +31,8 @@ products, a multiply-add is two) and activation memory of teacher and student.
       writes nnUNetPlans_vm_unet.json: VM-UNet in the 2d configuration at its paper's widths, the patch enlarged to
       multiples of 32, AdamW in the settings. -r 4 divides its widths.
 """
+
+OTHERWISE = "nnUNetTrainerDCD"  # for students that cannot start from their teacher
 
 
 def add_parser(commands: Any) -> None:
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import is_plans, no_plans, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
-    from nnunet_kd.planning import student_name, student_plans
+    from nnunet_kd.planning import student_name, student_plans, usual_trainer
     from nnunet_kd.settings import read_settings
     from nnunet_kd.teachers.architecture import check_networks, plans_errors
     from nnunet_kd.teachers.checkpoint import TRUST_MODEL
@@ -108,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
         student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
         table = cost_table(plans, student, dataset_json)
-    except (ArithmeticError, AttributeError, LookupError, TypeError):
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError):
         with plans_errors(source):
             raise
     if configuration not in student["configurations"]:
@@ -117,6 +119,34 @@ def run(arguments: argparse.Namespace) -> int:
     write_whole(target, json.dumps(student, indent=4))
     print(table)
     print(f"\nwrote {target}")
-    trainer = "nnUNetTrainerDCD" if network is None else network.trainer
-    print(f"train it: nnUNetv2_train {arguments.d} {configuration} 0 -tr {trainer} -p {name}")
+    trainer = usual_trainer(student, configuration)
+    obstacle = _obstacle(plans, student, configuration, dataset_json) if trainer == RECIPE else None
+    if network is not None and network.first is not None:
+        print(f"first: {network.first}")
+    if obstacle is None:
+        print(f"train it: nnUNetv2_train {arguments.d} {configuration} 0 -tr {trainer} -p {name}")
+    else:
+        print(f"{RECIPE} cannot start it from its teacher: {obstacle}")
+        print(f"train it: nnUNetv2_train {arguments.d} {configuration} 0 -tr {OTHERWISE} -p {name}")
     return 0
+
+
+def _obstacle(
+    plans: dict[str, Any], student: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> str | None:
+    """Why the recipe cannot start a student from the teacher; ``None``: it can."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_kd.teachers.nnunet import Experiment, build_network
+    from nnunet_kd.training.start import selected_weights
+
+    with torch.device("meta"):
+        large, small = (
+            build_network(nnUNetTrainer, Experiment(one, configuration, dataset_json)) for one in (plans, student)
+        )
+    try:
+        selected_weights(large, small)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -22,8 +22,9 @@ data, with a manifest; a file is whole or not there.
       an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
       plans); each case by the fold that was not trained on it, whatever folds the plans name
   nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher -f 0 --name fold_0
-      fold 0 does all cases, for students of fold 0. Other folds have seen such a student's validation cases: a student
-      that learns from any of them, as from the store above, has that said with its results.
+      fold 0 does all cases, for students of fold 0; -f all does them for students of fold all. Other folds have seen a
+      student's validation cases: a student that learns from any of them, as from the store above, has that said with
+      its results.
   nnunet_kd soft-labels -d 501 -c 2d --embeddings --sam vit_h --checkpoint sam_vit_h_4b8939.pth
       instead of logits SAM's image embeddings, for nnUNetTrainerKDSAM: of every patch nnU-Net's sliding window cuts
       from a slice, 2 MiB each before compression; no prompts. Name the store in the plans:
@@ -61,7 +62,7 @@ def add_parser(commands: Any) -> None:
     )
     command.add_argument("--prompt", metavar="KIND", help="box or points (default: box)")
     command.add_argument("--margin", metavar="N", type=int, help="voxels added to a box on each side (default: 2)")
-    command.add_argument("-f", metavar="FOLD", type=int, help="with --teacher: this fold for all cases")
+    command.add_argument("-f", metavar="FOLD", help="with --teacher: this fold for all cases; a number or all")
     command.add_argument("--disable_tta", action="store_true", help="with --teacher: no mirrored copies")
     command.add_argument("--name", metavar="NAME", help="of the store (default: sam or nnunet)")
     command.add_argument("-num_parts", metavar="N", type=int, default=1, help="share the cases among N commands")
@@ -119,7 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
         settings = SamSettings(arguments.sam, channels, **{k: v for k, v in given.items() if v is not None})
         source = SamSource(cases, settings, arguments.checkpoint, device)
     else:
-        source = NnUNetSource(cases, arguments.f, not arguments.disable_tta, device)
+        fold = int(arguments.f) if arguments.f is not None and arguments.f.isdecimal() else arguments.f
+        source = NnUNetSource(cases, fold, not arguments.disable_tta, device)
     store.begin(cases.data, source.description, cases.identifiers)
     progress = tqdm(source.ordered(todo), unit="case", desc=f"{store.content} '{store.name}'")
     make_soft_labels(store, cases, progress, source.values)
@@ -135,8 +137,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--sam needs its weights: --checkpoint FILE")
     if arguments.sam and (arguments.f is not None or arguments.disable_tta):
         raise ValueError("-f and --disable_tta belong to --teacher")
-    if arguments.f is not None and arguments.f < 0:
-        raise ValueError(f"-f must be at least 0, got {arguments.f}")
+    if arguments.f is not None and arguments.f != "all" and not arguments.f.isdecimal():
+        raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     if arguments.embeddings and not arguments.sam:
         raise ValueError("--embeddings are SAM's: give --sam")
     if arguments.embeddings and (arguments.prompt is not None or arguments.margin is not None):

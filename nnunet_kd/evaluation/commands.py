@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from nnunet_kd.evaluation import supervisor
+from nnunet_kd.processes import process_limits
 from nnunet_kd.writing import DiskFullError, naming_full_disk
 
 
@@ -36,6 +37,8 @@ class Commands:
 
     def run(self, log: str, *words: str, epochs: int | None = None) -> None:
         """One command. It ends, with every process it started, when this process does, even if that is killed.
+
+        It starts no more processes than there are cores, unless nnU-Net's variables say how many.
 
         Args:
             log: Name of its log file, without ending; an older one is kept, the new output goes below.
@@ -64,7 +67,8 @@ class Commands:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # else epochs are told some fifteen at a time
+                # Without the last of them epochs are told some fifteen at a time.
+                env={**os.environ, **process_limits(), "PYTHONUNBUFFERED": "1"},
             )
             assert process.stdin is not None and process.stdout is not None
             try:

@@ -52,6 +52,8 @@ def check_networks(plans: Mapping[str, Any], path: Path, remedy: str, configurat
     names = plans["configurations"] if configuration is None else [configuration]
     with plans_errors(path):
         manager = PlansManager(dict(plans))
+        if manager.label_manager_class is None:
+            raise ValueError(f"there is no label_manager {str(plans['label_manager'])[:60]!r}")
         for name in names:
             content = manager.get_configuration(name).configuration
             patch = content.get("patch_size", [])
@@ -78,7 +80,7 @@ def plans_errors(path: Path) -> Iterator[None]:
             yield
     except UnsafeError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else _first_line(error)
         raise ValueError(f"{path} holds no plans nnU-Net can use: {what}") from error
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_plans, read_splits
 from nnunet_kd.settings import TeacherSettings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks, load_network, plans_errors
+from nnunet_kd.teachers.cascade import FirstStage
 from nnunet_kd.teachers.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, has_encoder_stages
 
@@ -71,9 +72,11 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     """One teacher, one fold."""
     configuration = settings.configuration or student.configuration
     plans_name = settings.plans or _source_plans(student.plans)
-    command = (
+    first = FirstStage.of(student.plans, configuration, settings.trainer, plans_name)
+    train = (
         f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {fold} -tr {settings.trainer} -p {plans_name}"
     )
+    command = " && ".join([*(first.commands if first else []), train])
     if settings.folder is not None:
         folder, mend, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
     else:

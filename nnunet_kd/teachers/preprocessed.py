@@ -13,6 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.reading import channel_names
+from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.teachers.nnunet import Experiment
 
 
@@ -25,17 +26,18 @@ class PreprocessedCases:
 
     Raises:
         FileNotFoundError: Where nothing is preprocessed.
-        ValueError: As :func:`dataset_class`.
+        ValueError: As :func:`dataset_class`, or for plans nnU-Net cannot use.
     """
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         plans = PlansManager(experiment.plans)
         self.folder = folder
         self.experiment = experiment
-        self.configuration = plans.get_configuration(experiment.configuration)
-        self.labels = plans.get_label_manager(experiment.dataset_json)
-        self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
-        self._source = folder / self.configuration.data_identifier
+        with plans_errors(folder / f"{plans.plans_name}.json"):
+            self.configuration = plans.get_configuration(experiment.configuration)
+            self.labels = plans.get_label_manager(experiment.dataset_json)
+            self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
+            self._source = folder / self.configuration.data_identifier
         self.identifiers = sorted(entry.stem for entry in self._source.glob("*.pkl"))
         if not self.identifiers:
             number = convert_dataset_name_to_id(plans.dataset_name)
@@ -55,17 +57,26 @@ class PreprocessedCases:
         images, segmentation, _, _ = self._dataset.load_case(case)
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
-    def fingerprint(self, case: str) -> str:
-        """SHA-256 of the labels of a case and their shape; images are not read."""
-        segmentation = np.ascontiguousarray(self._dataset.load_case(case)[1][0], dtype=np.int16)
-        digest = hashlib.sha256(repr(segmentation.shape).encode())
-        digest.update(segmentation.data)
-        return digest.hexdigest()
+    def fingerprint(self, case: str) -> dict[str, str]:
+        """SHA-256 of the images of a case and of its labels, with their shapes; both are read whole."""
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
 
-    def changed_since(self, case: str, file: Path) -> bool:
-        """Whether a case was preprocessed after a file was written, as far as the clock of the disk says."""
-        preprocessed: float = (self._source / f"{case}.pkl").stat().st_mtime
-        return preprocessed > file.stat().st_mtime
+    def modified(self, case: str) -> int:
+        """When a case was preprocessed, in nanoseconds, as far as the clock of the disk says."""
+        parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
+        times: list[int] = [part.stat().st_mtime_ns for part in parts if part.is_file()]
+        return max(times)
+
+
+def _digest(channels: Any, kind: Any) -> str:
+    """SHA-256 of arrays of one shape, which are read one by one."""
+    digest = hashlib.sha256()
+    for number in range(channels.shape[0]):
+        channel = np.ascontiguousarray(channels[number], dtype=kind)
+        digest.update(repr(channel.shape).encode())
+        digest.update(channel.data)
+    return digest.hexdigest()
 
 
 def dataset_class(folder: Path) -> Any:

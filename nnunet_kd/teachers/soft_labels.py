@@ -5,8 +5,8 @@ It is a folder beside the preprocessed cases, named after them and the store, th
 - ``manifest.json``: what made the logits, and for which data,
 - ``CASE.b2nd``: float16 ``(heads, z, y, x)`` on the grid of the preprocessed case, compressed and chunked with blosc2
   as nnU-Net's own data,
-- ``CASE.json``: size and SHA-256 of that file and the fingerprint of the case it was made from, written after it: a
-  case without it is not there yet.
+- ``CASE.json``: size and SHA-256 of that file and the fingerprints of the images and labels it was made from, written
+  after it: a case without it is not there yet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,14 +92,14 @@ class SoftLabelStore:
         versions = {package: version(package) for package in PACKAGES}
         write_whole(self.folder / "manifest.json", json.dumps({**wanted, "versions": versions}, indent=1))
 
-    def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: str) -> None:
+    def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: Mapping[str, str]) -> None:
         """Store one case: its file is whole or not there.
 
         Args:
             case: nnU-Net's identifier.
             logits: ``(heads, z, y, x)``, any floating type.
             patch_size: nnU-Net's, for the chunks.
-            made_from: Fingerprint of the case.
+            made_from: Fingerprint of the case (see :meth:`PreprocessedCases.fingerprint`).
 
         Raises:
             ValueError: For logits that are not finite. What half precision cannot hold is cut off at its largest.
@@ -116,7 +117,7 @@ class SoftLabelStore:
             "shape": list(half.shape),
             "bytes": path.stat().st_size,
             "sha256": file_digest(path),
-            "made_from": made_from,
+            "made_from": dict(made_from),
         }
         write_whole(self._record(case), json.dumps(record))
 
@@ -152,12 +153,12 @@ class SoftLabelStore:
             known = read_json(record)
             if path.stat().st_size != known["bytes"] or (thorough and file_digest(path) != known["sha256"]):
                 return "is damaged"
-            if (
-                cases is not None
-                and cases.changed_since(case, record)
-                and cases.fingerprint(case) != known["made_from"]
-            ):
-                return "is older than the preprocessed case, whose labels have changed"
+            if cases is not None and (modified := cases.modified(case)) > record.stat().st_mtime_ns:
+                changed = _out_of_date(known["made_from"], cases.fingerprint(case))
+                if changed is not None:
+                    return changed
+                with suppress(OSError):  # so that the case is not read again; a folder of others may be read-only
+                    os.utime(record, ns=(modified, modified))
         except (OSError, ValueError, KeyError, TypeError):
             return "is damaged"
         return None
@@ -224,6 +225,17 @@ class SoftLabelStore:
                 "optimistic and no estimate for new cases.",
             )
         return " ".join(notes) or None
+
+
+def _out_of_date(made_from: Any, now: Mapping[str, str]) -> str | None:
+    """What has changed of a case that was preprocessed again; ``None``: nothing.
+
+    Stores of before have a digest of the labels alone: whether the images are the same cannot be known.
+    """
+    if not isinstance(made_from, Mapping):
+        return "is older than the preprocessed case and does not say of which images it was made"
+    changed = [part for part in now if made_from[part] != now[part]]
+    return f"is older than the preprocessed case, whose {' and '.join(changed)} have changed" if changed else None
 
 
 def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLabelStore:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.integrity import file_digest
 from nnunet_kd.reading import read_splits
@@ -86,7 +87,8 @@ class NnUNetSource:
 
     Args:
         cases: The data.
-        fold: Of the teacher that does all cases; ``None``: each case by the fold that was not trained on it.
+        fold: Of the teacher that does all cases, ``"all"`` too; ``None``: each case by the fold that was not trained on
+            it.
         mirroring: Average over mirrored copies.
         device: Where it runs.
 
@@ -96,26 +98,25 @@ class NnUNetSource:
         NotImplementedError: For several teachers, or a cascade's second stage.
     """
 
-    def __init__(self, cases: PreprocessedCases, fold: int | None, mirroring: bool, device: torch.device) -> None:
+    def __init__(self, cases: PreprocessedCases, fold: int | str | None, mirroring: bool, device: torch.device) -> None:
         settings = read_settings(cases.experiment.plans).teachers
         if len(settings) > 1:
             raise NotImplementedError("the plans name several teachers: soft labels are of one")
         if cases.configuration.previous_stage_name is not None:
             raise NotImplementedError(
                 f"{cases.experiment.configuration} sees the segmentation of the stage before: an nnU-Net's soft labels "
-                "of a cascade's second stage cannot be stored"
+                f"of a cascade's second stage cannot be stored{_with_the_same_data(cases)}"
             )
         self._cases = cases
         self._mirroring = mirroring
         self._device = device
         self._fold_of = _folds(cases.folder / "splits_final.json", cases.identifiers, fold)
-        folds = sorted(set(self._fold_of.values()))
-        self._teachers = {
-            one: find_teachers([replace(settings[0], folds=[one])], cases.experiment, one)[0] for one in folds
-        }
+        folds = sorted(set(self._fold_of.values()), key=_number)
+        teacher = replace(settings[0], folds="same")
+        self._teachers = {one: find_teachers([teacher], cases.experiment, one)[0] for one in folds}
         for files in self._teachers.values():  # before the store is begun
             load_plain(files)
-        self._loaded: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
+        self._loaded: dict[int | str, Callable[[np.ndarray], np.ndarray]] = {}
         self.description: dict[str, Any] = {
             "kind": "nnunet",
             "teacher": self._teachers[folds[0]].checkpoint.parents[1].name,
@@ -128,7 +129,7 @@ class NnUNetSource:
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """Fold by fold, so that each teacher is loaded once."""
-        return sorted(cases, key=lambda case: (self._fold_of[case], case))
+        return sorted(cases, key=lambda case: (_number(self._fold_of[case]), case))
 
     def values(self, case: str) -> np.ndarray:
         """Logits of a case, ``(heads, z, y, x)``."""
@@ -200,14 +201,31 @@ class EmbeddingSource:
         return np.concatenate(list(batches()))
 
 
-def _folds(splits: Path, cases: Sequence[str], fold: int | None) -> dict[str, int]:
+def _folds(splits: Path, cases: Sequence[str], fold: int | str | None) -> dict[str, int | str]:
     """Case -> fold of the teacher that makes its soft labels."""
     if fold is not None:
         return dict.fromkeys(cases, fold)
     if not splits.is_file():
-        raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training makes: no fold is known")
-    found = {case: number for number, split in enumerate(read_splits(splits)) for case in split["val"]}
+        raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training makes: give a fold with -f")
+    found: dict[str, int | str] = {
+        case: number for number, split in enumerate(read_splits(splits)) for case in split["val"]
+    }
     for case in cases:
         if case not in found:
             raise ValueError(f"case {case} is a validation case of no fold in {splits}: give a fold with -f")
     return {case: found[case] for case in cases}
+
+
+def _number(fold: int | str) -> int:
+    """To sort folds by."""
+    return -1 if fold == "all" else int(fold)
+
+
+def _with_the_same_data(cases: PreprocessedCases) -> str:
+    """What else makes soft labels of these preprocessed cases, as the end of a sentence."""
+    plans = PlansManager(cases.experiment.plans)
+    for name in plans.available_configurations:
+        other = plans.get_configuration(name)
+        if other.previous_stage_name is None and other.data_identifier == cases.configuration.data_identifier:
+            return f"; those of {name}, whose preprocessed cases are the same, can: give -c {name}"
+    return ", SAM's can: give --sam"

@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
     plans = json.loads((workspace.preprocessed / "nnUNetPlans_r4.json").read_text())
     assert plans["plans_name"] == "nnUNetPlans_r4"
     assert "parameters (M)" in printed and "activations a patch (MiB)" in printed
-    assert "nnUNetv2_train 598 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_r4" in printed
+    assert "nnUNetv2_train 598 3d_fullres 0 -tr nnUNetTrainerKD -p nnUNetPlans_r4" in printed
     ratio = float(
         next(line for line in printed.splitlines() if "3d_fullres" in line and "parameters" in line).split()[-1]
     )
@@ -99,7 +100,7 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
     plans["configurations"] = {"2d": plans["configurations"]["2d"]}
     (workspace.preprocessed / "slices.json").write_text(json.dumps(plans))
     assert main(["plan", "-d", "598", "-p", "slices"]) == 0
-    assert "train it: nnUNetv2_train 598 2d 0 -tr nnUNetTrainerDCD -p slices_r4" in capsys.readouterr().out
+    assert "train it: nnUNetv2_train 598 2d 0 -tr nnUNetTrainerKD -p slices_r4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -223,8 +224,10 @@ def test_doctor_finds_all_well(workspace, capsys):
     names = ("BrainSegDMIF", "CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "KDSAM", "LogitsKD", "NoKD")
     names = (*names, "SAMKD")
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
-    assert "the teacher is there and fits" in printed and printed.endswith("all is well\n")
-    assert not (workspace.results / "nnUNetTrainerDCD__nnUNetPlans__3d_fullres").exists()
+    assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("all is well\n")
+    assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerDCD"]) == 0
+    assert "the teacher is there and fits: 3 stages shared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 0
     assert "all values of 6 cases are numbers, all labels known" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
@@ -283,12 +286,21 @@ def test_doctor_reads_all_cases_whatever_one_is_like(workspace, capsys):
 
 
 def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
+    """The command that it prints makes others, which do not."""
     assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD"]) == 0
     assert "needs no teacher, the soft labels 'nnunet' are there and fit" in capsys.readouterr().out
-    words = ("-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1")
-    doctor_says(capsys, "no estimate for new cases. Mend: nnunet_kd soft-labels --teacher -f 1 --name NAME", *words)
+    words = ["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1"]
+    assert main(words) == 1
+    found = re.search(
+        r"Mend: nnunet_kd (soft-labels .*), and in the plans \"nnunet_kd\": (.*)", capsys.readouterr().out
+    )
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
+    assert main([*shlex.split(found[1]), "--disable_tta", "-device", "cpu"]) == 0
+    workspace.plans("nnUNetPlans", **json.loads(found[2]))
+    assert main(words) == 0
+    assert "the soft labels 'fold_1' are there and fit" in capsys.readouterr().out
 
 
 def test_doctor_tells_of_initial_weights_that_leak(workspace, capsys):

@@ -35,8 +35,8 @@ def make_own(path):
     path.write_bytes(content)
 
 
-def labels_of(path):
-    """Preprocessed labels, to be changed."""
+def writable(path):
+    """A preprocessed array, to be changed."""
     make_own(path)
     return blosc2.open(str(path), mode="a")
 
@@ -136,6 +136,7 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("--sam", "vit_z", "--checkpoint", "nowhere.pth"), "segment_anything has no model 'vit_z'"),
         (("SAM", "--channels", "7"), "there is no channel 7: the images have 3"),
         (("SAM", "--prompt", "circle"), "a prompt is one of box, points"),
+        (("--teacher", "-f", "every"), "a fold is a number or all, got 'every'"),
         (("SAM", "-f", "0"), "-f and --disable_tta belong to --teacher"),
         (("SAM", "-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
@@ -160,7 +161,7 @@ def test_sam_walks_along_the_largest_voxels_and_knows_the_body(workspace, sam, m
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
     for path in data.glob("*_seg.b2nd"):
-        labels_of(path)[0, :2, 3:] = -1  # as nnU-Net marks what it cropped to the body, and a little of it
+        writable(path)[0, :2, 3:] = -1  # as nnU-Net marks what it cropped to the body, and a little of it
     asked = {}
 
     def logits(self, images, structures, body, axis):
@@ -184,11 +185,14 @@ def test_soft_labels_of_a_cascade_are_sams_only(workspace, sam, capsys):
     variants.use_cascade(workspace, plans, "nnUNetTrainerSAMKD")
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert make("-c", "3d_cascade_fullres", "--teacher", "-f", "0") == 1
-    assert "3d_cascade_fullres sees the segmentation of the stage before" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3d_cascade_fullres sees the segmentation of the stage before" in error
+    assert "whose preprocessed cases are the same, can: give -c 3d_fullres" in error
     assert make("-c", "3d_cascade_fullres", *sam) == 0
 
 
-def test_labels_corrected_since_are_made_again(workspace, sam):
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_what_was_made_from_other_images_or_labels_is_made_again(workspace, sam, capsys, part):
     assert make(*sam) == 0
     folder = workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam"
     before = files_of(folder)
@@ -196,11 +200,29 @@ def test_labels_corrected_since_are_made_again(workspace, sam):
     data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
     make_own(data / f"{case}.pkl")
     os.utime(data / f"{case}.pkl", (2e9, 2e9))
-    labels_of(data / f"{case}_seg.b2nd")[:] = 0
+    array = writable(data / (f"{case}_seg.b2nd" if part == "labels" else f"{case}.b2nd"))
+    array[:] = 0 if part == "labels" else np.flip(array[:], -1).copy()
+    capsys.readouterr()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 1
+    assert f"{case}.b2nd: the file is older than the preprocessed case, whose {part} have" in capsys.readouterr().out
     assert make(*sam, "--continue") == 0
     after = files_of(folder)
     assert {name for name in after if after[name] != before[name]} == {f"{case}.b2nd", f"{case}.json"}
-    assert (SoftLabelStore(folder).open(case)[1:] == ABSENT).all()
+    assert (SoftLabelStore(folder).open(case)[1:] == ABSENT).all() == (part == "labels")
+
+
+def test_embeddings_of_other_images_are_made_again(workspace, sam):
+    words = ("-c", "2d", "--embeddings", *sam)
+    assert make(*words) == 0
+    folder = workspace.preprocessed / "nnUNetPlans_2d_embeddings_sam"
+    before = files_of(folder)
+    image = workspace.preprocessed / "nnUNetPlans_2d" / "head_000.b2nd"
+    array = writable(image)
+    array[:] = np.flip(array[:], -1).copy()
+    os.utime(image, (2e9, 2e9))
+    assert make(*words, "--continue") == 0
+    after = files_of(folder)
+    assert {name for name in after if after[name] != before[name]} == {"head_000.b2nd", "head_000.json"}
 
 
 def test_logits_of_an_nnunet_teacher(workspace, capsys):
@@ -235,6 +257,21 @@ def test_each_case_by_the_fold_that_has_not_seen_it(workspace, capsys, monkeypat
         same = np.array_equal(store.open(case)[:], two.open(case)[:])
         assert same == (case in splits[2]["val"]), case
     assert "LEAKAGE" in store.leakage(0) and two.leakage(2) is None
+
+
+def test_the_teacher_of_fold_all_does_all_cases(workspace, capsys):
+    shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_all")
+    assert make("--teacher", "--disable_tta", "-f", "all") == 0
+    store = SoftLabelStore(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_nnunet")
+    assert store.arguments == "--teacher -f all --disable_tta --name nnunet"
+    assert store.leakage("all") is None and "(fold all)" in store.leakage(0)
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 0
+    store.path("head_000").unlink()
+    capsys.readouterr()
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 1
+    command = capsys.readouterr().out.partition("Make it: nnunet_kd ")[2].splitlines()[0]
+    assert main([*command.split(), "-device", "cpu"]) == 0
+    assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "all"]) == 0
 
 
 @pytest.mark.slow

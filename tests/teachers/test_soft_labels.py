@@ -16,16 +16,18 @@ def logits_of(case, shape=(2, 11, 30, 25)):
 
 
 class Cases:
-    """Preprocessed cases whose labels are their names."""
+    """Preprocessed cases whose images and labels are their names."""
 
     configuration = SimpleNamespace(patch_size=(8, 16, 16))
+    preprocessed_again: tuple = ()
     changed: tuple = ()
 
     def fingerprint(self, case):
-        return hashlib.sha256(case.encode()).hexdigest() + ("changed" if case in self.changed else "")
+        own = hashlib.sha256(case.encode()).hexdigest()
+        return {part: own + part * (part in self.changed) for part in ("images", "labels")}
 
-    def changed_since(self, case, file):
-        return case in self.changed
+    def modified(self, case):
+        return 2**61 if case in self.preprocessed_again else 0
 
 
 def write(store, case, logits=None):
@@ -120,15 +122,38 @@ def test_missing_and_truncated_files_are_named(store):
     assert store.fault("a") == "is damaged"
 
 
-def test_labels_of_a_case_that_has_changed_since_are_out_of_date(store):
+@pytest.mark.parametrize("changed", [("images",), ("labels",), ("images", "labels")])
+def test_labels_of_a_case_that_has_changed_since_are_out_of_date(store, changed):
     write(store, "a")
     write(store, "bb")
     now = Cases()
-    now.changed = ("bb",)
+    now.preprocessed_again, now.changed = ("bb",), changed
     store.check_cases(now, ["a"])
-    with pytest.raises(ValueError, match=r"bb\.b2nd: the file is older than the preprocessed case"):
+    message = rf"bb\.b2nd: the file is older than the preprocessed case, whose {' and '.join(changed)} have changed"
+    with pytest.raises(ValueError, match=message):
         store.check_cases(now, ["a", "bb"])
     assert store.fault("bb") is None  # of itself it is whole
+
+
+def test_a_case_that_was_preprocessed_again_unchanged_is_read_once(store, monkeypatch):
+    write(store, "a")
+    now = Cases()
+    now.preprocessed_again = ("a",)
+    store.check_cases(now, ["a"])
+    monkeypatch.setattr(Cases, "fingerprint", lambda *_: pytest.fail("read again"))
+    store.check_cases(now, ["a"])
+
+
+def test_stores_of_before_do_not_know_their_images(store):
+    """They fit until a case is preprocessed again."""
+    write(store, "a")
+    record = store.folder / "a.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "made_from": Cases().fingerprint("a")["labels"]}))
+    now = Cases()
+    store.check_cases(now, ["a"])
+    now.preprocessed_again = ("a",)
+    with pytest.raises(ValueError, match="older than the preprocessed case and does not say of which images it was"):
+        store.check_cases(now, ["a"])
 
 
 def test_leakage_is_that_of_the_teachers_folds(store, tmp_path):

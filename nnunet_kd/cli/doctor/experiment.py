@@ -1,0 +1,255 @@
+"""What ``nnunet_kd doctor -d`` looks at: the plans, the data, the student and the teacher of one training."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from nnunet_kd.cli.doctor.installation import may_write
+from nnunet_kd.cli.doctor.stop import StopError
+from nnunet_kd.planning import network_in_words, usual_trainer
+from nnunet_kd.reading import channel_names, label_values, read_dataset_json, read_plans
+
+if TYPE_CHECKING:
+    from nnunet_kd.teachers.nnunet import Experiment
+    from nnunet_kd.teachers.soft_labels import SoftLabelStore
+    from nnunet_kd.training.preparation import Preparation
+
+OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
+OTHER_TEACHER = "Mend: train it anew, or name another one in the plans as nnunet_kd.teacher"
+
+
+class ExperimentChecks:
+    """The checks of one student, in this order.
+
+    Args:
+        arguments: Of the command.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.folder = Path()
+        self.plans: dict[str, Any] = {}
+        self.dataset_json: dict[str, Any] = {}
+        self.trainer_name = ""
+        self.trainer: Any = None
+        self.preparation: Preparation | None = None  # of a student whose network can be built
+
+    @property
+    def path(self) -> Path:
+        """Of the plans."""
+        return self.folder / f"{self.arguments.p}.json"
+
+    @property
+    def fold(self) -> int | str:
+        """Of the student."""
+        return self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
+
+    def read_plans(self) -> str:
+        """They are there, are plans, and have the configuration."""
+        from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
+        from nnunet_kd.settings import read_settings
+        from nnunet_kd.teachers.architecture import check_networks
+        from nnunet_kd.teachers.checkpoint import TRUST_MODEL
+
+        arguments = self.arguments
+        try:
+            self.folder = preprocessed_folder(arguments.d)
+        except ValueError as error:
+            raise StopError(f"{error}. Mend: give the right one with -d, by its name") from error
+        path = self.path
+        if not path.is_file():
+            raise StopError(no_plans(path))
+        try:
+            self.plans = read_plans(path)
+            read_settings(self.plans)
+        except ValueError as error:
+            where = "" if str(path) in str(error) else f"{path}: "
+            raise StopError(f"{where}{error} (Mend: edit that file)") from error
+        if self.plans["plans_name"] != arguments.p:
+            raise StopError(f"{path} calls itself {self.plans['plans_name']}. Mend: set plans_name to {arguments.p}")
+        if arguments.c not in self.plans["configurations"]:
+            have = ", ".join(self.plans["configurations"])
+            raise StopError(f"{path} has no configuration {arguments.c}. Mend: choose one of {have} with -c")
+        if not arguments.trust:
+            try:
+                check_networks(self.plans, path, TRUST_MODEL, arguments.c)
+            except ValueError as error:
+                raise StopError(str(error)) from error
+        return f"plans {path}"
+
+    def description(self) -> str:
+        """nnU-Net takes ``dataset.json``, and trains on its labels."""
+        path = self.folder / "dataset.json"
+        try:
+            self.dataset_json = read_dataset_json(path)
+        except (OSError, ValueError) as error:
+            raise StopError(f"{error} (Mend: edit the data set's dataset.json, there and in nnUNet_raw)") from error
+        channels, labels = channel_names(self.dataset_json), self.dataset_json["labels"]
+        if not channels:
+            raise StopError(f"{path} has no 'channel_names'. Mend: add them, there and in nnUNet_raw")
+        named = {name: label_values(value) for name, value in labels.items() if name != "ignore"}
+        values = sorted({value for region in named.values() for value in region})
+        if all(len(region) == 1 for region in named.values()) and values != [*range(len(values))]:
+            raise StopError(
+                f"the labels in {path} are {', '.join(map(str, values))}, and nnU-Net trains on labels without a gap. "
+                "Mend: number them from 0, in dataset.json and in labelsTr"
+            )
+        return f"channels {', '.join(map(str, channels.values()))}; labels {', '.join(labels)}"
+
+    def preprocessed(self) -> str:
+        """There are cases, and what every training needs beside them."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_kd.cli.dataset_folder import dataset_number
+
+        identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
+        cases = len(list((self.folder / identifier).glob("*.pkl")))
+        if not cases:
+            raise ValueError(
+                f"nothing is preprocessed in {self.folder / identifier}. "
+                f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder)} -plans_name {self.arguments.p} "
+                f"-c {self.arguments.c}"
+            )
+        if not (self.folder / "dataset_fingerprint.json").is_file():  # nnU-Net copies it to the results
+            raise ValueError(
+                f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training begins. "
+                f"Mend: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder)}"
+            )
+        if self.fold != "all" and not (self.folder / "splits_final.json").is_file() and not may_write(self.folder):
+            raise ValueError(
+                f"{self.folder} cannot be written to, and the first training writes splits_final.json there. "
+                f"Mend: chmod u+w {quote(str(self.folder))}, or ask whose it is"
+            )
+        listed = self.dataset_json.get("numTraining", cases)
+        beside = "" if listed == cases else f", dataset.json says {listed}"
+        return f"{cases} preprocessed cases in {self.folder / identifier}{beside}"
+
+    def cases(self) -> str:
+        """All can be read, and hold numbers and known labels."""
+        import torch
+        from tqdm import tqdm
+
+        from nnunet_kd.teachers.preprocessed import PreprocessedCases
+        from nnunet_kd.training.faults import BatchCheck
+
+        cases = PreprocessedCases(self.folder, self._experiment())
+        check = BatchCheck(cases.channels, cases.labels, raw=True)
+        faults: list[str | None] = []
+        for case in tqdm(cases.identifiers, unit="case", leave=False):
+            try:
+                images, labels = (torch.from_numpy(array) for array in cases.load(case))
+            except (RuntimeError, ValueError, OSError) as error:
+                faults.append(f"{case} cannot be read ({error})")
+                continue
+            batch = {"data": images[None], "target": labels[None, None].clamp(min=0), "keys": [case]}  # -1: outside
+            faults.append(check(batch))
+        found = [fault for fault in faults if fault is not None]
+        if found:
+            raise ValueError("; ".join(found))
+        return f"all values of {len(cases.identifiers)} cases are numbers, all labels known"
+
+    def find_trainer(self) -> str:
+        """nnU-Net finds the student's."""
+        from nnunet_kd.teachers.nnunet import find_trainer
+
+        self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
+        try:
+            self.trainer = find_trainer(self.trainer_name)
+        except ValueError as error:
+            raise StopError(f"{error}. Mend: choose another with -tr") from None
+        return f"trainer {self.trainer_name}"
+
+    def student(self) -> str:
+        """Its settings are valid, and its network can be built and takes a patch."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_kd.cli.doctor.network import built_network
+        from nnunet_kd.training.preparation import prepare
+        from nnunet_kd.training.trainer import DistillationTrainer
+
+        preparation, experiment = None, self._experiment()
+        if issubclass(self.trainer, DistillationTrainer):
+            preparation = prepare(self.trainer, experiment, self.fold)
+            experiment = preparation.student
+        network = built_network(self.trainer, experiment, self.path)
+        self.preparation = preparation
+        architecture = PlansManager(experiment.plans).get_configuration(self.arguments.c).configuration["architecture"]
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return f"the network to train is {network_in_words(architecture)}, {parameters:,} parameters"
+
+    def first_stage(self) -> str | None:
+        """What the second stage of a cascade sees is there; ``None``: there is no cascade."""
+        from nnunet_kd.teachers.cascade import FirstStage
+
+        first = FirstStage.of(self.plans, self.arguments.c, self.trainer_name, self.arguments.p)
+        if first is None:
+            return None
+        if first.missing:
+            raise ValueError(
+                f"{self.arguments.c} sees segmentations by {first.configuration}, and {len(first.missing)} of "
+                f"{len(first.cases)} cases have none in {first.folder}. Mend: {' && '.join(first.commands)}"
+            )
+        return f"segmentations of {len(first.cases)} cases by {first.configuration}"
+
+    def teacher(self) -> str | None:
+        """It is there and fits, and so are soft labels; ``None``: the student cannot be built."""
+        from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, start_from_teacher
+        from nnunet_kd.training.results import check_results, results_of
+        from nnunet_kd.training.trainer import DistillationTrainer
+
+        if not issubclass(self.trainer, DistillationTrainer):
+            return f"{self.trainer_name} is not a trainer of this package: no teacher to check"
+        preparation = self.preparation
+        if preparation is None:
+            return None
+        results = results_of(self.trainer_name, preparation.student)
+        if results is not None:
+            check_results(results, preparation.student)
+        store = attach_soft_labels(preparation)
+        if store is not None and (leak := store.leakage(self.fold)) is not None:
+            raise ValueError(f"{leak} {self._soft_labels_without_leak(store)}")
+        weights = getattr(preparation.method, "checkpoint", None)
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError(
+                f"there are no weights of SAM in {weights}. Mend: name them in the plans as nnunet_kd.method.checkpoint"
+            )
+        stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
+        mend = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
+        if preparation.starts_from_teacher:
+            leaked = start_from_teacher(self.trainer, preparation).leakage
+            if leaked is not None:
+                raise ValueError(f"{leaked} {mend}")
+        if not preparation.needs_teacher:
+            taught = "starts from its teacher" if preparation.starts_from_teacher else "needs no teacher"
+            return f"{self.trainer_name} {taught}{stored}"
+        with contextlib.redirect_stdout(io.StringIO()):
+            attached = attach_teacher(self.trainer, preparation)
+        if attached.leakage is not None:
+            raise ValueError(f"{attached.leakage} {mend}")
+        if attached.teacher.stages is None or not attached.matched_stages:
+            return "the teacher is there and fits"
+        widths = attached.teacher.stages.widths
+        return f"the teacher is there and fits: {len(attached.matched_stages)} stages shared, widths {list(widths)}"
+
+    def _experiment(self) -> Experiment:
+        from nnunet_kd.teachers.nnunet import Experiment
+
+        return Experiment(self.plans, self.arguments.c, self.dataset_json)
+
+    def _soft_labels_without_leak(self, store: SoftLabelStore) -> str:
+        """What to learn from instead."""
+        from nnunet_kd.training.preparation import soft_labels_command
+
+        if store.manifest.get("source", {}).get("folds") == [self.fold]:  # its teacher itself has learnt from such
+            return OTHER_TEACHER
+        name = f"fold_{self.fold}"
+        command = soft_labels_command(self._experiment())
+        return (
+            f"Mend: {command} --teacher -f {self.fold} --name {name}, and in the plans "
+            f'"nnunet_kd": {{"method": {{"store": "{name}"}}}}'
+        )

@@ -1,0 +1,96 @@
+"""What ``nnunet_kd doctor`` looks at on every machine: packages, device, processes, folders, trainers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shlex import quote
+
+from nnunet_kd.cli.doctor.stop import StopError
+from nnunet_kd.processes import process_limits, usable_cores
+
+PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
+
+
+def packages() -> str:
+    """Those that are needed are installed."""
+    found = [f"Python {platform.python_version()}", f"nnunet_kd {version('nnunet_kd')}"]
+    missing = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} not installed. Mend: {quote(sys.executable)} -m pip install {' '.join(missing)}"
+        )
+    return ", ".join(found)
+
+
+def device() -> str:
+    """What networks will run on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"CUDA device {torch.cuda.get_device_name()}"
+    return "no CUDA device: add -device cpu to nnUNetv2_train and nnUNetv2_predict"
+
+
+def processes() -> str:
+    """How many processes nnU-Net's commands start; those that ours start are told."""
+    cores, limits = usable_cores(), process_limits()
+    count = f"{cores} CPU core{'s' if cores > 1 else ''}"
+    if not limits:
+        return count
+    settings = " ".join(f"{name}={value}" for name, value in limits.items())
+    return f"{count}, on which nnU-Net's commands are faster with fewer processes: export {settings}"
+
+
+def folders() -> str:
+    """nnU-Net's three are there, and may be written to where every training writes."""
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    for name in names:
+        if name not in os.environ:
+            raise StopError(f"{name} is not set. Mend: export {name}=/path/to/{name}")
+        if not Path(os.environ[name]).is_dir():
+            raise StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {quote(os.environ[name])}")
+    read_only = [name for name in names if not may_write(Path(os.environ[name]))]
+    if (results := names[-1]) in read_only:
+        raise ValueError(
+            f"{results}={os.environ[results]} cannot be written to: it is read-only, or not yours. "
+            f"Mend: export {results}=/path/to/a/folder/of/yours"
+        )
+    return ", ".join(f"{name}={os.environ[name]}" + " (read-only)" * (name in read_only) for name in names)
+
+
+def may_write(folder: Path) -> bool:
+    """Whether files can be made in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def trainers() -> str:
+    """nnU-Net finds all of this package."""
+    from nnunet_kd.discovery import VARIABLE, trainers_folder
+
+    names = sorted(path.stem for path in Path(trainers_folder()).glob("nnUNetTrainer*.py"))
+    lost = [name for name in names if not _lookup_finds(name)]
+    if lost:
+        raise ValueError(
+            f"nnU-Net cannot find {', '.join(lost)}; {VARIABLE}={os.environ.get(VARIABLE, '')}. "
+            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
+        )
+    return f"nnU-Net finds {', '.join(names)}"
+
+
+def _lookup_finds(trainer: str) -> bool:
+    from nnunet_kd.teachers.nnunet import find_trainer
+
+    try:
+        find_trainer(trainer)
+    except ValueError:
+        return False
+    return True

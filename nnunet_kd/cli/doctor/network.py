@@ -1,0 +1,66 @@
+"""Whether a network that plans describe can be built, and takes a patch: found out without its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_kd.teachers.nnunet import Experiment, build_network
+from nnunet_kd.teachers.stages import has_encoder_stages
+
+
+def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:
+    """The network a trainer class builds from plans, on the meta device where it can be.
+
+    A U-Net is given a batch of empty patches too.
+
+    Args:
+        trainer: The class.
+        experiment: Of the student.
+        path: Of its plans, for messages.
+
+    Raises:
+        ValueError: Where it cannot be built, or the patch does not fit it.
+        ImportError: Of a package that is missing, with the command that installs it.
+    """
+    where = f"the network that {path} describes for {experiment.configuration}"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            network = _build(trainer, experiment)
+        except ImportError:
+            raise
+        except Exception as error:  # of any network that gets keywords it cannot take
+            raise ValueError(f"{where} cannot be built: {_first_line(error)}") from error
+        if has_encoder_stages(network) and all(parameter.is_meta for parameter in network.parameters()):
+            plans = PlansManager(experiment.plans)
+            patch = list(plans.get_configuration(experiment.configuration).patch_size)
+            channels = determine_num_input_channels(plans, experiment.configuration, experiment.dataset_json)
+            try:
+                with torch.no_grad():
+                    network(torch.empty(2, channels, *patch, device="meta"))
+            except Exception as error:
+                raise ValueError(f"{where} cannot take its patch of {patch} voxels: {_first_line(error)}") from error
+    return network
+
+
+def _build(trainer: type[Any], experiment: Experiment) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build_network(trainer, experiment)
+    except ImportError:
+        raise
+    except Exception:  # some networks compute with their weights while they are built
+        return build_network(trainer, experiment)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
