@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.dataset_names import are_confused
 from nnunet_kd.integrity import text_digest
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.reading import read_splits
@@ -189,7 +190,7 @@ def convert_dataset(
         FileNotFoundError: Where the source is not there, or holds no case.
     """
     folder = raw / f"Dataset{number:03d}_{form.name}"
-    taken = [path.name for path in raw.glob(f"Dataset{number:03d}_*")] if raw.is_dir() else []
+    taken = [path.name for path in raw.iterdir() if are_confused(path.name, folder.name)] if raw.is_dir() else []
     if taken:
         raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d, or remove it")
     if not source.is_dir():

@@ -211,7 +211,7 @@ def _to_half(file: Path) -> None:
 def _to_int8(file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = file.with_suffix(".fp32.onnx")
+    whole = file.with_name("fp32.onnx")
     file.rename(whole)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
