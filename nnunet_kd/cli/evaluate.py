@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
@@ -52,9 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
-    there = next(path for path in (arguments.o, *arguments.o.resolve().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"nothing can be written to {arguments.o}: {there} is no folder that may be written to")
+    check_writable_folder(arguments.o)
     dataset_json = read_dataset_json(arguments.djfile)
     plans = None if arguments.pfile is None else read_plans(arguments.pfile)
 

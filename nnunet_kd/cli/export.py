@@ -7,6 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from nnunet_kd.writing import check_writable
+
 _EXPORT = """\
 Hand a trained student on.
 
@@ -128,6 +130,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for folder in (arguments.images, arguments.labels):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
+    if not arguments.o.is_dir():
+        check_writable(arguments.o)
     for fold in arguments.f:
         if fold != "all" and not fold.isdecimal():
             raise ValueError(f"a fold is a number or all, got {fold!r}")

@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
-    from nnunet_kd.integrity import is_whole
-    from nnunet_kd.writing import write_whole
+    from nnunet_kd.integrity import check_name, is_whole
+    from nnunet_kd.writing import check_writable, write_whole
 
     engine = choose_engine(arguments.engine)
     threads = arguments.threads or available_threads()
@@ -68,6 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not cases:
         print("nothing to predict")
         return 0
+    for case in cases:
+        target = Path(f"{case.target}{predictor.file_ending}")
+        for path in (*case.images, target):
+            check_name(path)
+        check_writable(target)
     if arguments.i.is_dir():
         arguments.o.mkdir(parents=True, exist_ok=True)
         for name, content in (("dataset.json", predictor.dataset_json), ("plans.json", predictor.plans)):

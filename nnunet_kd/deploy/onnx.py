@@ -209,15 +209,11 @@ def _to_half(file: Path) -> None:
 
 
 def _to_int8(file: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = file.with_name("fp32.onnx")
-    file.rename(whole)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_dynamic(whole, file, weight_type=QuantType.QUInt8)
-    finally:
-        whole.unlink()
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantize_dynamic(onnx.load(str(file)), file, weight_type=QuantType.QUInt8)
 
 
 _REDUCE: dict[str, Callable[[Path], None]] = {"fp16": _to_half, "int8": _to_int8}

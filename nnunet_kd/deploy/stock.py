@@ -16,7 +16,7 @@ from nnunet_kd.deploy.archive import check_model, check_postprocessing, extract,
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.reading import read_json
 from nnunet_kd.settings import BLOCK
-from nnunet_kd.writing import flush_folder, replacing, scratch_folder
+from nnunet_kd.writing import check_writable, flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
 
@@ -113,6 +113,7 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
 
     Raises:
         FileExistsError: Where a model of that name is there.
+        UnwritableError: Where its folder cannot be written to.
         ValueError: For a file that is no such zip file, is damaged, would write outside its folders, or could run code.
     """
     try:
@@ -124,6 +125,7 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
         for model in models:
             if (results / model).exists():
                 raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
+            check_writable(results / model)
         with scratch_folder(results / models[0].replace("/", "_")) as unpacked:
             extract(archive, path, unpacked)
             if not trust:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
-from nnunet_kd.integrity import check_whole
+from nnunet_kd.integrity import check_name, check_whole
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.writing import write_whole
 
@@ -124,6 +124,7 @@ def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: st
     for name, folder in {"the reference": reference, **predictions}.items():
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
+        check_name(folder)
         found[name] = {path.name[: -len(file_ending)] for path in folder.glob(f"*{file_ending}")}
         if not found[name]:
             raise ValueError(f"no file in {folder} ends in {file_ending}")
