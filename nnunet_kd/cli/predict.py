@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
+    from nnunet_kd.images import strangers
     from nnunet_kd.integrity import check_name, is_whole
     from nnunet_kd.writing import check_writable, write_whole
 
@@ -61,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or available_threads()
     predictor = OnnxPredictor(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
     cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
+    if arguments.i.is_dir():
+        _name_strangers(strangers(arguments.i, predictor.file_ending), predictor.file_ending)
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
         endings = [predictor.file_ending, *([".npz"] if arguments.save_probabilities else [])]
@@ -93,3 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
         f"{predictor.model.precision}: {arguments.o}"
     )
     return 0
+
+
+def _name_strangers(names: Sequence[str], ending: str) -> None:
+    """Say which files of the folder of images are not segmented."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"nnunet_kd: {', '.join(names[:3])}{more} left out: images are named CASE_0000{ending}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.dataset_names import are_confused
+from nnunet_kd.images import is_left_over
 from nnunet_kd.integrity import text_digest
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.reading import read_splits
@@ -394,12 +395,15 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, without the files desktops leave behind, by name."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
+    """What a folder holds, without hidden files and what systems leave behind, by name."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not is_left_over(path.name))
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
-    """All folders in a folder, and in these; symbolic links are followed, each folder is visited once."""
+    """All folders in a folder, and in these, but for what systems leave behind.
+
+    Symbolic links are followed, each folder is visited once.
+    """
     seen = set()
     for path, names, _ in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -407,6 +411,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
+        names[:] = [name for name in names if not is_left_over(name)]
         yield from (Path(path) / name for name in names)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
+from nnunet_kd.images import is_left_over
 from nnunet_kd.integrity import check_name, check_whole
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.writing import write_whole
@@ -125,7 +126,8 @@ def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: st
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
         check_name(folder)
-        found[name] = {path.name[: -len(file_ending)] for path in folder.glob(f"*{file_ending}")}
+        names = [path.name for path in folder.glob(f"*{file_ending}") if not is_left_over(path.name)]
+        found[name] = {one[: -len(file_ending)] for one in names}
         if not found[name]:
             raise ValueError(f"no file in {folder} ends in {file_ending}")
     cases = found.pop("the reference")

@@ -12,6 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_map
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.dataset_names import dataset_number
+from nnunet_kd.images import is_left_over
 from nnunet_kd.reading import channel_names
 from nnunet_kd.teachers.nnunet import Experiment
 
@@ -36,7 +37,7 @@ class PreprocessedCases:
         self.labels = plans.get_label_manager(experiment.dataset_json)
         self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
         self._source = folder / self.configuration.data_identifier
-        self.identifiers = sorted(entry.stem for entry in self._source.glob("*.pkl"))
+        self.identifiers = sorted(one.stem for one in self._source.glob("*.pkl") if not is_left_over(one.name))
         if not self.identifiers:
             number = dataset_number(folder.name)
             raise FileNotFoundError(
