@@ -7,6 +7,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         _progress,
         preprocessed,
     )
-    _report(made, number)
+    _report(made, number, arguments.raw)
     return 0
 
 
@@ -129,7 +130,7 @@ def _progress(work: Iterable[Any], count: int) -> Iterable[Any]:
     return bar
 
 
-def _report(made: Converted, number: int) -> None:
+def _report(made: Converted, number: int, raw: Path | None) -> None:
     for line in made.notes:
         print(line)
     for line in made.skipped:
@@ -141,7 +142,8 @@ def _report(made: Converted, number: int) -> None:
         print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
     if made.other_splits is not None:
         print(f"{made.other_splits} is there and has other cases or folds, which nnU-Net would use: remove it")
-    print(f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
+    where = "" if raw is None else f"nnUNet_raw={quote(str(raw.absolute()))} "
+    print(f"next: {where}nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 
 
 def _entry(form: Format) -> str:

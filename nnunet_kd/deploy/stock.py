@@ -44,10 +44,9 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
         NotImplementedError: For a network stock nnU-Net does not have.
         ValueError: For a name that is none, or a network the stock trainer builds otherwise.
     """
-    if model.architecture.split(".")[0] == __name__.split(".")[0]:
+    if not model.is_stock:
         raise NotImplementedError(
-            f"{model.architecture.rsplit('.', 1)[-1]} is a network of this package, which stock nnU-Net cannot build: "
-            "use nnunet_kd export onnx"
+            f"{model.network_name} is a network of this package, which stock nnU-Net cannot build. {model.other_way()}"
         )
     name = plans_name or stock_plans_name(model)
     if re.fullmatch(r"[\w.-]*\w", name) is None or "__" in name:
