@@ -188,10 +188,11 @@ def _check_absent(path: Path) -> None:
 def _unfinished(path: Path) -> Path:
     """Where this process writes what will be ``path``; what killed processes left of the same is removed.
 
-    The name has at most 35 letters: that of ``path`` may be as long as the disk allows.
+    The name has at most 35 letters: that of ``path`` may be as long as the disk allows. PyTorch names the folder in its
+    files after what comes before the last dot, which must not be the first letter.
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
-    hidden = f".unfinished_{digest}_"
+    hidden = f".unfinished_{digest}."
     for leftover in path.parent.glob(f"{hidden}*"):
         if not _is_abandoned(leftover, leftover.name[len(hidden) :]):
             continue
@@ -199,12 +200,12 @@ def _unfinished(path: Path) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-    return path.with_name(f"{hidden}{_HOST}_{os.getpid()}")
+    return path.with_name(f"{hidden}{_HOST}.{os.getpid()}")
 
 
 def _is_abandoned(leftover: Path, owner: str) -> bool:
-    """Whether nobody writes it any more; the owner is ``HOST_PROCESS``."""
-    host, _, process = owner.rpartition("_")
+    """Whether nobody writes it any more; the owner is ``HOST.PROCESS``."""
+    host, _, process = owner.rpartition(".")
     if host == _HOST and process.isdecimal() and os.name == "posix":
         return int(process) == os.getpid() or not _is_alive(int(process))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -77,8 +78,7 @@ class TrainedModel:
     @property
     def has_onnx_form(self) -> bool:
         """Whether ONNX can express its network, and the predictor of ONNX models run it."""
-        network = self.network(next(iter(self.weights)))
-        return self.previous_stage is None and bool(getattr(network, "has_onnx_form", True))
+        return self.previous_stage is None and getattr(pydoc.locate(self.architecture), "has_onnx_form", True)
 
     def other_way(self) -> str:
         """How to hand it on where an export cannot, with the command."""

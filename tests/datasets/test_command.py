@@ -112,7 +112,7 @@ def test_list(capsys):
         (["BUSI", "nowhere"], "there is no folder nowhere"),
         (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
         (["BUSI", ".", "--regions"], "--regions is not for BUSI"),
-        (["BUSI", ".", "-d", "1000"], "a data set's number is from 1 to 999, got 1000"),
+        (["BUSI", ".", "-d", "0"], "a data set's number is at least 1, got 0"),
         (["BUSI", ".", "-np", "0"], "-np must be at least 1, got 0"),
     ],
 )

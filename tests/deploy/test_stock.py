@@ -135,7 +135,7 @@ def test_a_network_of_this_package_is_refused(students, tmp_path):
     model = read_trained(copy, ["0"])
     architecture["network_class_name"] = "nnunet_kd.networks.dra_unet.DRAUNet"
     model.experiment.plans["configurations"]["3d_fullres"]["architecture"] = architecture
-    with pytest.raises(NotImplementedError, match="DRAUNet is a network of this package.*: use nnunet_kd export onnx"):
+    with pytest.raises(NotImplementedError, match="DRAUNet is a network of this package.*: nnunet_kd export onnx -d"):
         export_stock(model, tmp_path / "model.zip")
     assert not (tmp_path / "model.zip").exists()
 

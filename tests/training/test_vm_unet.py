@@ -82,7 +82,7 @@ def test_it_is_not_exported_to_onnx(workspace, tmp_path, capsys):
     ).run_training()
     words = ("-d", "598", "-c", "2d", "-tr", "nnUNetTrainerNoKD", "-p", NAME, "-f", "0", "-o", str(tmp_path / "onnx"))
     assert main(["export", "onnx", *words]) == 1
-    assert "VMUNet has no form in ONNX: predict with nnUNetv2_predict" in capsys.readouterr().err
+    assert "VMUNet has no form in ONNX. Hand it on to where this package is installed" in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()
 
 
