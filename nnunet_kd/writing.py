@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,13 +31,7 @@ def check_writable(path: Path) -> None:
     Raises:
         UnwritableError: Naming the folder that does not.
     """
-    there = next((folder for folder in path.absolute().parents if os.path.exists(folder)), path.parent)
-    if not there.is_dir():
-        raise UnwritableError(f"cannot write {path}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UnwritableError(
-            f"cannot write {path}: you may not write to the folder {there}. Choose another one, or change its rights"
-        )
+    _check_writable(path, path.absolute().parents)
 
 
 def check_writable_folder(folder: Path) -> None:
@@ -46,7 +40,17 @@ def check_writable_folder(folder: Path) -> None:
     Raises:
         UnwritableError: As :func:`check_writable`.
     """
-    check_writable(folder / "file")
+    _check_writable(folder, (folder.absolute(), *folder.absolute().parents))
+
+
+def _check_writable(path: Path, folders: Iterable[Path]) -> None:
+    there = next((folder for folder in folders if os.path.exists(folder)), path.parent)
+    if not there.is_dir():
+        raise UnwritableError(f"cannot write {path}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UnwritableError(
+            f"cannot write {path}: you may not write to the folder {there}. Choose another one, or change its rights"
+        )
 
 
 @contextmanager
