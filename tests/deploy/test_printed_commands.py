@@ -2,62 +2,25 @@
 
 import json
 import re
-import shlex
 import shutil
 from importlib.metadata import distribution
+from pathlib import Path
 
-import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_kd.cli import main
+from nnunet_kd.cli import main, parser
+from nnunet_kd.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import DATASET, FOLDERS, make_trainer
+from tests.commands import printed_command
+from tests.conftest import DATASET, make_trainer, note_validated
 from tests.training.test_vm_unet import plans_for
 
 ON_CPU = ("-device", "cpu", "-npp", "1", "-nps", "1")
 
 
-def command(printed, name, **given):
-    """The words of a printed command, with what a person puts in the place of its words in capitals."""
-    (line,) = (line for line in printed.splitlines() if name in line)
-    words = shlex.split(line[line.index(name) :].split(" for ")[0])
-    assert not [word for word in words if word.isupper() and word not in given], words
-    return [str(given.get(word, word)) for word in words]
-
-
-@pytest.fixture
-def folders(students, monkeypatch):
-    for name in FOLDERS:
-        monkeypatch.setenv(name, str(students.root / name))
-    return students
-
-
 def exported(capsys, *words):
     assert main(["export", *words]) == 0
     return capsys.readouterr().out
-
-
-def test_after_an_export_for_stock_nnunet(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = ("-d", "598", "-tr", "nnUNetTrainerNoKD", "-f", "0", "1", "-o", "a student.zip")
-    printed = exported(capsys, "nnunet", *words)
-    (tmp_path / "results").mkdir()
-    there = {"nnUNet_results": str(tmp_path / "results")}
-    folders.command(*command(printed, "nnUNetv2_install_pretrained_model_from_zip"), **there)
-    given = {"IN": folders.raw / "imagesTs", "OUT": tmp_path / "out"}
-    folders.command(*command(printed, "nnUNetv2_predict", **given), *ON_CPU, **there)
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
-
-
-def test_after_an_export_to_onnx_and_where_there_is_no_model(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    images = folders.raw / "imagesTs"
-    assert main(["predict", "-m", "a model", "-i", str(images), "-o", "out"]) == 1
-    words = command(capsys.readouterr().err, "nnunet_kd export", ID="598", TRAINER="nnUNetTrainerNoKD")
-    printed = exported(capsys, *words[2:])
-    given = {"IN": images, "OUT": tmp_path / "out"}
-    assert main(command(printed, "nnunet_kd predict", **given)[1:]) == 0
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
 
 
 def saved(trainer):
@@ -84,32 +47,34 @@ def test_the_second_stage_of_a_cascade(workspace, tmp_path, capsys, monkeypatch)
     assert main(["export", "onnx", *words, "second"]) == 1
     refused = capsys.readouterr().err
     assert "ONNX models take no segmentations by 3d_lowres, which this one needs. Export it for stock" in refused
-    assert main(command(refused, "nnunet_kd export nnunet")[1:]) == 0 and (tmp_path / "student.zip").is_file()
+    assert main(printed_command(refused, "nnunet_kd export nnunet")[1:]) == 0 and (tmp_path / "student.zip").is_file()
 
     there = {"nnUNet_results": str(tmp_path / "results")}
-    workspace.command(*command(printed, "nnUNetv2_install_pretrained_model_from_zip"), **there)
+    workspace.command(*printed_command(printed, "nnUNetv2_install_pretrained_model_from_zip"), **there)
     before = tmp_path / "before"
     before.mkdir()
     for path in (workspace.raw / "imagesTs").glob("*_0000.nii.gz"):
         shutil.copy(next((workspace.raw / "labelsTs").iterdir()), before / path.name.replace("_0000", ""))
     given = {"IN": workspace.raw / "imagesTs", "OUT": tmp_path / "out", "BEFORE": before}
-    workspace.command(*command(printed, "nnUNetv2_predict", **given), *ON_CPU, **there)
+    workspace.command(*printed_command(printed, "nnUNetv2_predict", **given), *ON_CPU, **there)
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
 
 
 def test_vm_unet_which_neither_stock_nnunet_nor_onnx_has(workspace, tmp_path, capsys, monkeypatch):
     """Both refusals lead to the same way, which leads to a model that is installed and predicts."""
     monkeypatch.chdir(tmp_path)
-    trainer = make_trainer(nnUNetTrainerNoKD, plans_for(workspace, {"num_epochs": 1}), workspace, configuration="2d")
-    trainer.run_training()
-    trainer.perform_actual_validation()  # as nnU-Net's command does then
+    saved(make_trainer(nnUNetTrainerNoKD, plans_for(workspace), workspace, configuration="2d"))
+    folder = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans_vm_unet__2d"
+    for name in ("dataset_fingerprint.json", "fold_0/progress.png"):
+        (folder / name).write_text("{}")
+    note_validated(folder / "fold_0", [])
     words = ("-d", "598", "-c", "2d", "-tr", "nnUNetTrainerNoKD", "-p", "nnUNetPlans_vm_unet", "-o")
     commands = set()
     for kind, out in (("onnx", "model"), ("nnunet", "model.zip")):
         assert main(["export", kind, *words, out]) == 1
         refused = capsys.readouterr().err
         assert re.match(r"nnunet_kd: VMUNet (has no form in ONNX|is a network of this package, which stock)", refused)
-        commands.add(tuple(command(refused, "nnUNetv2_export_model_to_zip")))
+        commands.add(tuple(printed_command(refused, "nnUNetv2_export_model_to_zip")))
     (words,) = commands
     workspace.command(*words)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
@@ -122,15 +87,20 @@ def test_vm_unet_which_neither_stock_nnunet_nor_onnx_has(workspace, tmp_path, ca
 
 
 def test_a_network_of_ours_that_onnx_has(workspace, tmp_path, capsys, monkeypatch):
-    from nnunet_kd.planning import student_plans
-
+    """From either message to an ONNX model, and on to a prediction."""
     monkeypatch.chdir(tmp_path)
-    plans = student_plans(workspace.plans(), 4, name="dra", network="dra_unet")
-    saved(make_trainer(nnUNetTrainer, plans, workspace, configuration="2d"))
-    words = ("-d", "598", "-tr", "nnUNetTrainer", "-p", "dra", "-c", "2d", "-o", "x.zip")
-    assert main(["export", "nnunet", *words]) == 1
-    printed = exported(capsys, *command(capsys.readouterr().err, "nnunet_kd export onnx")[2:])
-    assert printed.splitlines()[-1] == "then: nnunet_kd predict -m student_onnx -i IN -o OUT"
+    plans = student_plans(workspace.plans(), 4, name="nnUNetPlans", network="dra_unet")
+    saved(make_trainer(nnUNetTrainerNoKD, plans, workspace))
+    images, out = workspace.raw / "imagesTs", tmp_path / "out"
+    assert main(["predict", "-m", "a model", "-i", str(images), "-o", str(out)]) == 1
+    first = printed_command(capsys.readouterr().err, "nnunet_kd export", ID=DATASET, TRAINER="nnUNetTrainerNoKD")
+    assert main(["export", "nnunet", *first[3:-1], "x.zip"]) == 1
+    second = printed_command(capsys.readouterr().err, "nnunet_kd export onnx")
+    given = [vars(parser().parse_args(words[1:])) for words in (first, second)]
+    assert [one.pop("o") for one in given] == [Path("a model"), Path("student_onnx")] and given[0] == given[1]
+    printed = exported(capsys, *first[2:])
+    assert main(printed_command(printed, "nnunet_kd predict", IN=images, OUT=out)[1:]) == 0
+    assert len(list(out.glob("*.nii.gz"))) == 1
 
 
 def test_extras_that_messages_name_are_there():
