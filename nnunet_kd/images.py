@@ -9,6 +9,16 @@ from nnunet_kd.writing import naming_full_disk
 
 Files = Mapping[int, Path]  # number of the channel -> file
 
+# What macOS, Windows, Linux and network disks leave in folders: beginnings, or whole names in small letters.
+_BEGINNINGS = ("._", ".nfs", ".fuse_hidden", ".trash", ".spotlight", ".fseventsd")
+_NAMES = frozenset((".ds_store", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", "@eadir"))
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file or folder is none of a person's: ``._case_0000.nii.gz``, ``.DS_Store``, ``Thumbs.db``."""
+    small = name.lower()
+    return small in _NAMES or small.startswith(_BEGINNINGS)
+
 
 def channel_of(name: str, ending: str) -> tuple[str, int | None]:
     """Case and channel of a file name; no channel where it is not named so."""
@@ -23,9 +33,22 @@ def images_by_case(folder: Path, ending: str) -> dict[str, Files]:
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
         name, number = channel_of(path.name, ending)
-        if number is not None:
+        if number is not None and not is_left_over(path.name):
             found.setdefault(name, {})[number] = path
     return {**found}
+
+
+def strangers(folder: Path, ending: str) -> list[str]:
+    """Names of the files in a folder that are no images by their names, nor ``CASE.json`` beside one."""
+    beside = {f"{case}.json" for case in images_by_case(folder, ending)}
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file()
+        and channel_of(path.name, ending)[1] is None
+        and not is_left_over(path.name)
+        and path.name not in beside
+    )
 
 
 def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: str) -> dict[str, list[Path]]:

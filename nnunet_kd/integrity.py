@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import math
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,8 +14,22 @@ _PART = 2**20  # bytes
 _GZIP = b"\x1f\x8b"  # what its files begin with
 
 
+def check_name(path: Path) -> None:
+    """That SimpleITK can be given a path: it ends the whole process where Python could not decode a name.
+
+    Raises:
+        ValueError: Naming the path, and the variable that mends it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        mend = "rename it" if encoding == "utf-8" else "set PYTHONUTF8=1 for names in UTF-8"
+        raise ValueError(f"cannot open {str(path)!r}: the name is not in {encoding}; {mend}") from None
+
+
 def check_whole(path: Path) -> None:
-    """That a NIfTI or gzip file is not cut off.
+    """That a NIfTI or gzip file is not cut off, and that SimpleITK can be given its path.
 
     SimpleITK, and so nnU-Net, reads such an image without a word, with zeros where there is nothing. Other formats'
     readers say it themselves. Whether a file is compressed is seen from its first bytes: SimpleITK reads a NIfTI file
@@ -24,6 +39,7 @@ def check_whole(path: Path) -> None:
         ValueError: Naming the file.
         OSError: Where it cannot be opened.
     """
+    check_name(path)
     name = path.name.lower()
     nifti = name.endswith((".nii", ".nii.gz"))
     if not nifti and not name.endswith(".gz"):

@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import errno
-import glob
+import hashlib
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _LITTLE = 2**16  # bytes
 _LONG = 3600.0  # seconds; nothing is written for so long without a change
-_HOST = platform.node()[:40]
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
-class DiskFullError(OSError):
+class UnwritableError(OSError):
+    """One sentence: which file or folder cannot be written, and why."""
+
+
+class DiskFullError(UnwritableError):
     """One sentence: which file could not be written, because the disk is full."""
+
+
+def check_writable(path: Path) -> None:
+    """That the folders above ``path``, as far as they are there, let it be made or replaced.
+
+    Raises:
+        UnwritableError: Naming the folder that does not.
+    """
+    _check_writable(path, path.absolute().parents)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """That files can be written into ``folder``, whether it is there already or has to be made.
+
+    Raises:
+        UnwritableError: As :func:`check_writable`.
+    """
+    _check_writable(folder, (folder.absolute(), *folder.absolute().parents))
+
+
+def _check_writable(path: Path, folders: Iterable[Path]) -> None:
+    there = next((folder for folder in folders if os.path.exists(folder)), path.parent)
+    if not there.is_dir():
+        raise UnwritableError(f"cannot write {path}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UnwritableError(
+            f"cannot write {path}: you may not write to the folder {there}. Choose another one, or change its rights"
+        )
 
 
 @contextmanager
@@ -29,13 +61,14 @@ def replacing(path: Path) -> Iterator[Path]:
     the next that writes the same file; an hour later, if that runs on another machine.
 
     Raises:
+        UnwritableError: Where ``path`` is a folder, or lies in one that cannot be written to.
         DiskFullError: Where the disk is full: libraries say it in many ways.
     """
+    if path.is_dir():
+        raise UnwritableError(f"cannot write {path}: it is a folder")
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.unfinished"):
-        if _is_abandoned(leftover, leftover.name[len(path.name) + 1 : -len(".unfinished")]):
-            leftover.unlink(missing_ok=True)
-    unfinished = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.unfinished")
+    unfinished = _unfinished(path)
     try:
         with naming_full_disk(path, replaced=True):
             yield unfinished
@@ -58,6 +91,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Where the end is not reached it is removed.
 
     Raises:
+        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
         DiskFullError: Where the disk is full.
         FileExistsError: Where ``path`` is there already.
     """
@@ -77,14 +111,11 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     runs on another machine.
 
     Raises:
+        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
         DiskFullError: Where the disk is full.
     """
-    hidden = f".unfinished_{path.name}"
-    for leftover in path.parent.glob(f"{glob.escape(hidden)}*"):
-        owner = leftover.name[len(hidden) + 1 :]
-        if leftover.name in (hidden, f"{hidden}.{owner}") and _is_abandoned(leftover, owner):
-            shutil.rmtree(leftover, ignore_errors=True)
-    unfinished = path.with_name(f"{hidden}.{_HOST}.{os.getpid()}")
+    check_writable(path)
+    unfinished = _unfinished(path)
     try:
         with naming_full_disk(path):
             unfinished.mkdir(parents=True)
@@ -128,7 +159,7 @@ def naming_full_disk(path: Path, replaced: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except DiskFullError:
+    except UnwritableError:
         raise
     except (OSError, RuntimeError) as error:
         if is_full(error, path.parent):
@@ -146,8 +177,8 @@ def not_written(path: Path) -> DiskFullError:
 
 def is_full(error: Exception, folder: Path) -> bool:
     """Whether writing into a folder failed because there is no space left."""
-    if isinstance(error, DiskFullError):
-        return True
+    if isinstance(error, UnwritableError):
+        return isinstance(error, DiskFullError)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     return shutil.disk_usage(folder).free < _LITTLE
@@ -156,6 +187,24 @@ def is_full(error: Exception, folder: Path) -> bool:
 def _check_absent(path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} is there already")
+
+
+def _unfinished(path: Path) -> Path:
+    """Where this process writes what will be ``path``; what killed processes left of the same is removed.
+
+    The name has at most 35 letters: that of ``path`` may be as long as the disk allows. PyTorch names the folder in its
+    files after what comes before the last dot, which must not be the first letter.
+    """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    hidden = f".unfinished_{digest}."
+    for leftover in path.parent.glob(f"{hidden}*"):
+        if not _is_abandoned(leftover, leftover.name[len(hidden) :]):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return path.with_name(f"{hidden}{_HOST}.{os.getpid()}")
 
 
 def _is_abandoned(leftover: Path, owner: str) -> bool:

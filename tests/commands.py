@@ -10,6 +10,7 @@ import functools
 import io
 import multiprocessing
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,14 @@ def entry_point(name: str, *words: str) -> int | None:
     sys.argv = [name, *words]
     (script,) = entry_points(group="console_scripts", name=name)
     return script.load()()
+
+
+def printed_command(printed: str, name: str, **given: Any) -> list[str]:
+    """The words of a printed command, with what a person puts in the place of its words in capitals."""
+    (line,) = (line for line in printed.splitlines() if name in line)
+    words = shlex.split(line[line.index(name) :].split(" for ")[0])
+    assert not [word for word in words if word.isupper() and word not in given], words
+    return [str(given.get(word, word)) for word in words]
 
 
 def plan_and_preprocess(number: int, *configurations: str) -> None:

@@ -134,6 +134,19 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.fixture
+def read_only(small_disk) -> Callable[[Path], Path]:
+    """Copies a folder to a disk nobody may write to, root neither."""
+
+    def copy(folder: Path) -> Path:
+        disk = small_disk(2**26)
+        shutil.copytree(folder, disk / folder.name)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        return disk / folder.name
+
+    return copy
+
+
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
 
 

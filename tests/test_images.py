@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_kd.images import channel_of, images_by_case, in_order, link_cases
+from nnunet_kd.images import channel_of, images_by_case, in_order, is_left_over, link_cases, strangers
 
 
 def made(folder, *names):
@@ -14,6 +14,21 @@ def test_names():
     assert channel_of("a_b.png", ".png") == ("a_b", None)
     assert channel_of("a_0001.nii", ".png") == ("", None)
     assert channel_of("_0001.png", ".png") == ("_0001", None)  # no name is left
+
+
+@pytest.mark.parametrize(
+    "name", ["._a_0000.png", ".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", "__MACOSX", ".nfs0001", "@eaDir"]
+)
+def test_what_systems_leave_behind_is_no_image(tmp_path, name):
+    assert is_left_over(name)
+    assert not made(tmp_path, name) and not strangers(tmp_path, ".png")
+
+
+def test_strangers_are_named(tmp_path):
+    (tmp_path / "folder_0000.png").mkdir()
+    names = ("a_0000.png", "a.json", "b.json", "b.png", ".hidden_0000.png", "_0000.png", "c_0000.PNG")
+    assert [*made(tmp_path, *names)] == [".hidden", "a", "folder"]
+    assert strangers(tmp_path, ".png") == ["_0000.png", "b.json", "b.png", "c_0000.PNG"]
 
 
 def test_a_file_a_channel(tmp_path):

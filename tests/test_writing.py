@@ -1,15 +1,24 @@
 """A file is as it was before or complete, whatever ends its writing."""
 
 import os
-import platform
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_kd.training.checkpoint import save_atomically
-from nnunet_kd.writing import DiskFullError, flush_folder, new_folder, replacing, write_whole
+from nnunet_kd.writing import (
+    DiskFullError,
+    UnwritableError,
+    check_writable,
+    flush_folder,
+    new_folder,
+    replacing,
+    write_whole,
+)
 from tests.killing import is_alive
 
 
@@ -25,10 +34,21 @@ def test_replaces_at_the_end_only(tmp_path):
     assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
 
 
+def unfinished_name(folder, name):
+    """Of a file that is being written."""
+    with replacing(folder / name) as unfinished:
+        unfinished.touch()
+    return unfinished.name
+
+
 def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
-    path = tmp_path / "checkpoint[0].pth"  # brackets mean something to glob
-    old, young = (tmp_path / f"{path.name}.{number}.unfinished" for number in (1, 2))
-    other = tmp_path / "checkpoint0.pth.3.unfinished"
+    path = tmp_path / "checkpoint[0].pth"
+    old, young, other = (
+        tmp_path / f"{unfinished_name(tmp_path, name)[:20]}.elsewhere.{number}"
+        for number, name in enumerate((path.name, path.name, "checkpoint0.pth"))
+    )
+    path.unlink()
+    (tmp_path / "checkpoint0.pth").unlink()
     for leftover in (old, young, other):
         leftover.touch()
     long_ago = time.time() - 3601
@@ -43,13 +63,15 @@ def test_what_a_killed_process_of_this_machine_left_is_removed_at_once(tmp_path)
     while is_alive(dead.pid):  # nobody asks about it
         time.sleep(0.01)
     path, folder = tmp_path / "file.json", tmp_path / "folder"
-    host = platform.node()[:40]
     kept = []
-    for name in (f"file.json.{host}.{{}}.unfinished", f".unfinished_folder.{host}.{{}}"):
-        (tmp_path / name.format(dead.pid)).mkdir() if "folder" in name else (tmp_path / name.format(dead.pid)).touch()
-        kept.append(tmp_path / name.format(os.getppid()))
-        kept[-1].touch()
-    kept.append(tmp_path / f".unfinished_folder2.{host}.{dead.pid}")
+    for target in (path, folder):
+        begin = unfinished_name(tmp_path, target.name).rpartition(".")[0]
+        target.unlink()
+        for name in (f"{begin}.{dead.pid}", f"{begin}.{os.getppid()}"):
+            (tmp_path / name).mkdir() if target == folder else (tmp_path / name).touch()
+        kept.append(tmp_path / f"{begin}.{os.getppid()}")
+    kept.append(tmp_path / f"{unfinished_name(tmp_path, 'folder2').rpartition('.')[0]}.{dead.pid}")
+    (tmp_path / "folder2").unlink()
     kept[-1].touch()
     write_whole(path, "whole")
     with new_folder(folder) as unfinished:
@@ -58,11 +80,64 @@ def test_what_a_killed_process_of_this_machine_left_is_removed_at_once(tmp_path)
     dead.wait()
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127])
+def test_the_longest_names_a_disk_takes(tmp_path, name):
+    write_whole(tmp_path / name, "whole")
+    assert (tmp_path / name).read_text() == "whole"
+    (tmp_path / name).unlink()
+    with new_folder(tmp_path / name) as unfinished:
+        assert len(os.fsencode(unfinished.name)) <= 35
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_where_nothing_can_be_written(tmp_path, read_only):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    disk = read_only(tmp_path / "there")
+    advice = f"you may not write to the folder {disk}. Choose another one, or change its rights"
+    for path in (disk / "x.json", disk / "new" / "x", disk / "file"):
+        with pytest.raises(UnwritableError) as refused:
+            write_whole(path, "")
+        assert str(refused.value) == f"cannot write {path}: {advice}"
+    with pytest.raises(UnwritableError) as refused, new_folder(disk / "new"):
+        pass
+    assert str(refused.value) == f"cannot write {disk / 'new'}: {advice}"
+    assert [path.name for path in disk.iterdir()] == ["file"]
+
+
+def test_a_file_where_a_folder_should_be_and_a_folder_where_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match=rf"^cannot write .*/file/x/y: {tmp_path}/file is not a folder$"):
+        write_whole(tmp_path / "file" / "x" / "y", "")
+    with pytest.raises(UnwritableError, match=rf"^cannot write {tmp_path}: it is a folder$"):
+        write_whole(tmp_path, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="rights are those of a process that is forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_folder_of_somebody_else():
+    """As a user without root's rights."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o555)
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                check_writable(Path(name) / "file")
+            except UnwritableError:
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        Path(name).chmod(0o755)
+
+
 def test_a_folder_is_whole_or_not_there(tmp_path):
     path = tmp_path / "new" / "folder"
     with pytest.raises(KeyboardInterrupt), new_folder(path) as unfinished:
         (unfinished / "half").touch()
-        assert unfinished.parent == path.parent and unfinished.name.startswith(".unfinished_folder")
+        assert unfinished.parent == path.parent and unfinished.name.startswith(".unfinished_")
         raise KeyboardInterrupt
     assert not list(path.parent.iterdir())
     with new_folder(path) as unfinished:

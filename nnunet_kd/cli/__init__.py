@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = chosen.run(chosen)
         return status
     except OSError as error:
-        named = error.filename2 or error.filename
-        full = error.errno is not None and is_full(error, Path())
-        text = f"cannot write{f' {named}' if named else ''}: the disk is full" if full else error
-        print(f"nnunet_kd: {text}", file=sys.stderr)
+        print(f"nnunet_kd: {_in_words(error)}", file=sys.stderr)
         return 1
     except (ValueError, NotImplementedError, RuntimeError, ImportError) as error:
         print(f"nnunet_kd: {error}", file=sys.stderr)
@@ -55,3 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nnunet_kd: stopped", file=sys.stderr)
         return 130
+
+
+def _in_words(error: OSError) -> str:
+    """Ours is a sentence already; the system's has a number and, mostly, a file."""
+    if error.errno is None:
+        return str(error)
+    named = error.filename2 or error.filename
+    if is_full(error, Path()):
+        return f"cannot write{f' {named}' if named else ''}: the disk is full"
+    reason = (error.strerror or str(error)).lower()
+    return f"cannot use {named}: {reason}" if named else reason

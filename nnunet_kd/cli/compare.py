@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
 from nnunet_kd.overwriting import check_kept
 from nnunet_kd.reading import read_plans
+from nnunet_kd.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{name} has a negative number: {' '.join(map(str, numbers))}")
     if arguments.np < 1 or not 0 < arguments.tolerance < float("inf"):
         raise ValueError("-np must be at least 1 and --tolerance above 0")
+    check_writable_folder(arguments.o)
     folder = preprocessed_folder(arguments.d)
     path = folder / f"{arguments.p}.json"
     if not path.is_file():

@@ -7,6 +7,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         if key not in form.options:
             raise ValueError(f"--{key} is not for {form.name}")
     number = form.id if arguments.d is None else arguments.d
-    if not 1 <= number <= 999:
-        raise ValueError(f"a data set's number is from 1 to 999, got {number}")
+    if number < 1:
+        raise ValueError(f"a data set's number is at least 1, got {number}")
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
     raw = arguments.raw or required(nnUNet_raw, ", or give --raw")
@@ -104,16 +105,20 @@ def run(arguments: argparse.Namespace) -> int:
         _progress,
         preprocessed,
     )
-    _report(made, number)
+    _report(made, number, arguments.raw)
     return 0
 
 
 def _check_number(number: int, form: Format) -> None:
-    """That nnU-Net, which looks in all its folders, would find one data set of this number."""
+    """That nnU-Net, which looks in all its folders, would find one data set of this number, and of no other two."""
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-    name = f"Dataset{number:03d}_{form.name}"
-    others = [str(other) for other in find_candidate_datasets(number) if other != name]
+    from nnunet_kd.dataset_names import are_confused
+
+    name, digits = f"Dataset{number:03d}_{form.name}", f"{number:03d}"
+    begun = [int(digits[:length]) for length in range(3, len(digits) + 1)]
+    found = [str(other) for one in begun for other in find_candidate_datasets(one)]
+    others = [other for other in found if other != name and are_confused(name, other)]
     if others:
         raise FileExistsError(f"nnU-Net has {others[0]} already: choose another number with -d")
 
@@ -125,7 +130,7 @@ def _progress(work: Iterable[Any], count: int) -> Iterable[Any]:
     return bar
 
 
-def _report(made: Converted, number: int) -> None:
+def _report(made: Converted, number: int, raw: Path | None) -> None:
     for line in made.notes:
         print(line)
     for line in made.skipped:
@@ -137,7 +142,8 @@ def _report(made: Converted, number: int) -> None:
         print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
     if made.other_splits is not None:
         print(f"{made.other_splits} is there and has other cases or folds, which nnU-Net would use: remove it")
-    print(f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
+    where = "" if raw is None else f"nnUNet_raw={quote(str(raw.absolute()))} "
+    print(f"next: {where}nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 
 
 def _entry(form: Format) -> str:

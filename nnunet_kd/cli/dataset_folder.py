@@ -6,22 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.dataset_names import dataset_number, is_dataset_name
 from nnunet_kd.planning import NETWORKS, student_name
 from nnunet_kd.reading import read_plans
 
 
 def dataset_name(dataset: str) -> str:
-    """``DatasetXXX_Name`` of a data set that is given so or as a number.
+    """The name of a data set that is given by it, as ``Dataset501_Name`` or ``Dataset501``, or by its number.
 
     Raises:
         ValueError: If it is neither, or nnU-Net knows no such data set, or several.
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-    if re.fullmatch(r"Dataset\d{3,}_.+", dataset):
+    if is_dataset_name(dataset):
         return dataset
     if not dataset.isdecimal():
-        raise ValueError(f"a data set is a number or DatasetXXX_Name, got {dataset!r}")
+        raise ValueError(f"a data set is given by its number or its name, as 501 or Dataset501_Name, got {dataset!r}")
     names = [str(name) for name in find_candidate_datasets(int(dataset))]
     if not names:
         raise ValueError(f"nnU-Net knows no data set {dataset} in its three folders")
@@ -47,7 +48,7 @@ def required(folder: Any, or_else: str = "") -> Path:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The folder of a data set, given as a number or as ``DatasetXXX_Name``, in ``nnUNet_preprocessed``.
+    """The folder of a data set, given as for :func:`dataset_name`, in ``nnUNet_preprocessed``.
 
     Raises:
         ValueError: As :func:`required` and :func:`dataset_name`.
@@ -55,13 +56,6 @@ def preprocessed_folder(dataset: str) -> Path:
     from nnunetv2.paths import nnUNet_preprocessed
 
     return required(nnUNet_preprocessed) / dataset_name(dataset)
-
-
-def dataset_number(folder: Path) -> int:
-    """Number of a data set by its folder: nnU-Net's planning and preprocessing take no name."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-
-    return int(convert_dataset_name_to_id(folder.name))
 
 
 def no_plans(path: Path) -> str:
@@ -74,7 +68,7 @@ def no_plans(path: Path) -> str:
 
 
 def _making(path: Path) -> str:
-    number, name = dataset_number(path.parent), path.stem
+    number, name = dataset_number(path.parent.name), path.stem
     have = sorted(one.stem for one in path.parent.glob("*.json") if is_plans(one))
     residual = re.fullmatch(r"nnUNetResEncUNet(M|L|XL|)Plans", name)
     if residual is not None:

@@ -13,7 +13,7 @@ from nnunet_kd.cli.device import default_device
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.integrity import is_whole
 from nnunet_kd.reading import read_plans
-from nnunet_kd.writing import new_folder, write_whole
+from nnunet_kd.writing import check_writable_folder, new_folder, write_whole
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -55,6 +55,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what has not been run yet, then print the table; returns the exit status."""
+    check_writable_folder(arguments.out)
     demo = _Demo(arguments.out.resolve())
     demo.prepare()
     demo.plan()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.overwriting import check_kept
 from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
@@ -55,9 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
-    there = next(path for path in (arguments.o, *arguments.o.resolve().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"nothing can be written to {arguments.o}: {there} is no folder that may be written to")
+    check_writable_folder(arguments.o)
     inputs = [arguments.djfile, *([] if arguments.pfile is None else [arguments.pfile])]
     check_kept(inputs, [arguments.o / name for name in WRITTEN], "Give another folder with -o")
     dataset_json = read_dataset_json(arguments.djfile)

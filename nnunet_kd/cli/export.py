@@ -7,6 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from nnunet_kd.writing import check_writable
+
 _EXPORT = """\
 Hand a trained student on.
 
@@ -92,10 +94,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         trainer, plans, configuration = installed.split("/")[1].split("__")
         print(f"wrote {arguments.o} ({arguments.o.stat().st_size / 2**20:.1f} MiB)")
         print(f"there: nnUNetv2_install_pretrained_model_from_zip {quote(arguments.o.name)}")
+        before = "" if model.previous_stage is None else " -prev_stage_predictions BEFORE"
         print(
             f"then:  nnUNetv2_predict -d {model.dataset} -c {configuration} -p {plans} -tr {trainer} "
-            f"-f {' '.join(model.weights)} -i IN -o OUT"
+            f"-f {' '.join(model.weights)} -i IN -o OUT{before}"
         )
+        if before:
+            print(
+                f"       BEFORE: segmentations of IN by a model of {model.previous_stage}, which is exported by itself"
+            )
         return 0
 
     from nnunet_kd.deploy.onnx import export_onnx
@@ -131,6 +138,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for folder in (arguments.images, arguments.labels):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
+    if not arguments.o.is_dir():
+        check_writable(arguments.o)
     for fold in arguments.f:
         if fold != "all" and not fold.isdecimal():
             raise ValueError(f"a fold is a number or all, got {fold!r}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
-    from nnunet_kd.integrity import is_whole
+    from nnunet_kd.images import strangers
+    from nnunet_kd.integrity import check_name, is_whole
     from nnunet_kd.overwriting import check_kept
-    from nnunet_kd.writing import write_whole
+    from nnunet_kd.writing import check_writable, write_whole
 
     engine = choose_engine(arguments.engine)
     threads = arguments.threads or available_threads()
     predictor = OnnxPredictor(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
     cases = find_cases(arguments.i, arguments.o, predictor.file_ending, predictor.channels)
+    if arguments.i.is_dir():
+        _name_strangers(strangers(arguments.i, predictor.file_ending), predictor.file_ending)
     images = [path for case in cases for path in case.images]
     elsewhere = "Give another folder with -o"
 
@@ -84,6 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     beside = _beside(arguments.o, predictor) if arguments.i.is_dir() else {}
     check_kept([arguments.m, *_near(arguments, predictor, cases)], [*beside, *written(cases)], elsewhere)
+    for case in cases:
+        target = Path(f"{case.target}{predictor.file_ending}")
+        for path in (*case.images, target):
+            check_name(path)
+        check_writable(target)
     for path, content in beside.items():
         write_whole(path, content)
 
@@ -124,3 +133,10 @@ def _holds(path: Path, text: str) -> bool:
         return path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
         return False
+
+
+def _name_strangers(names: Sequence[str], ending: str) -> None:
+    """Say which files of the folder of images are not segmented."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"nnunet_kd: {', '.join(names[:3])}{more} left out: images are named CASE_0000{ending}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name or ("sam" if arguments.sam else "nnunet")
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
     store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
+    check_writable_folder(store.folder)
     mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
     data = folder / cases.configuration.data_identifier
     inputs = [path, data, *([] if arguments.checkpoint is None else [arguments.checkpoint])]

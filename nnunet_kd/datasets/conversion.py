@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.dataset_names import are_confused
+from nnunet_kd.images import is_left_over
 from nnunet_kd.integrity import text_digest
 from nnunet_kd.overwriting import lies_in
 from nnunet_kd.processes import end_with_parent
@@ -193,7 +195,7 @@ def convert_dataset(
     folder = raw / f"Dataset{number:03d}_{form.name}"
     if lies_in(folder, source):
         raise ValueError(f"{folder} would be made in its own source, {source}: give another folder with --raw")
-    taken = [path.name for path in raw.glob(f"Dataset{number:03d}_*")] if raw.is_dir() else []
+    taken = [path.name for path in raw.iterdir() if are_confused(path.name, folder.name)] if raw.is_dir() else []
     if taken:
         raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d, or remove it")
     if not source.is_dir():
@@ -398,12 +400,15 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, without the files desktops leave behind, by name."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
+    """What a folder holds, without hidden files and what systems leave behind, by name."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not is_left_over(path.name))
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
-    """All folders in a folder, and in these; symbolic links are followed, each folder is visited once."""
+    """All folders in a folder, and in these, but for what systems leave behind.
+
+    Symbolic links are followed, each folder is visited once.
+    """
     seen = set()
     for path, names, _ in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -411,6 +416,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
+        names[:] = [name for name in names if not is_left_over(name)]
         yield from (Path(path) / name for name in names)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_kd.datasets.conversion import is_dangling
-from nnunet_kd.integrity import check_whole, is_compressed
+from nnunet_kd.integrity import check_name, check_whole, is_compressed
 from nnunet_kd.labels import label_text, whole_labels
 from nnunet_kd.reading import reason
 from nnunet_kd.writing import naming_full_disk, not_written
@@ -92,7 +92,9 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
     Raises:
         DiskFullError: Where it is.
+        ValueError: For a path SimpleITK cannot be given.
     """
+    check_name(path)
     with naming_full_disk(path):
         sitk.WriteImage(image, str(path), useCompression=True)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import re
 import shutil
 import zipfile
@@ -10,6 +9,7 @@ import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from nnunet_kd.deploy.postprocessing import is_postprocessing
 from nnunet_kd.reading import read_dataset_json, read_plans
 from nnunet_kd.teachers.architecture import check_networks, load_network
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
@@ -21,17 +21,9 @@ MOST_FILES = 10_000
 MOST_COMPRESSED = 100
 _LITTLE = 2**24  # bytes; below it anything may be compressed as it likes
 
-# The function nnU-Net's postprocessing.pkl names.
-_POSTPROCESSING = (
-    "nnunetv2.postprocessing.remove_connected_components remove_all_but_largest_component_from_segmentation"
-)
-_TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "UNICODE", "BINUNICODE8")
-_NOT_COUNTED = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT")
-_RUNNING = ("REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
-
-
+_DATASET = "Dataset[^/]*"  # as nnU-Net: any name that begins so is a data set's
 # What nnU-Net's own export adds where ensembles were evaluated.
-_ENSEMBLES = r"Dataset\d{3}_[^/]+/(ensembles/[^/]+/[^/]+|inference_information\.(json|txt))"
+_ENSEMBLES = rf"{_DATASET}/(ensembles/[^/]+/[^/]+|inference_information\.(json|txt))"
 
 
 def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
@@ -54,7 +46,7 @@ def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
         if parts in seen:
             raise ValueError(f"{path} holds {entry.filename!r} twice")
         seen.add(parts)
-        if re.match(r"Dataset\d{3}_[^/]+/[^/]+?__[^/]+?__[^/]+/", entry.filename) and parts[1].count("__") == 2:
+        if re.match(rf"{_DATASET}/[^/]+?__[^/]+?__[^/]+/", entry.filename) and parts[1].count("__") == 2:
             models.append(f"{parts[0]}/{parts[1]}")
         elif not entry.filename.endswith("/") and not re.fullmatch(_ENSEMBLES, entry.filename):
             raise ValueError(f"{path} is no exported model: it holds {entry.filename[:200]!r}")
@@ -112,29 +104,13 @@ def check_model(folder: Path) -> None:
 
 
 def check_postprocessing(folder: Path) -> None:
-    """That the pickles in a folder hold nothing but plain values and nnU-Net's own function; they are not loaded.
+    """That the pickles in a folder are nnU-Net's postprocessing; nothing that they name is run.
 
     Raises:
         ValueError: Naming the file.
     """
     for file in sorted(folder.rglob("*.pkl")):
-        _check_pickle(file)
-
-
-def _check_pickle(path: Path) -> None:
-    before: list[object] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
-            name = None
-            if opcode.name == "GLOBAL":
-                name = argument
-            elif opcode.name == "STACK_GLOBAL":
-                name = f"{before[-2]} {before[-1]}"
-            if opcode.name in _RUNNING or name not in (None, _POSTPROCESSING):
-                raise ValueError(opcode.name)
-            if opcode.name not in _NOT_COUNTED:
-                before.append(argument if opcode.name in _TEXTS else None)
-    except Exception as error:  # of a damaged one too
-        raise ValueError(
-            f"{path} holds more than nnU-Net's postprocessing, and loading it could run code. {TRUST_MODEL}"
-        ) from error
+        if not is_postprocessing(file):
+            raise ValueError(
+                f"{file} holds more than nnU-Net's postprocessing, and loading it could run code. {TRUST_MODEL}"
+            )

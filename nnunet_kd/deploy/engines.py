@@ -66,7 +66,8 @@ def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engin
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    # Not by its path, which is to be in UTF-8 there.
+    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def run(patches: np.ndarray) -> np.ndarray:
         logits: np.ndarray = session.run(None, {"image": patches})[0]
@@ -79,7 +80,7 @@ def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
     import openvino
 
     core = openvino.Core()
-    network = core.read_model(str(file))
+    network = core.read_model(file.read_bytes())
     if shape is not None:
         network.reshape(list(shape))
     settings: dict[str, Any] = {

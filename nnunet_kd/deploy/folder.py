@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nnunet_kd.integrity import file_digest
@@ -72,7 +73,10 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model in {folder}: no {DESCRIPTION}. Make one: nnunet_kd export onnx")
+        raise FileNotFoundError(
+            f"there is no model in {folder}: it has no {DESCRIPTION}. "
+            f"Make one: nnunet_kd export onnx -d ID -tr TRAINER -o {quote(str(folder))}"
+        )
     content = read_json(path)
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {content.get('format')!r}, this nnunet_kd reads {FORMAT}")

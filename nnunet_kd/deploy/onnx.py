@@ -61,10 +61,11 @@ def export_onnx(
         raise ValueError(f"a precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
     plans = PlansManager(model.experiment.plans)
     configuration = plans.get_configuration(model.experiment.configuration)
-    if configuration.previous_stage_name is not None:
-        raise NotImplementedError(
-            f"{model.experiment.configuration} needs the segmentation of the stage before: a cascade is not exported"
-        )
+    if not model.has_onnx_form:
+        reason = f"{model.network_name} has no form in ONNX"
+        if model.previous_stage is not None:
+            reason = f"ONNX models take no segmentations by {model.previous_stage}, which this one needs"
+        raise NotImplementedError(f"{reason}. {model.other_way()}")
     _require_packages()
     patch = [int(size) for size in configuration.patch_size]
     multiples: list[int] | None = [int(n) for n in np.prod(configuration.pool_op_kernel_sizes, axis=0)]
@@ -81,10 +82,6 @@ def export_onnx(
         for fold in model.weights:
             file = folder / f"fold_{fold}.onnx"
             network = model.network(fold)
-            if not getattr(network, "has_onnx_form", True):
-                raise NotImplementedError(
-                    f"{type(network).__name__} has no form in ONNX: predict with nnUNetv2_predict where this package is"
-                )
             say(f"exporting fold {fold}")
             multiples = _convert(network, channels, patch, multiples, file)
             differences.append(_check(network, file, channels, patch, multiples, "fp32"))
@@ -209,15 +206,11 @@ def _to_half(file: Path) -> None:
 
 
 def _to_int8(file: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = file.with_suffix(".fp32.onnx")
-    file.rename(whole)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_dynamic(whole, file, weight_type=QuantType.QUInt8)
-    finally:
-        whole.unlink()
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantize_dynamic(onnx.load(str(file)), file, weight_type=QuantType.QUInt8)
 
 
 _REDUCE: dict[str, Callable[[Path], None]] = {"fp16": _to_half, "int8": _to_int8}

@@ -31,7 +31,7 @@ from nnunet_kd.integrity import check_whole
 from nnunet_kd.overwriting import check_kept
 from nnunet_kd.reading import channel_names, reason
 from nnunet_kd.teachers.architecture import plans_errors
-from nnunet_kd.writing import naming_full_disk, not_written, put_in_place
+from nnunet_kd.writing import naming_full_disk, not_written, put_in_place, scratch_folder
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -214,35 +214,31 @@ class OnnxPredictor:
             probabilities: Write those too.
 
         Raises:
+            UnwritableError: Where its folder cannot be written to.
             DiskFullError: Where there is no space for them.
         """
-        case.target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = case.target.with_name(f".unfinished_{case.target.name}")
-        segmentation = Path(f"{unfinished}{self.file_ending}")
         path = Path(f"{case.target}{self.file_ending}")
-        try:
-            with naming_full_disk(path, replaced=True):
-                export_prediction_from_logits(
-                    logits,
-                    properties,
-                    self._configuration,
-                    self._manager,
-                    self.dataset_json,
-                    str(unfinished),
-                    probabilities,
-                    num_threads_torch=self.threads,
-                )
-                if not self._reads(segmentation):  # SimpleITK says nothing where the disk is full
-                    raise not_written(path)
-                beside = [".pkl", ".npz"] if probabilities else []
-                if Path(f"{unfinished}.json").is_file():  # the voxel size of a 3-D TIFF file
-                    beside.append(".json")
-                for ending in beside:
-                    put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
-                put_in_place(segmentation, path)  # the last: where it is, all is
-        finally:
-            for ending in (self.file_ending, ".npz", ".pkl", ".json"):
-                Path(f"{unfinished}{ending}").unlink(missing_ok=True)
+        with scratch_folder(path) as folder, naming_full_disk(path, replaced=True):
+            unfinished = folder / "case"
+            segmentation = Path(f"{unfinished}{self.file_ending}")
+            export_prediction_from_logits(
+                logits,
+                properties,
+                self._configuration,
+                self._manager,
+                self.dataset_json,
+                str(unfinished),
+                probabilities,
+                num_threads_torch=self.threads,
+            )
+            if not self._reads(segmentation):  # SimpleITK says nothing where the disk is full
+                raise not_written(path)
+            beside = [".pkl", ".npz"] if probabilities else []
+            if Path(f"{unfinished}.json").is_file():  # the voxel size of a 3-D TIFF file
+                beside.append(".json")
+            for ending in beside:
+                put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
+            put_in_place(segmentation, path)  # the last: where it is, all is
 
     def _reads(self, segmentation: Path) -> bool:
         try:

@@ -16,7 +16,7 @@ from nnunet_kd.deploy.archive import check_model, check_postprocessing, extract,
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.reading import read_json
 from nnunet_kd.settings import BLOCK
-from nnunet_kd.writing import flush_folder, replacing, scratch_folder
+from nnunet_kd.writing import check_writable, flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
 
@@ -44,10 +44,9 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
         NotImplementedError: For a network stock nnU-Net does not have.
         ValueError: For a name that is none, or a network the stock trainer builds otherwise.
     """
-    if model.architecture.split(".")[0] == __name__.split(".")[0]:
+    if not model.is_stock:
         raise NotImplementedError(
-            f"{model.architecture.rsplit('.', 1)[-1]} is a network of this package, which stock nnU-Net cannot build: "
-            "use nnunet_kd export onnx"
+            f"{model.network_name} is a network of this package, which stock nnU-Net cannot build. {model.other_way()}"
         )
     name = plans_name or stock_plans_name(model)
     if re.fullmatch(r"[\w.-]*\w", name) is None or "__" in name:
@@ -113,6 +112,7 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
 
     Raises:
         FileExistsError: Where a model of that name is there.
+        UnwritableError: Where its folder cannot be written to.
         ValueError: For a file that is no such zip file, is damaged, would write outside its folders, or could run code.
     """
     try:
@@ -124,6 +124,7 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
         for model in models:
             if (results / model).exists():
                 raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
+            check_writable(results / model)
         with scratch_folder(results / models[0].replace("/", "_")) as unpacked:
             extract(archive, path, unpacked)
             if not trust:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from nnunet_kd.teachers.architecture import check_networks, load_network
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, mirroring_axes, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, build_network, find_trainer
 
+FINAL = "checkpoint_final.pth"
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch")
 
 
@@ -56,6 +58,43 @@ class TrainedModel:
         plans = PlansManager(self.experiment.plans)
         return str(plans.get_configuration(self.experiment.configuration).network_arch_class_name)
 
+    @property
+    def network_name(self) -> str:
+        """Class of the network alone."""
+        return self.architecture.rsplit(".", 1)[-1]
+
+    @property
+    def previous_stage(self) -> str | None:
+        """The configuration whose segmentations it needs: it is the second stage of a cascade."""
+        plans = PlansManager(self.experiment.plans)
+        stage: str | None = plans.get_configuration(self.experiment.configuration).previous_stage_name
+        return stage
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether stock nnU-Net can build its network."""
+        return self.architecture.split(".")[0] != __name__.split(".")[0]
+
+    @property
+    def has_onnx_form(self) -> bool:
+        """Whether ONNX can express its network, and the predictor of ONNX models run it."""
+        return self.previous_stage is None and getattr(pydoc.locate(self.architecture), "has_onnx_form", True)
+
+    def other_way(self) -> str:
+        """How to hand it on where an export cannot, with the command."""
+        trainer, plans, configuration = self.folder.name.split("__")
+        checkpoint = next(iter(self.checkpoints.values())).name
+        chosen = f"-d {self.folder.parent.name} -tr {trainer} -p {plans} -c {configuration} -f {' '.join(self.weights)}"
+        chosen += "" if checkpoint == FINAL else f" -chk {checkpoint}"
+        if self.is_stock:
+            return f"Export it for stock nnU-Net: nnunet_kd export nnunet {chosen} -o student.zip"
+        if self.has_onnx_form:
+            return f"Export it as ONNX: nnunet_kd export onnx {chosen} -o student_onnx"
+        return (
+            "Hand it on to where this package is installed, for nnunet_kd install there: "
+            f"nnUNetv2_export_model_to_zip {chosen} -o student.zip"
+        )
+
     def network(self, fold: str, trainer: str | None = None) -> nn.Module:
         """The network of a fold, in evaluation mode, without deep supervision.
 
@@ -75,9 +114,7 @@ class TrainedModel:
         return network.eval().requires_grad_(False)
 
 
-def read_trained(
-    folder: Path, folds: Sequence[str], checkpoint: str = "checkpoint_final.pth", trust: bool = False
-) -> TrainedModel:
+def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = FINAL, trust: bool = False) -> TrainedModel:
     """Read and check what a training has left.
 
     Args:

@@ -19,7 +19,8 @@ import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
-from nnunet_kd.integrity import check_whole
+from nnunet_kd.images import is_left_over
+from nnunet_kd.integrity import check_name, check_whole
 from nnunet_kd.labels import label_text, whole_labels
 from nnunet_kd.processes import end_with_parent
 from nnunet_kd.reading import reason
@@ -126,7 +127,9 @@ def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: st
     for name, folder in {"the reference": reference, **predictions}.items():
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-        found[name] = {path.name[: -len(file_ending)] for path in folder.glob(f"*{file_ending}")}
+        check_name(folder)
+        names = [path.name for path in folder.glob(f"*{file_ending}") if not is_left_over(path.name)]
+        found[name] = {one[: -len(file_ending)] for one in names}
         if not found[name]:
             raise ValueError(f"no file in {folder} ends in {file_ending}")
     cases = found.pop("the reference")

@@ -20,7 +20,7 @@ from nnunet_kd.integrity import check_whole
 from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
 from nnunet_kd.teachers.nnunet import Experiment, find_trainer, validated_cases
-from nnunet_kd.writing import not_written, write_whole
+from nnunet_kd.writing import check_writable_folder, not_written, write_whole
 
 if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
@@ -118,7 +118,8 @@ class Study:
                     f"that belong to it, or give -p another name"
                 )
         for name, plans in wanted.items():
-            write_whole(self.preprocessed / f"{name}.json", json.dumps(plans, indent=4))
+            if not (self.preprocessed / f"{name}.json").is_file():
+                write_whole(self.preprocessed / f"{name}.json", json.dumps(plans, indent=4))
 
     def write_splits(self) -> None:
         """nnU-Net's folds, where there are none yet; complete or not there, unlike the file nnU-Net would write.
@@ -177,10 +178,12 @@ class Study:
 
         Raises:
             RuntimeError: Where the command fails.
+            UnwritableError: Where the results cannot be written.
         """
         if self.is_trained(run):
             return
         fold = self.folder_of(run) / f"fold_{run.fold}"
+        check_writable_folder(fold)
         for path in fold.glob("checkpoint_*.pth"):
             if not zipfile.is_zipfile(path):  # the directory of the archive is its end
                 self.commands.say(f"{path} is cut off: removed")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.dataset_names import dataset_number
+from nnunet_kd.images import is_left_over
 from nnunet_kd.reading import channel_names
 from nnunet_kd.teachers.architecture import plans_errors
 from nnunet_kd.teachers.nnunet import Experiment
@@ -38,9 +39,9 @@ class PreprocessedCases:
             self.labels = plans.get_label_manager(experiment.dataset_json)
             self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
             self._source = folder / self.configuration.data_identifier
-        self.identifiers = sorted(entry.stem for entry in self._source.glob("*.pkl"))
+        self.identifiers = sorted(one.stem for one in self._source.glob("*.pkl") if not is_left_over(one.name))
         if not self.identifiers:
-            number = convert_dataset_name_to_id(plans.dataset_name)
+            number = dataset_number(folder.name)
             raise FileNotFoundError(
                 f"nothing is preprocessed in {self._source}. Do it: nnUNetv2_preprocess -d {number} "
                 f"-plans_name {plans.plans_name} -c {experiment.configuration}"

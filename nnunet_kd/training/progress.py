@@ -44,6 +44,6 @@ def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     below = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-    unfinished = png.with_suffix(".unfinished.png")
-    Image.fromarray(np.concatenate((above, below))).save(unfinished, compress_level=FAST)
+    unfinished = png.with_name(".unfinished")
+    Image.fromarray(np.concatenate((above, below))).save(unfinished, format="PNG", compress_level=FAST)
     os.replace(unfinished, png)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,12 @@ def write(image, path):
 
 def clutter(folder: Path) -> None:
     """What desktops leave behind."""
-    for name in (".DS_Store", "._thing.nii.gz", "Thumbs.db"):
+    for name in (".DS_Store", "._thing.nii.gz", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"\0junk")
+    beside = folder / "__MACOSX" / folder.name  # of a zip file made there
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        beside.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, beside / path.name)
 
 
 def brats2024(root: Path) -> None:

@@ -1,12 +1,14 @@
 """``nnunet_kd dataset``."""
 
 import json
+import os
 
 import pytest
 
 from nnunet_kd.cli import main
 from nnunet_kd.datasets.conversion import Options, convert_dataset
 from nnunet_kd.datasets.formats import FORMATS
+from tests.commands import printed_command, run_command
 from tests.datasets import layouts
 from tests.datasets.conftest import read, same_files
 
@@ -46,6 +48,21 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert (preprocessed / "Dataset777_TCGALGG" / "splits_final.json").is_file()
     assert main(["dataset", "TCGALGG", str(source), "-d", "777"]) == 1
     assert "is there already: choose another number with -d" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_it_prints(tmp_path, capsys, monkeypatch):
+    """Where --raw is another folder than nnUNet_raw."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    layouts.busi(tmp_path / "source")
+    assert main(["dataset", "BUSI", str(tmp_path / "source"), "--raw", str(tmp_path / "my raw"), "-np", "1"]) == 0
+    variable, *words = printed_command(capsys.readouterr().out, "nnUNet_raw=")
+    variables = {**os.environ, **dict([variable.split("=")]), "nnUNet_n_proc_DA": "1"}
+    done = run_command([*words, "-c", "2d", "-np", "1", "-npfp", "1"], variables)
+    assert done.returncode == 0, done.stdout
+    assert len(list((tmp_path / "nnUNet_preprocessed" / "Dataset510_BUSI" / "nnUNetPlans_2d").glob("*.pkl"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -112,7 +129,7 @@ def test_list(capsys):
         (["BUSI", "nowhere"], "there is no folder nowhere"),
         (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
         (["BUSI", ".", "--regions"], "--regions is not for BUSI"),
-        (["BUSI", ".", "-d", "1000"], "a data set's number is from 1 to 999, got 1000"),
+        (["BUSI", ".", "-d", "0"], "a data set's number is at least 1, got 0"),
         (["BUSI", ".", "-np", "0"], "-np must be at least 1, got 0"),
     ],
 )

@@ -16,6 +16,7 @@ from nnunet_kd.cli import main
 from nnunet_kd.deploy.stock import export_stock, install_stock
 from nnunet_kd.deploy.trained import provenance, read_trained
 from nnunet_kd.settings import with_leakage
+from tests.commands import printed_command
 from tests.conftest import DATASET
 from tests.deploy.conftest import results
 
@@ -48,9 +49,9 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
     path = tmp_path / "student.zip"
     assert main(["export", "nnunet", "-d", "598", "-o", str(path), "--licence", "CC BY 4.0"]) == 0
     printed = capsys.readouterr().out
-    assert "nnUNetv2_predict -d Dataset598_TinyHeads -c 3d_fullres -p nnUNetPlans_DCD -tr nnUNetTrainer -f 0" in printed
-
     (tmp_path / "results").mkdir()
+    installing = printed_command(printed, "nnUNetv2_install_pretrained_model_from_zip")
+    assert installing[1:] == [path.name]
     stock(students, tmp_path, "model_sharing.entry_points", "install_from_zip_entry_point", str(path))
     model = tmp_path / "results" / DATASET / "nnUNetTrainer__nnUNetPlans_DCD__3d_fullres"
     images, out, options = (
@@ -59,8 +60,11 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
         ("-device", "cpu", "-npp", "1", "-nps", "1"),
     )
     words = ("-i", images, "-d", "598", "-c", "3d_fullres", "-f", "0", *options)
-    named = ("-p", "nnUNetPlans_DCD", "--save_probabilities")
-    stock(students, tmp_path, "inference.predict_from_raw_data", "predict_entry_point", *words, *named, "-o", str(out))
+    predicting = (*printed_command(printed, "nnUNetv2_predict", IN=images, OUT=out)[1:], *options)
+    stock(
+        *(students, tmp_path, "inference.predict_from_raw_data", "predict_entry_point"),
+        *(*predicting, "--save_probabilities"),
+    )
     before = tmp_path / "before"
     students.command("nnUNetv2_predict", *words, "-tr", "nnUNetTrainerDCD", "--save_probabilities", "-o", str(before))
     (case,) = (file.name for file in before.glob("*.nii.gz"))
@@ -135,7 +139,7 @@ def test_a_network_of_this_package_is_refused(students, tmp_path):
     model = read_trained(copy, ["0"])
     architecture["network_class_name"] = "nnunet_kd.networks.dra_unet.DRAUNet"
     model.experiment.plans["configurations"]["3d_fullres"]["architecture"] = architecture
-    with pytest.raises(NotImplementedError, match="DRAUNet is a network of this package.*: use nnunet_kd export onnx"):
+    with pytest.raises(NotImplementedError, match="DRAUNet is a network of this package.*: nnunet_kd export onnx -d"):
         export_stock(model, tmp_path / "model.zip")
     assert not (tmp_path / "model.zip").exists()
 

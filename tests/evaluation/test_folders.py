@@ -2,9 +2,11 @@ import csv
 import gzip
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,3 +335,17 @@ def test_a_description_that_is_none(folders, capsys):
     (folders / "dataset.json").write_text("{}")
     assert command(folders) == 1
     assert "has no 'labels': it is no dataset.json of nnU-Net" in capsys.readouterr().err
+
+
+def test_what_systems_leave_behind_is_no_case(folders):
+    for folder in ("ref", "one"):
+        for name in ("._c0.nii.gz", ".DS_Store", "Thumbs.db"):
+            (folders / folder / name).write_bytes(b"junk")
+    assert find_cases(folders / "ref", {"one": folders / "one"}, ".nii.gz") == ["c0", "c1", "c2", "c3", "d"]
+
+
+def test_a_folder_whose_name_python_cannot_decode(folders):
+    other = Path(os.fsdecode(os.fsencode(folders) + b"/\xfc"))
+    shutil.copytree(folders / "one", other)
+    with pytest.raises(ValueError, match=r"cannot open '.*\\udcfc': the name is not in utf-8; rename it"):
+        find_cases(folders / "ref", {"one": other}, ".nii.gz")

@@ -76,16 +76,6 @@ def test_adamw_follows_half_a_cosine(workspace):
     np.testing.assert_allclose(rates, expected)
 
 
-def test_it_is_not_exported_to_onnx(workspace, tmp_path, capsys):
-    make_trainer(
-        nnUNetTrainerNoKD, plans_for(workspace, {"num_epochs": 1}), workspace, configuration="2d"
-    ).run_training()
-    words = ("-d", "598", "-c", "2d", "-tr", "nnUNetTrainerNoKD", "-p", NAME, "-f", "0", "-o", str(tmp_path / "onnx"))
-    assert main(["export", "onnx", *words]) == 1
-    assert "VMUNet has no form in ONNX: predict with nnUNetv2_predict" in capsys.readouterr().err
-    assert not (tmp_path / "onnx").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.xdist_group("pictures")  # made once
 def test_pictures_through_stock_commands(pictures, tmp_path):

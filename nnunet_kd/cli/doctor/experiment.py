@@ -105,20 +105,20 @@ class ExperimentChecks:
         """There are cases, and what every training needs beside them."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        from nnunet_kd.cli.dataset_folder import dataset_number
+        from nnunet_kd.dataset_names import dataset_number
 
         identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
         cases = len(list((self.folder / identifier).glob("*.pkl")))
         if not cases:
             raise ValueError(
                 f"nothing is preprocessed in {self.folder / identifier}. "
-                f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder)} -plans_name {self.arguments.p} "
+                f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder.name)} -plans_name {self.arguments.p} "
                 f"-c {self.arguments.c}"
             )
         if not (self.folder / "dataset_fingerprint.json").is_file():  # nnU-Net copies it to the results
             raise ValueError(
                 f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training begins. "
-                f"Mend: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder)}"
+                f"Mend: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder.name)}"
             )
         if self.fold != "all" and not (self.folder / "splits_final.json").is_file() and not may_write(self.folder):
             raise ValueError(
