@@ -136,7 +136,7 @@ def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
     trainings = Trainings(workspace)
     monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
     measured = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
-    monkeypatch.setattr("nnunet_kd.evaluation.comparison.measure", lambda *_: measured)
+    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", lambda models, *_: [measured for _ in models])
     words = ("-p", "tiny", "-m", "NoKD", "--ablation", "dcd", "-f", "0", "1", "--seeds", "0", "3")
     assert compare(workspace, *words) == 0
 

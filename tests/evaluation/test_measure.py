@@ -4,7 +4,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_kd.evaluation.measure import _measure
+from nnunet_kd.evaluation.measure import Measurement, Model
 
 
 def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
@@ -17,7 +17,12 @@ def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
             longer.SetSpacing(whole.GetSpacing())
             sitk.WriteImage(longer, str(tmp_path / path.name.replace("head_000", case)))
     checkpoint = workspace.teacher / "fold_0" / "checkpoint_final.pth"
-    measured = {cases: _measure(checkpoint, "3d_fullres", tmp_path, "cpu", cases) for cases in (1, 5)}
+    measured = {}
+    for cases in (1, 5):
+        measurement = Measurement(Model(checkpoint, "3d_fullres"), tmp_path, "cpu", cases)
+        for number in range(len(measurement)):
+            measurement.predict(number)
+        measured[cases] = measurement.measured()
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(workspace.teacher), (0,))
@@ -39,5 +44,6 @@ def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
 
 
 def test_a_folder_without_images(workspace, tmp_path):
+    checkpoint = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     with pytest.raises(ValueError, match=f"there are no images in {tmp_path}"):
-        _measure(workspace.teacher / "fold_0" / "checkpoint_final.pth", "3d_fullres", tmp_path, "cpu", 5)
+        Measurement(Model(checkpoint, "3d_fullres"), tmp_path, "cpu", 5)
