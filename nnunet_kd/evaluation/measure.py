@@ -108,7 +108,9 @@ def measure_models(models: Mapping[str, Model], images: Path, device: str, cases
     Raises:
         ValueError: For a folder without images.
     """
-    different = {model.network: model for model in models.values()}
+    different: dict[str, Model] = {}
+    for model in models.values():
+        different.setdefault(model.network, model)
     measured = dict(zip(different, _in_turn(list(different.values()), images, device, cases), strict=True))
     return {name: measured[model.network] for name, model in models.items()}
 
