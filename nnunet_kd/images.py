@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_kd.writing import naming_full_disk
@@ -76,27 +76,39 @@ def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: st
     return {case: [files[channel] for channel in range(count)] for case, files in cases.items()}
 
 
-def link_cases(folder: Path, cases: Mapping[str, Sequence[Path]]) -> Path:
+def link_cases(
+    folder: Path, cases: Mapping[str, Sequence[Path]], name_of: Callable[[str, int], str] | None = None
+) -> Path:
     """Fill a folder with links to the files of these cases, and remove the links to others.
 
-    ``CASE.json`` beside a file is linked too: nnU-Net keeps the voxel size of 3-D TIFF files there.
+    The file beside a 3-D TIFF file in which nnU-Net keeps its voxel size is linked too, as ``CASE.json``.
+
+    Args:
+        folder: Is made where it is not there.
+        cases: Case -> its files.
+        name_of: The name of a link by case and number of the file; by default that of the file.
 
     Raises:
         ValueError: For a file that is not there, or is a link to nothing.
         DiskFullError: Where there is no space for a link.
     """
+    links: dict[str, Path] = {}
     for case, files in cases.items():
-        for path in files:
+        for number, path in enumerate(files):
             if not path.is_file():
                 where = f", to which {path} leads" if path.is_symlink() else ""
                 raise ValueError(f"case {case}: there is no {path.resolve()}{where}")
+            name = path.name if name_of is None else name_of(case, number)
+            links[name] = path
+            is_label = Path(name).stem == case
+            voxel_size = path.with_name(f"{path.stem if is_label else path.stem[:-5]}.json")
+            if path.suffix.lower() in (".tif", ".tiff") and voxel_size.is_file():
+                links[f"{case}.json"] = voxel_size
     folder.mkdir(parents=True, exist_ok=True)
     for path in list(folder.iterdir()):
         if path.is_symlink():
             path.unlink()
-    for case, files in cases.items():
-        for path in (*files, *{path.with_name(f"{case}.json") for path in files}):
-            if path.is_file():
-                with naming_full_disk(folder / path.name):
-                    (folder / path.name).symlink_to(path.resolve())
+    for name, path in links.items():
+        with naming_full_disk(folder / name):
+            (folder / name).symlink_to(path.resolve())
     return folder

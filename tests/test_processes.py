@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.processes import process_limits
+from nnunet_kd.processes import BusyError, FileLock, holder_of, process_limits
 from nnunet_kd.writing import DiskFullError
 from tests.killing import is_alive
 
@@ -39,8 +40,28 @@ for pid in (child.pid, os.getpid()):
 OUTER = """
 import pathlib, sys
 from nnunet_kd.evaluation.commands import Commands
+from nnunet_kd.processes import BusyError, FileLock, holder_of
 Commands(pathlib.Path(sys.argv[1])).run("log", "python", "-c", sys.argv[2], sys.argv[1])
 """
+HOLDER = """
+import pathlib, sys, time
+from nnunet_kd.processes import FileLock
+lock = FileLock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def held(path):
+    """By another process, whose number it gives."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
+    finally:
+        process.kill()  # the system frees it
+        process.communicate()
 
 
 def wait_for(condition):
@@ -139,3 +160,15 @@ def test_the_usual_numbers_are_nnunets():
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=environment)
     assert done.stdout.split()[-2:] == [str(value) for value in USUAL_PROCESSES.values()]
+
+
+def test_a_file_is_held_by_one_process(tmp_path):
+    path = tmp_path / "a.lock"
+    assert holder_of(path) is None and not path.exists()
+    with held(path) as other:
+        assert holder_of(path) == str(other)
+        with pytest.raises(BusyError, match=f"^{other}$"):
+            FileLock(path)
+    assert path.exists() and holder_of(path) is None
+    FileLock(path).free()
+    assert not path.exists()

@@ -30,9 +30,10 @@ those of --val_best into the same folder, which you remove for those of the last
                          "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
       method and training are those of the plans' nnunet_kd block, and change what the plans have
 
--m are trainers without their prefix nnUNetTrainer. The first row is the baseline. The schedule is that of the plans
-(nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student, some
-trainers take a quarter of the width and others all of it, and the study is refused.
+-m are trainers, with or without their prefix nnUNetTrainer. The first row is the baseline. The schedule is that of the
+plans (nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student,
+some trainers take a quarter of the width and others all of it, and the study is refused. Only one comparison at a time
+works in a folder.
 """
 
 WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json")

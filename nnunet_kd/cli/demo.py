@@ -138,16 +138,15 @@ class _Demo:
     def report(self) -> None:
         """The table and the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
-        from nnunet_kd.evaluation.measure import measure
+        from nnunet_kd.evaluation.measure import Model, measure_models
         from nnunet_kd.evaluation.study import FINAL
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
         lines = [head + f"{'parameters':>14}{'seconds a case':>16}"]
-        for model in MODELS:
+        models = {model: Model(self.model_folder(model) / "fold_0" / FINAL, "3d_fullres") for model in MODELS}
+        for model, cost in measure_models(models, self.raw / "imagesTs", default_device()).items():
             dice = self.dice(model, list(foreground))
-            checkpoint = self.model_folder(model) / "fold_0" / FINAL
-            cost = measure(checkpoint, "3d_fullres", self.raw / "imagesTs", default_device())
             scores = "".join(f"{dice[value]:>16.3f}" for value in foreground)
             lines.append(f"{model:<10}{scores}{cost.network.parameters:>14,}{cost.seconds:>16.2f}")
         table = "\n".join(lines)

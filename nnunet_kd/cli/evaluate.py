@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.overwriting import check_kept
+from nnunet_kd.raw_cases import lists_cases, training_labels
 from nnunet_kd.reading import read_dataset_json, read_plans
 from nnunet_kd.writing import check_writable_folder
 
+RESULTS = ("metrics.csv", "metrics.json", "summary.md")
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
 specificity, accuracy, HD95 (mm), NSD and volume difference of every case and structure (label or region).
@@ -19,12 +21,15 @@ specificity, accuracy, HD95 (mm), NSD and volume difference of every case and st
   nnunet_kd evaluate ... -pred NoKD=DIR1 -pred DCD=DIR2 --tolerance 2 --tolerance core=1
       names the methods; a tolerance of the NSD for all structures, and another for one
 
-The first -pred is the baseline the others are tested against. A structure that is missing in both images has no
-value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared as
-they lie in the files; where direction or origin say that they lie elsewhere, a warning does too.
-"""
+  nnunet_kd evaluate -pred DIR -djfile nnUNet_raw/Dataset501_X/dataset.json -o OUT
+      references are the labels that dataset.json lists under "dataset", of the cases that DIR has
 
-WRITTEN = ("metrics.csv", "metrics.json", "summary.md")
+The first -pred is the baseline the others are tested against. Predictions without a reference are left out, and a
+warning says so; a reference without a prediction is an error. A structure that is missing in both images has no
+value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared as
+they lie in the files; where direction or origin say that they lie elsewhere, a warning does too. Images that hold
+several values per voxel, as colour pictures do, are no segmentations and are refused.
+"""
 
 
 def add_parser(commands: Any) -> None:
@@ -35,7 +40,9 @@ def add_parser(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-ref", metavar="DIR", type=Path, required=True, help="folder of references")
+    command.add_argument(
+        "-ref", metavar="DIR", type=Path, help="folder of references (default: the labels that dataset.json lists)"
+    )
     command.add_argument(
         "-pred", metavar="[NAME=]DIR", action="append", required=True, help="folder of segmentations; may be repeated"
     )
@@ -46,6 +53,7 @@ def add_parser(commands: Any) -> None:
         "--tolerance", metavar="[NAME=]MM", action="append", default=[], help="tolerance of the NSD (default: 1)"
     )
     command.add_argument("-np", metavar="N", type=int, default=2, help="processes (default: 2)")
+    command.add_argument("--overwrite", action="store_true", help="replace the results that are in the folder -o")
     command.set_defaults(run=run)
 
 
@@ -57,9 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
     check_writable_folder(arguments.o)
     inputs = [arguments.djfile, *([] if arguments.pfile is None else [arguments.pfile])]
-    check_kept(inputs, [arguments.o / name for name in WRITTEN], "Give another folder with -o")
+    check_kept(inputs, [arguments.o / name for name in RESULTS], "Give another folder with -o")
+    for path in (arguments.o / name for name in RESULTS):
+        if path.exists() and not arguments.overwrite:
+            raise FileExistsError(f"{path} is there already: give another folder with -o, or --overwrite to replace it")
     dataset_json = read_dataset_json(arguments.djfile)
     plans = None if arguments.pfile is None else read_plans(arguments.pfile)
+    reference = arguments.ref or _listed_references(arguments.djfile, dataset_json)
 
     from tqdm import tqdm
 
@@ -68,11 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.writing import write_whole
 
     ending = dataset_json["file_ending"]
-    cases = find_cases(arguments.ref, predictions, ending)
-    example = arguments.ref / f"{cases[0]}{ending}"
-    evaluation = read_evaluation(dataset_json, plans, example, tolerances.pop("", 1.0), tolerances)
+    cases = find_cases(reference, predictions, ending)
+    files = {case: reference / f"{case}{ending}" if isinstance(reference, Path) else reference[case] for case in cases}
+    for case, path in files.items():
+        if not isinstance(reference, Path) and not path.is_file():
+            raise FileNotFoundError(
+                f"case {case}: there is no {path}, which {arguments.djfile} lists: paths that are not absolute begin "
+                "at the folder of that file, so give the dataset.json of the raw data set"
+            )
+    evaluation = read_evaluation(dataset_json, plans, files[cases[0]], tolerances.pop("", 1.0), tolerances)
     rows = evaluate_folders(
-        arguments.ref,
+        reference,
         predictions,
         evaluation,
         arguments.np,
@@ -84,6 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(table)
     print("\nwrote " + ", ".join(str(path) for path in [*written, arguments.o / "summary.md"]))
     return 0
+
+
+def _listed_references(path: Path, dataset_json: dict[str, Any]) -> dict[str, Path]:
+    """Case -> label that ``dataset.json`` lists; its paths may begin at its own folder."""
+    if not lists_cases(dataset_json):
+        raise ValueError(f'give a folder of references with -ref: {path} lists no cases under "dataset"')
+    return training_labels(path.parent, dataset_json)
 
 
 def _named_folders(given: list[str]) -> dict[str, Path]:

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Evaluation, Row, evaluate_folders, read_evaluation, write_rows
-from nnunet_kd.evaluation.measure import Measured, measure
+from nnunet_kd.evaluation.folders import write_rows
 from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.runs import TEACHER, Run, folder_of
-from nnunet_kd.evaluation.study import FINAL, Study
-from nnunet_kd.evaluation.summary import Scores
-from nnunet_kd.images import link_cases
-from nnunet_kd.labels import whole_labels
+from nnunet_kd.evaluation.runs import TEACHER, Run
+from nnunet_kd.evaluation.segmentation import read_segmentation
+from nnunet_kd.evaluation.study import Study
+from nnunet_kd.evaluation.study_costs import study_costs
+from nnunet_kd.evaluation.validation import draw_cases, evaluate_cases, references
 from nnunet_kd.planning import network_in_words
-from nnunet_kd.reading import read_json, read_plans
+from nnunet_kd.processes import BusyError
+from nnunet_kd.reading import read_plans
 from nnunet_kd.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
 from nnunet_kd.teachers.architecture import check_networks
 from nnunet_kd.teachers.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.teachers.nnunet import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
 from nnunet_kd.training.history import records
-from nnunet_kd.writing import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def compare_methods(
     study: Study, runs: Sequence[Run], tolerance: float, workers: int, trust: bool = False
 ) -> list[str]:
-    """All of it; returns a sentence a training that failed.
+    """All of it; returns a sentence per training that failed.
 
     Args:
         study: What is compared.
@@ -49,12 +42,21 @@ def compare_methods(
         ValueError: For settings or teachers that do not fit, or results that could run code, before anything is
             trained.
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
+        BusyError: Where another comparison works in the study's folder, or another process trains one of the runs.
     """
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     _check_results(study, runs, trust)
-    study.write_splits()
-    _check_cases(study, runs, teachers)
-    study.write_plans(runs)
+    with study.alone():
+        study.write_splits()
+        _check_cases(study, runs, teachers)
+        study.write_plans(runs)
+        return _compare(study, runs, teachers, tolerance, workers, trust)
+
+
+def _compare(
+    study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int, trust: bool
+) -> list[str]:
+    """What is left when all is checked: train, evaluate, measure, report."""
     failed = _train(study, runs)
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]
@@ -64,8 +66,8 @@ def compare_methods(
     done = [run for run in done if run.method in whole]
 
     warnings = [*_leaks(study, done), *failed]
-    rows = _evaluate(study, done, teachers, tolerance, workers, warnings.append)
-    costs = _measure(study, done, teachers)
+    rows = evaluate_cases(study, done, teachers, tolerance, workers, warnings.append)
+    costs = study_costs(study, done, teachers, trust)
     methods = [TEACHER, *whole]
     report = Report(
         title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
@@ -76,7 +78,7 @@ def compare_methods(
         teacher=TEACHER if teachers else None,
         costs=costs,
         curves=_curves(study, done, trust),
-        pictures=_pictures(study, done, rows, baseline),
+        pictures=draw_cases(study, done, rows, baseline),
     )
     written = [*write_rows(report.rows, study.out), *write_report(report, study.out)]
     print("\n" + (study.out / "report.md").read_text())
@@ -90,8 +92,10 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
     Raises:
         ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
             settings than they would be now.
+        BusyError: Where another process trains them.
     """
     for run in runs:
+        study.check_idle(run)
         path = study.last_checkpoint(run)
         if path is None:
             continue
@@ -124,8 +128,8 @@ def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, Teach
     """That every fold is there, with images and labels, as it was for what is trained already.
 
     Raises:
-        ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, or one without
-            one of its files.
+        ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, one without one
+            of its files, or a reference that is no segmentation.
     """
     if not study.splits.is_file():
         return  # nnU-Net will say that nothing is preprocessed
@@ -137,9 +141,11 @@ def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, Teach
                 raise ValueError(
                     f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare them one at a time"
                 )
+    reader = PlansManager(study.plans).image_reader_writer_class
     for fold in folds:
         study.images_of(fold)
-        _references(study, fold)
+        for path in sorted(references(study, fold).glob(f"*{study.dataset_json['file_ending']}")):
+            read_segmentation(reader, path.resolve())
         if fold in teachers:
             study.check_validated(teachers[fold].checkpoint.parents[1], fold)
     for run in runs:
@@ -223,97 +229,12 @@ def _train(study: Study, runs: Sequence[Run]) -> list[str]:
         study.commands.say(f"{number} of {len(runs)}: {run.method}, fold {run.fold}, plans {run.plans}: {state}")
         try:
             study.train(run)
+        except BusyError:
+            raise
         except RuntimeError as error:
             failed.append(f"{run.method} (fold {run.fold}, plans {run.plans}) failed: {error}.")
             study.commands.say(failed[-1])
     return failed
-
-
-def _evaluate(
-    study: Study,
-    runs: Sequence[Run],
-    teachers: Mapping[int, TeacherFiles],
-    tolerance: float,
-    workers: int,
-    warn: Callable[[str], None],
-) -> list[Row]:
-    """Of every run and case."""
-    from tqdm import tqdm
-
-    rows: list[Row] = []
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, count: tqdm(  # noqa: E731
-        work, total=count, unit="case", desc="evaluating"
-    )
-    for fold in sorted({run.fold for run in runs}):
-        folders = {}
-        by_key = {_key(run): run for run in runs if run.fold == fold}
-        if fold in teachers:
-            path = teachers[fold].checkpoint
-            folders[TEACHER] = study.predict(path.parents[1], fold, path.name)
-        for key, run in by_key.items():
-            folders[key] = study.predict(study.folder_of(run), fold)
-        reference = _references(study, fold)
-        evaluation = _evaluation(study, next(reference.iterdir()), tolerance)
-        for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress, warn):
-            trained = by_key.get(row.method)
-            rows.append(row if trained is None else replace(row, method=trained.method, seed=trained.seed))
-    return rows
-
-
-def _key(run: Run) -> str:
-    return f"{run.method} seed {run.seed}"
-
-
-def _evaluation(study: Study, example: Path, tolerance: float) -> Evaluation:
-    return read_evaluation(study.dataset_json, study.plans, example, tolerance)
-
-
-def _references(study: Study, fold: int) -> Path:
-    """A folder of links to the labels of the fold's validation cases."""
-    return _links(study.out / "references" / f"fold_{fold}", study.raw / "labelsTr", study, fold)
-
-
-def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, Path]:
-    """The same for predictions, whose folders may hold more than segmentations."""
-    return {name: _links(_segmentations(study, name, fold), folder, study, fold) for name, folder in folders.items()}
-
-
-def _segmentations(study: Study, name: str, fold: int) -> Path:
-    return study.out / "segmentations" / f"{folder_of(name)}_fold_{fold}"
-
-
-def _links(folder: Path, source: Path, study: Study, fold: int) -> Path:
-    ending = study.dataset_json["file_ending"]
-    return link_cases(folder, {case: [source / f"{case}{ending}"] for case in study.cases_of(fold)})
-
-
-def _measure(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> dict[str, Measured]:
-    """One model a method, on the first fold; kept in ``costs.json`` for as long as the models are the same."""
-    fold = runs[0].fold
-    models = {}
-    if fold in teachers:
-        models[TEACHER] = teachers[fold].checkpoint, teachers[fold].experiment.configuration
-    for run in runs:
-        if run.fold == fold:
-            models.setdefault(run.method, (study.folder_of(run) / f"fold_{fold}" / FINAL, study.configuration))
-    path = study.out / "costs.json"
-    known = read_json(path) if path.is_file() else {}
-    of = {
-        name: {"checkpoint": str(checkpoint), "written": checkpoint.stat().st_mtime, "device": study.device}
-        for name, (checkpoint, _) in models.items()
-    }
-    if any(name not in known or known[name].get("of") != of[name] for name in models):
-        known = {}
-        for name, (checkpoint, configuration) in models.items():
-            study.commands.say(f"measuring {name}")
-            cost = measure(checkpoint, configuration, study.images_of(fold), study.device)
-            known[name] = {**asdict(cost), "of": of[name]}
-        write_whole(path, json.dumps(known, indent=1))
-    costs = {}
-    for name in models:
-        entry = {key: value for key, value in known[name].items() if key != "of"}
-        costs[name] = Measured(**{**entry, "network": Cost(**entry["network"])})
-    return costs
 
 
 def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[str, list[float]]]:
@@ -327,60 +248,6 @@ def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[st
         known = {"ema_fg_dice", "dice_per_class_or_region", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"}
         curves[run.method] = {name: [float(v) for v in values] for name, values in logged.items() if name not in known}
     return curves
-
-
-def _pictures(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
-    """Worst, median and best case of the last method by its Dice minus the baseline's."""
-    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
-
-    scores = Scores(rows)
-    methods = _methods(runs)
-    shown = methods[-1]
-    difference = scores.of(shown) - scores.of(baseline) if shown != baseline else scores.of(shown)
-    order = [int(i) for i in np.argsort(difference) if np.isfinite(difference[i])]
-    if not order:
-        return {}
-    several = any(len(seeds) > 1 for seeds in scores.seeds.values())
-    of_seeds = ", mean of the seeds, of which the first is shown" if several else ""
-    evaluation = _evaluation(study, next(_references(study, runs[0].fold).iterdir()), 1.0)
-    cases = {}
-    for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
-        case = scores.cases[index]
-        image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
-        if evaluation.ignore_label is not None:  # nobody is wrong where nothing is known
-            known = reference != evaluation.ignore_label
-            reference, labels = reference * known, {name: found * known for name, found in labels.items()}
-        axis = int(np.argmax(spacing))
-        where = worst_slice(reference, labels, axis)
-        height, width = (length for number, length in enumerate(spacing) if number != axis)
-        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice{of_seeds}"
-        cases[caption] = Slice(
-            image.take(where, axis),
-            reference.take(where, axis),
-            {name: segmentation.take(where, axis) for name, segmentation in labels.items()},
-            height / width,
-        )
-    what = f"{shown} minus {baseline}" if shown != baseline else shown
-    return {f"Cases by Dice of {what}": draw_disagreement(cases, evaluation.structures)}
-
-
-def _read_case(
-    study: Study, runs: Sequence[Run], case: str, with_teacher: bool
-) -> tuple[Any, Any, dict[str, Any], list[float]]:
-    """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
-    reader = PlansManager(study.plans).image_reader_writer_class()
-    ending = study.dataset_json["file_ending"]
-    fold = next(run.fold for run in runs if case in study.cases_of(run.fold))
-    image, properties = reader.read_images([str(study.raw / "imagesTr" / f"{case}_0000{ending}")])
-    reference = whole_labels(reader.read_seg(str(study.raw / "labelsTr" / f"{case}{ending}"))[0][0])
-    labels = {}
-    keys = {TEACHER: TEACHER} if with_teacher else {}
-    for run in runs:
-        if run.fold == fold:
-            keys.setdefault(run.method, _key(run))
-    for method, key in keys.items():
-        labels[method] = reader.read_seg(str(_segmentations(study, key, fold) / f"{case}{ending}"))[0][0]
-    return image[0], reference, labels, [float(width) for width in properties["spacing"]]
 
 
 def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str]:
@@ -399,5 +266,6 @@ def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str
         f"seed {', '.join(str(training.seed if seed is None else seed) for seed in seeds)}",
         **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
         "NSD": f"tolerance {tolerance:g} mm",
+        "Cost": "networks that are the same are measured once, and all of them in turn on each case",
         "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),
     }

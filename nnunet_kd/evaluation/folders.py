@@ -19,14 +19,15 @@ import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
+from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.images import is_left_over
-from nnunet_kd.integrity import check_name, check_whole
-from nnunet_kd.labels import label_text, whole_labels
+from nnunet_kd.integrity import check_name
+from nnunet_kd.labels import label_text
 from nnunet_kd.processes import end_with_parent
-from nnunet_kd.reading import reason
 from nnunet_kd.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]
+References = Path | Mapping[str, Path]  # a folder, or the file of every case
 
 
 @dataclass(frozen=True)
@@ -116,35 +117,50 @@ def read_evaluation(
     )
 
 
-def find_cases(reference: Path, predictions: Mapping[str, Path], file_ending: str) -> list[str]:
-    """Cases of all folders.
+def find_cases(reference: References, predictions: Mapping[str, Path], file_ending: str) -> list[str]:
+    """Cases to evaluate: all in the folder of references; of references that are listed, those with a prediction.
 
     Raises:
         FileNotFoundError: For a folder that is not there.
-        ValueError: For an empty folder, and for a case that one side lacks, naming it.
+        ValueError: For an empty folder, and for a case that a folder of predictions lacks, naming it.
     """
-    found: dict[str, set[str]] = {}
-    for name, folder in {"the reference": reference, **predictions}.items():
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
-        check_name(folder)
-        names = [path.name for path in folder.glob(f"*{file_ending}") if not is_left_over(path.name)]
-        found[name] = {one[: -len(file_ending)] for one in names}
-        if not found[name]:
-            raise ValueError(f"no file in {folder} ends in {file_ending}")
-    cases = found.pop("the reference")
+    predicted = {name: segmentations_in(folder, file_ending).keys() for name, folder in predictions.items()}
+    if isinstance(reference, Path):
+        cases, where = {*segmentations_in(reference, file_ending)}, str(reference)
+    else:
+        cases, where = {*reference}.intersection(set().union(*predicted.values())), "the list of references"
+        if not cases:
+            raise ValueError(f"there is no reference for any case in {', '.join(map(str, predictions.values()))}")
     for case in cases:
         if any("\ud800" <= letter <= "\udfff" for letter in case):
-            raise ValueError(f"case {case!r} in {reference} has a name that is not in UTF-8")
-    for name, own in found.items():
-        for missing, has, lacks in (
-            (cases - own, reference, predictions[name]),
-            (own - cases, predictions[name], reference),
-        ):
-            if missing:
-                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                raise ValueError(f"case {min(missing)}{more} is in {has}, but not in {lacks}")
+            raise ValueError(f"case {case!r} in {where} has a name that is not in UTF-8")
+    for name, own in predicted.items():
+        missing = cases - own
+        if missing:
+            found = (
+                f"case {min(missing)} is"
+                if len(missing) == 1
+                else f"case {min(missing)} and {len(missing) - 1} more are"
+            )
+            raise ValueError(f"{found} in {where}, but not in {predictions[name]}")
     return sorted(cases)
+
+
+def segmentations_in(folder: Path, file_ending: str) -> dict[str, Path]:
+    """Case -> file.
+
+    Raises:
+        FileNotFoundError: For a folder that is not there.
+        ValueError: For an empty one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    check_name(folder)
+    files = [path for path in folder.glob(f"*{file_ending}") if not is_left_over(path.name)]
+    found = {path.name[: -len(file_ending)]: path for path in files}
+    if not found:
+        raise ValueError(f"no file in {folder} ends in {file_ending}")
+    return found
 
 
 def _say(warning: str) -> None:
@@ -152,7 +168,7 @@ def _say(warning: str) -> None:
 
 
 def evaluate_folders(
-    reference: Path,
+    reference: References,
     predictions: Mapping[str, Path],
     evaluation: Evaluation,
     workers: int = 2,
@@ -164,19 +180,29 @@ def evaluate_folders(
     Voxels are compared as they lie in the files, as nnU-Net does.
 
     Args:
-        reference: Folder of reference segmentations.
+        reference: Folder of reference segmentations, or case -> file.
         predictions: Method -> folder.
         evaluation: What and how.
         workers: Processes.
         progress: Shows how far it is: gets the work and its length.
-        warn: Gets a sentence for a folder whose images lie elsewhere in the world than the reference.
+        warn: Gets a sentence for a folder with predictions that have no reference, which are left out, and for one
+            whose images lie elsewhere in the world than the reference.
 
     Raises:
         ValueError: Naming the case: for a file that cannot be read, and segmentations whose shape, spacing or labels
             do not fit their reference.
     """
-    cases = find_cases(reference, predictions, evaluation.file_ending)
-    jobs = [(reference, predictions, case, evaluation) for case in cases]
+    ending = evaluation.file_ending
+    cases = find_cases(reference, predictions, ending)
+    for folder in predictions.values():
+        predicted = segmentations_in(folder, ending)
+        if unknown := predicted.keys() - {*cases}:
+            warn(
+                f"{folder}: {len(unknown)} of {len(predicted)} predictions, {min(unknown)} for one, have no reference "
+                "and are left out"
+            )
+    truths = segmentations_in(reference, ending) if isinstance(reference, Path) else reference
+    jobs = [(truths[case], predictions, case, evaluation) for case in cases]
     rows: dict[str, list[Row]] = {}
     elsewhere: dict[str, list[str]] = {}
 
@@ -223,7 +249,8 @@ def _evaluate_case(
     valid = None if evaluation.ignore_label is None else truth != evaluation.ignore_label
     rows, elsewhere = [], []
     for method, folder in predictions.items():
-        labels, own_spacing, own_place = _read(folder, case, evaluation)
+        path = folder / f"{case}{evaluation.file_ending}"
+        labels, own_spacing, own_place = _read(path, case, evaluation)
         if labels.shape != truth.shape:
             raise ValueError(f"case {case}: {folder} has shape {labels.shape}, the reference {truth.shape}")
         if not np.allclose(own_spacing, spacing, rtol=1e-3):
@@ -242,15 +269,12 @@ def _mm(spacing: list[float]) -> str:
     return "[" + ", ".join(f"{width:g}" for width in spacing) + "] mm"
 
 
-def _read(folder: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float], Corners | None]:
+def _read(path: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float], Corners | None]:
     """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, the voxel size in mm, and where the image lies."""
-    path = folder / f"{case}{evaluation.file_ending}"
     try:
-        check_whole(path)
-        labels, properties = evaluation.reader().read_seg(str(path))
-    except Exception as error:  # every reader has its own
-        raise ValueError(f"case {case}: cannot read {path}: {reason(error, path)}") from error
-    labels = whole_labels(labels[0])
+        labels, properties = read_segmentation(evaluation.reader, path)
+    except ValueError as error:
+        raise ValueError(f"case {case}: {error}") from error
     allowed = [*evaluation.values, *([] if evaluation.ignore_label is None else [evaluation.ignore_label])]
     unknown = np.setdiff1d(np.unique(labels), allowed)
     if unknown.size:

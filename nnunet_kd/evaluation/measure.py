@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunet_kd.evaluation.cost import Cost, configuration_cost
 from nnunet_kd.processes import end_with_parent
-from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.reading import channel_names, read_dataset_json, read_plans
+from nnunet_kd.teachers.checkpoint import mirroring_axes, read_checkpoint
+
+CASES = 5  # that are predicted
+OF_TRAINING = ("data_identifier", "batch_size", "batch_dice", "median_image_size_in_voxels")  # of a configuration
 
 
 @dataclass(frozen=True)
@@ -47,14 +56,51 @@ class Measured:
         return self.network.flops * self.passes
 
 
-def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = 5) -> Measured:
-    """Predict a few cases in a process of its own, so that its peak memory is that of this model.
+@dataclass(frozen=True)
+class Model:
+    """A trained model that can be measured.
 
-    Reading, resampling and writing are not timed.
-
-    Args:
+    Attributes:
         checkpoint: In a results folder, ``fold_*/checkpoint_*.pth``.
         configuration: That it was trained for.
+        trusted: The checkpoint may hold code.
+    """
+
+    checkpoint: Path
+    configuration: str
+    trusted: bool = False
+
+    @cached_property
+    def network(self) -> str:
+        """What decides its cost, whatever its weights are: equal texts are the same network on the same grid."""
+        folder = self.checkpoint.parents[1]
+        manager = PlansManager(read_plans(folder / "plans.json"))
+        settings = manager.get_configuration(self.configuration).configuration
+        dataset_json = read_dataset_json(folder / "dataset.json")
+        content = {
+            "configuration": {key: value for key, value in settings.items() if key not in OF_TRAINING},
+            "transpose": manager.plans.get("transpose_forward"),
+            "channels": channel_names(dataset_json),
+            "labels": dataset_json["labels"],
+            "mirroring": mirroring_axes(read_checkpoint(self.checkpoint, self.trusted), self.checkpoint),
+        }
+        return json.dumps(content, sort_keys=True, default=str)
+
+
+def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = CASES) -> Measured:
+    """One model; see :func:`measure_models`."""
+    (measured,) = _in_turn([Model(checkpoint, configuration)], images, device, cases)
+    return measured
+
+
+def measure_models(models: Mapping[str, Model], images: Path, device: str, cases: int = CASES) -> dict[str, Measured]:
+    """Predict a few cases by each of the networks in turn, so that all of them meet the same machine.
+
+    Networks that are the same are measured once. Each has a process of its own, so that the peak of memory is that of
+    its model. Reading, resampling and writing are not timed.
+
+    Args:
+        models: By name.
         images: Folder of raw images, as for ``nnUNetv2_predict``.
         device: ``"cpu"`` or ``"cuda"``.
         cases: At most so many, in the order of their names.
@@ -62,53 +108,110 @@ def measure(checkpoint: Path, configuration: str, images: Path, device: str, cas
     Raises:
         ValueError: For a folder without images.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        return pool.submit(_measure, checkpoint, configuration, images, device, cases).result()
+    different: dict[str, Model] = {}
+    for model in models.values():
+        different.setdefault(model.network, model)
+    measured = dict(zip(different, _in_turn(list(different.values()), images, device, cases), strict=True))
+    return {name: measured[model.network] for name, model in models.items()}
 
 
-def _measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int) -> Measured:
-    model_folder, fold = checkpoint.parents[1], checkpoint.parent.name.removeprefix("fold_")
-    plans = read_plans(model_folder / "plans.json")
-    dataset_json = read_dataset_json(model_folder / "dataset.json")
-    network = configuration_cost(plans, configuration, dataset_json)
-    files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
-    if not files:
-        raise ValueError(f"there are no images in {images}")
+def _in_turn(models: Sequence[Model], images: Path, device: str, cases: int) -> list[Measured]:
+    with ExitStack() as stack:
+        pools = [
+            stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent))
+            for _ in models
+        ]
+        for pool, model in zip(pools, models, strict=True):
+            count = pool.submit(_begin, model, images, device, cases).result()
+        for number in range(count):
+            for pool in pools:
+                pool.submit(_predict, number).result()
+        return [pool.submit(_end).result() for pool in pools]
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint.name)
-    assert predictor.configuration_manager is not None
-    counter = _Passes()
-    module: torch.nn.Module = predictor.network
-    module.to(predictor.device).eval()
-    module.register_forward_hook(counter)
-    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
-    arrays = [
-        preprocessor.run_case(
-            case, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-        )[0]
-        for case in files
-    ]
-    before = start_of_peak(device)
-    seconds = []
-    for number, data in enumerate([arrays[0], *arrays]):
-        if number == 1:
-            counter.count = 0
+
+_measurements: list[Measurement] = []  # of a process: one
+
+
+def _begin(model: Model, images: Path, device: str, cases: int) -> int:
+    _measurements.append(Measurement(model, images, device, cases))
+    return len(_measurements[0])
+
+
+def _predict(number: int) -> None:
+    _measurements[0].predict(number)
+
+
+def _end() -> Measured:
+    return _measurements[0].measured()
+
+
+class Measurement:
+    """Of one model in this process, which has predicted its first case once to warm up.
+
+    Args:
+        model: Which.
+        images: Folder of raw images.
+        device: ``"cpu"`` or ``"cuda"``.
+        cases: At most so many.
+
+    Raises:
+        ValueError: For a folder without images.
+    """
+
+    def __init__(self, model: Model, images: Path, device: str, cases: int) -> None:
+        model_folder, fold = model.checkpoint.parents[1], model.checkpoint.parent.name.removeprefix("fold_")
+        plans = read_plans(model_folder / "plans.json")
+        dataset_json = read_dataset_json(model_folder / "dataset.json")
+        self._cost = configuration_cost(plans, model.configuration, dataset_json)
+        files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
+        if not files:
+            raise ValueError(f"there are no images in {images}")
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+            predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), model.checkpoint.name)
+        assert predictor.configuration_manager is not None
+        self._predictor, self._device = predictor, device
+        self._module: torch.nn.Module = predictor.network
+        self._module.to(predictor.device).eval()
+        preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+        self._arrays = [
+            preprocessor.run_case(
+                case, None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+            )[0]
+            for case in files
+        ]
+        self._seconds: list[float] = []
+        self._before = start_of_peak(device)
+        self.predict(0)
+        self._seconds.clear()
+        self._passes = _Passes()
+        self._module.register_forward_hook(self._passes)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def predict(self, number: int) -> None:
+        """One case."""
         start = time.perf_counter()
-        predictor.predict_sliding_window_return_logits(torch.from_numpy(data))
-        if device == "cuda":
+        self._predictor.predict_sliding_window_return_logits(torch.from_numpy(self._arrays[number]))
+        if self._device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return Measured(
-        network,
-        counter.count / len(files),
-        statistics.median(seconds[1:]),
-        peak_memory(device) - before + sum(p.numel() * p.element_size() for p in module.parameters()),
-        name,
-        len(files),
-    )
+        self._seconds.append(time.perf_counter() - start)
+
+    def measured(self) -> Measured:
+        """When all cases are predicted."""
+        name = torch.cuda.get_device_name() if self._device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return Measured(
+            self._cost,
+            self._passes.count / len(self),
+            statistics.median(self._seconds),
+            peak_memory(self._device)
+            - self._before
+            + sum(p.numel() * p.element_size() for p in self._module.parameters()),
+            name,
+            len(self),
+        )
 
 
 class _Passes:

@@ -18,6 +18,7 @@ from nnunet_kd.evaluation.summary import (
     SEEDS,
     Scores,
     Table,
+    cautions,
     comparison_table,
     metric_table,
     seed_table,
@@ -48,7 +49,8 @@ class Report:
     Attributes:
         title: Of the page.
         facts: What was compared, as name and text.
-        warnings: What a reader has to know before any number: leakage, methods that failed.
+        warnings: What a reader has to know before any number: leakage, methods that failed. What the rows themselves
+            tell, as too few cases, is added to them.
         rows: Metrics of every case and seed.
         baseline: The method the others are compared with.
         teacher: The teacher's name among the methods, if it is among them.
@@ -71,11 +73,12 @@ class Report:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """``report.html`` and ``report.md``; each is complete or absent. Names are text in both, whatever they hold."""
     sections = _sections(report)
-    markdown = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in report.warnings)]
+    warnings = [*report.warnings, *cautions(Scores(report.rows), report.baseline, report.teacher)]
+    markdown = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in warnings)]
     facts = [f"{name}: {text}" for name, text in report.facts.items()]
     markdown.append("\n".join(f"- {in_markdown(fact)}" for fact in facts))
     page = [f"<h1>{in_html(report.title)}</h1>"]
-    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in report.warnings]
+    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in warnings]
     page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in facts) + "</ul>")
     for title, note, tables in sections:
         markdown += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]

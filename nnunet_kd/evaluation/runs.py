@@ -12,6 +12,7 @@ from nnunet_kd.reading import read_json
 from nnunet_kd.settings import check_keys
 
 TEACHER = "teacher"  # its name beside those of the methods
+PREFIX = "nnUNetTrainer"  # of the names of trainers
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -72,8 +73,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 
 
 def rows_of_methods(methods: Sequence[str]) -> list[MethodRow]:
-    """Trainers without their prefix, with the settings of the plans."""
-    return [MethodRow(method, trainer_of(method)) for method in methods]
+    """Trainers with or without their prefix, with the settings of the plans."""
+    return [MethodRow(method.removeprefix(PREFIX) or PREFIX, trainer_of(method)) for method in methods]
 
 
 def rows_of_ablation(name: str) -> list[MethodRow]:
@@ -123,8 +124,8 @@ def rows_of_file(path: Path) -> list[MethodRow]:
 
 
 def trainer_of(method: str) -> str:
-    """Class name."""
-    return f"nnUNetTrainer{method}"
+    """Class name of a trainer that is given with or without its prefix."""
+    return f"{PREFIX}{method.removeprefix(PREFIX)}"
 
 
 def folder_of(name: str) -> str:

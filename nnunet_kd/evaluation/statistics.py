@@ -185,6 +185,11 @@ def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, P
     return {name: PairedTests(t, rank, corrected[name], cases) for name, (t, rank, cases) in uncorrected.items()}
 
 
+def least_wilcoxon(cases: int) -> float:
+    """The smallest p that Wilcoxon's two-sided test can give: all differences have one sign, in 2 of 2^n ways."""
+    return 2.0 ** (1 - cases) if cases else 1.0
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction; entries that are not a number stay and do not count."""
     tested = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))

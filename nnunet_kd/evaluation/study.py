@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.runs import Run
-from nnunet_kd.images import images_by_case, in_order, link_cases
-from nnunet_kd.integrity import check_whole
-from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_splits
+from nnunet_kd.evaluation.segmentation import read_segmentation
+from nnunet_kd.images import link_cases
+from nnunet_kd.processes import BusyError, FileLock, holder_of
+from nnunet_kd.raw_cases import training_images
+from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
 from nnunet_kd.teachers.nnunet import Experiment, find_trainer, validated_cases
+from nnunet_kd.training.results import LOCK
 from nnunet_kd.writing import check_writable_folder, not_written, write_whole
 
 if TYPE_CHECKING:
@@ -57,6 +61,30 @@ class Study:
         self.device = device
         self.commands = Commands(out / "logs")
         self.dataset_json: dict[str, Any] = read_dataset_json(self.preprocessed / "dataset.json")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other comparisons out of the folder, which is removed at the end where it was made for nothing.
+
+        Raises:
+            BusyError: Where another one works there.
+        """
+        made = not self.out.exists()
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.out / "compare.lock")
+        except BusyError as error:
+            raise BusyError(
+                f"another nnunet_kd compare works in {self.out} now (process {error}): run this one again when that "
+                "has ended, or give another folder with -o"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.free()
+            if made:
+                with suppress(OSError):  # it is not empty
+                    self.out.rmdir()
 
     # ---- plans
 
@@ -173,15 +201,30 @@ class Study:
         checkpoints = (fold / name for name in (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth"))
         return next((path for path in checkpoints if zipfile.is_zipfile(path)), None)
 
+    def check_idle(self, run: Run) -> None:
+        """That no other process trains it now, as far as trainers of this package say.
+
+        Raises:
+            BusyError: Where one does.
+        """
+        fold = self.folder_of(run) / f"fold_{run.fold}"
+        if (holder := holder_of(fold / LOCK)) is not None:
+            raise BusyError(
+                f"another process trains in {fold} now (process {holder}): run this again when it has ended; whatever "
+                "is trained by then is kept"
+            )
+
     def train(self, run: Run) -> None:
         """With nnUNetv2_train; goes on where it was stopped, does nothing where it has ended.
 
         Raises:
             RuntimeError: Where the command fails.
             UnwritableError: Where the results cannot be written.
+            BusyError: Where that is because another process trains it.
         """
         if self.is_trained(run):
             return
+        self.check_idle(run)
         fold = self.folder_of(run) / f"fold_{run.fold}"
         check_writable_folder(fold)
         for path in fold.glob("checkpoint_*.pth"):
@@ -191,15 +234,19 @@ class Study:
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
         epochs = int(self.schedule_of(run).num_epochs or SCHEDULE["num_epochs"])
-        self.commands.run(
-            f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
-            "nnUNetv2_train",
-            *words,
-            "-device",
-            self.device,
-            *(["--c"] if begun else []),
-            epochs=epochs,
-        )
+        try:
+            self.commands.run(
+                f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
+                "nnUNetv2_train",
+                *words,
+                "-device",
+                self.device,
+                *(["--c"] if begun else []),
+                epochs=epochs,
+            )
+        except RuntimeError:
+            self.check_idle(run)  # another process may have been faster
+            raise
 
     # ---- cases and predictions
 
@@ -238,11 +285,10 @@ class Study:
         Raises:
             ValueError: Where a case has no image.
         """
-        source, ending = self.raw / "imagesTr", self.dataset_json["file_ending"]
-        there = images_by_case(source, ending) if source.is_dir() else {}
-        cases = {case: there.get(case, {}) for case in self.cases_of(fold)}
-        channels = len(channel_names(self.dataset_json))
-        return link_cases(self.out / "images" / f"fold_{fold}", in_order(cases, channels, source, ending))
+        images = training_images(self.raw, self.dataset_json, self.cases_of(fold))
+        ending = self.dataset_json["file_ending"]
+        folder = self.out / "images" / f"fold_{fold}"
+        return link_cases(folder, images, lambda case, channel: f"{case}_{channel:04d}{ending}")
 
     def predict(self, model_folder: Path, fold: int, checkpoint: str = FINAL) -> Path:
         """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
@@ -296,8 +342,7 @@ class Study:
         try:
             if not begin <= path.stat().st_mtime <= end:
                 return False
-            check_whole(path)
-            PlansManager(self.plans).image_reader_writer_class().read_seg(str(path))
+            read_segmentation(PlansManager(self.plans).image_reader_writer_class, path)
         except Exception:  # of whatever library reads the format
             return False
         return True

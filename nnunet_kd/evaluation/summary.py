@@ -15,6 +15,7 @@ from nnunet_kd.evaluation.statistics import (
     PairedTests,
     Values,
     gap_closed,
+    least_wilcoxon,
     mean_and_error,
     mean_difference,
     mean_interval,
@@ -39,12 +40,26 @@ GAP = (
     " Gap closed: (method - {baseline}) / (teacher - {baseline}), where the interval of the teacher's difference is "
     "above 0; otherwise there is no gap to speak of."
 )
+FEW = " Of {cases} cases Wilcoxon's test cannot give a p below {least}."
+TOO_FEW = (
+    "Too few cases for a test: of {cases}, Wilcoxon's cannot give a p below {least}{holm}, however large a difference "
+    "is. Intervals of so few cases are too narrow, too."
+)
+NOT_FOUND = "{method} finds next to nothing of {structures} (mean Dice below {percent:g} %)"
+WEAK_BASELINE = (
+    ": its training has failed or was too short, and a difference to it{gap} says little of the methods that are "
+    "compared with it"
+)
 SEEDS = (
     "Mean Dice (%) of each seed, their standard deviation, and the mean of their differences to {baseline} with a "
     "t-test that is paired over the seeds: it asks whether other trainings would differ too, and of few seeds finds "
     "only large and steady differences. It is not corrected for the number of methods: of many that change nothing, "
     "some have a small p. The other tables are of the mean over seeds."
 )
+
+NOTHING = 0.01  # mean Dice below which a structure is not found
+LEVEL = 0.05  # above which no p is called significant
+SHOWN_P = 1e-4  # smaller ones are not told apart
 
 LABELS = {
     "dice": "Dice (%)",
@@ -144,6 +159,45 @@ def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[s
     }
 
 
+def cautions(scores: Scores, baseline: str, teacher: str | None = None) -> list[str]:
+    """What a reader has to know before the tables, a sentence each.
+
+    A method finds nothing of a structure where it could: in the cases whose reference has it.
+    """
+    said = []
+    for method in (baseline, *(method for method in scores.methods if method != baseline)):
+        lost = [structure for structure in scores.structures if _found(scores, method, structure) < NOTHING]
+        if not lost:
+            continue
+        text = NOT_FOUND.format(method=method, structures=", ".join(lost), percent=100 * NOTHING)
+        if method == baseline and len(scores.methods) > 1:
+            text += WEAK_BASELINE.format(gap="" if teacher is None else ", or a share of the gap,")
+        said.append(f"{text}.")
+    tested = _tested(scores, baseline, teacher)
+    if tested:
+        cases = max(tested.values())
+        least = least_wilcoxon(cases)
+        corrected = min(1.0, len(tested) * least)
+        if corrected > LEVEL:
+            holm = f", nor Holm's correction for {len(tested)} methods one below {corrected:.4f}"
+            holm = holm if len(tested) > 1 else ""
+            said.append(TOO_FEW.format(cases=cases, least=f"{least:.4f}", holm=holm))
+    return said
+
+
+def _found(scores: Scores, method: str, structure: str) -> float:
+    """Mean Dice over the cases whose reference has the structure; not a number where none has."""
+    there = np.isfinite(scores.runs(method, "sensitivity", structure))
+    return mean_and_error(np.where(there, scores.runs(method, "dice", structure), math.nan))[0]
+
+
+def _tested(scores: Scores, baseline: str, teacher: str | None) -> dict[str, int]:
+    """Methods that are tested against the baseline -> cases in which both have a value."""
+    there = np.isfinite(scores.of(baseline))
+    methods = [method for method in scores.methods if method not in (baseline, teacher)]
+    return {method: int((there & np.isfinite(scores.of(method))).sum()) for method in methods}
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as text, for Markdown and HTML, in both of which they stay text."""
@@ -226,13 +280,16 @@ def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     drawn = "cases, and over the seeds of every method, of few of which they are too narrow" if several else "cases"
     of_a_case = ", the mean of the seeds that have one" if several else ""
     text = TESTS if teacher is None else TESTS + GAP
-    return text.format(baseline=baseline, drawn=drawn, of_a_case=of_a_case)
+    cases = max(_tested(scores, baseline, teacher).values(), default=0)
+    few = FEW.format(cases=cases, least=_p_value(least_wilcoxon(cases))) if least_wilcoxon(cases) >= SHOWN_P else ""
+    return text.format(baseline=baseline, drawn=drawn, of_a_case=of_a_case) + (few if cases else "")
 
 
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
     """All tables with what they mean (Markdown)."""
     scores = Scores(rows)
-    parts = [MEANS.format(cases=len(scores.cases))]
+    parts = [f"**{in_markdown(caution)}**" for caution in cautions(scores, baseline, teacher)]
+    parts += [MEANS.format(cases=len(scores.cases))]
     parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
     if len(scores.methods) > 1:
         parts += [
@@ -260,4 +317,4 @@ def _percent(interval: Interval, sign: str = "", digits: int = 2) -> str:
 
 
 def _p_value(p: float) -> str:
-    return "-" if math.isnan(p) else ("< 0.0001" if p < 1e-4 else f"{p:.4f}")
+    return "-" if math.isnan(p) else ("< 0.0001" if p < SHOWN_P else f"{p:.4f}")

@@ -54,8 +54,17 @@ class PreprocessedCases:
         return len(channel_names(self.experiment.dataset_json))
 
     def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body."""
+        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body.
+
+        Raises:
+            ValueError: Where the labels have several values per voxel, as those of a colour picture.
+        """
         images, segmentation, _, _ = self._dataset.load_case(case)
+        if len(segmentation) != 1:
+            raise ValueError(
+                f"the labels of case {case} have {len(segmentation)} values per voxel, of which nnU-Net takes the "
+                "first: write labels of one value per voxel, and preprocess again"
+            )
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
     def fingerprint(self, case: str) -> dict[str, str]:

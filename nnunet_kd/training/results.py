@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.planning import network_in_words
+from nnunet_kd.processes import BusyError, FileLock
 from nnunet_kd.reading import read_plans
 from nnunet_kd.settings import recorded_leakage, with_leakage
 from nnunet_kd.teachers.nnunet import Experiment
@@ -120,44 +120,25 @@ def _network(plans: dict[str, Any], configuration: str) -> Any:
 
 
 class Lock:
-    """Held by the process that trains in a folder; freed by the system when it ends, however it ends.
-
-    Where a disk or a system has no locks nothing is checked.
+    """Held by the process that trains in a folder; see :class:`nnunet_kd.processes.FileLock`.
 
     Args:
         folder: Of one fold.
 
     Raises:
-        RuntimeError: Where another process holds it.
+        BusyError: Where another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
-        self._file = self._path.open("a+")
         try:
-            import fcntl
-
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loading workers
-        except ImportError:  # Windows
-            return
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return
-            self._file.seek(0)
-            holder = self._file.read().strip()
-            self._file.close()
-            raise RuntimeError(
-                f"another process trains in {folder} now (process {holder or 'unknown'}): wait for it, or stop it"
+            self._lock = FileLock(folder / LOCK)
+        except BusyError as error:
+            raise BusyError(
+                f"another process trains in {folder} now (process {error}): wait for it, or stop it"
             ) from None
         for leftover in folder.glob("*.unfinished*"):  # of a killed training; nobody else writes here
             leftover.unlink()
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
 
     def free(self) -> None:
         """At the end of the training."""
-        if os.name == "nt":  # which removes no open file; elsewhere closing it would let another training in
-            self._file.close()
-        self._path.unlink(missing_ok=True)
-        self._file.close()
+        self._lock.free()

@@ -3,6 +3,7 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
@@ -17,7 +18,9 @@ from nnunet_kd.settings import with_leakage
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
+from tests.test_processes import held
 
+MEASURED = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
 
 
@@ -67,6 +70,11 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     assert 'both: nnUNetTrainerKD with {"method": {"terms": [{"name": "logits"}' in report
     for method in ("teacher", "NoKD", "LogitsKD", "both"):
         assert f"| {method} " in report
+    costs = [
+        line.split("|")[2:] for line in report.partition("## Cost")[2].partition("##")[0].splitlines() if "|" in line
+    ]
+    assert len(costs) == 6 and costs[3] == costs[4] == costs[5] != costs[2]  # one network; the teacher's
+    assert "Too few cases for a test: of 2, Wilcoxon's cannot give a p below 0.5000" in report
     assert "gap closed" in report and "GFLOPs a case" in report and "LEAKAGE" not in report
     methods = {row["method"] for row in json.loads((study / "metrics.json").read_text())}
     assert methods == {"teacher", "NoKD", "LogitsKD", "both"}
@@ -112,6 +120,7 @@ class Trainings:
             segmentations.mkdir(parents=True)
             plans = json.loads((self.workspace.preprocessed / f"{option['-p']}.json").read_text())
             (folder / "plans.json").write_text(json.dumps(with_leakage(plans, {"1": "LEAKAGE: it has seen fold 1"})))
+            shutil.copy(self.workspace.preprocessed / "dataset.json", folder)
             content = {"network_weights": {}, "trainer_name": option["-tr"], "logging": {"train_losses": [1.0]}}
             torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
         else:
@@ -120,7 +129,7 @@ class Trainings:
             segmentations = self.workspace.root / option["-o"]
         self.models.append((folder.name, fold))
         for case in json.loads((self.workspace.preprocessed / "splits_final.json").read_text())[int(fold)]["val"]:
-            image = sitk.ReadImage(str(self.workspace.raw / "labelsTr" / f"{case}.nii.gz"))
+            image = sitk.ReadImage(str(self.workspace.preprocessed / "gt_segmentations" / f"{case}.nii.gz"))
             voxels = sitk.GetArrayFromImage(image)
             voxels.flat[(voxels.flat == 1).nonzero()[0][: len(self.models)]] = 0
             found = sitk.GetImageFromArray(voxels)
@@ -135,9 +144,8 @@ def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
     trainings = Trainings(workspace)
     monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
-    measured = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
-    monkeypatch.setattr("nnunet_kd.evaluation.comparison.measure", lambda *_: measured)
-    words = ("-p", "tiny", "-m", "NoKD", "--ablation", "dcd", "-f", "0", "1", "--seeds", "0", "3")
+    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", lambda models, *_: [MEASURED for _ in models])
+    words = ("-p", "tiny", "-m", "nnUNetTrainerNoKD", "--ablation", "dcd", "-f", "0", "1", "--seeds", "0", "3")
     assert compare(workspace, *words) == 0
 
     ablation = ("lll", "hhh", "detail", "all", "without-idwt", "energy")
@@ -164,6 +172,92 @@ def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
     assert set(Counter((row["method"], row["seed"], row["case"]) for row in rows).values()) == {2}
     report = (study / "report.md").read_text()
     assert report.count("LEAKAGE: it has seen fold 1") == 1 and "seed 0, 3" in report
+
+
+def list_files(workspace, monkeypatch):
+    """Move images and labels to where only dataset.json says they are, under other names."""
+    monkeypatch.setenv("HOSPITAL", str(workspace.root / "hospital"))
+    listed = {}
+    for path in sorted((workspace.raw / "labelsTr").iterdir()):
+        case = path.name.removesuffix(".nii.gz")
+        folder = workspace.root / "hospital" / case
+        folder.mkdir(parents=True)
+        path.rename(folder / "mask.nii.gz")
+        for image in (workspace.raw / "imagesTr").glob(f"{case}_*"):
+            image.rename(folder / f"t{image.name[-8]}.nii.gz")
+        images = [f"../../hospital/{case}/t{channel}.nii.gz" for channel in range(3)]
+        listed[case] = {"images": images, "label": f"$HOSPITAL/{case}/mask.nii.gz"}
+    for folder in (workspace.raw, workspace.preprocessed):
+        (folder / "dataset.json").write_text(json.dumps({**workspace.dataset_json, "dataset": listed}))
+
+
+def test_files_that_are_listed(workspace, monkeypatch):
+    """The same study, wherever dataset.json says that images and labels are."""
+    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", lambda models, *_: [MEASURED for _ in models])
+    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
+    found = []
+    for change in (lambda: None, lambda: list_files(workspace, monkeypatch)):
+        trainings = Trainings(workspace)
+        monkeypatch.setattr(Commands, "run", lambda *words, to=trainings, **options: to.run(*words, **options))
+        change()
+        assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 0
+        study = workspace.root / "study"
+        found.append(((study / "metrics.csv").read_text(), (study / "report.html").read_text().count("<img ")))
+        images = study / "images" / "fold_0"
+        cases = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["val"]
+        names = [f"{case}_000{channel}.nii.gz" for case in sorted(cases) for channel in range(3)]
+        assert sorted(path.name for path in images.iterdir()) == names
+        for folder in (study, *workspace.results.glob("nnUNetTrainer[!_]*")):
+            shutil.rmtree(folder)
+    assert found[0] == found[1]
+
+
+def test_a_reference_of_several_values_is_refused_before_training(workspace, capsys):
+    """nnU-Net's reader gives the first volume of a series, which would be evaluated when all is trained."""
+    workspace.plans("tiny", training=SHORT)
+    case = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["val"][0]
+    path = workspace.raw / "labelsTr" / f"{case}.nii.gz"
+    volume = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    path.unlink()  # it is linked to that of other tests
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([volume, volume]), isVector=False), str(path))
+    assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
+    assert f"{path} has 2 values per voxel" in capsys.readouterr().err
+    assert not (workspace.root / "study" / "logs").exists()
+
+
+def test_only_one_comparison_works_in_a_folder(workspace, capsys):
+    """The second would call a training that is under way failed, and write a report without it."""
+    workspace.plans("tiny", training=SHORT)
+    study = workspace.root / "study"
+    study.mkdir()
+    with held(study / "compare.lock") as other:
+        assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
+    error = capsys.readouterr().err
+    assert f"another nnunet_kd compare works in {study} now (process {other}): run this one again when" in error
+    assert [path.name for path in study.iterdir()] == ["compare.lock"]
+
+
+def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, capsys):
+    """Whether it is there when the study begins, or comes to be while that trains the row before."""
+    workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
+    trainings = Trainings(workspace)
+    monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
+    fold = workspace.results / "nnUNetTrainerLogitsKD__tiny__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    torn = fold / "checkpoint_latest.pth"
+    torn.write_bytes(b"half of it")
+    with held(fold / "training.lock") as other:
+        message = f"another process trains in {fold} now (process {other}): run this again when it has ended; whatever"
+        assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
+        assert message in capsys.readouterr().err
+        assert trainings.models == [] and not (workspace.root / "study").exists()
+        with monkeypatch.context() as late:
+            late.setattr("nnunet_kd.evaluation.comparison._check_results", lambda *_: None)
+            assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and "failed" not in captured.out
+        assert trainings.models == [("nnUNetTrainerNoKD__tiny__3d_fullres", "0")]
+    assert torn.is_file() and not (workspace.root / "study" / "report.md").exists()
 
 
 @pytest.mark.slow

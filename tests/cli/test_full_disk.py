@@ -62,7 +62,7 @@ def test_tables_of_an_evaluation(small_disk, tmp_path, capsys):
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}')
     given = ("-ref", "reference", "-pred", "predicted", "-djfile", "dataset.json")
     words = ["evaluate", *(word if word[0] == "-" else str(tmp_path / word) for word in given)]
-    words += ["-o", str(disk / "out"), "-np", "1"]
+    words += ["-o", str(disk / "out"), "-np", "1", "--overwrite"]
     assert main(words) == 0
     before = tree(disk / "out")
     for free in (0, PAGE):

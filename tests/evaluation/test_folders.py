@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+import skimage.io
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -162,7 +163,8 @@ def test_distances_are_in_millimetres_of_their_own_axis(tmp_path, axis, width):
     write(tmp_path / "moved" / "c.nii.gz", 2 * found)
     (tmp_path / "dataset.json").write_text(json.dumps(description()))
     for factor in (1.99, 2.01):
-        assert command(tmp_path, "--tolerance", "30", "--tolerance", f"b={factor * width}", predictions=("moved",)) == 0
+        words = ("--tolerance", "30", "--tolerance", f"b={factor * width}", "--overwrite")
+        assert command(tmp_path, *words, predictions=("moved",)) == 0
         rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
         values = next(row for row in rows if row["structure"] == "b")
         assert values["hd95"] == pytest.approx(2 * width)
@@ -237,11 +239,107 @@ def test_cases_of_one_side_only(folders):
     with pytest.raises(ValueError, match=f"case c1 is in {folders}/ref, but not in {folders}/two"):
         find_cases(folders / "ref", predictions, ".nii.gz")
     (folders / "two" / "c2.nii.gz").unlink()
-    with pytest.raises(ValueError, match="case c1 and 1 more is in .*/ref, but not in .*/two"):
+    with pytest.raises(ValueError, match="case c1 and 1 more are in .*/ref, but not in .*/two"):
         find_cases(folders / "ref", predictions, ".nii.gz")
-    (folders / "ref" / "d.nii.gz").unlink()
-    with pytest.raises(ValueError, match="case d is in .*/one, but not in .*/ref"):
-        find_cases(folders / "ref", {"one": folders / "one"}, ".nii.gz")
+
+
+def test_predictions_without_a_reference_are_left_out(folders, capsys):
+    """As where a folder holds those of all cases, and references are there for some."""
+    every = evaluated(folders)
+    for case in ("c1", "d"):
+        (folders / "ref" / f"{case}.nii.gz").unlink()
+    (folders / "two" / "d.nii.gz").unlink()
+    assert evaluated(folders) == [row for row in every if row.case not in ("c1", "d")]
+    assert capsys.readouterr().err.splitlines() == [
+        f"nnunet_kd: warning: {folders}/one: 2 of 5 predictions, c1 for one, have no reference and are left out",
+        f"nnunet_kd: warning: {folders}/two: 1 of 4 predictions, c1 for one, have no reference and are left out",
+    ]
+
+
+def test_references_that_are_listed(folders, capsys, monkeypatch):
+    """Wherever they lie and whatever they are called: relative to dataset.json, and by a variable."""
+    expected = write_rows(evaluated(folders), folders / "expected")[0].read_text()
+    (folders / "elsewhere").mkdir()
+    (folders / "ref" / "c0.nii.gz").rename(folders / "elsewhere" / "patient 7, seg.nii.gz")
+    monkeypatch.setenv("REFERENCES", str(folders / "ref"))
+    listed = {case: f"$REFERENCES/{case}.nii.gz" for case in ("c1", "c2", "c3", "d", "of_another_fold")}
+    listed["c0"] = "elsewhere/patient 7, seg.nii.gz"
+    entries = {case: {"images": [], "label": label} for case, label in listed.items()}
+    (folders / "dataset.json").write_text(json.dumps(description(dataset=entries)))
+    words = ["evaluate", "-djfile", str(folders / "dataset.json"), "-o", str(folders / "out"), "-np", "1"]
+    words += ["-pred", str(folders / "one"), "-pred", str(folders / "two")]
+    assert main(words) == 0
+    assert (folders / "out" / "metrics.csv").read_text() == expected
+    (folders / "copy").mkdir()
+    (folders / "copy" / "dataset.json").write_text((folders / "dataset.json").read_text())
+    capsys.readouterr()
+    assert main([*words, "-djfile", str(folders / "copy" / "dataset.json"), "--overwrite"]) == 1
+    error = capsys.readouterr().err
+    assert f"case c0: there is no {folders}/copy/elsewhere/patient 7, seg.nii.gz, which {folders}/copy/" in error
+    assert "so give the dataset.json of the raw data set" in error
+    (folders / "dataset.json").write_text(json.dumps(description()))
+    assert main([*words, "--overwrite"]) == 1
+    assert "give a folder of references with -ref: " in capsys.readouterr().err
+
+
+def test_results_are_not_overwritten_unasked(folders, capsys):
+    assert command(folders, predictions=("one",)) == 0
+    before = {path: path.read_text() for path in (folders / "out").iterdir()}
+    (folders / "out" / "metrics.csv").unlink()
+    assert command(folders) == 1
+    assert (
+        f"{folders}/out/metrics.json is there already: give another folder with -o, or --overwrite to replace it"
+        in capsys.readouterr().err
+    )
+    assert not (folders / "out" / "metrics.csv").exists() and (folders / "out" / "metrics.json").read_text()
+    assert command(folders, "--overwrite") == 0
+    assert {path: path.read_text() for path in (folders / "out").iterdir()}.keys() == before.keys()
+    assert "| two " in (folders / "out" / "summary.md").read_text()
+
+
+def with_several_values(path, kind):
+    """A file whose first channel or volume is a segmentation."""
+    labels = random_labels(1).astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    if kind == "colour":
+        skimage.io.imsave(path, np.stack([labels[0], labels[1], labels[2]], -1), check_contrast=False)
+    elif kind == "alpha":
+        skimage.io.imsave(path, np.stack([labels[0]] * 4, -1), check_contrast=False)
+    elif kind == "series":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([labels, labels]), isVector=False), str(path))
+    elif kind == "vectors":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([labels] * 3, -1), isVector=True), str(path))
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([labels[0]] * 3, -1), isVector=True), str(path))
+
+
+@pytest.mark.parametrize("spoilt", ["ref", "one"])
+@pytest.mark.parametrize(
+    ("kind", "ending", "count"),
+    [
+        ("colour", ".png", 3),
+        ("alpha", ".png", 4),
+        ("series", ".nii.gz", 2),
+        ("vectors", ".nii.gz", 3),
+        ("2-D vectors", ".mha", 3),
+    ],
+)
+def test_only_one_value_per_voxel_is_a_segmentation(tmp_path, kind, ending, count, spoilt):
+    """Of a colour picture or a series nnU-Net's readers give the first channel first: it would be evaluated."""
+    for folder in ("ref", "one"):
+        with_several_values(tmp_path / folder / f"c{ending}", kind)
+        if folder != spoilt and kind not in ("vectors", "2-D vectors"):
+            labels = random_labels(1).astype(np.uint8)
+            path = tmp_path / folder / f"c{ending}"
+            if ending == ".png":
+                skimage.io.imsave(path, labels[0], check_contrast=False)
+            else:
+                write(path, labels, (1, 1, 1))
+    example = tmp_path / "ref" / f"c{ending}"
+    evaluation = read_evaluation(description(file_ending=ending), None, example)
+    path = example if kind in ("vectors", "2-D vectors") else tmp_path / spoilt / f"c{ending}"
+    with pytest.raises(ValueError, match=rf"case c: {path} has {count} values per voxel .*; a segmentation has one"):
+        evaluate_folders(tmp_path / "ref", {"one": tmp_path / "one"}, evaluation, 1)
 
 
 def command(folders, *more, predictions=("one", "two")):
@@ -273,7 +371,7 @@ def test_methods_are_named(folders, capsys):
     assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
     assert "two folders are called 'one': name them, -pred NAME=DIR" in capsys.readouterr().err
     shutil.copytree(folders / "one", folders / "lr=1" / "preds")
-    assert command(folders, "-pred", str(folders / "lr=1" / "preds"), predictions=("one",)) == 0
+    assert command(folders, "-pred", str(folders / "lr=1" / "preds"), "--overwrite", predictions=("one",)) == 0
 
 
 def spoil(folders, kind):
@@ -296,7 +394,7 @@ def spoil(folders, kind):
         ("shape", r"case c2: .*/two has shape \(6, 11, 10\), the reference \(6, 11, 9\)"),
         ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, the reference \[2.5, 1.2, 0.8\] mm"),
         ("label", r"case c2: .*/two/c2.nii.gz has label [567], dataset.json only \[0, 1, 2\]"),
-        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is cut off or damaged$"),
+        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is cut off"),
         ("missing", "case c2 is in .*/ref, but not in .*/two"),
     ],
 )

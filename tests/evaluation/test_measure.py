@@ -1,10 +1,15 @@
+import json
+import multiprocessing
+import os
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_kd.evaluation.measure import _measure
+from nnunet_kd.evaluation.measure import Measurement, Model, measure_models
 
 
 def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
@@ -17,7 +22,12 @@ def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
             longer.SetSpacing(whole.GetSpacing())
             sitk.WriteImage(longer, str(tmp_path / path.name.replace("head_000", case)))
     checkpoint = workspace.teacher / "fold_0" / "checkpoint_final.pth"
-    measured = {cases: _measure(checkpoint, "3d_fullres", tmp_path, "cpu", cases) for cases in (1, 5)}
+    measured = {}
+    for cases in (1, 5):
+        measurement = Measurement(Model(checkpoint, "3d_fullres"), tmp_path, "cpu", cases)
+        for number in range(len(measurement)):
+            measurement.predict(number)
+        measured[cases] = measurement.measured()
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(workspace.teacher), (0,))
@@ -39,5 +49,34 @@ def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
 
 
 def test_a_folder_without_images(workspace, tmp_path):
+    checkpoint = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     with pytest.raises(ValueError, match=f"there are no images in {tmp_path}"):
-        _measure(workspace.teacher / "fold_0" / "checkpoint_final.pth", "3d_fullres", tmp_path, "cpu", 5)
+        Measurement(Model(checkpoint, "3d_fullres"), tmp_path, "cpu", 5)
+
+
+def test_networks_are_measured_once_and_in_turn(workspace, tmp_path, monkeypatch):
+    """Each case by all of them, so that none meets a busier machine than another; each in its own process."""
+    student = workspace.results / "nnUNetTrainerNoKD__student__3d_fullres"
+    shutil.copytree(workspace.teacher, student)
+    plans = json.loads((student / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [8, 16, 16]
+    (student / "plans.json").write_text(json.dumps(plans))
+    log = tmp_path / "log"
+    predict = Measurement.predict
+
+    def noted(self, number):
+        with log.open("a") as file:
+            print(os.getpid(), number, file=file)
+        predict(self, number)
+
+    monkeypatch.setattr(Measurement, "predict", noted)
+    monkeypatch.setattr("nnunet_kd.evaluation.measure.get_context", lambda _: multiprocessing.get_context("fork"))
+    folders = {"teacher": workspace.teacher, "one": student, "two": student}
+    models = {name: Model(path / "fold_0" / "checkpoint_final.pth", "3d_fullres") for name, path in folders.items()}
+    measured = measure_models(models, workspace.raw / "imagesTr", "cpu", 2)
+    assert list(measured) == ["teacher", "one", "two"]
+    assert measured["one"] is measured["two"] and measured["one"].passes != measured["teacher"].passes
+    calls = [line.split() for line in log.read_text().splitlines()]
+    assert [number for _, number in calls] == ["0", "0", "0", "0", "1", "1"]  # the first two to warm up
+    processes = [process for process, _ in calls]
+    assert len({*processes}) == 2 and processes == 3 * processes[:2]

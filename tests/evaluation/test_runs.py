@@ -22,6 +22,19 @@ def test_runs_come_fold_by_fold():
     assert [run.plans for run in list_runs("P", rows_of_methods(["DCD"]), [0], [0, 7])] == ["P_seed0", "P_seed7"]
 
 
+def test_trainers_have_their_prefix_or_not(tmp_path):
+    rows = rows_of_methods(["KD", "nnUNetTrainerNoKD", "nnUNetTrainer"])
+    assert [(row.name, row.trainer) for row in rows] == [
+        ("KD", "nnUNetTrainerKD"),
+        ("NoKD", "nnUNetTrainerNoKD"),
+        ("nnUNetTrainer", "nnUNetTrainer"),
+    ]
+    (row,) = rows_of_file(written(tmp_path / "rows.json", {"mine": {"trainer": "nnUNetTrainerKD"}}))
+    assert row.trainer == "nnUNetTrainerKD"
+    with pytest.raises(ValueError, match="there are two rows KD"):
+        list_runs("P", rows_of_methods(["KD", "nnUNetTrainerKD"]), [0], [None])
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_rows_of_an_ablation_are_settings_of_its_method(name):
     runs = list_runs("P", rows_of_methods(["NoKD"]) + rows_of_ablation(name), [0], [None])

@@ -8,6 +8,7 @@ from nnunet_kd.evaluation.statistics import (
     bootstrap,
     gap_closed,
     holm,
+    least_wilcoxon,
     mean_and_error,
     mean_difference,
     mean_interval,
@@ -69,6 +70,16 @@ def test_cases_without_a_difference_count_in_the_ranks():
     exact = (baseline + difference) - baseline
     pratt, wilcoxon = (stats.wilcoxon(exact, zero_method=method).pvalue for method in ("pratt", "wilcox"))
     assert found.wilcoxon == pytest.approx(pratt) != pytest.approx(wilcoxon)
+
+
+@pytest.mark.parametrize("cases", [2, 5, 9, 14])
+def test_no_p_of_wilcoxon_is_smaller(cases):
+    assert least_wilcoxon(5) == 0.0625 and least_wilcoxon(0) == 1
+    baseline = np.zeros(cases)
+    best = paired_tests({"best": baseline + 0.1 + np.arange(cases) / 100}, baseline)["best"]
+    assert best.wilcoxon == pytest.approx(least_wilcoxon(cases))
+    tied = paired_tests({"tied": np.round(np.linspace(0, 0.3, cases), 1)}, baseline)["tied"]
+    assert tied.wilcoxon >= least_wilcoxon(cases)
 
 
 def test_tests_that_are_not_defined():

@@ -6,15 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.evaluation.comparison import _find_teachers, _measure, _pictures, _references, _segmentations
+from nnunet_kd.evaluation.comparison import _find_teachers
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.runs import list_runs, rows_of_ablation, rows_of_methods
 from nnunet_kd.evaluation.study import Study
+from nnunet_kd.evaluation.study_costs import study_costs
+from nnunet_kd.evaluation.validation import draw_cases, references, segmentations
 from nnunet_kd.settings import read_settings
 from nnunet_kd.writing import DiskFullError
 from tests.conftest import DATASET, FOLDERS, SHORT
@@ -100,36 +103,55 @@ def test_an_empty_folder_of_cases_is_not_split(workspace):
 def test_links_of_an_earlier_split_are_not_kept(workspace):
     """As where the folds were changed, or the folder is that of another study."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
-    before = [_references(study, 0), study.images_of(0)]
+    before = [references(study, 0), study.images_of(0)]
     splits = json.loads(study.splits.read_text())
     splits[0]["val"] = splits[0]["val"][:1]
     study.splits.write_text(json.dumps(splits))
     (case,) = study.cases_of(0)
-    assert [_references(study, 0), study.images_of(0)] == before
+    assert [references(study, 0), study.images_of(0)] == before
     assert [sorted(path.name for path in folder.iterdir()) for folder in before] == [
         [f"{case}.nii.gz"],
         [f"{case}_000{channel}.nii.gz" for channel in range(3)],
     ]
 
 
-def test_costs_are_measured_again_for_another_model_or_device(workspace, monkeypatch):
+def test_costs_are_measured_once_per_network(workspace, monkeypatch):
+    """Whatever its weights are; and again for another network, other cases or another device."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
-    runs = list_runs("nnUNetPlans", rows_of_methods([""]), [0], [None])  # the teacher's own training
+    for trainer in ("nnUNetTrainerNoKD", "nnUNetTrainerDCD"):  # the teacher's network
+        shutil.copytree(workspace.teacher, workspace.results / f"{trainer}__nnUNetPlans__3d_fullres")
+    runs = list_runs("nnUNetPlans", rows_of_methods(["", "NoKD"]), [0], [None])
     study.out.mkdir()
-    measured = []
+    begun = []
 
-    def measure(checkpoint, configuration, images, device):
-        measured.append(checkpoint)
-        return Measured(Cost(len(measured), 2, 3), 8.0, 0.5, 100, device, 1)
+    def in_turn(models, images, device, cases):
+        begun.append([model.checkpoint.parents[1].name.partition("_")[0] for model in models])
+        return [Measured(Cost(len(begun), number, 3), 8.0, 0.5, 100, device, 1) for number in range(len(models))]
 
-    monkeypatch.setattr("nnunet_kd.evaluation.comparison.measure", measure)
-    name = runs[0].method
-    assert _measure(study, runs, {})[name].network.parameters == 1
-    assert _measure(study, runs, {})[name].network.parameters == 1
-    os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth", (1e9, 1e9))  # trained anew
-    assert _measure(study, runs, {})[name].network.parameters == 2
+    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", in_turn)
+    costs = study_costs(study, runs, {}, False)
+    assert costs["nnUNetTrainer"] == costs["NoKD"] and costs["NoKD"].network.parameters == 1
+    path = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
+    os.utime(path / "fold_0" / "checkpoint_final.pth", (1e9, 1e9))  # trained anew
+    more = list_runs("nnUNetPlans", rows_of_methods(["", "NoKD", "DCD"]), [0], [None])
+    assert [cost.network.parameters for cost in study_costs(study, more, {}, False).values()] == [1, 1, 1]
+    assert begun == [["nnUNetTrainer"]]
+
+    plans = json.loads((path / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]
+    (path / "plans.json").write_text(json.dumps(plans))
+    costs = study_costs(study, more, {}, False)
+    assert [cost.network.flops for cost in costs.values()] == [0, 1, 0]
+    checkpoint = torch.load(path / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    torch.save({**checkpoint, "inference_allowed_mirroring_axes": None}, path / "fold_0" / "checkpoint_final.pth")
+    study_costs(study, more, {}, False)  # fewer copies
     study.device = "cuda"
-    assert _measure(study, runs, {})[name].device == "cuda" and len(measured) == 3
+    assert study_costs(study, more, {}, False)["DCD"].device == "cuda"
+    splits = json.loads(study.splits.read_text())
+    splits[0]["val"] = splits[0]["val"][:1]
+    study.splits.write_text(json.dumps(splits))
+    study_costs(study, more, {}, False)
+    assert begun[1:] == 4 * [["nnUNetTrainer", "nnUNetTrainerNoKD"]]
 
 
 def test_a_teacher_of_some_folds_is_none_of_the_study(workspace):
@@ -276,9 +298,9 @@ def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     study.dataset_json["labels"]["ignore"] = 3
     runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
-    folder = _segmentations(study, "NoKD seed None", 0)
+    folder = segmentations(study, "NoKD seed None", 0)
     folder.mkdir(parents=True)
-    _references(study, 0)
+    references(study, 0)
     reference = np.zeros((6, 8, 10), np.uint8)
     reference[0] = 3
     reference[2, 2:4, 2:5] = 1
@@ -295,7 +317,7 @@ def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
             image.SetSpacing(spacing)  # x, y, z
             sitk.WriteImage(image, str(path))
         rows.append(Row("NoKD", case, "lesion", dict.fromkeys(METRICS, dice)))
-    (figure,) = _pictures(study, runs, rows, "NoKD").values()
+    (figure,) = draw_cases(study, runs, rows, "NoKD").values()
     worst, best = figure.axes[:6], figure.axes[12:]
     assert worst[0].get_title(loc="left").startswith("worst") and best[0].get_title(loc="left").startswith("best")
     assert (worst[0].get_aspect(), best[0].get_aspect()) == (1.0, 0.5)

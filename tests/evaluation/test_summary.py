@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.summary import Scores, Table, compare, metric_table, summary_table
+from nnunet_kd.evaluation.summary import Scores, Table, cautions, compare, metric_table, summary_table
 
 
 def rows(**dice):
@@ -88,6 +88,47 @@ def test_summary_has_every_method_and_no_tests_for_one():
     two = summary_table(rows(one=[0.2, 0.4, 0.5, 0.6], two=[0.3, 0.5, 0.5, 0.7]), "one")
     assert "minus one [95 %]" in two and "| two " in two and "Holm" in two
     assert "Gap closed" not in two and "Gap closed" in summary_table(rows(one=[0.2], t=[0.3]), "one", "t")
+
+
+def test_too_few_cases_for_a_test_are_said():
+    """Five cases give no p below 1/16, and Holm's correction none below that times the methods."""
+    values = [0.1 + 0.01 * number for number in range(10)]  # two structures
+    one = rows(base=values, kd=[2 * value for value in values])
+    (said,) = cautions(Scores(one), "base")
+    assert said.startswith("Too few cases for a test: of 5, Wilcoxon's cannot give a p below 0.0625, however large")
+    text = summary_table(one, "base")
+    assert f"**{said}**" in text and "Of 5 cases Wilcoxon's test cannot give a p below 0.0625." in text
+    shown = [line for line in text.splitlines() if line.startswith("| kd ")][-1]
+    assert "| 0.0625 " in shown
+
+    more = rows(base=[*values, 0.5, 0.6], **{name: [2 * v for v in values] + [0.9, 0.8] for name in ("x", "y")})
+    (said,) = cautions(Scores(more), "base")
+    assert (
+        "of 6, Wilcoxon's cannot give a p below 0.0312, nor Holm's correction for 2 methods one below 0.0625," in said
+    )
+    assert cautions(Scores(more), "base", teacher="y") == []  # which is not corrected for
+    many = rows(base=15 * [0.3, 0.5], kd=15 * [0.4, 0.6])
+    assert cautions(Scores(many), "base") == [] and "cannot give" not in summary_table(many, "base")
+
+
+def test_a_baseline_that_finds_nothing_is_said():
+    """Against which almost any method closes almost all of the gap."""
+    base = 20 * [0.002, 0.6]
+    scores = Scores(rows(base=base, kd=20 * [0.8, 0.8], teacher=20 * [0.85, 0.85]))
+    assert compare(scores, "base", "teacher")["kd"].gap.value > 0.9
+    (said,) = cautions(scores, "base", "teacher")
+    assert said.startswith("base finds next to nothing of a (mean Dice below 1 %): its training has failed or was too")
+    assert "a difference to it, or a share of the gap, says little of the methods" in said
+    (said,) = cautions(Scores(rows(base=20 * [0.8, 0.8], kd=base)), "base")
+    assert said == "kd finds next to nothing of a (mean Dice below 1 %)."
+
+
+def test_a_structure_that_no_reference_has_need_not_be_found():
+    made = [
+        replace(row, values={**row.values, "sensitivity": math.nan}) if row.structure == "a" else row
+        for row in rows(base=20 * [0.0, 0.6], kd=20 * [0.0, 0.8])
+    ]
+    assert cautions(Scores(made), "base") == []
 
 
 def test_table_is_markdown_and_html():

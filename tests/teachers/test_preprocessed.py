@@ -1,0 +1,22 @@
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.teachers.preprocessed import PreprocessedCases
+
+
+def test_labels_have_one_value_per_voxel(workspace):
+    """nnU-Net preprocesses and trains on the first channel of labels that were a colour picture."""
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+    cases = PreprocessedCases(workspace.preprocessed, Experiment(plans, "3d_fullres", workspace.dataset_json))
+    case = cases.identifiers[0]
+    images, labels = cases.load(case)
+    folder = workspace.preprocessed / cases.configuration.data_identifier
+    properties = cases._dataset.load_case(case)[3]
+    for path in folder.glob(f"{case}*"):
+        path.unlink()  # they are linked to those of other tests
+    cases._dataset.save_case(images, np.stack([labels] * 3), properties, str(folder / case))
+    with pytest.raises(ValueError, match=f"the labels of case {case} have 3 values per voxel, of which nnU-Net takes"):
+        cases.load(case)
