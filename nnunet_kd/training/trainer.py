@@ -34,6 +34,7 @@ from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.history import History
+from nnunet_kd.training.leakage import joined, soft_label_leakage, teacher_leakage
 from nnunet_kd.training.loading import (
     NETWORK,
     START,
@@ -52,7 +53,6 @@ from nnunet_kd.training.preparation import (
     Start,
     attach_soft_labels,
     attach_teacher,
-    joined,
     prepare,
     start_from_teacher,
 )
@@ -128,6 +128,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self._unaveraged: Mapping[str, Tensor] | None = None
         self._lock: Lock | None = None
         self._leakage: str | None = None
+        self._split: tuple[list[str], list[str]] | None = None
         self._skipped = SkippedSteps()
         self._history = History(self.preparation.record)
         if self.results is not None:
@@ -320,7 +321,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return BatchCheck(self.num_input_channels, self.label_manager)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's."""
+        """nnU-Net's, the same from the check for leakage to the validation."""
         splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if self.fold != "all" and splits.is_file():
             try:
@@ -329,8 +330,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 raise ValueError(
                     f"{error}. If they are not your own, remove them: nnU-Net makes the same again"
                 ) from None
-        split: tuple[list[str], list[str]] = super().do_split()
-        return split
+        if self._split is None:
+            self._split = super().do_split()
+        return self._split
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's; training images carry soft labels where a term reads them."""
@@ -400,9 +402,14 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             notes = {}
         fold = str(self.fold)
         if unfinished:
-            teacher = None if attached is None else attached.leakage
-            stored = None if self.soft_labels is None else self.soft_labels.leakage(self.fold)
-            initial = None if self.start is None else self.start.leakage
+            _, validation = self.do_split()
+            teacher, stored, initial = (
+                None if attached is None else teacher_leakage(self.preparation, attached.files, validation),
+                None
+                if self.soft_labels is None
+                else soft_label_leakage(self.preparation, self.soft_labels, validation),
+                None if self.start is None else teacher_leakage(self.preparation, self.start.files, validation),
+            )
             before = notes.get(fold, "") if self._resumes else ""  # of epochs that stay in the student
             now = [note for note in (teacher, stored, initial) if note is not None and note not in before]
             warning = joined([before or None, *now])

@@ -230,7 +230,8 @@ def test_folds_that_have_changed_are_refused(workspace, capsys):
     workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"})
     assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     error = capsys.readouterr().err
-    assert f"{case} is a validation case of fold 0 and was none when {workspace.teacher} was trained: restore" in error
+    seen = f"1 of 2 validation cases of fold 0 ({case}): restore"
+    assert f"{workspace.teacher} was trained without keeping back {seen}" in error
     assert not (workspace.root / "study" / "logs").exists()
 
 
