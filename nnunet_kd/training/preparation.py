@@ -81,6 +81,7 @@ class Preparation:
         """What a training depends on beside network and data, in plain values: defaults may change after it."""
         configuration = PlansManager(self.student.plans).get_configuration(self.student.configuration)
         record = _given(self.settings.training)
+        del record["overwrite"]  # of no influence
         record.update(
             batch_size=int(configuration.batch_size),
             patch_size=[int(side) for side in configuration.patch_size],
