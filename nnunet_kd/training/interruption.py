@@ -36,8 +36,9 @@ def usual_save_every(num_epochs: int) -> int:
 class LastEpoch:
     """The checkpoint of the last finished epoch: held in memory, and written where the training is stopped.
 
-    It takes as much memory as the file, three to four times a student's weights: 25 MiB for a quarter of the width of
-    nnU-Net's largest U-Nets. Beyond :data:`LARGEST` nothing is held, and a stopped training goes on from its last save.
+    It takes as much memory as the file, three times the weights: 22 MiB for a quarter of the width of a U-Net of 31
+    million parameters, and as much time as a save without the disk, tenths of a second an epoch. Beyond
+    :data:`LARGEST` nothing is held, and a stopped training goes on from its last save.
 
     Args:
         say: Writes a line into the log.

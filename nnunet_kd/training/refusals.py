@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-REFUSALS = (ValueError, OSError, NotImplementedError, RuntimeError)
+REFUSALS = (ValueError, OSError, NotImplementedError, RuntimeError, ImportError)
 COMMAND = "run_training_entry"  # nnU-Net's function behind nnUNetv2_train
 _SAID = "_nnunet_kd_says_it_last"
 
