@@ -420,15 +420,13 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         fold = str(self.fold)
         if unfinished:
             _, validation = self.do_split()
-            teacher, stored, initial = (
-                None if attached is None else teacher_leakage(self.preparation, attached.files, validation),
-                None
-                if self.soft_labels is None
-                else soft_label_leakage(self.preparation, self.soft_labels, validation),
-                None if self.start is None else teacher_leakage(self.preparation, self.start.files, validation),
-            )
+            sources = (source for source in (attached, self.start) if source is not None)
+            files = [one for source in sources for one in source.files]
+            taught = teacher_leakage(self.preparation, files, validation) if files else None
+            labels = self.soft_labels
+            stored = None if labels is None else soft_label_leakage(self.preparation, labels, validation)
             before = notes.get(fold, "") if self._resumes else ""  # of epochs that stay in the student
-            now = [note for note in (teacher, stored, initial) if note is not None and note not in before]
+            now = [note for note in (taught, stored) if note is not None and note not in before]
             warning = joined([before or None, *now])
         else:  # what was noted when it was trained holds
             warning = notes.get(fold, self.preparation.leakage)
