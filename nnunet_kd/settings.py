@@ -9,7 +9,7 @@ A plans file may carry one block at its top level; every key has a default::
                    "precision": null},
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
-                   "optimizer": null, "initial_weights": null},
+                   "optimizer": null, "initial_weights": null, "overwrite": false},
       "method":   {}
     }
 
@@ -103,9 +103,11 @@ class TeacherSettings:
 class TrainingSettings:
     """The schedule. ``None`` keeps what the trainer class says, which is nnU-Net's own unless it says otherwise.
 
-    Of those below, an explicit ``null`` also switches off what a trainer's recipe has instead.
+    Of those from ``seed`` on, an explicit ``null`` also switches off what a trainer's recipe has instead.
 
     Attributes:
+        save_every: Epochs between two saves that ``--c`` can go on from; ``None``: nnU-Net's 50, but at most a tenth of
+            the training.
         seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;
             ``None`` leaves nnU-Net's own unseeded loading.
         ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
@@ -113,6 +115,7 @@ class TrainingSettings:
         initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``"reconstructed"``: these, with every
             convolution fitted to the outputs of the teacher's; ``"pruned"``: the same, but with the channels from
             which the teacher's next layers lose least; ``None``: random ones.
+        overwrite: Train again where a finished training lies, which is refused otherwise.
     """
 
     num_epochs: int | None = None
@@ -124,6 +127,7 @@ class TrainingSettings:
     ema_decay: float | None = None
     optimizer: str | None = None
     initial_weights: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):

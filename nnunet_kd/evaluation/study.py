@@ -22,7 +22,8 @@ from nnunet_kd.processes import BusyError, FileLock, holder_of
 from nnunet_kd.raw_cases import training_images
 from nnunet_kd.reading import read_dataset_json, read_json, read_splits
 from nnunet_kd.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
-from nnunet_kd.teachers.nnunet import Experiment, find_trainer, validated_cases
+from nnunet_kd.teachers.leakage import not_kept_back, validated_cases
+from nnunet_kd.teachers.nnunet import Experiment, find_trainer
 from nnunet_kd.training.results import LOCK
 from nnunet_kd.writing import check_writable_folder, not_written, write_whole
 
@@ -271,12 +272,10 @@ class Study:
         Raises:
             ValueError: Where the fold has one it did not have then.
         """
-        validated = validated_cases(model_folder / f"fold_{fold}", self.dataset_json["file_ending"])
-        new = [] if validated is None else [case for case in self.cases_of(fold) if case not in validated]
-        if new:
+        new = not_kept_back(validated_cases(model_folder / f"fold_{fold}"), self.cases_of(fold), fold)
+        if new is not None:
             raise ValueError(
-                f"{new[0]} is a validation case of fold {fold} and was none when {model_folder} was trained: restore "
-                f"{self.splits}, or train anew"
+                f"{model_folder} was trained without keeping back {new}: restore {self.splits}, or train it again"
             )
 
     def images_of(self, fold: int) -> Path:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-GRACE = 1.0  # seconds to clean up shared memory
+GRACE = 10.0  # seconds to save the last epoch of a training, and to clean up shared memory
 
 
 def supervise(words: Sequence[str]) -> int:

@@ -8,23 +8,31 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_plans, read_splits
-from nnunet_kd.settings import TeacherSettings, recorded_leakage
+from nnunet_kd.reading import channel_names, read_dataset_json, read_json, read_plans
+from nnunet_kd.settings import TeacherSettings
 from nnunet_kd.teachers.architecture import check_networks, load_network, plans_errors
 from nnunet_kd.teachers.cascade import FirstStage
 from nnunet_kd.teachers.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
+from nnunet_kd.teachers.leakage import (
+    known_validation,
+    leakage_of_split,
+    second_hand_leakage,
+    teacher_folds,
+    validated_cases,
+)
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, has_encoder_stages
 
 
@@ -43,7 +51,9 @@ class TeacherFiles:
 
     Attributes:
         deep_supervision: Whether its heads at lower resolutions were trained.
-        leakage: Why it may have seen the student's validation cases, as far as its own files say.
+        leakage: Why it may have seen the student's validation cases, as far as its own files and existing splits say.
+        fold: Of the teacher.
+        kept_back: The cases it was validated on, and so not trained on; ``None``: its validation has not ended.
         precision: ``"bfloat16"``, or ``None``: as the student's.
     """
 
@@ -52,6 +62,8 @@ class TeacherFiles:
     deep_supervision: bool
     trust_checkpoint: bool
     leakage: str | None
+    fold: int | str
+    kept_back: frozenset[str] | None
     precision: str | None = None
 
 
@@ -84,6 +96,12 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
         folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
         mend, finish = f"Train it: {command}", f". Finish its training: {command} --c"
     if not folder.is_dir():
+        others = [] if settings.folder is not None else _other_plans(folder.parent, settings, configuration, fold)
+        if others:  # plans that were copied by hand have another name than their teacher's
+            mend = (
+                f'There is one with the plans {", ".join(others)}: set "teacher": {{"plans": "{others[0]}"}} in the '
+                f"nnunet_kd block of {student.plans['plans_name']} to learn from it, or train this one: {command}"
+            )
         raise FileNotFoundError(f"there is no teacher in {folder}. {mend}")
     fold_folder = folder / f"fold_{fold}"
     if not fold_folder.is_dir():
@@ -98,58 +116,21 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
         check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
     check_teacher(teacher, student, path)
-    note = _second_hand_leakage(teacher, student, fold) or _changed_fold(fold_folder, student, fold)
+    kept_back = validated_cases(fold_folder)
+    leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(
+        kept_back, known_validation(student.plans["dataset_name"], fold), fold
+    )
     deep_supervision = _had_deep_supervision(fold_folder)
     return TeacherFiles(
-        teacher, checkpoint, deep_supervision, settings.trust_checkpoint, note, precision=settings.precision
+        teacher, checkpoint, deep_supervision, settings.trust_checkpoint, leaks, fold, kept_back, settings.precision
     )
 
 
-def _second_hand_leakage(teacher: Experiment, student: Experiment, fold: int | str) -> str | None:
-    """What the teacher's own plans say against it."""
-    dataset = teacher.plans.get("dataset_name")
-    if dataset != student.plans["dataset_name"]:
-        return (
-            f"LEAKAGE is possible: the teacher was trained on {dataset}, whose folds are not those of "
-            f"{student.plans['dataset_name']}: it may have seen the student's validation cases."
-        )
-    try:
-        inherited = recorded_leakage(teacher.plans).get(str(fold))
-    except ValueError:  # a block of another version
-        return None
-    return None if inherited is None else f"{inherited} That teacher's student is the teacher here."
-
-
-def _changed_fold(fold_folder: Path, student: Experiment, fold: int | str) -> str | None:
-    """What the fold's validation cases of today say against it, which may be others than when it was trained."""
-    validated = validated_cases(fold_folder, student.dataset_json["file_ending"])
-    if validated is None or not isinstance(fold, int) or not nnUNet_preprocessed.is_set():
-        return None
-    splits = Path(nnUNet_preprocessed.require()) / student.plans["dataset_name"] / "splits_final.json"
-    try:
-        new = {*read_splits(splits)[fold]["val"]} - validated
-    except (FileNotFoundError, ValueError, IndexError):  # the training will say so
-        return None
-    if not new:
-        return None
-    return (
-        f"LEAKAGE: {min(new)} is a validation case of fold {fold} and was none when the teacher was trained, which has "
-        "seen it."
-    )
-
-
-def validated_cases(fold_folder: Path, ending: str) -> set[str] | None:
-    """The cases nnU-Net has validated a fold's model on; ``None`` where it has not ended that.
-
-    Args:
-        fold_folder: Of a fold, in the results.
-        ending: Of the segmentations.
-    """
-    try:
-        cases = read_json(fold_folder / "validation" / "summary.json")["metric_per_case"]
-        return {Path(case["prediction_file"]).name.removesuffix(ending) for case in cases}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+def _other_plans(results: Path, settings: TeacherSettings, configuration: str, fold: int | str) -> list[str]:
+    """Names of the plans with which the same trainer has trained the same configuration and fold."""
+    before, after = f"{settings.trainer}__", f"__{configuration}"
+    checkpoints = results.glob(f"{escape(before)}*{escape(after)}/fold_{fold}/{escape(settings.checkpoint)}")
+    return sorted(path.parents[1].name.removeprefix(before).removesuffix(after) for path in checkpoints)
 
 
 def _had_deep_supervision(fold_folder: Path) -> bool:
@@ -157,28 +138,6 @@ def _had_deep_supervision(fold_folder: Path) -> bool:
     notes = fold_folder / "debug.json"
     return (
         not notes.is_file() or str(read_json(notes, "the teacher's ").get("enable_deep_supervision", True)) != "False"
-    )
-
-
-def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]:
-    """The folds of a teacher that teach student fold ``fold``."""
-    if settings.folds == "same":
-        return [fold]
-    if settings.folds == "all":
-        return ["all"]
-    return [int(chosen) for chosen in settings.folds]
-
-
-def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
-    """A warning where the settings let a teacher see the student's validation cases, else ``None``."""
-    chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
-    leaking = list(dict.fromkeys(one for one in chosen if one != fold))
-    if not leaking or fold == "all":  # fold all keeps no case back in the first place
-        return None
-    folds = ", ".join(f"fold {one}" for one in leaking)
-    return (
-        f"LEAKAGE: the teacher ({folds}) was trained on validation cases of student fold {fold}. "
-        "The student's validation scores are optimistic and no estimate for new cases."
     )
 
 

@@ -32,10 +32,19 @@ from nnunet_kd.settings import (
     read_settings,
 )
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Experiment, Teacher, build_network, find_teachers, leakage, load_teacher
+from nnunet_kd.teachers.leakage import leakage
+from nnunet_kd.teachers.nnunet import (
+    Experiment,
+    Teacher,
+    TeacherFiles,
+    build_network,
+    find_teachers,
+    load_teacher,
+)
 from nnunet_kd.teachers.preprocessed import PreprocessedCases
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
+from nnunet_kd.training.leakage import teacher_leakage
 from nnunet_kd.training.methods import active_terms
 from nnunet_kd.training.start import selected_weights
 from nnunet_kd.training.step import LabelCodes
@@ -72,6 +81,7 @@ class Preparation:
         """What a training depends on beside network and data, in plain values: defaults may change after it."""
         configuration = PlansManager(self.student.plans).get_configuration(self.student.configuration)
         record = _given(self.settings.training)
+        del record["overwrite"]  # of no influence
         record.update(
             batch_size=int(configuration.batch_size),
             patch_size=[int(side) for side in configuration.patch_size],
@@ -163,11 +173,17 @@ def _given(settings: TrainingSettings | TeacherSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AttachedTeacher:
-    """The teacher of one training, which stages of student and teacher belong together, and what has leaked."""
+    """The teacher of one training, which stages of student and teacher belong together, and what has leaked.
+
+    Attributes:
+        leakage: As far as it was known when the teacher was found; see :mod:`nnunet_kd.training.leakage`.
+        files: Of every teacher.
+    """
 
     teacher: Teacher | TeacherEnsemble
     matched_stages: list[tuple[int, int]]
     leakage: str | None
+    files: list[TeacherFiles] = field(repr=False)
 
 
 def prepare(trainer: type[DistillationTrainer], student: Experiment, fold: int | str) -> Preparation:
@@ -233,12 +249,14 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     """
     student, terms = preparation.student, preparation.terms
     files = find_teachers(preparation.settings.teachers, student, preparation.fold)
-    leaks = joined([preparation.leakage, *(one.leakage for one in files)])
     features = preparation.reads_teacher_features
     tuned = [term.name for term in terms if term.tuning_name is not None]
     logits = bool(tuned) or any(term.reads_logits for term in terms)
     if tuned and len(files) > 1:
-        raise NotImplementedError(f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}")
+        raise NotImplementedError(
+            f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}: keep one in {BLOCK}.teacher, or another "
+            "term"
+        )
     own_stages = encoder_stages(_student_network(trainer, student)) if features else None
 
     teachers = [load_teacher(one, features, logits) for one in files]
@@ -255,7 +273,7 @@ def attach_teacher(trainer: type[DistillationTrainer], preparation: Preparation)
     for one in teachers:
         if one.stages is not None:
             _check_patch(student, one.stages)
-    return AttachedTeacher(teacher, pairs, leaks)
+    return AttachedTeacher(teacher, pairs, teacher_leakage(preparation, files), files)
 
 
 @dataclass(frozen=True)
@@ -264,12 +282,14 @@ class Start:
 
     Attributes:
         weights: As the training begins with them, or as the reconstruction of them does.
-        leakage: What has leaked into them.
+        leakage: What has leaked into them, as far as it was known when the teacher was found.
+        files: Of the teacher.
         teacher: Whose outputs they are to be fitted to; ``None`` where they are not.
     """
 
     weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes what its trainer has into debug.json
     leakage: str | None
+    files: list[TeacherFiles] = field(repr=False)
     teacher: nn.Module | None = field(default=None, repr=False)
 
 
@@ -282,19 +302,19 @@ def start_from_teacher(trainer: type[DistillationTrainer], preparation: Preparat
     """
     files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
     if len(files) > 1:
-        raise ValueError(f"{BLOCK}.training.initial_weights: there are {len(files)} teachers, one is needed")
+        together = ', and "method": {"terms": [{"name": "logits"}]} to let them teach together'
+        raise ValueError(
+            f"{BLOCK}.training.initial_weights: a student starts from one teacher, and the plans name {len(files)}: "
+            f'keep one of them in {BLOCK}.teacher, or set "training": {{"initial_weights": null}}'
+            f"{'' if trainer.terms is None else together}"
+        )
     fitted = preparation.settings.training.initial_weights in FITTED_STARTS
     teacher = load_teacher(files[0], features=False, logits=fitted).network
     try:
         weights = selected_weights(teacher, _student_network(trainer, preparation.student))
     except ValueError as error:
         raise ValueError(f"{BLOCK}.training.initial_weights: {error}; null starts from random ones") from None
-    return Start(weights, joined([preparation.leakage, files[0].leakage]), teacher if fitted else None)
-
-
-def joined(leaks: Sequence[str | None]) -> str | None:
-    """What has leaked as one text, each note once; ``None`` where nothing has."""
-    return " ".join(dict.fromkeys(note for note in leaks if note is not None)) or None
+    return Start(weights, teacher_leakage(preparation, files), files, teacher if fitted else None)
 
 
 def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:

@@ -62,6 +62,23 @@ def check_results(folder: Path, student: Experiment) -> None:
         )
 
 
+def refuse_finished(folder: Path) -> None:
+    """Refuse to train again where a training of this student has ended: prediction needs its checkpoint.
+
+    Args:
+        folder: Of the fold.
+
+    Raises:
+        FileExistsError: Where its last checkpoint is there.
+    """
+    if (folder / "checkpoint_final.pth").is_file():
+        raise FileExistsError(
+            f"{folder} holds a finished training, which stays as it is: add --val to validate it, --c to go on where "
+            'the plans have more epochs now, or set "overwrite": true in nnunet_kd.training of the plans to train from '
+            "the beginning"
+        )
+
+
 def set_aside(folder: Path) -> list[str]:
     """Rename the checkpoints of an earlier training in the folder of a fold; returns their names now.
 

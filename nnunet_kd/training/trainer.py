@@ -46,6 +46,8 @@ from nnunet_kd.training.fitted_start import (
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.heads import Heads
 from nnunet_kd.training.history import History
+from nnunet_kd.training.interruption import LastEpoch, usual_save_every
+from nnunet_kd.training.leakage import joined, soft_label_leakage, teacher_leakage
 from nnunet_kd.training.loading import (
     NETWORK,
     START,
@@ -64,11 +66,11 @@ from nnunet_kd.training.preparation import (
     Start,
     attach_soft_labels,
     attach_teacher,
-    joined,
     prepare,
     start_from_teacher,
 )
 from nnunet_kd.training.progress import append_terms
+from nnunet_kd.training.refusals import said_last
 from nnunet_kd.training.results import (
     CHECKPOINTS,
     Lock,
@@ -76,6 +78,7 @@ from nnunet_kd.training.results import (
     go_on_from_end,
     keep_leakage,
     noted_leakage,
+    refuse_finished,
     remove_aside,
     results_of,
     set_aside,
@@ -117,6 +120,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
     method: ClassVar[type | None] = None
     joint: ClassVar[type[StudentWithAdapters]] = StudentWithAdapters
 
+    @said_last
     def __init__(
         self,
         plans: Plans,
@@ -136,7 +140,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         self._unaveraged: Mapping[str, Tensor] | None = None
         self._lock: Lock | None = None
         self._leakage: str | None = None
+        self._split: tuple[list[str], list[str]] | None = None
         self._skipped = SkippedSteps()
+        self._last_epoch = LastEpoch(self.print_to_log_file)
         self._history = History(self.preparation.record)
         if self.results is not None:
             check_results(self.results, self.preparation.student)
@@ -172,6 +178,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             self.preparation = self.preparation.rescheduled(type(self), changed)
             self._history = History(self.preparation.record)
             self._schedule = schedule
+        if self.preparation.settings.training.save_every is None:
+            self.save_every = self._schedule["save_every"] = usual_save_every(self.num_epochs)
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether this training has saved such a file before.
@@ -197,6 +205,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
 
     # ---- the network
 
+    @said_last
     def initialize(self) -> None:
         """nnU-Net's, with the student and its adapters as the network."""
         self._follow_schedule()
@@ -326,7 +335,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         return BatchCheck(self.num_input_channels, self.label_manager)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's."""
+        """nnU-Net's, the same from the check for leakage to the validation."""
         splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if self.fold != "all" and splits.is_file():
             try:
@@ -335,8 +344,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
                 raise ValueError(
                     f"{error}. If they are not your own, remove them: nnU-Net makes the same again"
                 ) from None
-        split: tuple[list[str], list[str]] = super().do_split()
-        return split
+        if self._split is None:
+            self._split = super().do_split()
+        return self._split
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's; training images carry soft labels where a term reads them."""
@@ -358,6 +368,15 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if any(getattr(term, "hard_loss", None) == "ce" for term in self.preparation.terms):
             without_dice(loss)
         return loss
+
+    @said_last
+    def run_training(self) -> None:
+        """nnU-Net's; where it is stopped, the last finished epoch is saved."""
+        if not self._resumes and not self.preparation.settings.training.overwrite:
+            refuse_finished(Path(self.output_folder))
+        writes = self.local_rank == 0 and not self.disable_checkpointing
+        with self._last_epoch.saved_when_stopped(Path(self.output_folder)) if writes else nullcontext():
+            super().run_training()
 
     def on_train_start(self) -> None:
         """Say what is distilled from what."""
@@ -406,11 +425,14 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             notes = {}
         fold = str(self.fold)
         if unfinished:
-            teacher = None if attached is None else attached.leakage
-            stored = None if self.soft_labels is None else self.soft_labels.leakage(self.fold)
-            initial = None if self.start is None else self.start.leakage
+            _, validation = self.do_split()
+            sources = (source for source in (attached, self.start) if source is not None)
+            files = [one for source in sources for one in source.files]
+            taught = teacher_leakage(self.preparation, files, validation) if files else None
+            labels = self.soft_labels
+            stored = None if labels is None else soft_label_leakage(self.preparation, labels, validation)
             before = notes.get(fold, "") if self._resumes else ""  # of epochs that stay in the student
-            now = [note for note in (teacher, stored, initial) if note is not None and note not in before]
+            now = [note for note in (taught, stored) if note is not None and note not in before]
             warning = joined([before or None, *now])
         else:  # what was noted when it was trained holds
             warning = notes.get(fold, self.preparation.leakage)
@@ -592,6 +614,9 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             append_terms(
                 Path(self.output_folder) / "progress.png", {name: logged[name] for name in self.logged_terms()}
             )
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            with self._in_ended_epoch():
+                self._last_epoch.hold(self.checkpoint_content)
 
     def on_validation_epoch_start(self) -> None:
         """Validate, and then save, the averaged weights where there are any."""
@@ -606,13 +631,27 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        with self._last_epoch.saving(Path(filename)):
+            save_atomically(self.checkpoint_content(), filename)
+
+    def checkpoint_content(self) -> dict[str, Any]:
+        """What nnU-Net saves, on the CPU, and what is our own."""
         buffer = io.BytesIO()
         super().save_checkpoint(buffer)
         buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint: dict[str, Any] = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint["network_weights"] = plainly_laid_out(checkpoint["network_weights"])
         checkpoint[BLOCK] = self.own_state()
-        save_atomically(checkpoint, filename)
+        return checkpoint
+
+    @contextmanager
+    def _in_ended_epoch(self) -> Iterator[None]:
+        """As long as nnU-Net is in an epoch its checkpoints tell the next one."""
+        self.current_epoch -= 1
+        try:
+            yield
+        finally:
+            self.current_epoch += 1
 
     def _save_best(self) -> None:
         """Where a training goes on from the best of its epochs: nnU-Net saves it as such after its usual save."""
@@ -620,9 +659,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         best: float | None = self._best_ema  # type: ignore[has-type]
         if means and (best is None or means[-1] > best):
             self._best_ema = means[-1]
-            self.current_epoch -= 1  # checkpoints tell the next epoch
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
-            self.current_epoch += 1
+            with self._in_ended_epoch():
+                self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
 
     def own_state(self) -> dict[str, Any]:
         """What resuming needs beside nnU-Net's checkpoint."""
@@ -635,6 +673,7 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
             "average_shown": self.average is not None and self.average.shown,
         }
 
+    @said_last
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Student, adapters, optimizer, average and log of a saved training."""
         saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(BLOCK)

@@ -46,6 +46,16 @@ def test_missing_folder(workspace):
     refused(workspace, FileNotFoundError, f"there is no teacher in .*nnUNetTrainer__nnUNetPlans.* Train it: {command}")
 
 
+def test_the_teacher_of_plans_that_were_copied_by_hand(workspace):
+    """It has the name of the plans they were copied from; the message's line is all that is missing."""
+    message = 'There is one with the plans nnUNetPlans: set "teacher": {"plans": "nnUNetPlans"} in the nnunet_kd block '
+    plans = workspace.plans("mine", training=SHORT)
+    refused(
+        workspace, FileNotFoundError, f"{message}of mine to learn from it, or train this one: nnUNetv2_train", plans
+    )
+    make_trainer(nnUNetTrainerDCD, workspace.plans("mine", teacher={"plans": "nnUNetPlans"}), workspace)
+
+
 def test_nothing_is_trained_for_a_folder_that_is_named(workspace, tmp_path):
     for folder, message in (
         (tmp_path / "none", "there is no teacher in .*none. Name another one: nnunet_kd.teacher.folder$"),
@@ -201,7 +211,7 @@ def test_several_teachers_teach_together(workspace, teacher):
 def test_several_teachers_have_no_common_prompts(workspace):
     second_fold(workspace)
     plans = workspace.plans("nnUNetPlans", teacher={"folds": [0, 1]}, method={"terms": [{"name": "freekd"}]})
-    message = "freekd tunes prompts on one teacher, there are 2"
+    message = "freekd tunes prompts on one teacher, there are 2: keep one in nnunet_kd.teacher, or another term"
     refused(workspace, NotImplementedError, message, plans, kind=nnUNetTrainerKD)
 
 
@@ -345,7 +355,8 @@ def test_a_teacher_of_other_folds_leaks(workspace):
     splits[0]["val"].append(case)
     path.write_text(json.dumps(splits))
     make_trainer(nnUNetTrainerDCD, plans, workspace).on_train_start()
-    assert notes(workspace)["0"].startswith(f"LEAKAGE: {case} is a validation case of fold 0 and was none when")
+    seen = f"1 of 3 validation cases of fold 0 ({case})"
+    assert notes(workspace)["0"].startswith(f"LEAKAGE: the teacher was trained without keeping back {seen}. The")
 
 
 def test_teacher_is_the_network_nnunet_predicts_with(workspace):

@@ -37,10 +37,11 @@ class KilledTraining:
     Args:
         workspace: Where both are.
         epochs: Of both.
+        changes: Of their other settings.
     """
 
-    def __init__(self, workspace: Workspace, epochs: int) -> None:
-        training = {**SCHEDULE, "num_epochs": epochs}
+    def __init__(self, workspace: Workspace, epochs: int, **changes) -> None:
+        training = {**SCHEDULE, "num_epochs": epochs, **changes}
         workspace.plans("killed", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": [1, 2]})
         self.workspace = workspace
         self.fold = workspace.results / FOLDER / "fold_0"

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunet_kd.planning import student_plans
 from nnunet_kd.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.training.start import draw, in_double, selected_weights
 from tests.conftest import SHORT, make_trainer, stop_within
@@ -162,10 +164,24 @@ def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
     assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
 
 
-def test_one_teacher_is_needed(workspace):
-    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=[{}, {}])
-    with pytest.raises(ValueError, match="initial_weights: there are 2 teachers, one is needed"):
-        make_trainer(nnUNetTrainerNoKD, plans, workspace)
+def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
+    """What the message says works as it stands."""
+    teachers = [{}, {}]
+    message = 'the plans name 2: keep one of them in nnunet_kd.teacher, or set "training": {"initial_weights": null}'
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):  # a trainer that has no terms, whatever plans say
+        make_trainer(
+            nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=teachers), workspace
+        )
+    with pytest.raises(ValueError) as refused:
+        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers), workspace)
+    start, terms = re.findall(r'"(?:training|method)": (\{.*?\}(?:\]\})?)(?:,| to)', str(refused.value))
+    training, method = {**SHORT, **json.loads(start)}, json.loads(terms)
+    one = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers[:1]), workspace)
+    assert one.start is not None
+    plans = workspace.plans("nnUNetPlans", training=training, method=method, teacher=teachers)
+    together = make_trainer(nnUNetTrainerKD, plans, workspace)
+    together.run_training()
+    assert len(together.attached.teacher.teachers) == 2 and together.start is None
 
 
 @pytest.mark.parametrize("count", [10, 1000, 2**20, 2**22])

@@ -291,7 +291,7 @@ def test_resuming_with_other_adapters_is_refused(workspace):
 
 
 def test_two_trainings_that_are_stopped_leave_the_one_before_them(workspace):
-    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 3})
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 3, "overwrite": True})
     first = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     first.run_training()
     folder = Path(first.output_folder)
@@ -379,7 +379,8 @@ def test_a_training_made_anew_goes_on_with_its_own_checkpoints(workspace):
     assert recorded_leakage(json.loads((folder.parent / "plans.json").read_text()))
     old = (folder / "checkpoint_final.pth").read_bytes()
 
-    second = workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": 5})
+    anew = {**schedule, "overwrite": True}
+    second = workspace.plans("nnUNetPlans", training=anew, method={**NOW, "weight": 5})
     stopped = make_trainer(nnUNetTrainerDCD, second, workspace)
     stop_within(stopped, 3)
     assert sorted(path.name for path in folder.glob("*.pth")) == [
@@ -508,6 +509,34 @@ def test_terms_follow_a_schedule_that_a_trainer_of_nnunet_sets(workspace):
     assert make_trainer(BesideNNUNets, given, workspace).num_epochs == 8  # plans override
 
 
+class SavesOften(nnUNetTrainerNoKD):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.save_every = 300, 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "expected"),
+    [
+        (nnUNetTrainerNoKD, {}, 50),
+        (nnUNetTrainerNoKD, {"num_epochs": 12}, 1),
+        (nnUNetTrainerNoKD, {"num_epochs": 3}, 1),
+        (nnUNetTrainerNoKD, {"num_epochs": 12, "save_every": 5}, 5),
+        (nnUNetTrainerNoKD, {"num_epochs": 100, "save_every": 50}, 50),
+        (FiveEpochs, {}, 1),
+        (BesideNNUNets, {}, 1),
+        (BesideNNUNets, {"num_epochs": 250}, 25),
+        (SavesOften, {}, 7),
+    ],
+)
+def test_saves_are_a_tenth_of_the_training_apart_unless_asked(workspace, kind, training, expected):
+    plans = workspace.plans("nnUNetPlans", training=training, teacher={"trainer": "nnUNetTrainer"})
+    trainer = make_trainer(kind, plans, workspace)
+    trainer.initialize()
+    assert trainer.save_every == expected
+    assert ("save_every" in trainer.preparation.record) == ("save_every" in training or kind is SavesOften)
+
+
 def test_the_schedule_is_nnunets_own(workspace):
     trainer = make_trainer(nnUNetTrainer, workspace.plans("nnUNetPlans"), workspace)
     assert {key: getattr(trainer, key) for key in SCHEDULE} == SCHEDULE
@@ -546,6 +575,29 @@ def test_network_without_an_encoder_is_refused_before_training(workspace):
 class NoEncoder(torch.nn.Module):
     def __init__(self, input_channels, num_classes, deep_supervision=False):
         super().__init__()
+
+
+def test_a_finished_training_is_not_begun_again_unasked(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    make_trainer(nnUNetTrainerNoKD, plans, workspace).run_training()
+    folder = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = folder / "fold_0" / "checkpoint_final.pth"
+    for pretrained in (None, str(weights)):  # in nnU-Net's order
+        again = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+        maybe_load_checkpoint(again, False, False, pretrained)
+        with pytest.raises(FileExistsError, match="holds a finished training, .*--val .*--c .*overwrite") as refused:
+            again.run_training()
+        assert "\n" not in str(refused.value)
+    logs = {*folder.glob("fold_0/training_log_*.txt")}  # nnU-Net opens them with every trainer
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path not in logs} == {
+        path: content for path, content in before.items() if path not in logs
+    }
+    asked = workspace.plans("nnUNetPlans", training={**SHORT, "overwrite": True})
+    trainer = make_trainer(nnUNetTrainerNoKD, asked, workspace)
+    trainer.run_training()
+    assert trainer.preparation.changes(torch.load(weights, weights_only=False)["nnunet_kd"]["record"]) == ""
+    assert weights.read_bytes() != before[weights] and not list(folder.glob("fold_0/earlier*"))
 
 
 def test_a_finished_training_validates_without_its_teacher(workspace):

@@ -198,6 +198,7 @@ class ExperimentChecks:
 
     def teacher(self) -> str | None:
         """It is there and fits, and so are soft labels; ``None``: the student cannot be built."""
+        from nnunet_kd.training.leakage import soft_label_leakage, soft_label_teachers, unchecked
         from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, start_from_teacher
         from nnunet_kd.training.results import check_results, results_of
         from nnunet_kd.training.trainer import DistillationTrainer
@@ -211,8 +212,9 @@ class ExperimentChecks:
         if results is not None:
             check_results(results, preparation.student)
         store = attach_soft_labels(preparation)
-        if store is not None and (leak := store.leakage(self.fold)) is not None:
-            raise ValueError(f"{leak} {self._soft_labels_without_leak(store)}")
+        if store is not None and (leak := soft_label_leakage(preparation, store)) is not None:
+            by_itself = store.leakage(self.fold) is not None
+            raise ValueError(f"{leak} {self._soft_labels_without_leak(store) if by_itself else OTHER_TEACHER}")
         weights = getattr(preparation.method, "checkpoint", None)
         if weights is not None and not Path(weights).is_file():
             raise ValueError(
@@ -220,21 +222,26 @@ class ExperimentChecks:
             )
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
         mend = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
+        files = [] if store is None else soft_label_teachers(preparation, store)
         if preparation.starts_from_teacher:
-            leaked = start_from_teacher(self.trainer, preparation).leakage
-            if leaked is not None:
-                raise ValueError(f"{leaked} {mend}")
+            start = start_from_teacher(self.trainer, preparation)
+            if start.leakage is not None:
+                raise ValueError(f"{start.leakage} {mend}")
+            files += start.files
         if not preparation.needs_teacher:
             taught = "starts from its teacher" if preparation.starts_from_teacher else "needs no teacher"
-            return f"{self.trainer_name} {taught}{stored}"
+            unknown = unchecked(preparation, files)
+            return f"{self.trainer_name} {taught}{stored}{'' if unknown is None else f'; {unknown}'}"
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
             raise ValueError(f"{attached.leakage} {mend}")
-        if attached.teacher.stages is None or not attached.matched_stages:
-            return "the teacher is there and fits"
-        widths = attached.teacher.stages.widths
-        return f"the teacher is there and fits: {len(attached.matched_stages)} stages shared, widths {list(widths)}"
+        found = "the teacher is there and fits"
+        if attached.teacher.stages is not None and attached.matched_stages:
+            widths = list(attached.teacher.stages.widths)
+            found += f": {len(attached.matched_stages)} stages shared, widths {widths}"
+        unknown = unchecked(preparation, [*files, *attached.files])
+        return found if unknown is None else f"{found}; {unknown}"
 
     def _experiment(self) -> Experiment:
         from nnunet_kd.teachers.nnunet import Experiment

@@ -1,0 +1,132 @@
+"""What tells that a teacher has seen the student's validation cases: other folds, other data, other splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunet_kd.reading import read_json, read_splits
+from nnunet_kd.settings import TeacherSettings, recorded_leakage
+
+SPLITS = "splits_final.json"
+_ENDINGS = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}
+
+
+def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]:
+    """The folds of a teacher that teach student fold ``fold``."""
+    if settings.folds == "same":
+        return [fold]
+    if settings.folds == "all":
+        return ["all"]
+    return [int(chosen) for chosen in settings.folds]
+
+
+def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
+    """A warning where the settings let a teacher see the student's validation cases, else ``None``."""
+    chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
+    leaking = list(dict.fromkeys(one for one in chosen if one != fold))
+    if not leaking or fold == "all":  # fold all keeps no case back in the first place
+        return None
+    folds = ", ".join(f"fold {one}" for one in leaking)
+    return (
+        f"LEAKAGE: the teacher ({folds}) was trained on validation cases of student fold {fold}. "
+        "The student's validation scores are optimistic and no estimate for new cases."
+    )
+
+
+def second_hand_leakage(teacher: Mapping[str, Any], student: Mapping[str, Any], fold: int | str) -> str | None:
+    """What the teacher's own plans say against it.
+
+    Args:
+        teacher: Its plans.
+        student: The student's.
+        fold: The teacher's.
+    """
+    dataset = teacher.get("dataset_name")
+    if dataset != student["dataset_name"]:
+        return (
+            f"LEAKAGE is possible: the teacher was trained on {dataset}, whose folds are not those of "
+            f"{student['dataset_name']}: it may have seen the student's validation cases."
+        )
+    try:
+        inherited = recorded_leakage(teacher).get(str(fold))
+    except ValueError:  # a block of another version
+        return None
+    return None if inherited is None else f"{inherited} That teacher's student is the teacher here."
+
+
+def leakage_of_split(
+    kept_back: Collection[str] | None, validation: Collection[str] | None, fold: int | str
+) -> str | None:
+    """What the fold's validation cases of today say against its teacher, which may have been trained on others.
+
+    Args:
+        kept_back: See :func:`validated_cases`.
+        validation: The student's; ``None``: nnU-Net has not split the data set yet.
+        fold: Of both.
+    """
+    if validation is None or fold == "all":  # which keeps no case back in the first place
+        return None
+    new = not_kept_back(kept_back, validation, fold)
+    if new is None:
+        return None
+    return (
+        f"LEAKAGE: the teacher was trained without keeping back {new}. "
+        "The student's validation scores are optimistic and no estimate for new cases."
+    )
+
+
+def not_kept_back(kept_back: Collection[str] | None, validation: Collection[str], fold: int | str) -> str | None:
+    """Which validation cases of a fold a model of it may have seen, in words; ``None``: none, as far as is known."""
+    new = [] if kept_back is None else sorted({*validation} - {*kept_back})
+    if not new:
+        return None
+    more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+    return f"{len(new)} of {len({*validation})} validation cases of fold {fold} ({new[0]}{more})"
+
+
+def known_validation(dataset: str, fold: int | str) -> list[str] | None:
+    """A fold's validation cases; ``None`` where nnU-Net has not made it yet, or its file cannot be read."""
+    if fold == "all" or not nnUNet_preprocessed.is_set():
+        return None
+    try:
+        return read_splits(Path(nnUNet_preprocessed.require()) / dataset / SPLITS)[int(fold)]["val"]
+    except (FileNotFoundError, ValueError, IndexError):  # the training will say so
+        return None
+
+
+def validated_cases(fold_folder: Path) -> frozenset[str] | None:
+    """The cases nnU-Net has validated a fold's model on; ``None`` where it has not ended that.
+
+    Only the name of a case is read from ``summary.json``: folders, separators and endings are those of the machine and
+    of the format at that time.
+
+    Args:
+        fold_folder: Of a fold, in the results.
+    """
+    try:
+        cases = read_json(fold_folder / "validation" / "summary.json")["metric_per_case"]
+        files = [re.split(r"[/\\]", case["prediction_file"])[-1] for case in cases]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    endings = {*_ENDINGS, *_own_ending(fold_folder.parent / "dataset.json")}
+    return frozenset(_without_ending(file, endings) for file in files)
+
+
+def _own_ending(dataset_json: Path) -> list[str]:
+    """Of a model's images, which may be one that nnU-Net's readers do not list."""
+    try:
+        return [str(read_json(dataset_json)["file_ending"])]
+    except (FileNotFoundError, ValueError, KeyError):
+        return []
+
+
+def _without_ending(file: str, endings: Collection[str]) -> str:
+    """Without the longest of the endings that fits, or else without what follows the last dot."""
+    fitting = [ending for ending in endings if file.lower().endswith(ending.lower())]
+    return file.removesuffix(file[-max(map(len, fitting)) :]) if any(fitting) else Path(file).stem
