@@ -418,7 +418,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, mess
         (["-pred", "nowhere"], "there is no folder nowhere"),
         (["-pred", "=nowhere"], "a folder needs a method's name, -pred NAME=DIR, got '=nowhere'"),
         (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
-        (["-o", "dataset.json"], "dataset.json is no folder that may be written to"),
+        (["-o", "dataset.json"], "dataset.json is not a folder"),
     ],
 )
 def test_wrong_arguments(folders, capsys, words, message):
