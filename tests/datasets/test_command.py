@@ -117,7 +117,8 @@ def test_list(capsys):
     ],
 )
 def test_wrong_arguments(tmp_path, capsys, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     assert main(["dataset", *words]) == 1
     assert message in capsys.readouterr().err
