@@ -117,8 +117,7 @@ def test_list(capsys):
     ],
 )
 def test_wrong_arguments(tmp_path, capsys, monkeypatch, words, message):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     assert main(["dataset", *words]) == 1
     assert message in capsys.readouterr().err
