@@ -188,16 +188,17 @@ def convert_dataset(
     Raises:
         DiskFullError: Naming the file that could not be written.
         ValueError: Naming the first file that is missing, cannot be read, or has labels it should not have; and where
-            the data set would be made in its own source.
+            the data set would lie among the files of its own source.
         FileExistsError: Where the data set is there already.
         FileNotFoundError: Where the source is not there, or holds no case.
     """
     folder = raw / f"Dataset{number:03d}_{form.name}"
-    if lies_in(folder, source):
-        raise ValueError(f"{folder} would be made in its own source, {source}: give another folder with --raw")
+    if raw.is_dir() and source.is_dir() and raw.samefile(source):
+        raise ValueError(f"{folder} would lie among the files of its own source: give another folder with --raw")
     taken = [path.name for path in raw.iterdir() if are_confused(path.name, folder.name)] if raw.is_dir() else []
     if taken:
-        raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d, or remove it")
+        remove = "" if lies_in(source, raw / taken[0]) else ", or remove it"
+        raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d{remove}")
     if not source.is_dir():
         raise FileNotFoundError(f"there is no folder {source}")
     cases, notes = form.find(source, options)

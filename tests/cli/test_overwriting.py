@@ -72,22 +72,25 @@ def test_soft_labels_keep_the_preprocessed_data(workspace, capsys):
 
 
 @pytest.mark.parametrize("number", ["506", "600"])
-@pytest.mark.parametrize("raw", ["source", "source/raw", "linked", "source/../source"])
+@pytest.mark.parametrize("raw", ["source", "linked", "source/../source"])
 def test_dataset_is_not_made_in_its_own_source(workspace, tmp_path, capsys, number, raw):
     source = tmp_path / "source"
     layouts.kvasir_seg(source)
     (tmp_path / "linked").symlink_to(source)
     error = refused(tmp_path, capsys, "dataset", "KvasirSEG", source, "--raw", tmp_path / raw, "-d", number)
-    assert f"_KvasirSEG would be made in its own source, {source}: give another folder with --raw" in error
+    assert "_KvasirSEG would lie among the files of its own source: give another folder with --raw" in error
 
 
-def test_dataset_whose_source_is_called_as_it_would_be(workspace, tmp_path, capsys):
-    """The advice is not to remove it."""
-    source = tmp_path / "Dataset506_KvasirSEG"
+@pytest.mark.parametrize("deeper", ["", "unpacked"])
+def test_dataset_whose_source_is_called_as_it_would_be(workspace, tmp_path, capsys, deeper):
+    """The advice is not to remove it; another number will do, and so will a folder of its own in the source."""
+    source = tmp_path / "Dataset506_KvasirSEG" / deeper
     layouts.kvasir_seg(source)
-    error = refused(tmp_path, capsys, "dataset", "KvasirSEG", source, "--raw", tmp_path)
-    assert "would be made in its own source" in error and "remove" not in error
-    assert main(["dataset", "KvasirSEG", str(source), "--raw", str(tmp_path), "-d", "600", "-np", "1"]) == 0
+    words = ("dataset", "KvasirSEG", str(source), "-np", "1", "--raw")
+    error = refused(tmp_path, capsys, *words, tmp_path)
+    assert error.endswith("Dataset506_KvasirSEG is there already: choose another number with -d\n")
+    assert main([*words, str(tmp_path), "-d", "600"]) == 0
+    assert main([*words, str(source / "raw")]) == 0
 
 
 def test_cases_that_differ_in_capitals_alone(workspace, tmp_path, capsys):
