@@ -106,9 +106,10 @@ class ExperimentChecks:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.dataset_names import dataset_number
+        from nnunet_kd.images import is_left_over
 
         identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
-        cases = len(list((self.folder / identifier).glob("*.pkl")))
+        cases = sum(not is_left_over(path.name) for path in (self.folder / identifier).glob("*.pkl"))
         if not cases:
             raise ValueError(
                 f"nothing is preprocessed in {self.folder / identifier}. "
