@@ -203,7 +203,7 @@ SPOILT = {
     "a network without measure": (
         "plans.json",
         lambda content, _: with_network(content, n_stages=10**9),
-        "asks for a network no computer can hold",
+        "features_per_stage must have 1000000000 entries, as n_stages is 1000000000",
     ),
     "a network larger than its weights": (
         "plans.json",
