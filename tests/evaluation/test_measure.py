@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import shutil
 
@@ -9,7 +8,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_kd.evaluation.measure import Measurement, Model, measure_models
+from nnunet_kd.evaluation.measure import Measurement, Model, _predict, measure_models
 
 
 def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
@@ -54,6 +53,13 @@ def test_a_folder_without_images(workspace, tmp_path):
         Measurement(Model(checkpoint, "3d_fullres"), tmp_path, "cpu", 5)
 
 
+def noted(number):
+    """In a process of :func:`measure_models`, in the place of what predicts a case."""
+    with open(os.environ["TEST_MEASURE_LOG"], "a") as file:
+        print(os.getpid(), number, file=file)
+    _predict(number)
+
+
 def test_networks_are_measured_once_and_in_turn(workspace, tmp_path, monkeypatch):
     """Each case by all of them, so that none meets a busier machine than another; each in its own process."""
     student = workspace.results / "nnUNetTrainerNoKD__student__3d_fullres"
@@ -62,21 +68,14 @@ def test_networks_are_measured_once_and_in_turn(workspace, tmp_path, monkeypatch
     plans["configurations"]["3d_fullres"]["patch_size"] = [8, 16, 16]
     (student / "plans.json").write_text(json.dumps(plans))
     log = tmp_path / "log"
-    predict = Measurement.predict
-
-    def noted(self, number):
-        with log.open("a") as file:
-            print(os.getpid(), number, file=file)
-        predict(self, number)
-
-    monkeypatch.setattr(Measurement, "predict", noted)
-    monkeypatch.setattr("nnunet_kd.evaluation.measure.get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setenv("TEST_MEASURE_LOG", str(log))
+    monkeypatch.setattr("nnunet_kd.evaluation.measure._predict", noted)
     folders = {"teacher": workspace.teacher, "one": student, "two": student}
     models = {name: Model(path / "fold_0" / "checkpoint_final.pth", "3d_fullres") for name, path in folders.items()}
     measured = measure_models(models, workspace.raw / "imagesTr", "cpu", 2)
     assert list(measured) == ["teacher", "one", "two"]
     assert measured["one"] is measured["two"] and measured["one"].passes != measured["teacher"].passes
     calls = [line.split() for line in log.read_text().splitlines()]
-    assert [number for _, number in calls] == ["0", "0", "0", "0", "1", "1"]  # the first two to warm up
+    assert [number for _, number in calls] == ["0", "0", "1", "1"]
     processes = [process for process, _ in calls]
-    assert len({*processes}) == 2 and processes == 3 * processes[:2]
+    assert len({*processes}) == 2 and processes == 2 * processes[:2]
