@@ -274,9 +274,7 @@ def test_a_cascade_is_not_exported(workspace, tmp_path):
     plans = workspace.plans("nnUNetPlans")
     variants.use_cascade(workspace, plans, "nnUNetTrainerNoKD")
     folder = workspace.results / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
-    with pytest.raises(
-        NotImplementedError, match="take no segmentations by 3d_lowres, .* Export it for stock"
-    ):
+    with pytest.raises(NotImplementedError, match="take no segmentations by 3d_lowres, .* Export it for stock"):
         export_onnx(read_trained(folder, ["0"]), tmp_path / "model")
     assert not list(tmp_path.glob("*model*"))
 
