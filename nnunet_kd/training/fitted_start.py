@@ -20,7 +20,7 @@ from nnunet_kd.training.reconstruction import reconstruct
 from nnunet_kd.training.start import selected_weights
 
 PATCHES = 24  # that a start is fitted to
-FEWEST = 8
+FEWEST = 12  # fewer find less of rare classes in small patches
 VOXELS = 24 * 96**3  # of all patches together: the student runs on them at once
 # One patch takes as long as seven do in training (benchmarks/start_time.py), so a start takes less than a tenth.
 TRAINED_PATCHES = 120  # for each patch of a start

@@ -23,11 +23,11 @@ from nnunet_kd.training.fitted_start import (
     ("epochs", "steps", "patch", "count"),
     [
         (1000, 250, (96, 96, 96), 24),
-        (1000, 250, (128, 128, 128), 10),  # the student runs on all of them at once
+        (1000, 250, (112, 112, 112), 15),  # the student runs on all of them at once
         (1000, 250, (512, 512), 24),
         (25, 50, (40, 56, 40), 20),  # a tenth of a short training's time
-        (2, 2, (32, 32, 32), 8),
-        (1000, 250, (320, 320, 320), 8),
+        (2, 2, (32, 32, 32), 12),
+        (1000, 250, (320, 320, 320), 12),
     ],
 )
 def test_the_number_of_patches_follows_from_the_schedule(epochs, steps, patch, count):

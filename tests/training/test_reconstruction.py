@@ -217,7 +217,7 @@ def test_a_training_starts_from_it(workspace, kind, start):
     assert torch.equal(trainer.average.state_dict()[name], weights[0][name])
     assert trainer.start.teacher is None  # it is not kept
     log = Path(trainer.log_file).read_text()
-    assert "fitted to the teacher's outputs on 8 training patches" in log  # as few as there may be: it is short
+    assert "fitted to the teacher's outputs on 12 training patches" in log  # as few as there may be: it is short
     assert "layers fitted to the teacher's" in log
     assert re.search(r"Dice on other training patches \(the teacher's\): .+ \d\.\d\d \(\d\.\d\d\)", log)
     assert ("initial weights: the best channels of " in log) == (start == "pruned")
