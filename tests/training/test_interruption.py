@@ -146,13 +146,21 @@ def test_signals_that_are_ignored_stay_ignored(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
+def load(begun):
+    """As a process that loads batches, which does not end by itself."""
+    begun.set()
+    time.sleep(60)
+
+
 @needs_fork
 def test_a_process_that_loads_batches_ends_as_ever(tmp_path):
-    last = LastEpoch(print)
+    last, fork = LastEpoch(print), multiprocessing.get_context("fork")
     with last.saved_when_stopped(tmp_path):
         last.hold(lambda: {"current_epoch": 1})
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        begun = fork.Event()
+        worker = fork.Process(target=load, args=(begun,))
         worker.start()
+        assert begun.wait(30)  # Python drops signals that reach a process while it is forked
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == -signal.SIGTERM
