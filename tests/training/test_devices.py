@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nnunet_kd import wavelets
 from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.teachers.sam_embeddings import Colours, SamEmbedder
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
@@ -19,6 +20,15 @@ from tests.conftest import SHORT, make_trainer
 from tests.training.test_brainseg_dmif import plans_for as brainseg_dmif
 from tests.training.test_kd_sam import plans_for as kd_sam
 from tests.training.test_soft_labels import store_of
+
+
+@pytest.fixture(autouse=True)
+def no_fake_constants():
+    """Matrices that a test has made of tensors without data are of no use to the next."""
+    yield
+    for function in vars(wavelets).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 @pytest.fixture
