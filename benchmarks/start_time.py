@@ -3,7 +3,7 @@
     python benchmarks/start_time.py [--patch 40 56 40] [--channels 1] [--reduction 4 8] [--patches 8] [--repeats 3]
 
 A start of ``nnUNetTrainerKD`` is fitted to one patch for each 120 that the training sees
-(``nnunet_kd.training.fitted_start.TRAINED_PATCHES``). The last column is the share of such a training's steps that the
+(``nnunet_kd.training.start.TRAINED_PATCHES``). The last column is the share of such a training's steps that the
 start takes: forward and backward pass, without loading and augmentation, which every step needs beside them.
 """
 
@@ -18,8 +18,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from timing import medians
 from torch import nn
 
-from nnunet_kd.training.fitted_start import TRAINED_PATCHES, fit_start
-from nnunet_kd.training.start import selected_weights
+from nnunet_kd.pruning.selection import selected_weights
+from nnunet_kd.training.start import TRAINED_PATCHES, fit_start
 
 BATCH = 2
 WIDTHS = (32, 64, 128, 256)

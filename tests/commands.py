@@ -146,4 +146,4 @@ def _fork_always() -> None:
 def forked_commands(monkeypatch):
     """``nnunet_kd``'s own commands start nnU-Net's like this."""
     changed = SimpleNamespace(Popen=ForkedCommand, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr("nnunet_kd.evaluation.commands.subprocess", changed)
+    monkeypatch.setattr("nnunet_kd.study.commands.subprocess", changed)

@@ -31,7 +31,7 @@ PRELOADED = (
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
     "nnunet_kd.cli",
     "nnunet_kd.datasets.formats",
-    "nnunet_kd.evaluation.comparison",
+    "nnunet_kd.study.comparison",
     "nnunet_kd.teachers.sources",
     "nnunet_kd.training.trainer",
 )

@@ -4,7 +4,7 @@ import pytest
 
 from nnunet_kd.cli import main
 from nnunet_kd.cli.dataset_folder import dataset_name, no_plans
-from nnunet_kd.dataset_names import are_confused, dataset_number, is_dataset_name
+from nnunet_kd.nnunet.dataset_names import are_confused, dataset_number, is_dataset_name
 from tests.datasets import layouts
 
 NAMES = {"Dataset501_Heads": 501, "Dataset777": 777, "Dataset1234_X": 1234, "Dataset012_a-b c": 12, "Dataset777X": 777}

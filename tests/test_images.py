@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_kd.images import channel_of, images_by_case, in_order, is_left_over, link_cases, strangers
+from nnunet_kd.nnunet.images import channel_of, images_by_case, in_order, is_left_over, link_cases, strangers
 
 
 def made(folder, *names):

@@ -16,7 +16,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunet_kd.integrity import check_name, check_whole, is_whole
+from nnunet_kd.storage.integrity import check_name, check_whole, is_whole
 
 VOLUME = (np.random.default_rng(0).random((6, 11, 9)) > 0.5).astype(np.uint8)
 PICTURE = VOLUME[:1]
@@ -131,7 +131,9 @@ def test_a_path_python_cannot_decode():
     check_name(Path("/data/k\N{LATIN SMALL LETTER O WITH DIAERESIS}pfe"))
     with pytest.raises(ValueError, match=r"cannot open '/data/k\\udcf6pfe': the name is not in utf-8; rename it$"):
         check_whole(Path("/data/k\udcf6pfe"))
-    code = "import pathlib, sys; from nnunet_kd.integrity import check_name; check_name(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import pathlib, sys; from nnunet_kd.storage.integrity import check_name; check_name(pathlib.Path(sys.argv[1]))"
+    )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     words = [sys.executable, "-c", code, "/data/k\N{LATIN SMALL LETTER O WITH DIAERESIS}pfe"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)

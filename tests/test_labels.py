@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunet_kd.labels import label_text, whole_labels
+from nnunet_kd.nnunet.labels import label_text, whole_labels
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_kd.overwriting import check_kept, lies_in
+from nnunet_kd.storage.overwriting import check_kept, lies_in
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import nnunet_kd.plans
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.cost import configuration_cost
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 from tests.commands import entry_point
 from tests.datasets import layouts
 from tests.killing import run_killed

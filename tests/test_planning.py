@@ -3,8 +3,8 @@ from copy import deepcopy
 
 import pytest
 
-from nnunet_kd.planning import reduce_widths, student_plans
-from nnunet_kd.settings import Settings, TeacherSettings, read_settings, recorded_leakage, with_leakage
+from nnunet_kd.nnunet.planning import reduce_widths, student_plans
+from nnunet_kd.nnunet.settings import Settings, TeacherSettings, read_settings, recorded_leakage, with_leakage
 
 
 def plans(network="dynamic_network_architectures.architectures.unet.PlainConvUNet"):

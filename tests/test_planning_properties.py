@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_kd.planning import reduce_widths, student_plans
-from nnunet_kd.settings import read_settings
+from nnunet_kd.nnunet.planning import reduce_widths, student_plans
+from nnunet_kd.nnunet.settings import read_settings
 
 PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"

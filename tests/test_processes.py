@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.processes import BusyError, FileLock, holder_of, process_limits
-from nnunet_kd.writing import DiskFullError
+from nnunet_kd.storage.processes import BusyError, FileLock, holder_of, process_limits
+from nnunet_kd.storage.writing import DiskFullError
+from nnunet_kd.study.commands import Commands
 from tests.killing import is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -21,7 +21,7 @@ POOL = """
 import os, pathlib, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from nnunet_kd.processes import end_with_parent
+from nnunet_kd.storage.processes import end_with_parent
 
 def work(folder):
     pathlib.Path(folder, f"{os.getpid()}.pid").touch()
@@ -39,13 +39,13 @@ for pid in (child.pid, os.getpid()):
 """
 OUTER = """
 import pathlib, sys
-from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.processes import BusyError, FileLock, holder_of
+from nnunet_kd.study.commands import Commands
+from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
 Commands(pathlib.Path(sys.argv[1])).run("log", "python", "-c", sys.argv[2], sys.argv[1])
 """
 HOLDER = """
 import pathlib, sys, time
-from nnunet_kd.processes import FileLock
+from nnunet_kd.storage.processes import FileLock
 lock = FileLock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -142,7 +142,7 @@ def test_commands_start_no_more_processes_than_there_are_cores(tmp_path, monkeyp
 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("nnunet_kd.processes.USUAL_PROCESSES", {"nnUNet_def_n_proc": 8, "nnUNet_n_proc_DA": 2})
+    monkeypatch.setattr("nnunet_kd.storage.processes.USUAL_PROCESSES", {"nnUNet_def_n_proc": 8, "nnUNet_n_proc_DA": 2})
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
     assert shown() == "['2', None]"
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
@@ -154,7 +154,7 @@ def test_commands_start_no_more_processes_than_there_are_cores(tmp_path, monkeyp
 
 
 def test_the_usual_numbers_are_nnunets():
-    from nnunet_kd.processes import USUAL_PROCESSES
+    from nnunet_kd.storage.processes import USUAL_PROCESSES
 
     show = "from nnunetv2 import configuration as c; print(c.default_num_processes, c.default_n_proc_DA)"
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}

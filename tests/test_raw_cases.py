@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from nnunet_kd.images import link_cases
-from nnunet_kd.raw_cases import training_images, training_labels
+from nnunet_kd.nnunet.images import link_cases
+from nnunet_kd.nnunet.raw_cases import training_images, training_labels
 
 DATASET_JSON = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_kd import reading
-from nnunet_kd.reading import check_stored, read_dataset_json, read_json, read_plans, read_splits, reason
+from nnunet_kd.nnunet import reading
+from nnunet_kd.nnunet.reading import check_stored, read_dataset_json, read_json, read_plans, read_splits, reason
 
 DEEP = 100_000
 WRONG = {
@@ -225,7 +225,7 @@ def test_compressed_weights_are_not_unpacked(tmp_path):
 
 
 def test_no_other_room_reads_json():
-    """Outside :mod:`nnunet_kd.reading`, JSON is parsed only where this package wrote it itself."""
+    """Outside :mod:`nnunet_kd.nnunet.reading`, JSON is parsed only where this package wrote it itself."""
     package = os.path.dirname(reading.__file__)
     found = set()
     for folder, _, files in os.walk(package):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from nnunet_kd.cli import parser
-from nnunet_kd.planning import RECIPE, usual_trainer
-from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
+from nnunet_kd.distillation.methods import DCD, TERMS, active_terms
+from nnunet_kd.nnunet.planning import RECIPE, usual_trainer
+from nnunet_kd.nnunet.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
-from nnunet_kd.training.kd_sam_settings import KDSAMSettings
-from nnunet_kd.training.methods import DCD, TERMS, active_terms
+from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 
 PLANS = {"configurations": {"2d": {"architecture": {"network_class_name": "of.nnunet.PlainConvUNet"}}}}
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_kd.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings, with_leakage
+from nnunet_kd.nnunet.settings import StudentSettings, TeacherSettings, TrainingSettings, read_settings, with_leakage
 
 SECTIONS = {"student": StudentSettings, "teacher": TeacherSettings, "training": TrainingSettings}
 

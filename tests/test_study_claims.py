@@ -8,9 +8,9 @@ import numpy as np
 from benchmarks.study.page import README
 from benchmarks.study.parts import BASELINE, METHODS, PARTS, STRONG
 from benchmarks.study.record import STUDENT, Record
-from nnunet_kd.evaluation.runs import TEACHER
 from nnunet_kd.evaluation.statistics import mean_and_error, paired_tests
 from nnunet_kd.evaluation.summary import compare
+from nnunet_kd.study.runs import TEACHER
 
 LOSSES = [name for name in METHODS if name not in (BASELINE, "NoKD, averaged", "KD")]
 

@@ -28,15 +28,15 @@ from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import FASTER, Workplace
 from nnunet_kd.cli import main
+from nnunet_kd.distillation import methods
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.runs import TEACHER, rows_of_ablation, rows_of_file
 from nnunet_kd.evaluation.statistics import Interval
-from nnunet_kd.settings import BLOCK, read_settings
-from nnunet_kd.teachers.nnunet import find_trainer
-from nnunet_kd.training import methods
+from nnunet_kd.nnunet.settings import BLOCK, read_settings
+from nnunet_kd.study.runs import TEACHER, rows_of_ablation, rows_of_file
+from nnunet_kd.teachers.teacher import find_trainer
 from tests.commands import run_command
 from tests.conftest import FOLDERS, SHORT
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_kd.training.checkpoint import save_atomically
-from nnunet_kd.writing import (
+from nnunet_kd.storage.writing import (
     DiskFullError,
     UnwritableError,
     check_writable,
@@ -19,6 +18,7 @@ from nnunet_kd.writing import (
     replacing,
     write_whole,
 )
+from nnunet_kd.training.checkpoint import save_atomically
 from tests.killing import is_alive
 
 

@@ -1,4 +1,4 @@
-from nnunet_kd.training.methods import CWD
+from nnunet_kd.distillation.methods import CWD
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,4 +1,4 @@
-from nnunet_kd.training.methods import FITNETS
+from nnunet_kd.distillation.methods import FITNETS
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,4 +1,4 @@
-from nnunet_kd.training.methods import FREEKD
+from nnunet_kd.distillation.methods import FREEKD
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from nnunet_kd.training.methods import IFVD, LOGITS
+from nnunet_kd.distillation.methods import IFVD, LOGITS
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nnunet_kd.training.terms import Term
+from nnunet_kd.distillation.terms import Term
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,4 +1,4 @@
-from nnunet_kd.training.kd_sam import KDSAMTrainer
+from nnunet_kd.training.kd_sam.trainer import KDSAMTrainer
 
 
 class nnUNetTrainerKDSAM(KDSAMTrainer):

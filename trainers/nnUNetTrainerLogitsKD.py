@@ -1,4 +1,4 @@
-from nnunet_kd.training.methods import LOGITS
+from nnunet_kd.distillation.methods import LOGITS
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

@@ -1,4 +1,4 @@
-from nnunet_kd.training.methods import SOFT_LABELS
+from nnunet_kd.distillation.methods import SOFT_LABELS
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

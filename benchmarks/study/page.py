@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
 from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import CONFIGURATION
-from nnunet_kd.evaluation.report import Report, write_report
-from nnunet_kd.evaluation.runs import TEACHER
 from nnunet_kd.evaluation.statistics import Interval
 from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
-from nnunet_kd.writing import replacing, write_whole
+from nnunet_kd.storage.writing import replacing, write_whole
+from nnunet_kd.study.report import Report, write_report
+from nnunet_kd.study.runs import TEACHER
 
 BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_kd.evaluation.runs import ABLATIONS
-from nnunet_kd.teachers.nnunet import find_trainer
-from nnunet_kd.training.methods import active_terms
+from nnunet_kd.distillation.methods import active_terms
+from nnunet_kd.study.runs import ABLATIONS
+from nnunet_kd.teachers.teacher import find_trainer
 
 SEEDS = (0, 1, 2)
 BASELINE = "NoKD"

@@ -15,9 +15,9 @@ from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.runs import TEACHER
 from nnunet_kd.evaluation.summary import Scores
-from nnunet_kd.writing import write_whole
+from nnunet_kd.storage.writing import write_whole
+from nnunet_kd.study.runs import TEACHER
 
 RUNS = Path(__file__).parent / "runs"
 STUDENT = "student"

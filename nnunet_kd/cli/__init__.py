@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_kd import __version__
 from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
-from nnunet_kd.writing import is_full
+from nnunet_kd.storage.writing import is_full
 
 _ORDER = """in the order of the work:
   nnunet_kd dataset BraTS2024GLI FOLDER                        a data set of the papers; or put yours into nnUNet_raw

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
-from nnunet_kd.overwriting import check_kept
-from nnunet_kd.reading import read_plans
-from nnunet_kd.writing import check_writable_folder
+from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.storage.overwriting import check_kept
+from nnunet_kd.storage.writing import check_writable_folder
+from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
 
 _DESCRIPTION = """\
 Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder, required
     from nnunet_kd.cli.device import default_device
-    from nnunet_kd.evaluation.comparison import compare_methods
-    from nnunet_kd.evaluation.study import Study
-    from nnunet_kd.teachers.architecture import check_networks, plans_errors
-    from nnunet_kd.teachers.checkpoint import TRUST_MODEL
+    from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
+    from nnunet_kd.nnunet.trust.architectures import check_networks, plans_errors
+    from nnunet_kd.study.comparison import compare_methods
+    from nnunet_kd.study.study import Study
 
     for name, values in (("-f", arguments.f), ("-m", arguments.m), ("--seeds", arguments.seeds or [])):
         if len(set(values)) < len(values):

@@ -113,7 +113,7 @@ def _check_number(number: int, form: Format) -> None:
     """That nnU-Net, which looks in all its folders, would find one data set of this number, and of no other two."""
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-    from nnunet_kd.dataset_names import are_confused
+    from nnunet_kd.nnunet.dataset_names import are_confused
 
     name, digits = f"Dataset{number:03d}_{form.name}", f"{number:03d}"
     begun = [int(digits[:length]) for length in range(3, len(digits) + 1)]

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.dataset_names import dataset_number, is_dataset_name
-from nnunet_kd.planning import NETWORKS, student_name
-from nnunet_kd.reading import read_plans
+from nnunet_kd.nnunet.dataset_names import dataset_number, is_dataset_name
+from nnunet_kd.nnunet.planning import NETWORKS, student_name
+from nnunet_kd.nnunet.reading import read_plans
 
 
 def dataset_name(dataset: str) -> str:

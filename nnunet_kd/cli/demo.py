@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.cli.device import default_device
-from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.integrity import is_whole
-from nnunet_kd.reading import read_plans
-from nnunet_kd.writing import check_writable_folder, new_folder, write_whole
+from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.storage.integrity import is_whole
+from nnunet_kd.storage.writing import check_writable_folder, new_folder, write_whole
+from nnunet_kd.study.commands import Commands
 
 _DESCRIPTION = """\
 The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
@@ -100,7 +100,7 @@ class _Demo:
 
     def plan(self) -> None:
         """Plans of teacher and student with a short schedule and batches of two."""
-        from nnunet_kd.planning import student_plans
+        from nnunet_kd.nnunet.planning import student_plans
 
         plans = read_plans(self.preprocessed / "nnUNetPlans.json")
         plans["configurations"]["3d_fullres"]["batch_size"] = 2
@@ -139,7 +139,7 @@ class _Demo:
         """The table and the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
         from nnunet_kd.evaluation.measure import Model, measure_models
-        from nnunet_kd.evaluation.study import FINAL
+        from nnunet_kd.study.study import FINAL
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.overwriting import check_kept
-from nnunet_kd.raw_cases import lists_cases, training_labels
-from nnunet_kd.reading import read_dataset_json, read_plans
-from nnunet_kd.writing import check_writable_folder
+from nnunet_kd.nnunet.raw_cases import lists_cases, training_labels
+from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
+from nnunet_kd.storage.overwriting import check_kept
+from nnunet_kd.storage.writing import check_writable_folder
 
 RESULTS = ("metrics.csv", "metrics.json", "summary.md")
 _DESCRIPTION = """\
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows
     from nnunet_kd.evaluation.summary import summary_table
-    from nnunet_kd.writing import write_whole
+    from nnunet_kd.storage.writing import write_whole
 
     ending = dataset_json["file_ending"]
     cases = find_cases(reference, predictions, ending)

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from nnunet_kd.writing import check_writable
+from nnunet_kd.storage.writing import check_writable
 
 _EXPORT = """\
 Hand a trained student on.
@@ -79,7 +79,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import dataset_name, required
     from nnunet_kd.deploy.trained import read_trained
-    from nnunet_kd.overwriting import check_kept
+    from nnunet_kd.storage.overwriting import check_kept
 
     _check(arguments)
     required(nnUNet_results)

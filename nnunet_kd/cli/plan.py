@@ -7,8 +7,8 @@ import json
 import re
 from typing import Any
 
-from nnunet_kd.planning import NETWORKS, RECIPE
-from nnunet_kd.reading import read_dataset_json, read_plans
+from nnunet_kd.nnunet.planning import NETWORKS, RECIPE
+from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 
 _DESCRIPTION = """\
 Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import is_plans, no_plans, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
-    from nnunet_kd.planning import student_name, student_plans, usual_trainer
-    from nnunet_kd.settings import read_settings
-    from nnunet_kd.teachers.architecture import check_networks, plans_errors
-    from nnunet_kd.teachers.checkpoint import TRUST_MODEL
-    from nnunet_kd.writing import write_whole
+    from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
+    from nnunet_kd.nnunet.planning import student_name, student_plans, usual_trainer
+    from nnunet_kd.nnunet.settings import read_settings
+    from nnunet_kd.nnunet.trust.architectures import check_networks, plans_errors
+    from nnunet_kd.storage.writing import write_whole
 
     folder = preprocessed_folder(arguments.d)
     source = folder / f"{arguments.p}.json"
@@ -138,8 +138,8 @@ def _obstacle(
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_kd.teachers.nnunet import Experiment, build_network
-    from nnunet_kd.training.start import selected_weights
+    from nnunet_kd.pruning.selection import selected_weights
+    from nnunet_kd.teachers.teacher import Experiment, build_network
 
     with torch.device("meta"):
         large, small = (

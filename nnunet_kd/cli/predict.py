@@ -61,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.deploy.engines import available_threads, choose_engine
     from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
-    from nnunet_kd.images import strangers
-    from nnunet_kd.integrity import check_name, is_whole
-    from nnunet_kd.overwriting import check_kept
-    from nnunet_kd.writing import check_writable, write_whole
+    from nnunet_kd.nnunet.images import strangers
+    from nnunet_kd.storage.integrity import check_name, is_whole
+    from nnunet_kd.storage.overwriting import check_kept
+    from nnunet_kd.storage.writing import check_writable, write_whole
 
     engine = choose_engine(arguments.engine)
     threads = arguments.threads or available_threads()

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.reading import read_dataset_json, read_plans
-from nnunet_kd.writing import check_writable_folder
+from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
+from nnunet_kd.storage.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
@@ -80,13 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.cli.device import default_device
-    from nnunet_kd.overwriting import check_kept
-    from nnunet_kd.teachers.nnunet import Experiment
-    from nnunet_kd.teachers.preprocessed import PreprocessedCases
+    from nnunet_kd.nnunet.cases import PreprocessedCases
+    from nnunet_kd.storage.overwriting import check_kept
     from nnunet_kd.teachers.sam import SamSettings
     from nnunet_kd.teachers.sam_embeddings import EmbeddingStore
     from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
     from nnunet_kd.teachers.sources import EmbeddingSource, NnUNetSource, SamSource, Source
+    from nnunet_kd.teachers.teacher import Experiment
 
     _check(arguments)
     folder = preprocessed_folder(arguments.d)

@@ -17,13 +17,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.dataset_names import are_confused
-from nnunet_kd.images import is_left_over
-from nnunet_kd.integrity import text_digest
-from nnunet_kd.overwriting import lies_in
-from nnunet_kd.processes import end_with_parent
-from nnunet_kd.reading import read_splits
-from nnunet_kd.writing import is_full, new_folder, write_whole
+from nnunet_kd.nnunet.dataset_names import are_confused
+from nnunet_kd.nnunet.images import is_left_over
+from nnunet_kd.nnunet.reading import read_splits
+from nnunet_kd.storage.integrity import text_digest
+from nnunet_kd.storage.overwriting import lies_in
+from nnunet_kd.storage.processes import end_with_parent
+from nnunet_kd.storage.writing import is_full, new_folder, write_whole
 
 SEED = 12345  # nnU-Net's own for splits
 FOLDS = 5

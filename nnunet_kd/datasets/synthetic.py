@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from nnunet_kd.writing import write_whole
+from nnunet_kd.storage.writing import write_whole
 
 CHANNELS = ("T1", "T1C", "FLAIR")
 LABELS = {"background": 0, "oedema": 1, "enhancing": 2}

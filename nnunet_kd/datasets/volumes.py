@@ -11,10 +11,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_kd.datasets.conversion import is_dangling
-from nnunet_kd.integrity import check_name, check_whole, is_compressed
-from nnunet_kd.labels import label_text, whole_labels
-from nnunet_kd.reading import reason
-from nnunet_kd.writing import naming_full_disk, not_written
+from nnunet_kd.nnunet.labels import label_text, whole_labels
+from nnunet_kd.nnunet.reading import reason
+from nnunet_kd.storage.integrity import check_name, check_whole, is_compressed
+from nnunet_kd.storage.writing import naming_full_disk, not_written
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from nnunet_kd.integrity import file_digest
-from nnunet_kd.reading import read_dataset_json, read_json, read_plans
-from nnunet_kd.writing import write_whole
+from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
+from nnunet_kd.storage.integrity import file_digest
+from nnunet_kd.storage.writing import write_whole
 
 FORMAT = 1
 DESCRIPTION = "model.json"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from nnunet_kd.deploy.engines import open_engine
 from nnunet_kd.deploy.folder import ModelDescription, write_description
 from nnunet_kd.deploy.trained import TrainedModel, provenance
-from nnunet_kd.reading import read_json
-from nnunet_kd.writing import is_full, new_folder
+from nnunet_kd.nnunet.reading import read_json
+from nnunet_kd.storage.writing import is_full, new_folder
 
 OPSET = 18
 PRECISIONS = ("fp32", "fp16", "int8")

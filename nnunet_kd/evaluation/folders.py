@@ -20,11 +20,11 @@ import numpy as np
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
 from nnunet_kd.evaluation.segmentation import read_segmentation
-from nnunet_kd.images import is_left_over
-from nnunet_kd.integrity import check_name
-from nnunet_kd.labels import label_text
-from nnunet_kd.processes import end_with_parent
-from nnunet_kd.writing import write_whole
+from nnunet_kd.nnunet.images import is_left_over
+from nnunet_kd.nnunet.labels import label_text
+from nnunet_kd.storage.integrity import check_name
+from nnunet_kd.storage.processes import end_with_parent
+from nnunet_kd.storage.writing import write_whole
 
 Structures = dict[str, tuple[int, ...]]
 References = Path | Mapping[str, Path]  # a folder, or the file of every case

@@ -22,9 +22,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunet_kd.evaluation.cost import Cost, configuration_cost
-from nnunet_kd.processes import end_with_parent
-from nnunet_kd.reading import channel_names, read_dataset_json, read_plans
-from nnunet_kd.teachers.checkpoint import mirroring_axes, read_checkpoint
+from nnunet_kd.nnunet.checkpoint import mirroring_axes, read_checkpoint
+from nnunet_kd.nnunet.reading import channel_names, read_dataset_json, read_plans
+from nnunet_kd.storage.processes import end_with_parent
 
 CASES = 5  # that are predicted
 OF_TRAINING = ("data_identifier", "batch_size", "batch_dice", "median_image_size_in_voxels")  # of a configuration

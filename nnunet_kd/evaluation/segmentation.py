@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.integrity import check_whole
-from nnunet_kd.labels import whole_labels
-from nnunet_kd.reading import reason
+from nnunet_kd.nnunet.labels import whole_labels
+from nnunet_kd.nnunet.reading import reason
+from nnunet_kd.storage.integrity import check_whole
 
 
 def read_segmentation(reader: type, path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.teachers.nnunet import Teacher
-from nnunet_kd.teachers.stages import EncoderStages
+from nnunet_kd.networks.stages import EncoderStages
+from nnunet_kd.teachers.teacher import Teacher
 
 
 class TeacherEnsemble(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_kd.reading import read_json, read_splits
-from nnunet_kd.settings import TeacherSettings, recorded_leakage
+from nnunet_kd.nnunet.reading import read_json, read_splits
+from nnunet_kd.nnunet.settings import TeacherSettings, recorded_leakage
 
 SPLITS = "splits_final.json"
 _ENDINGS = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}

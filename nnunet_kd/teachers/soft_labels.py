@@ -24,10 +24,10 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
-from nnunet_kd.integrity import file_digest
-from nnunet_kd.reading import read_json
-from nnunet_kd.teachers.preprocessed import PreprocessedCases
-from nnunet_kd.writing import replacing, write_whole
+from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.reading import read_json
+from nnunet_kd.storage.integrity import file_digest
+from nnunet_kd.storage.writing import replacing, write_whole
 
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch", "segment_anything", "blosc2")
 
@@ -68,7 +68,7 @@ class SoftLabelStore:
         """Write the manifest, or check that the one that is there says the same.
 
         Args:
-            data: Which data the labels belong to (see :func:`nnunet_kd.teachers.preprocessed.data_of`).
+            data: Which data the labels belong to (see :func:`nnunet_kd.nnunet.cases.data_of`).
             source: Everything that decides what the labels are.
             cases: All cases the store will have, whoever makes them.
 

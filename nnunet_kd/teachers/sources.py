@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.integrity import file_digest
-from nnunet_kd.reading import read_splits
-from nnunet_kd.settings import read_settings
-from nnunet_kd.teachers.nnunet import case_predictor, find_teachers, load_plain
-from nnunet_kd.teachers.preprocessed import PreprocessedCases
+from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.reading import read_splits
+from nnunet_kd.nnunet.settings import read_settings
+from nnunet_kd.storage.integrity import file_digest
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
 from nnunet_kd.teachers.sam_embeddings import AT_ONCE, STEP, Colours, SamEmbedder, SlicePatches
+from nnunet_kd.teachers.teacher import case_predictor, find_teachers, load_plain
 
 
 class Source(Protocol):

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nnunet_kd.distillation.step import LabelCodes
 from nnunet_kd.losses.focal_dice import FocalDiceLoss
 from nnunet_kd.networks.brainseg_dmif import BrainSegDMIF
 from nnunet_kd.networks.sam_weights import load_sam_encoder
-from nnunet_kd.settings import require
+from nnunet_kd.nnunet.settings import require
 from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.training.schedules import StepSchedule
-from nnunet_kd.training.step import LabelCodes
 from nnunet_kd.training.trainer import DistillationTrainer
 
 

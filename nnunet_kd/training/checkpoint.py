@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_kd.writing import replacing
+from nnunet_kd.storage.writing import replacing
 
 
 def save_atomically(content: Any, path: str | Path) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from nnunet_kd.settings import SCHEDULE
-from nnunet_kd.writing import replacing
+from nnunet_kd.nnunet.settings import SCHEDULE
+from nnunet_kd.storage.writing import replacing
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 LARGEST = 2**30  # bytes of a checkpoint that is held in memory

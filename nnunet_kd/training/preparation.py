@@ -16,10 +16,14 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_kd.integrity import file_digest, text_digest
-from nnunet_kd.planning import student_plans
-from nnunet_kd.reading import read_splits
-from nnunet_kd.settings import (
+from nnunet_kd.distillation.methods import active_terms
+from nnunet_kd.distillation.step import LabelCodes
+from nnunet_kd.distillation.terms import ActiveSoftLabelTerm, ActiveStageTerm, ActiveTerm
+from nnunet_kd.networks.stages import EncoderStages, encoder_stages, match_stages
+from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.planning import student_plans
+from nnunet_kd.nnunet.reading import read_splits
+from nnunet_kd.nnunet.settings import (
     BLOCK,
     FITTED_STARTS,
     SCHEDULE,
@@ -31,9 +35,12 @@ from nnunet_kd.settings import (
     read_section,
     read_settings,
 )
+from nnunet_kd.pruning.selection import selected_weights
+from nnunet_kd.storage.integrity import file_digest, text_digest
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.leakage import leakage
-from nnunet_kd.teachers.nnunet import (
+from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
+from nnunet_kd.teachers.teacher import (
     Experiment,
     Teacher,
     TeacherFiles,
@@ -41,14 +48,7 @@ from nnunet_kd.teachers.nnunet import (
     find_teachers,
     load_teacher,
 )
-from nnunet_kd.teachers.preprocessed import PreprocessedCases
-from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
-from nnunet_kd.teachers.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.training.leakage import teacher_leakage
-from nnunet_kd.training.methods import active_terms
-from nnunet_kd.training.start import selected_weights
-from nnunet_kd.training.step import LabelCodes
-from nnunet_kd.training.terms import ActiveSoftLabelTerm, ActiveStageTerm, ActiveTerm
 
 if TYPE_CHECKING:
     from nnunet_kd.training.trainer import DistillationTrainer

@@ -11,12 +11,12 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.planning import network_in_words
-from nnunet_kd.processes import BusyError, FileLock
-from nnunet_kd.reading import read_plans
-from nnunet_kd.settings import recorded_leakage, with_leakage
-from nnunet_kd.teachers.nnunet import Experiment
-from nnunet_kd.writing import write_whole
+from nnunet_kd.nnunet.planning import network_in_words
+from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.nnunet.settings import recorded_leakage, with_leakage
+from nnunet_kd.storage.processes import BusyError, FileLock
+from nnunet_kd.storage.writing import write_whole
+from nnunet_kd.teachers.teacher import Experiment
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 LOCK = "training.lock"
@@ -137,7 +137,7 @@ def _network(plans: dict[str, Any], configuration: str) -> Any:
 
 
 class Lock:
-    """Held by the process that trains in a folder; see :class:`nnunet_kd.processes.FileLock`.
+    """Held by the process that trains in a folder; see :class:`nnunet_kd.storage.processes.FileLock`.
 
     Args:
         folder: Of one fold.

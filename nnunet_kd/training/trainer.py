@@ -23,28 +23,20 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_kd.planning import NETWORKS
-from nnunet_kd.reading import channel_names, read_splits
-from nnunet_kd.settings import BLOCK, SCHEDULE, Plans, with_leakage
-from nnunet_kd.teachers.nnunet import Experiment
+from nnunet_kd.distillation.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
+from nnunet_kd.distillation.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
+from nnunet_kd.distillation.terms import Term
+from nnunet_kd.networks.stages import EncoderStages
+from nnunet_kd.nnunet.planning import NETWORKS
+from nnunet_kd.nnunet.reading import channel_names, read_splits
+from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans, with_leakage
+from nnunet_kd.pruning.heads import Heads
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
-from nnunet_kd.teachers.stages import EncoderStages
+from nnunet_kd.teachers.teacher import Experiment
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
-from nnunet_kd.training.fitted_start import (
-    CHECKED,
-    Patches,
-    classes_there,
-    describe,
-    draw_patches,
-    fit_start,
-    head_names,
-    patch_dice,
-    patches_wanted,
-)
 from nnunet_kd.training.hard_loss import without_dice
-from nnunet_kd.training.heads import Heads
 from nnunet_kd.training.history import History
 from nnunet_kd.training.interruption import LastEpoch, usual_save_every
 from nnunet_kd.training.leakage import joined, soft_label_leakage, teacher_leakage
@@ -85,9 +77,17 @@ from nnunet_kd.training.results import (
 )
 from nnunet_kd.training.schedules import CosineSchedule
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
-from nnunet_kd.training.step import LabelCodes, TrainStep, as_numbers, means, with_finite_loss
-from nnunet_kd.training.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
-from nnunet_kd.training.terms import Term
+from nnunet_kd.training.start import (
+    CHECKED,
+    Patches,
+    classes_there,
+    describe,
+    draw_patches,
+    fit_start,
+    head_names,
+    patch_dice,
+    patches_wanted,
+)
 
 SEGMENTATION = "segmentation"
 
@@ -101,7 +101,8 @@ class DistillationTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is un
         reduction: Where the plans name no student, one with widths divided by this is derived from them.
         terms: Loss terms beside nnU-Net's own, which plans can add to or replace; ``None``: none, whatever they say.
         recipe: Settings of the training that go with these terms: not used where the plans list others instead.
-        network_of_plans: Of :data:`nnunet_kd.planning.NETWORKS`, for plans that name no student; ``None``: the plans'.
+        network_of_plans: Key of :data:`nnunet_kd.nnunet.planning.NETWORKS`, for plans that name no student; ``None``
+            keeps the network of the plans.
         method: Dataclass of ``nnunet_kd.method``, for a trainer that has settings of its own instead of terms.
         joint: What holds student and adapters.
 

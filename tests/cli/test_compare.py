@@ -9,12 +9,12 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.evaluation.commands import Commands
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
-from nnunet_kd.evaluation.study import Study
-from nnunet_kd.integrity import file_digest
-from nnunet_kd.settings import with_leakage
+from nnunet_kd.nnunet.settings import with_leakage
+from nnunet_kd.storage.integrity import file_digest
+from nnunet_kd.study.commands import Commands
+from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
@@ -250,7 +250,7 @@ def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, ca
         assert message in capsys.readouterr().err
         assert trainings.models == [] and not (workspace.root / "study").exists()
         with monkeypatch.context() as late:
-            late.setattr("nnunet_kd.evaluation.comparison._check_results", lambda *_: None)
+            late.setattr("nnunet_kd.study.comparison._check_results", lambda *_: None)
             assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
         captured = capsys.readouterr()
         assert message in captured.err and "failed" not in captured.out

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.evaluation.comparison import _find_teachers
-from nnunet_kd.evaluation.runs import list_runs, rows_of_methods
-from nnunet_kd.evaluation.study import Study
+from nnunet_kd.study.comparison import _find_teachers
+from nnunet_kd.study.runs import list_runs, rows_of_methods
+from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer
 

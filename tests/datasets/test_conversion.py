@@ -22,7 +22,7 @@ from nnunet_kd.datasets.conversion import (
 )
 from nnunet_kd.datasets.formats import FORMATS
 from nnunet_kd.datasets.volumes import same_grid
-from nnunet_kd.writing import DiskFullError
+from nnunet_kd.storage.writing import DiskFullError
 from tests.commands import plan_and_preprocess
 from tests.datasets import layouts
 from tests.datasets.conftest import convert, read, same_files

@@ -13,7 +13,7 @@ import torch
 from nnunet_kd.cli import main
 from nnunet_kd.deploy.stock import export_stock, install_stock
 from nnunet_kd.deploy.trained import read_trained
-from nnunet_kd.writing import DiskFullError
+from nnunet_kd.storage.writing import DiskFullError
 from tests.conftest import DATASET
 from tests.deploy.conftest import results
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main, parser
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.commands import printed_command
 from tests.conftest import DATASET, make_trainer, note_validated

@@ -15,7 +15,7 @@ import torch
 from nnunet_kd.cli import main
 from nnunet_kd.deploy.stock import export_stock, install_stock
 from nnunet_kd.deploy.trained import provenance, read_trained
-from nnunet_kd.settings import with_leakage
+from nnunet_kd.nnunet.settings import with_leakage
 from tests.commands import printed_command
 from tests.conftest import DATASET
 from tests.deploy.conftest import results

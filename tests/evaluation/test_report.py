@@ -10,7 +10,7 @@ from scipy import stats
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
-from nnunet_kd.evaluation.report import Report, draw_curves, write_report
+from nnunet_kd.study.report import Report, draw_curves, write_report
 from tests.evaluation.test_summary import rows
 
 

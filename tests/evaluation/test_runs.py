@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from nnunet_kd.evaluation.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
-from nnunet_kd.training.methods import TERMS
+from nnunet_kd.distillation.methods import TERMS
+from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
 
 
 def written(path, rows):

@@ -8,18 +8,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_kd.evaluation.commands import Commands
-from nnunet_kd.evaluation.comparison import _find_teachers
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.runs import list_runs, rows_of_ablation, rows_of_methods
-from nnunet_kd.evaluation.study import Study
-from nnunet_kd.evaluation.study_costs import study_costs
-from nnunet_kd.evaluation.validation import draw_cases, references, segmentations
-from nnunet_kd.settings import read_settings
-from nnunet_kd.writing import DiskFullError
+from nnunet_kd.nnunet.settings import read_settings
+from nnunet_kd.storage.writing import DiskFullError
+from nnunet_kd.study.commands import Commands
+from nnunet_kd.study.comparison import _find_teachers
+from nnunet_kd.study.costs import study_costs
+from nnunet_kd.study.runs import list_runs, rows_of_ablation, rows_of_methods
+from nnunet_kd.study.study import Study
+from nnunet_kd.study.validation import draw_cases, references, segmentations
 from tests.conftest import DATASET, FOLDERS, SHORT
 from tests.full_disk import PAGE, leave
 

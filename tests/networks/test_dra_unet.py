@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_kd.networks.dra_unet import DPRM, DRAUNet, ResSimAM, simam
-from nnunet_kd.teachers.stages import decoder_stages, encoder_stages
+from nnunet_kd.networks.stages import decoder_stages, encoder_stages
 
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnunet_kd.distillation.methods import TERMS
+from nnunet_kd.distillation.student import StudentWithAdapters, adapters_of
 from nnunet_kd.evaluation.cost import network_cost
+from nnunet_kd.networks.stages import decoder_stages, encoder_stages
 from nnunet_kd.networks.vm_unet import PatchExpanding, PatchMerging, VMUNet
 from nnunet_kd.networks.vss_block import SS2D, VSSBlock, fold_directions, unfold_directions
-from nnunet_kd.teachers.stages import decoder_stages, encoder_stages
-from nnunet_kd.training.methods import TERMS
-from nnunet_kd.training.student import StudentWithAdapters, adapters_of
 
 SMALL = {"n_stages": 3, "features_per_stage": 8, "depths": 1, "depths_decoder": 1, "state_size": 4}
 

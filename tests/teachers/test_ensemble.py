@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
-from nnunet_kd.teachers.nnunet import Teacher
+from nnunet_kd.teachers.teacher import Teacher
 from tests.small_networks import unet
 
 IMAGES = torch.randn(2, 2, 16, 12, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_kd.cli import main
-from nnunet_kd.settings import recorded_leakage
+from nnunet_kd.nnunet.settings import recorded_leakage
 from nnunet_kd.teachers.leakage import validated_cases
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD

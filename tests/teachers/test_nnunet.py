@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_kd.settings import recorded_leakage
-from nnunet_kd.teachers.checkpoint import read_checkpoint
+from nnunet_kd.nnunet.checkpoint import read_checkpoint
+from nnunet_kd.nnunet.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from nnunet_kd.teachers.nnunet import Experiment
-from nnunet_kd.teachers.preprocessed import PreprocessedCases
+from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.teachers.teacher import Experiment
 
 
 def test_labels_have_one_value_per_voxel(workspace):

@@ -9,11 +9,11 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_kd.cli import main
+from nnunet_kd.distillation.step import LabelCodes
 from nnunet_kd.losses.focal_dice import FocalDiceLoss
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.training.brainseg_dmif import FocalDiceOfTargets
-from nnunet_kd.training.step import LabelCodes
 from tests.conftest import SHORT, make_trainer, stop_within
 from tests.small_networks import tiny_sam
 from tests.training import variants

@@ -4,7 +4,7 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from nnunet_kd.networks.dra_unet import DRAUNet
-from nnunet_kd.training.channel_graph import channel_graph
+from nnunet_kd.pruning.channel_graph import channel_graph
 from tests.training.test_reconstruction import unet
 
 NETWORKS = {

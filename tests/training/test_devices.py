@@ -10,12 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_kd import wavelets
-from nnunet_kd.teachers.nnunet import find_trainer
 from nnunet_kd.teachers.sam_embeddings import Colours, SamEmbedder
+from nnunet_kd.teachers.teacher import find_trainer
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from nnunet_kd.training import trainer as trainer_file
-from nnunet_kd.training.kd_sam_phases import DECODER, ENCODER, EncoderProgress
+from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress
 from tests.conftest import SHORT, make_trainer
 from tests.training.test_brainseg_dmif import plans_for as brainseg_dmif
 from tests.training.test_kd_sam import plans_for as kd_sam

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from tests.conftest import SHORT, make_trainer

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_kd.training import fitted_start
-from nnunet_kd.training.fitted_start import (
+from nnunet_kd.training import start as fitted_start
+from nnunet_kd.training.start import (
     Patches,
     Progress,
     classes_there,

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_kd.training.heads import classes_of, draw_by_class, fit_head
-from nnunet_kd.training.reconstruction import reconstruct
-from nnunet_kd.training.start import selected_weights
+from nnunet_kd.pruning.heads import classes_of, draw_by_class, fit_head
+from nnunet_kd.pruning.reconstruction import reconstruct
+from nnunet_kd.pruning.selection import selected_weights
 
 
 def problem(heads, classes=3, noise=0.0, positions=4000):

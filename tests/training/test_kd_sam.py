@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from nnunet_kd.cli import main
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedder, SlicePatches
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM

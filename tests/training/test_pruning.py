@@ -6,9 +6,9 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_kd.training.pruning import sort_channels
-from nnunet_kd.training.reconstruction import reconstruct
-from nnunet_kd.training.start import channels_taken, selected_weights
+from nnunet_kd.pruning.ordering import sort_channels
+from nnunet_kd.pruning.reconstruction import reconstruct
+from nnunet_kd.pruning.selection import channels_taken, selected_weights
 from tests.training.test_channel_graph import with_random_vectors
 from tests.training.test_reconstruction import images, thinner, unet
 

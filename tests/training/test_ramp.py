@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nnunet_kd.training.ramp import read_ramp
+from nnunet_kd.distillation.ramp import read_ramp
 
 
 def test_the_authors_ramp():

@@ -9,10 +9,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+from nnunet_kd.pruning.reconstruction import reconstruct
+from nnunet_kd.pruning.selection import selected_weights
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.reconstruction import reconstruct
-from nnunet_kd.training.start import selected_weights
 from tests.conftest import SHORT, make_trainer
 
 RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
@@ -252,7 +252,7 @@ def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(works
     def refuse(*_, **__):
         raise ValueError("PlainConvUNet cannot be traced: no")
 
-    monkeypatch.setattr("nnunet_kd.training.fitted_start.sort_channels", refuse)
+    monkeypatch.setattr("nnunet_kd.training.start.sort_channels", refuse)
     weights = []
     for start in ("reconstructed", "pruned"):
         plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start})

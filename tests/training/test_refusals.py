@@ -33,7 +33,7 @@ def test_the_sentence_is_last_and_alone(workspace):
 
 PROCESS = """
 from torch import multiprocessing
-from nnunet_kd.settings import read_settings
+from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.training.refusals import said_last
 
 @said_last

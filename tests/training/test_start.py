@@ -9,12 +9,12 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_kd.planning import student_plans
-from nnunet_kd.settings import recorded_leakage
+from nnunet_kd.nnunet.planning import student_plans
+from nnunet_kd.nnunet.settings import recorded_leakage
+from nnunet_kd.pruning.selection import draw, in_double, selected_weights
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.start import draw, in_double, selected_weights
 from tests.conftest import SHORT, make_trainer, stop_within
 
 FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_kd.teachers.nnunet import Teacher
-from nnunet_kd.teachers.stages import encoder_stages
+from nnunet_kd.distillation.student import NARROW, StudentWithAdapters, in_fast_layout
+from nnunet_kd.networks.stages import encoder_stages
+from nnunet_kd.teachers.teacher import Teacher
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
-from nnunet_kd.training.student import NARROW, StudentWithAdapters, in_fast_layout
 from tests.small_networks import unet
 
 

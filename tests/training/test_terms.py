@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nnunet_kd.distillation.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, SOFT_LABELS, TERMS, active_terms
+from nnunet_kd.distillation.step import TrainStep
+from nnunet_kd.distillation.terms import LogitsTerm, StageTerm
 from nnunet_kd.losses import DCDLoss
-from nnunet_kd.teachers.stages import EncoderStages, match_stages
+from nnunet_kd.networks.stages import EncoderStages, match_stages
 from nnunet_kd.trainers.nnUNetTrainerIFVD import nnUNetTrainerIFVD
-from nnunet_kd.training.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, SOFT_LABELS, TERMS, active_terms
-from nnunet_kd.training.step import TrainStep
-from nnunet_kd.training.terms import LogitsTerm, StageTerm
 
 TERM = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.1, 0.5), options={"levels": 2})
 TEACHER = EncoderStages((32, 64, 128), ((1, 1, 1), (2, 2, 2), (4, 4, 4)))

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _of_plans(error: Exception, path: Path) -> str:
     """What plans that were read but are none have led to."""
-    from nnunet_kd.teachers.architecture import plans_errors
+    from nnunet_kd.nnunet.trust.architectures import plans_errors
 
     try:
         with plans_errors(path):

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.cli.doctor.installation import may_write
 from nnunet_kd.cli.doctor.stop import StopError
-from nnunet_kd.planning import network_in_words, usual_trainer
-from nnunet_kd.reading import channel_names, label_values, read_dataset_json, read_plans
+from nnunet_kd.nnunet.planning import network_in_words, usual_trainer
+from nnunet_kd.nnunet.reading import channel_names, label_values, read_dataset_json, read_plans
 
 if TYPE_CHECKING:
-    from nnunet_kd.teachers.nnunet import Experiment
     from nnunet_kd.teachers.soft_labels import SoftLabelStore
+    from nnunet_kd.teachers.teacher import Experiment
     from nnunet_kd.training.preparation import Preparation
 
 OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
@@ -52,9 +52,9 @@ class ExperimentChecks:
     def read_plans(self) -> str:
         """They are there, are plans, and have the configuration."""
         from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
-        from nnunet_kd.settings import read_settings
-        from nnunet_kd.teachers.architecture import check_networks
-        from nnunet_kd.teachers.checkpoint import TRUST_MODEL
+        from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
+        from nnunet_kd.nnunet.settings import read_settings
+        from nnunet_kd.nnunet.trust.architectures import check_networks
 
         arguments = self.arguments
         try:
@@ -105,8 +105,8 @@ class ExperimentChecks:
         """There are cases, and what every training needs beside them."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        from nnunet_kd.dataset_names import dataset_number
-        from nnunet_kd.images import is_left_over
+        from nnunet_kd.nnunet.dataset_names import dataset_number
+        from nnunet_kd.nnunet.images import is_left_over
 
         identifier = PlansManager(self.plans).get_configuration(self.arguments.c).data_identifier
         cases = sum(not is_left_over(path.name) for path in (self.folder / identifier).glob("*.pkl"))
@@ -135,7 +135,7 @@ class ExperimentChecks:
         import torch
         from tqdm import tqdm
 
-        from nnunet_kd.teachers.preprocessed import PreprocessedCases
+        from nnunet_kd.nnunet.cases import PreprocessedCases
         from nnunet_kd.training.faults import BatchCheck
 
         cases = PreprocessedCases(self.folder, self._experiment())
@@ -156,7 +156,7 @@ class ExperimentChecks:
 
     def find_trainer(self) -> str:
         """nnU-Net finds the student's."""
-        from nnunet_kd.teachers.nnunet import find_trainer
+        from nnunet_kd.teachers.teacher import find_trainer
 
         self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
         try:
@@ -185,7 +185,7 @@ class ExperimentChecks:
 
     def first_stage(self) -> str | None:
         """What the second stage of a cascade sees is there; ``None``: there is no cascade."""
-        from nnunet_kd.teachers.cascade import FirstStage
+        from nnunet_kd.nnunet.cascade import FirstStage
 
         first = FirstStage.of(self.plans, self.arguments.c, self.trainer_name, self.arguments.p)
         if first is None:
@@ -245,7 +245,7 @@ class ExperimentChecks:
         return found if unknown is None else f"{found}; {unknown}"
 
     def _experiment(self) -> Experiment:
-        from nnunet_kd.teachers.nnunet import Experiment
+        from nnunet_kd.teachers.teacher import Experiment
 
         return Experiment(self.plans, self.arguments.c, self.dataset_json)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from nnunet_kd.cli.doctor.stop import StopError
-from nnunet_kd.processes import process_limits, usable_cores
+from nnunet_kd.storage.processes import process_limits, usable_cores
 
 PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
 
@@ -87,7 +87,7 @@ def trainers() -> str:
 
 
 def _lookup_finds(trainer: str) -> bool:
-    from nnunet_kd.teachers.nnunet import find_trainer
+    from nnunet_kd.teachers.teacher import find_trainer
 
     try:
         find_trainer(trainer)

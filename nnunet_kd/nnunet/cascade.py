@@ -1,0 +1,76 @@
+"""What the second stage of a cascade sees beside the images: segmentations of all cases by the first stage.
+
+nnU-Net writes them when it validates a fold of the first stage, of that fold's validation cases, for students and
+teachers by their own first stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.nnunet.reading import read_splits
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """The first stage of a cascade.
+
+    Attributes:
+        configuration: Its name.
+        folder: Of its segmentations.
+        cases: All preprocessed cases.
+        missing: Those that it has not segmented.
+        commands: Which make these segmentations, one a fold.
+    """
+
+    configuration: str
+    folder: Path
+    cases: tuple[str, ...]
+    missing: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plans: Mapping[str, Any], configuration: str, trainer: str, plans_name: str) -> FirstStage | None:
+        """That of a configuration, by one trainer and its plans; ``None``: there is no stage before it.
+
+        Args:
+            plans: Which have the configuration, and name the data set.
+            configuration: Of the second stage.
+            trainer: Class name.
+            plans_name: Of the trainer's plans.
+        """
+        if configuration not in plans["configurations"]:
+            return None
+        settings = PlansManager(dict(plans)).get_configuration(configuration)
+        previous = settings.previous_stage_name
+        if previous is None or not nnUNet_results.is_set() or not nnUNet_preprocessed.is_set():
+            return None
+        dataset = str(plans["dataset_name"])
+        data = Path(nnUNet_preprocessed.require()) / dataset
+        results = Path(nnUNet_results.require()) / dataset / f"{trainer}__{plans_name}__{previous}"
+        folder = results / "predicted_next_stage" / configuration
+        cases = sorted(path.stem for path in (data / settings.data_identifier).glob("*.pkl"))
+        there = {path.stem for path in folder.glob("*.*")}
+        missing = [case for case in cases if case not in there]
+        commands = []
+        for fold in _folds_of(missing, data / "splits_final.json"):
+            trained = (results / f"fold_{fold}" / "checkpoint_final.pth").is_file()
+            words = f"nnUNetv2_train {dataset} {previous} {fold} -tr {trainer} -p {plans_name}"
+            commands.append(f"{words} --val" if trained else words)
+        return cls(str(previous), folder, tuple(cases), tuple(missing), tuple(commands))
+
+
+def _folds_of(cases: Sequence[str], splits: Path) -> list[int]:
+    """Whose validation cases these are; without splits nnU-Net makes five folds."""
+    try:
+        folds = read_splits(splits)
+    except (FileNotFoundError, ValueError):
+        return [*range(5)] if cases else []
+    wanted = {*cases}
+    return [number for number, fold in enumerate(folds) if wanted & {*fold["val"]}]

@@ -1,0 +1,121 @@
+"""The preprocessed cases of one configuration: what soft labels are made from, and what they have to match."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.nnunet.dataset_names import dataset_number
+from nnunet_kd.nnunet.images import is_left_over
+from nnunet_kd.nnunet.reading import channel_names
+from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.teachers.teacher import Experiment
+
+
+class PreprocessedCases:
+    """The preprocessed cases of one configuration.
+
+    Args:
+        folder: The data set's in ``nnUNet_preprocessed``.
+        experiment: Plans, configuration and ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: Where nothing is preprocessed.
+        ValueError: As :func:`dataset_class`, or for plans nnU-Net cannot use.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        plans = PlansManager(experiment.plans)
+        self.folder = folder
+        self.experiment = experiment
+        with plans_errors(folder / f"{plans.plans_name}.json"):
+            self.configuration = plans.get_configuration(experiment.configuration)
+            self.labels = plans.get_label_manager(experiment.dataset_json)
+            self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
+            self._source = folder / self.configuration.data_identifier
+        self.identifiers = sorted(one.stem for one in self._source.glob("*.pkl") if not is_left_over(one.name))
+        if not self.identifiers:
+            number = dataset_number(folder.name)
+            raise FileNotFoundError(
+                f"nothing is preprocessed in {self._source}. Do it: nnUNetv2_preprocess -d {number} "
+                f"-plans_name {plans.plans_name} -c {experiment.configuration}"
+            )
+        self._dataset = dataset_class(self._source)(str(self._source))
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(channel_names(self.experiment.dataset_json))
+
+    def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body.
+
+        Raises:
+            ValueError: Where the labels have several values per voxel, as those of a colour picture.
+        """
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        if len(segmentation) != 1:
+            raise ValueError(
+                f"the labels of case {case} have {len(segmentation)} values per voxel, of which nnU-Net takes the "
+                "first: write labels of one value per voxel, and preprocess again"
+            )
+        return np.asarray(images[:]), np.asarray(segmentation[0])
+
+    def fingerprint(self, case: str) -> dict[str, str]:
+        """SHA-256 of the images of a case and of its labels, with their shapes; both are read whole."""
+        images, segmentation, _, _ = self._dataset.load_case(case)
+        return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
+
+    def modified(self, case: str) -> int:
+        """When a case was preprocessed, in nanoseconds, as far as the clock of the disk says."""
+        parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
+        times: list[int] = [part.stat().st_mtime_ns for part in parts if part.is_file()]
+        return max(times)
+
+
+def _digest(channels: Any, kind: Any) -> str:
+    """SHA-256 of arrays of one shape, which are read one by one."""
+    digest = hashlib.sha256()
+    for number in range(channels.shape[0]):
+        channel = np.ascontiguousarray(channels[number], dtype=kind)
+        digest.update(repr(channel.shape).encode())
+        digest.update(channel.data)
+    return digest.hexdigest()
+
+
+def dataset_class(folder: Path) -> Any:
+    """What of nnU-Net reads the preprocessed cases in a folder.
+
+    Raises:
+        ValueError: Where it holds none, or something else.
+    """
+    try:
+        return infer_dataset_class(str(folder))
+    except (AssertionError, KeyError):
+        known = {".pkl", ".npy", *(f".{ending}" for ending in file_ending_dataset_mapping)}
+        strange = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix not in known)
+        what = f"{strange[0]}, which nnU-Net takes for a case: remove it" if strange else "no case: preprocess again"
+        raise ValueError(f"{folder} holds {what}") from None
+
+
+def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an experiment soft labels depend on: its data and its labels."""
+    settings = plans_manager.get_configuration(configuration)
+    labels = plans_manager.get_label_manager(dataset_json)
+    return {
+        "dataset": plans_manager.dataset_name,
+        "preprocessed": settings.data_identifier,
+        "spacing": [float(width) for width in settings.spacing],
+        "normalization": list(settings.normalization_schemes),
+        "labels": dataset_json["labels"],
+        "regions": [list(np.atleast_1d(region).tolist()) for region in labels.foreground_regions]
+        if labels.has_regions
+        else None,
+        "heads": labels.num_segmentation_heads,
+    }

@@ -1,0 +1,215 @@
+"""Networks of plans that came from elsewhere: nothing of them runs, and none is larger than its weights.
+
+nnU-Net imports whatever plans name, and calls it: ``"nonlin": "subprocess.Popen"`` starts a program when the network is
+built. Here names are looked at first, and only networks and layers of the packages below pass. The readers, resampling
+functions, normalisations and trainers that plans and checkpoints name are no such matter: nnU-Net looks for them by a
+single name in its own folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pydoc
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dynamic_network_architectures.architectures
+import torch
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+from torch.nn.parameter import is_lazy
+
+PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2", "nnunet_kd.networks")
+_ARCHITECTURES = dynamic_network_architectures.architectures
+
+_MOST = 1000  # stages, blocks, or entries of a list
+_LARGEST = 10**6  # any other whole number, the voxels of an image's side among them
+_VOXELS = 2**30  # of a patch
+
+
+def check_networks(plans: Mapping[str, Any], path: Path, remedy: str, configuration: str | None = None) -> None:
+    """Refuse plans whose network could run code, or could not be held by any computer.
+
+    Nothing outside :data:`PACKAGES` is imported.
+
+    Args:
+        plans: From :func:`nnunet_kd.nnunet.reading.read_plans`.
+        path: Where they were read, for messages.
+        remedy: What to do where the plans are trusted; a sentence.
+        configuration: The only one whose network will be built; ``None``: any may be.
+
+    Raises:
+        ValueError: Naming the file and what is wrong with it.
+    """
+    _check_numbers(plans["configurations"], "configurations", path)
+    names = plans["configurations"] if configuration is None else [configuration]
+    with plans_errors(path):
+        manager = PlansManager(dict(plans))
+        if manager.label_manager_class is None:
+            raise ValueError(f"there is no label_manager {str(plans['label_manager'])[:60]!r}")
+        for name in names:
+            content = manager.get_configuration(name).configuration
+            patch = content.get("patch_size", [])
+            if not all(isinstance(side, int) and side > 0 for side in patch) or math.prod(patch) > _VOXELS:
+                raise ValueError(f"the patch_size of {name} is {str(patch)[:60]}")
+            architecture = content["architecture"]
+            layers = {key: architecture["arch_kwargs"][key] for key in architecture["_kw_requires_import"]}
+            _check_name(architecture["network_class_name"], path, remedy, is_network=True)
+            for layer in layers.values():
+                if layer is not None:
+                    _check_name(layer, path, remedy)
+
+
+@contextmanager
+def plans_errors(path: Path) -> Iterator[None]:
+    """What nnU-Net raises over plans that are none, as one sentence.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nnU-Net's about plans of its older versions
+            yield
+    except UnsafeError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else _first_line(error)
+        raise ValueError(f"{path} holds no plans nnU-Net can use: {what}") from error
+
+
+class UnsafeError(ValueError):
+    """Plans that could run code, or ask for more than a computer has."""
+
+
+def _check_numbers(node: Any, name: str, path: Path) -> None:
+    children: Any = ()
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list):
+        if len(node) > _MOST:
+            raise UnsafeError(f"{path} asks for a network no computer can hold: {name} has {len(node)} entries")
+        children = ((name, child) for child in node)
+    elif isinstance(node, int) and abs(node) > (_MOST if name.startswith("n_") else _LARGEST):
+        raise UnsafeError(f"{path} asks for a network no computer can hold: {name} is {node}")
+    for key, child in children:
+        _check_numbers(child, str(key), path)
+
+
+def _check_name(name: Any, path: Path, remedy: str, is_network: bool = False) -> None:
+    """A class of a network or layer, by its dotted name."""
+    parts = str(name).split(".")
+    known = any(str(name).startswith(f"{package}.") for package in PACKAGES)
+    if not known or not all(re.fullmatch(r"[A-Za-z]\w*", part) for part in parts):
+        raise UnsafeError(
+            f"{path} builds its network with {str(name)[:100]!r}, which is not of {', '.join(PACKAGES[:-1])} or "
+            f"{PACKAGES[-1]}, and could run code. {remedy}"
+        )
+    found: Any = None
+    try:
+        found = pydoc.locate(str(name))
+        if found is None and is_network:  # nnU-Net looks for networks that have moved
+            found = recursive_find_python_class(_ARCHITECTURES.__path__[0], parts[-1], _ARCHITECTURES.__name__)
+    except Exception as error:  # whatever its import raises
+        raise UnsafeError(f"{path} builds its network with {name}, which cannot be imported") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)) or not _is_of(found.__module__):
+        raise UnsafeError(f"{path} builds its network with {name}, which is no network or layer of that package")
+
+
+def _is_of(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in PACKAGES)
+
+
+def load_network(build: Callable[[], nn.Module], weights: Any, path: Path, trust: bool = False) -> nn.Module:
+    """A network with weights of a file; it is built only if they fit, and never larger than they are.
+
+    Args:
+        build: Makes the network on PyTorch's default device.
+        weights: ``network_weights`` of a checkpoint.
+        path: The checkpoint.
+        trust: Build whatever the plans ask for.
+
+    Raises:
+        ValueError: For weights that are none or do not belong to the network, and for plans that describe none.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{path} holds no weights of a network")
+    if trust:
+        return _with_weights(build(), weights, path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, that nothing is copied to where no memory is
+            with torch.device("meta"), _as_large_as(weights, path):
+                without_memory = build()
+            _with_weights(without_memory, weights, path)
+    except _MisfitError:
+        raise
+    except Exception as error:  # some networks compute with their weights while they are built
+        logging.getLogger(__name__).info("not built without memory: %s", error)
+    try:
+        with _as_large_as(weights, path):
+            network = build()
+    except (_MisfitError, ImportError):  # of a package that is missing, with the command that installs it
+        raise
+    except Exception as error:  # of any network that gets keywords it cannot take
+        raise ValueError(f"the network of {path} cannot be built: {_first_line(error)}") from error
+    return _with_weights(network, weights, path)
+
+
+class _MisfitError(ValueError):
+    """Weights of another network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"the weights in {path} do not belong to the plans.json beside them")
+
+
+def _with_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise _MisfitError(path) from error
+    return network
+
+
+@contextmanager
+def _as_large_as(weights: Mapping[str, Tensor], path: Path) -> Iterator[None]:
+    """Stop a network that becomes much larger than these weights while it is built."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in weights.values() if not tensor.is_sparse}
+    elements = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
+    # Networks may make parts they replace or remove; most of a network's modules have no weights.
+    left = {"elements": 2 * elements + 10**7, "tensors": 4 * len(weights) + 100, "modules": 50 * len(weights) + 1000}
+
+    def count(what: str, amount: int) -> None:
+        left[what] -= amount
+        if left[what] < 0:
+            raise _MisfitError(path)
+
+    def tensor_made(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+        if tensor is not None and not is_lazy(tensor):
+            count("tensors", 1)
+            count("elements", tensor.numel())
+
+    def module_made(_: nn.Module, __: str, ___: nn.Module | None) -> None:
+        count("modules", 1)
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(tensor_made),
+        registration.register_module_buffer_registration_hook(tensor_made),
+        registration.register_module_module_registration_hook(module_made),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

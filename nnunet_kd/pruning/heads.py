@@ -1,0 +1,110 @@
+"""The last layer of a segmentation network, fitted to the probabilities of its teacher.
+
+Multinomial logistic regression (for regions binary, one for each) on the teacher's soft labels: where it has converged,
+every class has as much probability in all as the teacher gives it, however rare the class is.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_kd.pruning.selection import draw, in_double
+
+Heads = Literal["classes", "regions"]  # what logits are of: exclusive classes, or a region each
+
+ITERATIONS = 60
+PENALTY = 1e-4  # on squared weights of inputs whose variance is 1
+
+
+def classes_of(logits: Tensor, heads: Heads) -> Tensor:
+    """Number of the class of each voxel.
+
+    Args:
+        logits: ``(B, heads, *spatial)``.
+        heads: What they are of. Voxels that lie in the same regions have one class.
+
+    Shape:
+        ``(B * voxels,)``.
+    """
+    if heads == "classes":
+        return logits.argmax(1).flatten()
+    inside = (logits > 0).movedim(1, -1).flatten(0, -2)
+    numbers: Tensor = torch.unique(inside, dim=0, return_inverse=True)[1]
+    return numbers
+
+
+def draw_by_class(classes: Tensor, wanted: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions, half of them from all and half in equal parts from the classes that are there.
+
+    Args:
+        classes: Number of the class of each position, ``(positions,)``.
+        wanted: How many to draw.
+        generator: On the CPU.
+
+    Returns:
+        Numbers of positions, and the weight of each, with which a sum over the drawn ones expects that over all but for
+        a factor; both ``(drawn,)``, on the CPU.
+    """
+    classes = classes.cpu()
+    values, numbers, counts = torch.unique(classes, return_inverse=True, return_counts=True)
+    share = wanted // (2 * len(values))
+    drawn = [draw(len(classes), wanted // 2, generator)]
+    for number, count in enumerate(counts.tolist()):
+        there = (numbers == number).nonzero()[:, 0]
+        drawn.append(there[torch.randint(count, (share,), generator=generator)])
+    positions = torch.cat(drawn)
+    expected = wanted // 2 / len(classes) + share / counts  # how often a position of the class is drawn
+    weights = 1 / expected[numbers[positions]]
+    return positions, weights / weights.mean()
+
+
+@torch.enable_grad()
+def fit_head(
+    read: Tensor, logits: Tensor, counts: Tensor, weight: Tensor, bias: Tensor, heads: Heads
+) -> tuple[Tensor, Tensor]:
+    r"""The map that diverges least from the teacher's probabilities.
+
+    .. math:: \min_{W, b} \sum_p c_p \, \mathrm{KL}\big(q(y_p) \,\Vert\, q(W x_p + b)\big)
+
+    with q the softmax over the classes, or for regions the sigmoid of each. A convex problem, solved by L-BFGS.
+
+    Args:
+        read: x, what the layer reads, ``(positions, numbers)``.
+        logits: y, the teacher's, ``(positions, heads)``.
+        counts: c, what each position counts, ``(positions,)``.
+        weight: Where to begin, ``(numbers, heads)``.
+        bias: Where to begin, ``(heads,)``.
+        heads: What the logits are of.
+
+    Returns:
+        Weight and bias in these shapes.
+    """
+    read, logits = in_double(read), in_double(logits)
+    counts = counts.to(read) / counts.sum()
+    mean = read.mean(0)
+    spread = read.std(0, correction=0).clamp(min=1e-6 * float(read.std() + 1e-30))
+    read = (read - mean) / spread
+    weight = weight.to(read)
+    bias = (bias.to(read) + mean @ weight).requires_grad_()
+    weight = (weight * spread[:, None]).clone(memory_format=torch.contiguous_format).requires_grad_()
+    taught = logits.sigmoid() if heads == "regions" else logits.softmax(1)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def divergence() -> Tensor:
+        optimizer.zero_grad()
+        given = torch.addmm(bias, read, weight)
+        if heads == "regions":
+            each = F.binary_cross_entropy_with_logits(given, taught, reduction="none").sum(1)
+        else:
+            each = -(taught * given.log_softmax(1)).sum(1)
+        loss = (counts * each).sum() + PENALTY * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(divergence)  # type: ignore[no-untyped-call]
+    weight = weight.detach() / spread[:, None]
+    return weight, bias.detach() - mean @ weight

@@ -1,0 +1,96 @@
+"""Run nnU-Net's own commands: their epochs as progress, everything they print in a log file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nnunet_kd.storage.processes import process_limits
+from nnunet_kd.storage.writing import DiskFullError, naming_full_disk
+from nnunet_kd.study import supervisor
+
+
+class Commands:
+    """Runs commands one after the other and says how long it has been.
+
+    Args:
+        logs: Folder of the log files.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.started = time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Since the start."""
+        return (time.monotonic() - self.started) / 60
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        elapsed = int(time.monotonic() - self.started)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
+
+    def run(self, log: str, *words: str, epochs: int | None = None) -> None:
+        """One command. It ends, with every process it started, when this process does, even if that is killed.
+
+        It starts no more processes than there are cores, unless nnU-Net's variables say how many.
+
+        Args:
+            log: Name of its log file, without ending; an older one is kept, the new output goes below.
+            words: The command and its arguments.
+            epochs: How many it will train, for the progress.
+
+        Raises:
+            FileNotFoundError: Where the command is not installed.
+            RuntimeError: Where it fails, with its last line and the log file.
+            DiskFullError: Where that is because the disk is full.
+        """
+        program = Path(sys.executable).parent / words[0]
+        found = str(program) if program.is_file() else shutil.which(words[0])
+        if found is None:
+            raise FileNotFoundError(f"{words[0]} is not installed beside {sys.executable}")
+        self.say("$ " + " ".join(words))
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{log}.log"
+        last = ""
+        supervised = [sys.executable, "-I", "-S", supervisor.__file__] if os.name == "posix" else []
+        with naming_full_disk(path), path.open("a", buffering=1) as file:  # a line at a time, for who watches it
+            process = subprocess.Popen(
+                [*supervised, found, *words[1:]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                # Without the last of them epochs are told some fifteen at a time.
+                env={**os.environ, **process_limits(), "PYTHONUNBUFFERED": "1"},
+            )
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    last = line.strip() or last
+                    self._follow(line, epochs)
+                status = process.wait()
+            except BaseException:
+                process.stdin.close()  # the supervisor ends the command
+                if not supervised:
+                    process.terminate()
+                process.wait()
+                raise
+        if status:
+            full = "No space left on device" in last or "the disk is full" in last
+            kind = DiskFullError if full else RuntimeError
+            raise kind(f"{words[0]} failed ({last}); its output is in {path}")
+
+    def _follow(self, line: str, epochs: int | None) -> None:
+        text = line.split(": ", 1)[-1].strip()
+        if text.startswith(("Pseudo dice", "Mean Validation Dice")):
+            self.say(f"    {text}")
+        elif text.startswith("Epoch ") and text[6:].isdecimal():
+            self.say(f"    epoch {int(text[6:]) + 1}" + (f" of {epochs}" if epochs else ""))

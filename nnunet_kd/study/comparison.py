@@ -1,0 +1,271 @@
+"""Carry out a study: train, predict, evaluate, measure, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.evaluation.folders import write_rows
+from nnunet_kd.evaluation.segmentation import read_segmentation
+from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, read_checkpoint
+from nnunet_kd.nnunet.planning import network_in_words
+from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
+from nnunet_kd.nnunet.trust.architectures import check_networks
+from nnunet_kd.storage.processes import BusyError
+from nnunet_kd.study.costs import study_costs
+from nnunet_kd.study.report import Report, write_report
+from nnunet_kd.study.runs import TEACHER, Run
+from nnunet_kd.study.study import Study
+from nnunet_kd.study.validation import draw_cases, evaluate_cases, references
+from nnunet_kd.teachers.teacher import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
+from nnunet_kd.training.history import records
+
+
+def compare_methods(
+    study: Study, runs: Sequence[Run], tolerance: float, workers: int, trust: bool = False
+) -> list[str]:
+    """All of it; returns a sentence per training that failed.
+
+    Args:
+        study: What is compared.
+        runs: Its trainings.
+        tolerance: Of the NSD, in mm.
+        workers: Processes of the evaluation.
+        trust: Results that are there already may hold code.
+
+    Raises:
+        ValueError: For settings or teachers that do not fit, or results that could run code, before anything is
+            trained.
+        RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
+        BusyError: Where another comparison works in the study's folder, or another process trains one of the runs.
+    """
+    teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
+    _check_results(study, runs, trust)
+    with study.alone():
+        study.write_splits()
+        _check_cases(study, runs, teachers)
+        study.write_plans(runs)
+        return _compare(study, runs, teachers, tolerance, workers, trust)
+
+
+def _compare(
+    study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int, trust: bool
+) -> list[str]:
+    """What is left when all is checked: train, evaluate, measure, report."""
+    failed = _train(study, runs)
+    baseline = runs[0].method
+    done = [run for run in runs if study.is_trained(run)]
+    whole = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
+    if baseline not in whole:
+        raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
+    done = [run for run in done if run.method in whole]
+
+    warnings = [*_leaks(study, done), *failed]
+    rows = evaluate_cases(study, done, teachers, tolerance, workers, warnings.append)
+    costs = study_costs(study, done, teachers, trust)
+    methods = [TEACHER, *whole]
+    report = Report(
+        title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
+        facts=_facts(study, runs, tolerance),
+        warnings=warnings,
+        rows=sorted(rows, key=lambda row: methods.index(row.method)),
+        baseline=baseline,
+        teacher=TEACHER if teachers else None,
+        costs=costs,
+        curves=_curves(study, done, trust),
+        pictures=draw_cases(study, done, rows, baseline),
+    )
+    written = [*write_rows(report.rows, study.out), *write_report(report, study.out)]
+    print("\n" + (study.out / "report.md").read_text())
+    print("wrote " + ", ".join(str(path) for path in written))
+    return failed
+
+
+def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
+    """Results that are there already.
+
+    Raises:
+        ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
+            settings than they would be now.
+        BusyError: Where another process trains them.
+    """
+    for run in runs:
+        study.check_idle(run)
+        path = study.last_checkpoint(run)
+        if path is None:
+            continue
+        plans = study.folder_of(run) / "plans.json"
+        if study.is_trained(run) and not trust:
+            check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
+        own = read_checkpoint(path, trust, TRUST_MODEL, study.configuration).get(BLOCK)
+        _check_records(study, run, records(own) if isinstance(own, dict) else [])
+
+
+def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) -> None:
+    """That a training had, as far as it is, the settings it would have now, defaults of its trainer included.
+
+    There are no records of a stock training, and of one of an earlier version.
+    """
+    preparation = study.prepared(run) if before else None
+    if preparation is None:
+        return
+    for number, changes in enumerate(map(preparation.changes, before), 1):
+        if not changes:
+            continue
+        verb = "trained" if study.is_trained(run) and number == len(before) else "begun"
+        raise ValueError(
+            f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changes}. Remove it, "
+            "or give -p plans of another name"
+        )
+
+
+def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> None:
+    """That every fold is there, with images and labels, as it was for what is trained already.
+
+    Raises:
+        ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, one without one
+            of its files, or a reference that is no segmentation.
+    """
+    if not study.splits.is_file():
+        return  # nnU-Net will say that nothing is preprocessed
+    folds = sorted({run.fold for run in runs})
+    fold_of: dict[str, int] = {}
+    for fold in folds:
+        for case in study.cases_of(fold):
+            if fold_of.setdefault(case, fold) != fold:
+                raise ValueError(
+                    f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare them one at a time"
+                )
+    reader = PlansManager(study.plans).image_reader_writer_class
+    for fold in folds:
+        study.images_of(fold)
+        for path in sorted(references(study, fold).glob(f"*{study.dataset_json['file_ending']}")):
+            read_segmentation(reader, path.resolve())
+        if fold in teachers:
+            study.check_validated(teachers[fold].checkpoint.parents[1], fold)
+    for run in runs:
+        study.check_validated(study.folder_of(run), run.fold)
+
+
+def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
+    """What the results say of teachers that have seen validation cases, once each."""
+    notes = []
+    for run in runs:
+        plans = read_plans(study.folder_of(run) / "plans.json")
+        notes.append(recorded_leakage(plans).get(str(run.fold)))
+    return list(dict.fromkeys(note for note in notes if note is not None))
+
+
+def _methods(runs: Iterable[Run]) -> list[str]:
+    return list(dict.fromkeys(run.method for run in runs))
+
+
+def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
+    """Whether any run needs a teacher; that all train the same network."""
+    from nnunet_kd.training.preparation import attach_soft_labels
+
+    needed = False
+    networks: dict[str, Any] = {}
+    for run in runs:
+        try:
+            find_trainer(run.trainer)
+        except ValueError as error:
+            raise ValueError(f"{error} for the method {run.method}") from None
+        try:
+            preparation = study.prepared(run)
+        except ValueError:
+            continue  # its training will say so and not stop the others
+        plans = study.plans_of(run)
+        if preparation is not None:
+            needed |= preparation.uses_teacher
+            if not study.is_trained(run):  # of the same data whatever the seed; these plans are written already
+                given = Experiment(study.plans, study.configuration, study.dataset_json)
+                attach_soft_labels(replace(preparation, student=given))
+            plans = preparation.student.plans
+        networks[run.method] = PlansManager(plans).get_configuration(study.configuration).configuration["architecture"]
+    first = next(iter(networks), "")
+    for method, network in networks.items():
+        if network != networks[first]:
+            raise ValueError(
+                f"{first} and {method} would train different networks ({network_in_words(networks[first])}; "
+                f"{network_in_words(network)}): write plans of one student, nnunet_kd plan -d {study.dataset} -r R, "
+                "and give them with -p"
+            )
+    return needed
+
+
+def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
+    """Fold -> its teacher; empty where, in any fold, several teach together or another fold's does.
+
+    A teacher that cannot be loaded, or is not trusted, is none where no method needs one.
+    """
+    settings = read_settings(study.plans).teachers
+    found = {}
+    for fold in sorted({run.fold for run in runs}):
+        student = Experiment(study.plans, study.configuration, study.dataset_json)
+        try:
+            files = find_teachers(settings, student, fold)
+            for teacher in files:  # which stock commands will run
+                load_plain(teacher)
+        except (FileNotFoundError, ValueError):
+            if needed:
+                raise
+            return {}
+        if len(files) != 1 or files[0].checkpoint.parent.name != f"fold_{fold}":
+            return {}
+        found[fold] = files[0]
+    return found
+
+
+def _train(study: Study, runs: Sequence[Run]) -> list[str]:
+    failed = []
+    for number, run in enumerate(runs, 1):
+        state = "done already" if study.is_trained(run) else "training"
+        study.commands.say(f"{number} of {len(runs)}: {run.method}, fold {run.fold}, plans {run.plans}: {state}")
+        try:
+            study.train(run)
+        except BusyError:
+            raise
+        except RuntimeError as error:
+            failed.append(f"{run.method} (fold {run.fold}, plans {run.plans}) failed: {error}.")
+            study.commands.say(failed[-1])
+    return failed
+
+
+def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[str, list[float]]]:
+    """Logged terms of one run a method: the first fold and seed."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        if run.method in curves:
+            continue
+        checkpoint = read_checkpoint(study.folder_of(run) / f"fold_{run.fold}" / "checkpoint_final.pth", trust)
+        logged = checkpoint["logging"]
+        known = {"ema_fg_dice", "dice_per_class_or_region", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"}
+        curves[run.method] = {name: [float(v) for v in values] for name, values in logged.items() if name not in known}
+    return curves
+
+
+def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str]:
+    from importlib.metadata import version
+
+    training = study.schedule_of(next((run for run in runs if "training" not in run.settings), runs[0]))
+    schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
+    folds = sorted({run.fold for run in runs})
+    seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
+    rows = {run.method: run for run in runs if run.settings}
+    return {
+        "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
+        "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
+        "Schedule": f"{schedule['num_epochs']} epochs of {schedule['num_iterations_per_epoch']} iterations, "
+        f"initial learning rate {schedule['initial_lr']:g}, "
+        f"seed {', '.join(str(training.seed if seed is None else seed) for seed in seeds)}",
+        **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
+        "NSD": f"tolerance {tolerance:g} mm",
+        "Cost": "networks that are the same are measured once, and all of them in turn on each case",
+        "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),
+    }

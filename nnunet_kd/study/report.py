@@ -1,0 +1,213 @@
+"""The report of a study: one HTML file that needs nothing else, and the same tables as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_kd.evaluation.folders import Row
+from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.statistics import mean_and_error
+from nnunet_kd.evaluation.summary import (
+    MEANS,
+    OTHER_METRICS,
+    SEEDS,
+    Scores,
+    Table,
+    cautions,
+    comparison_table,
+    metric_table,
+    seed_table,
+    tests_note,
+)
+from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
+from nnunet_kd.storage.writing import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = Mapping[str, Mapping[str, Sequence[float]]]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25em .7em; border-bottom: 1px solid #e3e3e3; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #888; font-weight: 600; }
+img { max-width: 100%; } .warning { background: #fff3cd; border-left: 4px solid #d39e00; padding: .5em 1em; }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of.
+
+    Attributes:
+        title: Of the page.
+        facts: What was compared, as name and text.
+        warnings: What a reader has to know before any number: leakage, methods that failed. What the rows themselves
+            tell, as too few cases, is added to them.
+        rows: Metrics of every case and seed.
+        baseline: The method the others are compared with.
+        teacher: The teacher's name among the methods, if it is among them.
+        costs: Method -> what its network costs.
+        curves: Method -> logged name -> one value an epoch.
+        pictures: Caption -> figure.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    warnings: Sequence[str]
+    rows: Sequence[Row]
+    baseline: str
+    teacher: str | None
+    costs: Mapping[str, Measured]
+    curves: Curves = field(default_factory=dict)
+    pictures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """``report.html`` and ``report.md``; each is complete or absent. Names are text in both, whatever they hold."""
+    sections = _sections(report)
+    warnings = [*report.warnings, *cautions(Scores(report.rows), report.baseline, report.teacher)]
+    markdown = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in warnings)]
+    facts = [f"{name}: {text}" for name, text in report.facts.items()]
+    markdown.append("\n".join(f"- {in_markdown(fact)}" for fact in facts))
+    page = [f"<h1>{in_html(report.title)}</h1>"]
+    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in warnings]
+    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in facts) + "</ul>")
+    for title, note, tables in sections:
+        markdown += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]
+        page += [f"<h2>{in_html(title)}</h2>", f"<p>{in_html(note)}</p>" if note else ""]
+        page += [f'<div class="scroll">{table.html()}</div>' for table in tables]
+    figures = {**report.pictures}
+    if report.costs:
+        figures["Accuracy against cost"] = draw_accuracy_against_cost(Scores(report.rows), report.costs)
+    if report.curves:
+        figures["Loss terms, unweighted, mean of an epoch"] = draw_curves(report.curves)
+    for caption, figure in figures.items():
+        page += [f"<h2>{in_html(caption)}</h2>", _image(figure, caption)]
+    head = f'<meta charset="utf-8"><title>{in_html(report.title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(page)
+    document = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    write_whole(folder / "report.html", document)
+    write_whole(folder / "report.md", "\n\n".join(markdown) + "\n")
+    return [folder / "report.html", folder / "report.md"]
+
+
+def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
+    scores = Scores(report.rows)
+    sections = [
+        (
+            "Accuracy",
+            MEANS.format(cases=len(scores.cases)),
+            [metric_table(scores, [metric]) for metric in ("dice", "hd95", "nsd")],
+        ),
+    ]
+    if len(scores.methods) > 1:
+        table = comparison_table(scores, report.baseline, report.teacher)
+        sections.append(("Do these networks differ?", tests_note(scores, report.baseline, report.teacher), [table]))
+    seeds = seed_table(scores, report.baseline)
+    if seeds is not None:
+        sections.append(("Seeds", SEEDS.format(baseline=report.baseline), [seeds]))
+    if report.costs:
+        device = next(iter(report.costs.values())).device
+        note = (
+            f"A case: nnU-Net's predictor with mirroring, in the network alone, on {device}. FLOPs are those of "
+            "convolutions and matrix products."
+        )
+        sections.append(("Cost", note, [_cost_table(report.costs, report.teacher)]))
+    sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
+    return sections
+
+
+def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
+    header = ["method", "parameters (M)", "GFLOPs a patch", "GFLOPs a case", "peak memory (MiB)", "seconds a case"]
+    rows = []
+    reference = costs.get(teacher) if teacher is not None else None
+    for method, cost in costs.items():
+        cells = [
+            (cost.network.parameters, 1e6, None if reference is None else reference.network.parameters),
+            (cost.network.flops, 1e9, None if reference is None else reference.network.flops),
+            (cost.flops, 1e9, None if reference is None else reference.flops),
+            (cost.peak_bytes, 2**20, None if reference is None else reference.peak_bytes),
+            (cost.seconds, 1, None if reference is None else reference.seconds),
+        ]
+        rows.append([method, *(_beside(value / unit, value, other, method == teacher) for value, unit, other in cells)])
+    return Table(header, rows)
+
+
+def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool) -> str:
+    """A figure and, for a student, how many times less or more than the teacher's it is."""
+    text = f"{shown:,.3f}" if shown < 100 else f"{shown:,.0f}"
+    if is_teacher or not teacher or not value:
+        return text
+    return f"{text} (1/{teacher / value:.1f})" if value <= teacher else f"{text} ({value / teacher:.1f} times)"
+
+
+def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) -> Figure:
+    """Mean Dice over parameters and over FLOPs a case, a point a method."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    figure = Figure(figsize=(11, 4.2))
+    quantities = {
+        "parameters": {method: float(cost.network.parameters) for method, cost in costs.items()},
+        "FLOPs a case": {method: cost.flops for method, cost in costs.items()},
+    }
+    for axes, (label, quantity) in zip(figure.subplots(1, 2), quantities.items(), strict=True):
+        for number, method in enumerate(costs):
+            dice = 100 * mean_and_error(scores.runs(method))[0]
+            colour = f"C{number % 10}"
+            axes.scatter(
+                quantity[method], dice, s=50, color=colour, label=f"{in_figure(method)} ({dice:.1f})", zorder=3
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_minor_formatter(EngFormatter())
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.set_xlabel(label)
+        axes.set_ylabel("mean Dice (%)")
+        axes.grid(True, alpha=0.3)
+    figure.axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def draw_curves(curves: Curves) -> Figure:
+    """A panel a logged name, a line a method that has it."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(name for logged in curves.values() for name in logged))
+    columns = min(3, len(names))
+    height = -(-len(names) // columns)
+    figure = Figure(figsize=(3.9 * columns, 2.9 * height))
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        for number, (method, logged) in enumerate(curves.items()):
+            if name in logged:
+                epochs = range(1, len(logged[name]) + 1)
+                axes.plot(
+                    epochs, logged[name], color=f"C{number % 10}", label=in_figure(method), marker=".", markersize=4
+                )
+        axes.set_title(in_figure(name), fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(True, alpha=0.3)
+        axes.legend(fontsize=7, frameon=False)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    figure.tight_layout()
+    return figure
+
+
+def _image(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{in_html(caption)}" src="data:image/png;base64,{content}">'

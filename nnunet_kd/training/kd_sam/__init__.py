@@ -1,0 +1,1 @@
+"""KD-SAM's training in two phases."""
