@@ -10,8 +10,8 @@ import torch
 from scipy.ndimage import binary_erosion
 
 from nnunet_kd.evaluation.metrics import surface_metrics
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import student_plans
-from nnunet_kd.teachers.teacher import Experiment
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.training.preparation import attach_teacher, prepare
 from tests.evaluation.test_metrics import brute_force

@@ -34,9 +34,9 @@ from nnunet_kd.evaluation.folders import Row, write_rows
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.statistics import Interval
+from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.nnunet.settings import BLOCK, read_settings
 from nnunet_kd.study.runs import TEACHER, rows_of_ablation, rows_of_file
-from nnunet_kd.teachers.teacher import find_trainer
 from tests.commands import run_command
 from tests.conftest import FOLDERS, SHORT
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_kd.distillation.methods import active_terms
+from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.study.runs import ABLATIONS
-from nnunet_kd.teachers.teacher import find_trainer
 
 SEEDS = (0, 1, 2)
 BASELINE = "NoKD"

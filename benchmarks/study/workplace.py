@@ -19,9 +19,9 @@ from benchmarks.study.parts import DATA, PARTS, Data
 from benchmarks.study.record import Record
 from nnunet_kd.evaluation.measure import Measured, measure
 from nnunet_kd.nnunet.checkpoint import read_checkpoint
+from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
-from nnunet_kd.teachers.teacher import Experiment, build_network, find_trainer
 
 AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
 CONFIGURATION = "3d_fullres"

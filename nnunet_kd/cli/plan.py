@@ -138,8 +138,8 @@ def _obstacle(
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+    from nnunet_kd.nnunet.experiment import Experiment, build_network
     from nnunet_kd.pruning.selection import selected_weights
-    from nnunet_kd.teachers.teacher import Experiment, build_network
 
     with torch.device("meta"):
         large, small = (

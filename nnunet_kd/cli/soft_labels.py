@@ -81,12 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
     from nnunet_kd.cli.device import default_device
     from nnunet_kd.nnunet.cases import PreprocessedCases
+    from nnunet_kd.nnunet.experiment import Experiment
     from nnunet_kd.storage.overwriting import check_kept
     from nnunet_kd.teachers.sam import SamSettings
     from nnunet_kd.teachers.sam_embeddings import EmbeddingStore
     from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
     from nnunet_kd.teachers.sources import EmbeddingSource, NnUNetSource, SamSource, Source
-    from nnunet_kd.teachers.teacher import Experiment
 
     _check(arguments)
     folder = preprocessed_folder(arguments.d)

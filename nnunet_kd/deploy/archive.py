@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from nnunet_kd.deploy.postprocessing import is_postprocessing
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, read_checkpoint
+from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 from nnunet_kd.nnunet.trust.architectures import check_networks, load_network
 from nnunet_kd.storage.writing import DiskFullError, is_full
-from nnunet_kd.teachers.teacher import Experiment, build_network, find_trainer
 
 MOST_FILES = 10_000
 # Bytes that come out for one that went in. Weights hardly compress; text, twentyfold.

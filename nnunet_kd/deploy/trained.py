@@ -15,11 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, mirroring_axes, read_checkpoint
+from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
 from nnunet_kd.nnunet.settings import read_settings, recorded_leakage
 from nnunet_kd.nnunet.trust.architectures import check_networks, load_network
 from nnunet_kd.storage.integrity import file_digest
-from nnunet_kd.teachers.teacher import Experiment, build_network, find_trainer
 
 FINAL = "checkpoint_final.pth"
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch")

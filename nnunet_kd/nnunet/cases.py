@@ -12,10 +12,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_map
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.dataset_names import dataset_number
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.images import is_left_over
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.trust.architectures import plans_errors
-from nnunet_kd.teachers.teacher import Experiment
 
 
 class PreprocessedCases:

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.evaluation.folders import write_rows
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, read_checkpoint
+from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.planning import network_in_words
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
@@ -22,7 +23,8 @@ from nnunet_kd.study.report import Report, write_report
 from nnunet_kd.study.runs import TEACHER, Run
 from nnunet_kd.study.study import Study
 from nnunet_kd.study.validation import draw_cases, evaluate_cases, references
-from nnunet_kd.teachers.teacher import Experiment, TeacherFiles, find_teachers, find_trainer, load_plain
+from nnunet_kd.teachers.find import TeacherFiles, find_teachers
+from nnunet_kd.teachers.teacher import load_plain
 from nnunet_kd.training.history import records
 
 

@@ -14,7 +14,7 @@ from nnunet_kd.storage.integrity import text_digest
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.runs import TEACHER, Run
 from nnunet_kd.study.study import FINAL, Study
-from nnunet_kd.teachers.teacher import TeacherFiles
+from nnunet_kd.teachers.find import TeacherFiles
 
 
 def study_costs(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.evaluation.segmentation import read_segmentation
+from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images
 from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_splits
@@ -24,7 +25,6 @@ from nnunet_kd.storage.writing import check_writable_folder, not_written, write_
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.runs import Run
 from nnunet_kd.teachers.leakage import not_kept_back, validated_cases
-from nnunet_kd.teachers.teacher import Experiment, find_trainer
 from nnunet_kd.training.results import LOCK
 
 if TYPE_CHECKING:

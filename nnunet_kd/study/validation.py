@@ -17,7 +17,7 @@ from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images, training_labels
 from nnunet_kd.study.runs import TEACHER, Run, folder_of
 from nnunet_kd.study.study import Study
-from nnunet_kd.teachers.teacher import TeacherFiles
+from nnunet_kd.teachers.find import TeacherFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

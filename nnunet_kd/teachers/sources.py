@@ -15,9 +15,10 @@ from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.reading import read_splits
 from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.storage.integrity import file_digest
+from nnunet_kd.teachers.find import find_teachers
 from nnunet_kd.teachers.sam import ABSENT, WINDOW, SamSettings, SamTeacher, load_sam
 from nnunet_kd.teachers.sam_embeddings import AT_ONCE, STEP, Colours, SamEmbedder, SlicePatches
-from nnunet_kd.teachers.teacher import case_predictor, find_teachers, load_plain
+from nnunet_kd.teachers.teacher import case_predictor, load_plain
 
 
 class Source(Protocol):

@@ -1,210 +1,23 @@
-"""A trained nnU-Net as a teacher: where it lies, whether it fits the student, and the frozen network."""
+"""A trained nnU-Net as a teacher: its frozen network."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from glob import escape
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_kd.networks.stages import EncoderStages, encoder_stages, has_encoder_stages
-from nnunet_kd.nnunet.cascade import FirstStage
-from nnunet_kd.nnunet.checkpoint import TRUST_TEACHER, mirroring_axes, read_checkpoint
-from nnunet_kd.nnunet.reading import channel_names, read_dataset_json, read_json, read_plans
-from nnunet_kd.nnunet.settings import TeacherSettings
-from nnunet_kd.nnunet.trust.architectures import check_networks, load_network, plans_errors
-from nnunet_kd.teachers.leakage import (
-    known_validation,
-    leakage_of_split,
-    second_hand_leakage,
-    teacher_folds,
-    validated_cases,
-)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a training belongs to, of a student or of a teacher."""
-
-    plans: dict[str, Any]
-    configuration: str
-    dataset_json: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TeacherFiles:
-    """A teacher that was found: its plans have been read, its weights not yet.
-
-    Attributes:
-        deep_supervision: Whether its heads at lower resolutions were trained.
-        leakage: Why it may have seen the student's validation cases, as far as its own files and existing splits say.
-        fold: Of the teacher.
-        kept_back: The cases it was validated on, and so not trained on; ``None``: its validation has not ended.
-        precision: ``"bfloat16"``, or ``None``: as the student's.
-    """
-
-    experiment: Experiment
-    checkpoint: Path
-    deep_supervision: bool
-    trust_checkpoint: bool
-    leakage: str | None
-    fold: int | str
-    kept_back: frozenset[str] | None
-    precision: str | None = None
-
-
-def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:
-    """Locate the teachers of one student fold and check that all see the same images and labels.
-
-    Returns:
-        One entry a teacher and fold.
-
-    Raises:
-        FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
-        ValueError: Where a teacher does not fit, or its plans cannot be read, or could run code and are not trusted.
-    """
-    return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
-
-
-def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> TeacherFiles:
-    """One teacher, one fold."""
-    configuration = settings.configuration or student.configuration
-    plans_name = settings.plans or _source_plans(student.plans)
-    first = FirstStage.of(student.plans, configuration, settings.trainer, plans_name)
-    train = (
-        f"nnUNetv2_train {student.plans['dataset_name']} {configuration} {fold} -tr {settings.trainer} -p {plans_name}"
-    )
-    command = " && ".join([*(first.commands if first else []), train])
-    if settings.folder is not None:
-        folder, mend, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
-    else:
-        name = f"{settings.trainer}__{plans_name}__{configuration}"
-        folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
-        mend, finish = f"Train it: {command}", f". Finish its training: {command} --c"
-    if not folder.is_dir():
-        others = [] if settings.folder is not None else _other_plans(folder.parent, settings, configuration, fold)
-        if others:  # plans that were copied by hand have another name than their teacher's
-            mend = (
-                f'There is one with the plans {", ".join(others)}: set "teacher": {{"plans": "{others[0]}"}} in the '
-                f"nnunet_kd block of {student.plans['plans_name']} to learn from it, or train this one: {command}"
-            )
-        raise FileNotFoundError(f"there is no teacher in {folder}. {mend}")
-    fold_folder = folder / f"fold_{fold}"
-    if not fold_folder.is_dir():
-        have = ", ".join(sorted(entry.name for entry in folder.glob("fold_*"))) or "no fold"
-        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. {mend}")
-    checkpoint = fold_folder / settings.checkpoint
-    if not checkpoint.is_file():
-        have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
-        raise FileNotFoundError(f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}{finish}")
-    path, whose = folder / "plans.json", "the teacher's "
-    teacher = Experiment(read_plans(path, whose), configuration, read_dataset_json(folder / "dataset.json", whose))
-    if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
-        check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
-    check_teacher(teacher, student, path)
-    kept_back = validated_cases(fold_folder)
-    leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(
-        kept_back, known_validation(student.plans["dataset_name"], fold), fold
-    )
-    deep_supervision = _had_deep_supervision(fold_folder)
-    return TeacherFiles(
-        teacher, checkpoint, deep_supervision, settings.trust_checkpoint, leaks, fold, kept_back, settings.precision
-    )
-
-
-def _other_plans(results: Path, settings: TeacherSettings, configuration: str, fold: int | str) -> list[str]:
-    """Names of the plans with which the same trainer has trained the same configuration and fold."""
-    before, after = f"{settings.trainer}__", f"__{configuration}"
-    checkpoints = results.glob(f"{escape(before)}*{escape(after)}/fold_{fold}/{escape(settings.checkpoint)}")
-    return sorted(path.parents[1].name.removeprefix(before).removesuffix(after) for path in checkpoints)
-
-
-def _had_deep_supervision(fold_folder: Path) -> bool:
-    """What nnU-Net wrote down when the training began; its default where the file is gone."""
-    notes = fold_folder / "debug.json"
-    return (
-        not notes.is_file() or str(read_json(notes, "the teacher's ").get("enable_deep_supervision", True)) != "False"
-    )
-
-
-def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
-    """Refuse a teacher that was trained on other inputs or for other outputs than the student.
-
-    Args:
-        teacher: The teacher's.
-        student: The student's.
-        path: Where the teacher's plans were read, for messages.
-
-    Raises:
-        ValueError: One sentence saying what differs.
-    """
-    for experiment, whose in ((teacher, "teacher"), (student, "student")):
-        if experiment.configuration not in experiment.plans["configurations"]:
-            raise ValueError(
-                f"the {whose}'s plans {experiment.plans.get('plans_name')} have no configuration "
-                f"{experiment.configuration}, only {', '.join(experiment.plans['configurations'])}"
-            )
-    with plans_errors(path):
-        theirs = _facts(teacher)
-    ours = _facts(student)
-    for fact, mine in ours.items():
-        if not _agree(theirs[fact], mine):
-            raise ValueError(
-                f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {mine}"
-            )
-
-
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    plans, dataset = experiment.plans, experiment.dataset_json
-    configuration = PlansManager(plans).get_configuration(experiment.configuration).configuration
-    channels = list(channel_names(dataset).values())
-    schemes = configuration["normalization_schemes"]
-    facts = {
-        "number of input channels": len(channels),
-        "list of input channels": [str(channel).lower() for channel in channels],
-        # The order of regions is that of the network's channels.
-        "label list": list(dataset["labels"].items()) if "regions_class_order" in dataset else dataset["labels"],
-        "order of regions": dataset.get("regions_class_order"),
-        "number of spatial axes": len(configuration["patch_size"]),
-        "spacing (mm)": [float(spacing) for spacing in configuration["spacing"]],
-        "intensity normalisation": list(schemes),
-        "normalisation inside the mask": list(configuration["use_mask_for_norm"]),
-        "axis order": list(plans["transpose_forward"]),
-        "previous cascade stage": configuration.get("previous_stage"),
-    }
-    # CT intensities are scaled by statistics of the data set, which plans carry; MRI by those of the case.
-    statistics = PlansManager(plans).foreground_intensity_properties_per_channel
-    for channel, scheme in enumerate(schemes):
-        if scheme == "CTNormalization":
-            facts[f"intensity statistics of channel {channel}"] = [
-                statistics[str(channel)][key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")
-            ]
-    return facts
-
-
-def _agree(a: Any, b: Any) -> bool:
-    if isinstance(a, list) and isinstance(b, list) and all(isinstance(entry, float) for entry in a + b):
-        return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
-
-
-def _source_plans(plans: dict[str, Any]) -> str:
-    student = plans.get("nnunet_kd", {}).get("student", {})
-    return str(student.get("source_plans") or plans["plans_name"])
+from nnunet_kd.nnunet.checkpoint import mirroring_axes, read_checkpoint
+from nnunet_kd.nnunet.experiment import build_network, find_trainer
+from nnunet_kd.nnunet.trust.architectures import load_network
+from nnunet_kd.teachers.find import TeacherFiles
 
 
 class Teacher(nn.Module):
@@ -365,38 +178,3 @@ def case_predictor(
         return logits.float().cpu().numpy()
 
     return predict
-
-
-def find_trainer(name: str) -> Any:
-    """A trainer class by its name, where nnU-Net looks for it; without its talk.
-
-    Raises:
-        ValueError: Where there is none.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError, TypeError):  # the latter where the name is of something else
-        raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
-
-
-def build_network(trainer: type[Any], experiment: Experiment) -> nn.Module:
-    """The network a trainer class builds from plans, without deep supervision."""
-    plans = PlansManager(experiment.plans)
-    configuration = plans.get_configuration(experiment.configuration)
-    heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads
-    channels = determine_num_input_channels(plans, configuration, experiment.dataset_json)
-    build = trainer.build_network_architecture
-    if "plans_manager" in inspect.signature(build).parameters:
-        network = build(plans, configuration, channels, heads, enable_deep_supervision=False)
-    else:  # trainers written for nnU-Net before 2.6
-        network = build(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            channels,
-            heads,
-            enable_deep_supervision=False,
-        )
-    assert isinstance(network, nn.Module)
-    return network

@@ -21,6 +21,7 @@ from nnunet_kd.distillation.step import LabelCodes
 from nnunet_kd.distillation.terms import ActiveSoftLabelTerm, ActiveStageTerm, ActiveTerm
 from nnunet_kd.networks.stages import EncoderStages, encoder_stages, match_stages
 from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.nnunet.reading import read_splits
 from nnunet_kd.nnunet.settings import (
@@ -38,16 +39,10 @@ from nnunet_kd.nnunet.settings import (
 from nnunet_kd.pruning.selection import selected_weights
 from nnunet_kd.storage.integrity import file_digest, text_digest
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
+from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.leakage import leakage
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
-from nnunet_kd.teachers.teacher import (
-    Experiment,
-    Teacher,
-    TeacherFiles,
-    build_network,
-    find_teachers,
-    load_teacher,
-)
+from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.leakage import teacher_leakage
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import network_in_words
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import recorded_leakage, with_leakage
 from nnunet_kd.storage.processes import BusyError, FileLock
 from nnunet_kd.storage.writing import write_whole
-from nnunet_kd.teachers.teacher import Experiment
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 LOCK = "training.lock"

@@ -27,12 +27,12 @@ from nnunet_kd.distillation.step import LabelCodes, TrainStep, as_numbers, means
 from nnunet_kd.distillation.student import StudentWithAdapters, adapters_of, check_network, in_fast_layout, shapes
 from nnunet_kd.distillation.terms import Term
 from nnunet_kd.networks.stages import EncoderStages
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names, read_splits
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans, with_leakage
 from nnunet_kd.pruning.heads import Heads
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
-from nnunet_kd.teachers.teacher import Experiment
 from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
 from nnunet_kd.training.ema import WeightAverage
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnunet_kd.nnunet.cases import PreprocessedCases
-from nnunet_kd.teachers.teacher import Experiment
+from nnunet_kd.nnunet.experiment import Experiment
 
 
 def test_labels_have_one_value_per_voxel(workspace):

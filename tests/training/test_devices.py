@@ -10,8 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_kd import wavelets
+from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.teachers.sam_embeddings import Colours, SamEmbedder
-from nnunet_kd.teachers.teacher import find_trainer
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from nnunet_kd.training import trainer as trainer_file

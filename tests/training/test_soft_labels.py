@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from nnunet_kd.losses import LogitsKDLoss
 from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.settings import recorded_leakage
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
-from nnunet_kd.teachers.teacher import Experiment
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.preparation import prepare

@@ -15,8 +15,8 @@ from nnunet_kd.nnunet.planning import network_in_words, usual_trainer
 from nnunet_kd.nnunet.reading import channel_names, label_values, read_dataset_json, read_plans
 
 if TYPE_CHECKING:
+    from nnunet_kd.nnunet.experiment import Experiment
     from nnunet_kd.teachers.soft_labels import SoftLabelStore
-    from nnunet_kd.teachers.teacher import Experiment
     from nnunet_kd.training.preparation import Preparation
 
 OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
@@ -156,7 +156,7 @@ class ExperimentChecks:
 
     def find_trainer(self) -> str:
         """nnU-Net finds the student's."""
-        from nnunet_kd.teachers.teacher import find_trainer
+        from nnunet_kd.nnunet.experiment import find_trainer
 
         self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
         try:
@@ -245,7 +245,7 @@ class ExperimentChecks:
         return found if unknown is None else f"{found}; {unknown}"
 
     def _experiment(self) -> Experiment:
-        from nnunet_kd.teachers.teacher import Experiment
+        from nnunet_kd.nnunet.experiment import Experiment
 
         return Experiment(self.plans, self.arguments.c, self.dataset_json)
 

@@ -87,7 +87,7 @@ def trainers() -> str:
 
 
 def _lookup_finds(trainer: str) -> bool:
-    from nnunet_kd.teachers.teacher import find_trainer
+    from nnunet_kd.nnunet.experiment import find_trainer
 
     try:
         find_trainer(trainer)

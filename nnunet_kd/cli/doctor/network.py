@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_kd.networks.stages import has_encoder_stages
-from nnunet_kd.teachers.teacher import Experiment, build_network
+from nnunet_kd.nnunet.experiment import Experiment, build_network
 
 
 def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:
