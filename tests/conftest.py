@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from tests.commands import forked_commands, plan_and_preprocess, run_command  # noqa: F401  the first is a fixture
 
@@ -24,6 +25,13 @@ torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several pro
 
 DATASET = "Dataset598_TinyHeads"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Spare nnU-Net's plot of every epoch, which takes longer than the epochs here; the mark ``draws`` keeps it."""
+    if "draws" not in request.keywords:
+        monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
 
 
 @dataclass

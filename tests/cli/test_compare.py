@@ -18,7 +18,7 @@ from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
-from tests.test_processes import held
+from tests.storage.test_processes import held
 
 MEASURED = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}

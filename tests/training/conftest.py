@@ -3,16 +3,8 @@ from functools import partial
 import pytest
 import segment_anything
 import torch
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from tests.small_networks import tiny_sam
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Spare nnU-Net's plot of every epoch, which takes longer than the epochs here; the mark ``draws`` keeps it."""
-    if "draws" not in request.keywords:
-        monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,200 +1,122 @@
-import json
-import re
-import shutil
-from pathlib import Path
+import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_kd.nnunet.planning import student_plans
-from nnunet_kd.nnunet.settings import recorded_leakage
-from nnunet_kd.pruning.selection import draw, in_double, selected_weights
-from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
-from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
-from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer, stop_within
-
-FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
-
-
-class Joined(nn.Module):
-    """Two branches joined, as a skip connection is."""
-
-    def __init__(self, width, inputs=2, classes=3):
-        super().__init__()
-        self.down = nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm = nn.InstanceNorm2d(width, affine=True)
-        self.deep = nn.Conv2d(width, 2 * width, 2, stride=2)
-        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
-        self.out = nn.Conv2d(2 * width, classes, 1)
-
-    def forward(self, images):
-        skip = self.norm(self.down(images))
-        return self.out(torch.cat((self.up(self.deep(skip).relu()), skip), 1))
-
-
-def test_every_other_channel_is_taken():
-    teacher, student = Joined(8), Joined(4)
-    weights = selected_weights(teacher, student)
-    torch.testing.assert_close(weights["down.weight"], teacher.down.weight[::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["down.bias"], teacher.down.bias[::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["norm.weight"], teacher.norm.weight[::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["deep.weight"], 2 * teacher.deep.weight[::2, ::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["up.weight"], 2 * teacher.up.weight[::2, ::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["out.weight"], 2 * teacher.out.weight[:, ::2], rtol=0, atol=0)
-    torch.testing.assert_close(weights["out.bias"], teacher.out.bias, rtol=0, atol=0)
-
-
-def test_a_teacher_whose_channels_are_all_there_twice_is_the_student():
-    """A layer reads the channels it read in the teacher, also where two tensors are joined, and sums to the same."""
-    torch.manual_seed(0)
-    teacher, student = Joined(8), Joined(4)
-    with torch.no_grad():
-        for name, weight in teacher.named_parameters():
-            for axis in range(weight.dim()):
-                if weight.shape[axis] != dict(student.named_parameters())[name].shape[axis]:
-                    first = weight.index_select(axis, torch.arange(0, weight.shape[axis], 2))
-                    weight.copy_(first.repeat_interleave(2, axis))
-    student.load_state_dict(selected_weights(teacher, student))
-    images = torch.randn(2, 2, 8, 8)
-    torch.testing.assert_close(student(images), teacher(images))
-
-
-def test_widths_need_not_divide_each_other():
-    weights = selected_weights(Joined(7), Joined(3))
-    assert {name: w.shape for name, w in weights.items()} == {n: w.shape for n, w in Joined(3).state_dict().items()}
+from nnunet_kd.training import start as fitted_start
+from nnunet_kd.training.start import (
+    Patches,
+    Progress,
+    classes_there,
+    describe,
+    draw_patches,
+    head_names,
+    patch_dice,
+    patches_wanted,
+)
 
 
 @pytest.mark.parametrize(
-    ("student", "message"),
+    ("epochs", "steps", "patch", "count"),
     [
-        (nn.Sequential(nn.Conv2d(2, 2, 1)), "other layers than the teacher: only the student has 0.bias"),
-        (Joined(16), r"the student's down.weight \[16, 2, 3, 3\] cannot be taken from the teacher's \[8, 2, 3, 3\]"),
+        (1000, 250, (96, 96, 96), 24),
+        (1000, 250, (112, 112, 112), 15),  # the student runs on all of them at once
+        (1000, 250, (512, 512), 24),
+        (25, 50, (40, 56, 40), 20),  # a tenth of a short training's time
+        (2, 2, (32, 32, 32), 12),
+        (1000, 250, (320, 320, 320), 12),
     ],
 )
-def test_networks_that_do_not_fit(student, message):
-    with pytest.raises(ValueError, match=message):
-        selected_weights(Joined(8), student)
+def test_the_number_of_patches_follows_from_the_schedule(epochs, steps, patch, count):
+    assert patches_wanted(epochs * steps * 2, patch) == count
 
 
-def test_residual_encoders_whose_projections_differ():
-    """A block has one where its stage is wider than the one before."""
-
-    def network(widths):
-        with torch.device("meta"):
-            return ResidualEncoderUNet(1, 3, widths, nn.Conv2d, 3, [1, 2, 2], 1, 2, 1)
-
-    with pytest.raises(ValueError, match="only the teacher has .*skip.*: stages of equal width have no projec"):
-        selected_weights(network([32, 64, 128]), network([8, 8, 16]))
-    assert selected_weights(network([32, 64, 128]), network([4, 8, 16]))
+def batches_of(labels):
+    """Batches of two patches with one class each, without end."""
+    for number, label in enumerate(itertools.cycle(labels)):
+        images = torch.full((2, 1, 4, 4), float(number))
+        yield images, torch.full((2, 1, 4, 4), float(label))
 
 
-def test_a_teacher_on_a_gpu_is_taken_from_there():
-    """Of tensors that stand for those of a GPU, and refuse others as it would."""
-    with FakeTensorMode():
-        with torch.device("cuda"):
-            teacher = Joined(8)
-        student = Joined(4)
-        weights = selected_weights(teacher, student)
-    assert {name: weight.shape for name, weight in weights.items()} == {
-        name: weight.shape for name, weight in student.state_dict().items()
-    }
-    assert {weight.device.type for weight in weights.values()} == {"cuda"}
+def test_more_patches_are_drawn_where_a_class_is_rare():
+    def classes(target):
+        return classes_there(target, "classes", 2)
+
+    common = draw_patches(batches_of([1, 2]), 8, 2, classes)
+    assert len(common.images) == 4
+    rare = draw_patches(batches_of([1, 1, 1, 1, 1, 2, 1, 2]), 8, 2, classes)
+    assert [int(target.max()) for target in rare.targets] == [1, 1, 1, 1, 2, 2]
+    assert [float(images.max()) for images in rare.images] == [0, 1, 2, 3, 5, 7]
+    absent = draw_patches(batches_of([1]), 8, 2, classes)
+    assert len(absent.images) == 4
 
 
-def test_a_training_that_begins_anew_starts_from_the_teacher_too(workspace):
-    """Without --c, beside what another has left."""
-    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
-    first = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    stop_within(first, 3)
-    assert (Path(first.output_folder) / "checkpoint_latest.pth").is_file()
-    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    assert again.start is None  # it may be about to go on
-    again.initialize()
-    own = again.trained().student.state_dict()
-    for name, weight in first.start.weights.items():
-        torch.testing.assert_close(own[name], weight, rtol=0, atol=0)
-    stop_within(again, 1)
-    assert recorded_leakage(json.loads((Path(first.output_folder_base) / "plans.json").read_text()))["1"]
+def test_regions_are_looked_for_in_their_channels():
+    target = torch.zeros(2, 3, 4, 4)
+    target[0, 1, 2, 2] = 1
+    target[1, 2] = 1  # ignored voxels
+    assert classes_there(target, "regions", 2).tolist() == [[False, True], [False, False]]
 
 
-@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
-def test_a_training_starts_from_the_teacher(workspace, kind):
-    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER)
-    trainer = make_trainer(kind, plans, workspace)
-    trainer.initialize()
-    taught = torch.load(workspace.teacher / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
-    own = trainer.trained().student.state_dict()
-    assert own.keys() == taught.keys()
-    name = "encoder.stages.0.0.convs.0.conv.weight"
-    rows = torch.arange(own[name].shape[0]) * taught[name].shape[0] // own[name].shape[0]
-    torch.testing.assert_close(own[name], taught[name][rows], rtol=0, atol=0)
-    trainer.run_training()
-    again = make_trainer(kind, plans, workspace)
-    assert again.start is None  # it goes on from what was saved, and needs no teacher for that
-    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
-    for key, weight in trainer.trained().student.state_dict().items():
-        torch.testing.assert_close(again.trained().student.state_dict()[key], weight, rtol=0, atol=0)
+def test_progress_says_how_long_the_rest_takes(monkeypatch):
+    now = iter(range(0, 1000, 6))
+    monkeypatch.setattr(fitted_start.time, "monotonic", lambda: float(next(now)))
+    lines = []
+    progress = Progress(6, lines.append)
+    assert [*progress("abc", 3), *progress("def", 3)] == [*"abcdef"]
+    assert lines == [
+        "initial weights: 33% are fitted, about 24 s are left",
+        "initial weights: 67% are fitted, about 12 s are left",
+    ]
 
 
-def test_what_the_teacher_has_seen_is_noted(workspace):
-    """Also where nothing else is distilled, and where the training goes on without the teacher."""
-    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
-    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    assert "LEAKAGE" in trainer.start.leakage
-    stop_within(trainer, 3)
-    results = Path(trainer.output_folder_base) / "plans.json"
-    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
-    shutil.rmtree(workspace.teacher)
-    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1, resume=True)
-    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
-    again.run_training()
-    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
+class Said(nn.Module):
+    """Gives logits it was given."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = iter(logits)
+
+    def forward(self, _images):
+        return [next(self.logits), None]
 
 
-def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
-    plans = workspace.plans("dra", training=FROM_TEACHER, teacher={"plans": "nnUNetPlans"})
-    dra = student_plans(plans, 4, network="dra_unet")
-    dra["nnunet_kd"] = {"student": {"source_plans": "nnUNetPlans"}, **plans["nnunet_kd"]}
-    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; null starts from ran"):
-        make_trainer(nnUNetTrainerNoKD, dra, workspace)
-    assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
+@pytest.mark.parametrize("heads", ["classes", "regions"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_dice_is_over_all_voxels_that_count(heads, ignored):
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 3, 5, 6, generator=generator) for _ in range(2)]
+    skipped = [torch.rand(2, 1, 5, 6, generator=generator) < 0.3 for _ in range(2)]
+    if heads == "regions":
+        targets = [(torch.rand(2, 3, 5, 6, generator=generator) < 0.4).float() for _ in range(2)]
+        given, wanted = [one > 0 for one in logits], [one.bool() for one in targets]
+        targets = [torch.cat((one, out), 1) if ignored else one for one, out in zip(targets, skipped, strict=True)]
+    else:
+        targets = [torch.randint(3, (2, 1, 5, 6), generator=generator).float() for _ in range(2)]
+        given = [torch.stack([one.argmax(1) == label for label in (1, 2)], 1) for one in logits]
+        wanted = [torch.cat([one == label for label in (1, 2)], 1) for one in targets]
+        if ignored:
+            targets = [one.masked_fill(out, 3) for one, out in zip(targets, skipped, strict=True)]
+    counts = [~out if ignored else torch.ones_like(out) for out in skipped]
+    both = sum((g & w & c).sum((0, 2, 3)) for g, w, c in zip(given, wanted, counts, strict=True))
+    each = sum((g & c).sum((0, 2, 3)) + (w & c).sum((0, 2, 3)) for g, w, c in zip(given, wanted, counts, strict=True))
+    patches = Patches([torch.zeros(2, 1, 5, 6)] * 2, targets)
+    found = patch_dice(Said(logits), patches, heads, 3 if ignored else None)
+    np.testing.assert_allclose(found, 2 * both.numpy() / each.numpy(), rtol=1e-6)
 
 
-def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
-    """What the message says works as it stands."""
-    teachers = [{}, {}]
-    message = 'the plans name 2: keep one of them in nnunet_kd.teacher, or set "training": {"initial_weights": null}'
-    with pytest.raises(ValueError, match=re.escape(message) + "$"):  # a trainer that has no terms, whatever plans say
-        make_trainer(
-            nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=teachers), workspace
-        )
-    with pytest.raises(ValueError) as refused:
-        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers), workspace)
-    start, terms = re.findall(r'"(?:training|method)": (\{.*?\}(?:\]\})?)(?:,| to)', str(refused.value))
-    training, method = {**SHORT, **json.loads(start)}, json.loads(terms)
-    one = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers[:1]), workspace)
-    assert one.start is not None
-    plans = workspace.plans("nnUNetPlans", training=training, method=method, teacher=teachers)
-    together = make_trainer(nnUNetTrainerKD, plans, workspace)
-    together.run_training()
-    assert len(together.attached.teacher.teachers) == 2 and together.start is None
+def test_a_lost_class_is_warned_of():
+    line, warning = describe(["anterior", "posterior"], np.array([0.88, 0.86]), np.array([0.81, 0.0]))
+    assert line.endswith("Dice on other training patches (the teacher's): anterior 0.81 (0.88), posterior 0.00 (0.86)")
+    assert warning.startswith("WARNING: the student starts without posterior, which its teacher finds.")
+    assert describe(["a"], np.array([math.nan]), np.array([math.nan]))[1] is None  # in none of the patches
+    assert describe(["a"], np.array([0.0]), np.array([0.0]))[1] is None  # the teacher does not find it either
 
 
-@pytest.mark.parametrize("count", [10, 1000, 2**20, 2**22])
-def test_positions_are_drawn_from_all(count):
-    drawn = draw(count, 500, torch.Generator().manual_seed(1))
-    assert len(drawn) == min(count, 500) and drawn.min() >= 0 and drawn.max() < count
-    assert len(drawn.unique()) >= 0.99 * len(drawn)
-    assert abs(float(drawn.double().mean()) / count - 0.5) < 0.06
-    assert torch.equal(drawn, draw(count, 500, torch.Generator().manual_seed(1)))
-
-
-@pytest.mark.parametrize(("device", "where"), [("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")])
-def test_float64_is_of_a_device_that_has_it(device, where):
-    with FakeTensorMode():
-        double = in_double(torch.empty(2, 3, device=device))
-    assert double.dtype == torch.float64 and double.device.type == where
+def test_names_are_in_the_order_of_the_outputs():
+    assert head_names({"background": 0, "edema": 2, "core": 1, "ignore": 3}, "classes") == ["core", "edema"]
+    regions = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    assert head_names(regions, "regions") == ["whole", "core"]

@@ -5,7 +5,7 @@ from torch import nn
 
 from nnunet_kd.networks.dra_unet import DRAUNet
 from nnunet_kd.pruning.channel_graph import channel_graph
-from tests.training.test_reconstruction import unet
+from tests.pruning.test_reconstruction import unet
 
 NETWORKS = {
     "plain": lambda: unet(4),

@@ -9,8 +9,8 @@ from torch import nn
 from nnunet_kd.pruning.ordering import sort_channels
 from nnunet_kd.pruning.reconstruction import reconstruct
 from nnunet_kd.pruning.selection import channels_taken, selected_weights
-from tests.training.test_channel_graph import with_random_vectors
-from tests.training.test_reconstruction import images, thinner, unet
+from tests.pruning.test_channel_graph import with_random_vectors
+from tests.pruning.test_reconstruction import images, thinner, unet
 
 EVERYWHERE = 10**9  # positions
 
