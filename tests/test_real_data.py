@@ -13,7 +13,8 @@ from nnunet_kd.evaluation.metrics import surface_metrics
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
-from nnunet_kd.training.preparation import attach_teacher, prepare
+from nnunet_kd.training.preparation import prepare
+from nnunet_kd.training.sources import attach_teacher
 from tests.evaluation.test_metrics import brute_force
 
 LABELS = Path(__file__).parents[2] / "shared" / "data" / "Dataset004_Hippocampus" / "labelsTr"
@@ -33,7 +34,7 @@ def test_a_real_teacher_teaches(dataset, channels):
     attached = attach_teacher(nnUNetTrainerDCD, preparation)
     assert attached.leakage is None
     widths = attached.teacher.stages.widths
-    assert widths[0] == 32 and len(attached.matched_stages) == len(widths)
+    assert widths[0] == 32 and len(attached.stages) == len(widths)
 
     patch = plans["configurations"]["3d_fullres"]["patch_size"]
     _, taught = attached.teacher(torch.randn(1, channels, *patch))

@@ -170,7 +170,7 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
 
 def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
-    lower = replace(methods.FITNETS, weight=methods.FITNETS.weight / 2)
+    lower = methods.FITNETS.changed({"weight": methods.FITNETS.numbers["weight"] / 2})
     changes = {"nnUNetTrainerFitNets": {"terms": (lower,)}, "nnUNetTrainerKD": {"recipe": {"ema_decay": 0.5}}}
     changed = {name: type(name, (find_trainer(name),), change) for name, change in changes.items()}
     monkeypatch.setattr(parts, "find_trainer", lambda name: changed.get(name) or find_trainer(name))
@@ -242,7 +242,7 @@ def test_every_row_is_valid(tmp_path):
         path.write_text(json.dumps(part.rows))
         for row in rows_of_file(path):
             trainer = find_trainer(row.trainer)
-            methods.active_terms(trainer.terms, row.settings.get("method", {}), 20)
+            methods.build_terms(trainer.terms, row.settings.get("method", {}), 20)
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
 
 

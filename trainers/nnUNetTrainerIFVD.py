@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 from nnunet_kd.distillation.methods import IFVD, LOGITS
 from nnunet_kd.training.trainer import DistillationTrainer
 
@@ -12,4 +10,4 @@ class nnUNetTrainerIFVD(DistillationTrainer):
     the classes, which "stages" and a smaller weight of the term "logits" give.
     """
 
-    terms = (IFVD, replace(LOGITS, weight=10.0, options={"temperature": 1.0}, scales="full", convex=False))
+    terms = (IFVD, LOGITS.changed({"weight": 10.0, "temperature": 1.0, "scales": "full", "convex": False}))

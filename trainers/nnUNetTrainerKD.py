@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nnunet_kd.distillation.terms import Term
+from nnunet_kd.distillation.methods import Method
 from nnunet_kd.training.trainer import DistillationTrainer
 
 
@@ -17,5 +17,5 @@ class nnUNetTrainerKD(DistillationTrainer):
     with these terms instead, from random weights; ``"add"`` adds terms to the recipe.
     """
 
-    terms: ClassVar[tuple[Term, ...]] = ()
+    terms: ClassVar[tuple[Method, ...]] = ()
     recipe: ClassVar[Mapping[str, Any]] = {"initial_weights": "pruned", "ema_decay": 0.99}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_kd.distillation.methods import active_terms
+from nnunet_kd.distillation.methods import build_terms
 from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.study.runs import ABLATIONS
 
@@ -102,7 +102,7 @@ class Part:
         trainer, method = find_trainer(f"nnUNetTrainer{self.rows[row]['trainer']}"), self.rows[row].get("method", {})
         recipe = {} if "terms" in method else trainer.recipe
         training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
-        terms = active_terms(trainer.terms, method, training["num_epochs"])
+        terms = build_terms(trainer.terms, method, training["num_epochs"])
         said = [f"{term}{term.options.removeprefix(term.name)}" for term in terms]
         settings = {"trainer": trainer.__name__, "training": training, "terms": said}
         if self.precision is not None and any(term.needs_teacher for term in terms):

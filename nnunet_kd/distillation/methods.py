@@ -6,71 +6,140 @@ have one feature map there, as IFVD, have it here on every stage of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nnunet_kd.distillation.terms import ActiveTerm, LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
+from nnunet_kd.distillation.terms import LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
 from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
 from nnunet_kd.nnunet.settings import check_keys
-
-DCD = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.15, 0.8))
-LOGITS = LogitsTerm("logits", LogitsKDLoss, weight=0.3, scales="all", convex=True)
-FITNETS = StageTerm("fitnets", FitNetsLoss, weight=1.0)
-CWD = LogitsTerm("cwd", CWDLoss, weight=0.03)  # the authors' 3 leaves a U-Net in 3-D far behind: benchmarks/study.md
-IFVD = StageTerm("ifvd", IFVDLoss, weight=200.0)
-FREEKD = PromptTerm("freekd", FreeKDLoss, weight=1.0)
-SOFT_LABELS = SoftLabelTerm("soft_labels", LogitsKDLoss, weight=0.5, options={"temperature": 3.0, "rescale": False})
-DUAL_SELF = SelfTerm("dual_self", DualSelfLoss, weight=0.1)  # the paper's 1 leaves a U-Net in 3-D far behind, too
-
-TERMS: dict[str, Term] = {term.name: term for term in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
 
 METHOD = "nnunet_kd.method"
 
 
-def active_terms(own: Sequence[Term] | None, method: Mapping[str, Any], num_epochs: int) -> list[ActiveTerm]:
-    """Terms of one training.
+@dataclass(frozen=True)
+class Method:
+    """A term that trainers and plans name, with its numbers; each training builds its own from it.
+
+    Attributes:
+        name: The term's name in plans and in the log.
+        kind: The kind of term.
+        loss: The class of its loss.
+        numbers: Keyword arguments of ``kind`` and of ``loss`` that differ from their defaults.
+    """
+
+    name: str
+    kind: type[Term]
+    loss: Callable[..., Any]
+    numbers: Mapping[str, Any]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Everything a plan can set, with the value it has if the plan does not."""
+        loss = {name: one.default for name, one in inspect.signature(self.loss).parameters.items()}
+        return {**loss, **_keywords(self.kind), **self.numbers}
+
+    def changed(self, numbers: Mapping[str, Any], where: str = METHOD) -> Method:
+        """Return the method with other numbers, where these say so.
+
+        Args:
+            numbers: From a plan.
+            where: Where the plan has them, for messages.
+
+        Raises:
+            ValueError: For a key that belongs neither to the term nor to its loss.
+        """
+        check_keys(numbers, [*_keywords(self.kind), *inspect.signature(self.loss).parameters], where)
+        return replace(self, numbers={**self.numbers, **numbers})
+
+    def build(self, num_epochs: int, where: str = METHOD) -> Term:
+        """Build the term of a training.
+
+        Args:
+            num_epochs: Length of the training.
+            where: Where a plan has the numbers, for messages.
+
+        Raises:
+            ValueError: For a number that means nothing.
+        """
+        own = {key: value for key, value in self.numbers.items() if key in _keywords(self.kind)}
+        options = {key: value for key, value in self.numbers.items() if key not in own}
+        try:
+            return self.kind(self.name, self.loss(**options), num_epochs, **own)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _keywords(kind: type[Term]) -> dict[str, Any]:
+    """The keyword arguments of a kind of term with their defaults; first those all terms have."""
+    constructors = [vars(one)["__init__"] for one in reversed(kind.__mro__[:-1]) if "__init__" in vars(one)]
+    parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+DCD = Method("dcd", StageTerm, DCDLoss, {"weight": 0.01, "ramp": (0.15, 0.8)})
+LOGITS = Method("logits", LogitsTerm, LogitsKDLoss, {"weight": 0.3, "scales": "all", "convex": True})
+FITNETS = Method("fitnets", StageTerm, FitNetsLoss, {"weight": 1.0})
+CWD = Method("cwd", LogitsTerm, CWDLoss, {"weight": 0.03})  # the authors' 3 leaves a 3-D U-Net far behind: study.md
+IFVD = Method("ifvd", StageTerm, IFVDLoss, {"weight": 200.0})
+FREEKD = Method("freekd", PromptTerm, FreeKDLoss, {"weight": 1.0})
+SOFT_LABELS = Method("soft_labels", SoftLabelTerm, LogitsKDLoss, {"weight": 0.5, "temperature": 3.0, "rescale": False})
+DUAL_SELF = Method("dual_self", SelfTerm, DualSelfLoss, {"weight": 0.1})  # the paper's 1 leaves a 3-D U-Net far behind
+
+TERMS = {method.name: method for method in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
+
+
+def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epochs: int) -> list[Term]:
+    """Build the terms of one training.
 
     Args:
-        own: The trainer's; ``None`` where it distils nothing, whatever the plans say.
-        method: ``nnunet_kd.method`` of the plans: keywords of the trainer's first term, and terms to ``add`` to the
-            trainer's or, as ``terms``, to use instead, each an object with its ``name`` and what differs from
-            :data:`TERMS`.
-        num_epochs: Of the training.
+        own: The trainer's methods; ``None`` if it distils nothing, whatever the plans say.
+        method: ``nnunet_kd.method`` of the plans: numbers of the trainer's first method, and methods to ``add`` to the
+            trainer's or, as ``terms``, to use instead of them, each an object with its ``name`` and whatever differs
+            from :data:`TERMS`.
+        num_epochs: Length of the training.
 
     Raises:
         ValueError: For anything that is not valid, naming the key.
     """
     if own is None:
         return []
+    terms: dict[str, Term] = {}
+    for where, declared in _declared(own, method):
+        if declared.name in terms:
+            raise ValueError(f"{where}: the term {declared.name!r} is there already")
+        terms[declared.name] = declared.build(num_epochs, where)
+    shares = sum(term.weight for term in terms.values() if term.convex)
+    if shares > 1:
+        raise ValueError(
+            f"{METHOD}: the weights of convex terms sum to {shares:g}, which leaves nnU-Net's loss below 0"
+        )
+    return list(terms.values())
+
+
+def _declared(own: Sequence[Method], method: Mapping[str, Any]) -> list[tuple[str, Method]]:
+    """The methods of trainer and plans, each with the place that named it."""
     numbers = {key: value for key, value in method.items() if key not in ("terms", "add")}
     listed = [*_listed(method, "terms"), *_listed(method, "add")]
     if "terms" in method and numbers:
         raise ValueError(f"{METHOD} has both 'terms' and {next(iter(numbers))!r}: numbers belong to a term of the list")
     if "terms" in method and "add" in method:
         raise ValueError(f"{METHOD} has both 'terms', which replaces the trainer's terms, and 'add': list all in one")
-    declared = []
+    declared: list[tuple[str, Method]] = []
     if "terms" not in method:
         if numbers and not own:
             raise ValueError(f"{METHOD}: {next(iter(numbers))!r} belongs to a term, name it under 'terms' or 'add'")
-        declared = [(term.changed(numbers if term is own[0] else {}, METHOD), METHOD) for term in own]
-    known = {**{term.name: term for term in own}, **TERMS}
+        declared = [(METHOD, one.changed(numbers if one is own[0] else {})) for one in own]
+    known = {**{one.name: one for one in own}, **TERMS}
     for where, entry in listed:
         rest = dict(entry)
         name = rest.pop("name", None)
         if not isinstance(name, str):
             raise ValueError(f"{where} needs a name: {', '.join(known)}")
         check_keys({name: None}, known, f"{where}.name")
-        declared.append((known[name].changed(rest, where), where))
-    for i, (term, where) in enumerate(declared):
-        if term.name in [other.name for other, _ in declared[:i]]:
-            raise ValueError(f"{where}: the term {term.name!r} is there already")
-    terms = [term.build(num_epochs, where) for term, where in declared]
-    shares = sum(term.weight for term in terms if term.convex)
-    if shares > 1:
-        raise ValueError(
-            f"{METHOD}: the weights of convex terms sum to {shares:g}, which leaves nnU-Net's loss below 0"
-        )
-    return terms
+        declared.append((where, known[name].changed(rest, where)))
+    return declared
 
 
 def _listed(method: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:

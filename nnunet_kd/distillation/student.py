@@ -1,121 +1,123 @@
-"""The student and the adapters that train with it, as one module."""
+"""The student, what trains with it, and the average of its weights, as one module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from nnunet_kd.distillation.terms import ActiveTerm
-from nnunet_kd.networks.stages import EncoderStages, decoder_stages, encoder_stages
-
-NARROW = 8  # channels of the first 3D convolution, up to which channels last is faster: benchmarks/memory_layout.py
+from nnunet_kd.distillation.average import WeightAverage
+from nnunet_kd.networks.stages import decoder_stages
 
 
-def in_fast_layout(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, on a CPU with its weights channels last if it is a narrow 3D one, which trains faster so.
+class StudentOutputs(NamedTuple):
+    """What a student gives in training mode.
 
-    Every other network, and any on another device, is left as it is. Shapes and values stay, results too but for
-    rounding: what changes is the order in memory.
+    Attributes:
+        logits: One tensor, or one per scale under deep supervision, finest first.
+        encoder: Features of the encoder stages, highest resolution first; empty where no term reads them.
+        decoder: Features of the decoder stages, highest resolution first; empty where no term reads them.
     """
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
-    if device.type != "cpu" or first is None or first.out_channels > NARROW:
-        return network
-    return network.to(memory_format=torch.channels_last_3d)
+
+    logits: Any
+    encoder: list[Tensor]
+    decoder: list[Tensor]
 
 
 class StudentWithAdapters(nn.Module):
-    """Student and adapters for optimizer, gradient clipping and DDP; the plain student for everybody else.
+    """Student and adapters for the optimizer, gradient clipping and DDP; the plain student for everybody else.
 
-    In training mode the forward pass returns logits and features, in evaluation mode what the student returns.
-    ``state_dict`` and ``load_state_dict`` are the student's: nnU-Net saves and loads no adapter.
+    In training mode the forward pass returns :class:`StudentOutputs`. In evaluation mode it returns what the student
+    returns, with averaged weights where there is an :attr:`average`. ``state_dict`` is that of the same network:
+    nnU-Net saves no adapter.
 
     Args:
-        student: A network with nnU-Net's ``decoder``, and ``encoder`` where features are wanted.
+        student: A network with nnU-Net's ``decoder``, and with ``encoder`` if its features are wanted.
         adapters: Term name -> its adapters.
-        features: Give the features of the encoder stages.
-        levels: Give the features of the decoder stages.
+        encoder: Return the features of the encoder stages.
+        decoder: Return the features of the decoder stages.
+
+    Attributes:
+        average: The average of the student's weights; ``None`` where there is none. It is no part of what is trained,
+            and is set once the optimizer has been made.
     """
 
     def __init__(
-        self, student: nn.Module, adapters: nn.ModuleDict, features: bool = True, levels: bool = False
+        self, student: nn.Module, adapters: nn.ModuleDict, encoder: bool = True, decoder: bool = False
     ) -> None:
         super().__init__()
         self.student = student
         self.adapters = adapters
-        self.gives_features = features
-        self._levels: list[Tensor] | None = None  # there is one during a forward pass
-        if levels:
+        self.average: WeightAverage | None = None
+        self._gives_encoder = encoder
+        self._decoder_features = _Recorder()
+        if decoder:
             for stage in decoder_stages(student):
-                stage.register_forward_hook(self._keep)
-
-    def _keep(self, _stage: nn.Module, _inputs: Any, features: Tensor) -> None:
-        if self._levels is not None:
-            self._levels.insert(0, features)
+                stage.register_forward_hook(self._decoder_features)
 
     @property
     def decoder(self) -> nn.Module:
-        """nnU-Net switches deep supervision here."""
+        """Where nnU-Net switches deep supervision."""
         decoder: nn.Module = self.student.decoder  # type: ignore[assignment]
         return decoder
 
-    def forward(self, images: Tensor) -> Any:
-        """``(logits, encoder features, decoder features)`` in training mode, logits in evaluation mode.
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved."""
+        return self.student if self.average is None else self.average.network
 
-        Features are lists, highest resolution first, empty where they are not wanted; logits are one under deep
-        supervision.
-        """
+    def forward(self, images: Tensor) -> Any:
+        """Return :class:`StudentOutputs` in training mode, logits in evaluation mode."""
         if not self.training:
-            return self.student(images)
-        self._levels = []
-        if self.gives_features:
+            return self.evaluated(images)
+        self._decoder_features.begin()
+        if self._gives_encoder:
             features = self.student.encoder(images)  # type: ignore[operator]
             logits = self.decoder(features)
         else:
             logits, features = self.student(images), []
-        levels, self._levels = self._levels, None
-        return logits, features, levels
+        return StudentOutputs(logits, features, self._decoder_features.end())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The student's."""
-        return self.student.state_dict(*args, **kwargs)
+        """Return the state of the network that is validated."""
+        return self.evaluated.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The student's."""
+        """Load a state into the student, and into its average."""
+        if self.average is not None:
+            self.average.network.load_state_dict(*args, **kwargs)
         return self.student.load_state_dict(*args, **kwargs)
 
 
-def adapters_of(terms: Sequence[ActiveTerm], student: nn.Module, teacher: EncoderStages | None) -> nn.ModuleDict:
-    """Term name -> what trains with the student for it.
+def check_adapters(adapters: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Check that saved adapters are those of this training.
 
     Raises:
-        NotImplementedError: Where a term reads features or levels the student does not show.
+        ValueError: If names or shapes differ.
     """
-    stages = encoder_stages(student) if any(term.reads_features for term in terms) else None
-    levels = len(decoder_stages(student)) if any(term.reads_levels for term in terms) else 0
-    adapters = nn.ModuleDict()
-    for term in terms:
-        adapters[term.name] = term.adapters(stages, teacher, levels)
-    return adapters
-
-
-def check_network(student: nn.Module, class_name: str, trainer: str) -> None:
-    """Whether the plans name the network a trainer is made for.
-
-    Raises:
-        ValueError: With the command that makes such plans.
-    """
-    kind = type(student)
-    if f"{kind.__module__}.{kind.__qualname__}" != class_name:
-        module, _, wanted = class_name.rpartition(".")
+    now, before = ({name: tuple(one.shape) for name, one in them.items()} for them in (adapters.state_dict(), saved))
+    if now != before:
         raise ValueError(
-            f"{trainer} trains {wanted}, the plans name {kind.__qualname__}: make plans with nnunet_kd plan --network "
-            f"{module.rpartition('.')[2]}"
+            "this training was begun with other options of its terms, which need other adapters, than "
+            "nnunet_kd.method of the plans has now: restore it, or train again without --c"
         )
 
 
-def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+class _Recorder:
+    """A forward hook that keeps outputs, last first, while a pass is recorded."""
+
+    def __init__(self) -> None:
+        self._features: list[Tensor] | None = None
+
+    def __call__(self, _stage: nn.Module, _inputs: Any, features: Tensor) -> None:
+        if self._features is not None:
+            self._features.insert(0, features)
+
+    def begin(self) -> None:
+        self._features = []
+
+    def end(self) -> list[Tensor]:
+        features, self._features = self._features, None
+        assert features is not None
+        return features

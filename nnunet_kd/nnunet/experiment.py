@@ -36,7 +36,7 @@ def find_trainer(name: str) -> Any:
         raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
 
 
-def build_network(trainer: type[Any], experiment: Experiment) -> nn.Module:
+def build_network(trainer: Any, experiment: Experiment) -> nn.Module:
     """The network a trainer class builds from plans, without deep supervision."""
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)

@@ -25,7 +25,7 @@ from nnunet_kd.study.study import Study
 from nnunet_kd.study.validation import draw_cases, evaluate_cases, references
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.teacher import load_plain
-from nnunet_kd.training.history import records
+from nnunet_kd.training.record import changes, record_of, records
 
 
 def compare_methods(
@@ -116,12 +116,14 @@ def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) 
     preparation = study.prepared(run) if before else None
     if preparation is None:
         return
-    for number, changes in enumerate(map(preparation.changes, before), 1):
-        if not changes:
+    now = record_of(preparation)
+    for number, record in enumerate(before, 1):
+        changed = changes(now, record)
+        if not changed:
             continue
         verb = "trained" if study.is_trained(run) and number == len(before) else "begun"
         raise ValueError(
-            f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changes}. Remove it, "
+            f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changed}. Remove it, "
             "or give -p plans of another name"
         )
 
@@ -169,7 +171,7 @@ def _methods(runs: Iterable[Run]) -> list[str]:
 
 def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     """Whether any run needs a teacher; that all train the same network."""
-    from nnunet_kd.training.preparation import attach_soft_labels
+    from nnunet_kd.training.sources import attach_soft_labels
 
     needed = False
     networks: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.distillation.step import LabelCodes
+from nnunet_kd.distillation.targets import LabelCodes
 from nnunet_kd.losses.focal_dice import FocalDiceLoss
 from nnunet_kd.networks.brainseg_dmif import BrainSegDMIF
 from nnunet_kd.networks.sam_weights import load_sam_encoder
@@ -108,5 +108,5 @@ class BrainSegDMIFTrainer(DistillationTrainer):
         """FocalDice, eq. 14."""
         settings = self.settings
         return FocalDiceOfTargets(
-            FocalDiceLoss(settings.gamma, settings.alpha, 1.0, settings.batch_dice), self.label_codes
+            FocalDiceLoss(settings.gamma, settings.alpha, 1.0, settings.batch_dice), self.distiller.labels
         )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 from nnunet_kd.storage.integrity import file_digest
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.leakage import SPLITS, known_validation, leakage_of_split
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
-
-if TYPE_CHECKING:
-    from nnunet_kd.training.preparation import Preparation
+from nnunet_kd.training.preparation import Preparation
 
 
 def teacher_leakage(

@@ -13,6 +13,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 Check = Callable[[Mapping[str, Any]], str | None]
 _FAULT = "fault"
@@ -129,6 +130,36 @@ def seeded_augmenter(
         return _InThisProcess(batches, None)
     # One batch waits for each worker, as many as nnU-Net's one queue holds, or so: they are large, and may be pinned.
     return _InProcesses(batches, None, workers, num_cached_per_queue=1, pin_memory=pin_memory, wait_time=0.002)
+
+
+def seeded_loaders(
+    loaders: tuple[Any, Any],
+    iterations: tuple[int, int],
+    epoch: int,
+    *,
+    seed: int,
+    rank: int,
+    pin_memory: bool,
+    check: Check,
+) -> tuple[Any, Any]:
+    """Make seeded loaders of nnU-Net's, with as many processes as it would start.
+
+    Args:
+        loaders: For training and for validation; each cuts and augments a batch at every ``next``.
+        iterations: Batches per epoch that are taken from each.
+        epoch: The first epoch.
+        seed: Of the training.
+        rank: Of this process under DDP.
+        pin_memory: For transfers to a GPU.
+        check: Says what is wrong with a batch.
+    """
+    workers = get_allowed_n_proc_DA()
+    shares = workers, max(1, workers // 2) if workers else 0
+    train, val = (
+        seeded_augmenter(loader, seed, stream, rank, epoch * count, share, pin_memory, check)
+        for loader, stream, count, share in zip(loaders, (TRAINING, VALIDATION), iterations, shares, strict=True)
+    )
+    return train, val
 
 
 @contextmanager

@@ -13,10 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import network_in_words
-from nnunet_kd.nnunet.reading import read_plans
-from nnunet_kd.nnunet.settings import recorded_leakage, with_leakage
+from nnunet_kd.nnunet.reading import read_plans, read_splits
 from nnunet_kd.storage.processes import BusyError, FileLock
-from nnunet_kd.storage.writing import write_whole
 
 CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 LOCK = "training.lock"
@@ -30,6 +28,11 @@ def results_of(trainer: str, student: Experiment) -> Path | None:
     plans = student.plans
     name = f"{trainer}__{plans['plans_name']}__{student.configuration}"
     return Path(nnUNet_results.require()) / str(plans["dataset_name"]) / name
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether a training has saved anything in the folder of a fold."""
+    return any((folder / name).is_file() for name in CHECKPOINTS)
 
 
 def check_results(folder: Path, student: Experiment) -> None:
@@ -60,6 +63,23 @@ def check_results(folder: Path, student: Experiment) -> None:
             f"{folder} holds another student ({network_in_words(before)}) than these plans ask for "
             f"({network_in_words(now)}): give the plans another plans_name, or remove that folder"
         )
+
+
+def readable_splits(preprocessed: Path) -> None:
+    """Check that nnU-Net can read the data set's folds, where it has made them.
+
+    Args:
+        preprocessed: The data set's folder in ``nnUNet_preprocessed``.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    splits = preprocessed / "splits_final.json"
+    if splits.is_file():
+        try:
+            read_splits(splits)
+        except ValueError as error:  # nnU-Net was killed while it wrote them
+            raise ValueError(f"{error}. If they are not your own, remove them: nnU-Net makes the same again") from None
 
 
 def refuse_finished(folder: Path) -> None:
@@ -107,28 +127,6 @@ def remove_aside(folder: Path) -> None:
     """What :func:`set_aside` has kept, once the new training has its own."""
     for path in folder.glob(f"{_EARLIER}*checkpoint_*.pth"):
         path.unlink()
-
-
-def noted_leakage(folder: Path) -> dict[str, str]:
-    """What the results' plans say of teachers that have seen validation cases: student fold -> warning.
-
-    Raises:
-        ValueError: Where they cannot be read: nnU-Net does not write them atomically.
-    """
-    plans = folder / "plans.json"
-    return recorded_leakage(read_plans(plans)) if plans.is_file() else {}
-
-
-def keep_leakage(folder: Path, fold: str, warning: str | None) -> None:
-    """Put a fold's warning into the results' plans again, where a fold that began at the same time has lost it.
-
-    Raises:
-        ValueError: Where they cannot be read, as while that fold writes them.
-    """
-    notes = noted_leakage(folder)
-    if warning is not None and notes.get(fold) != warning:
-        plans = with_leakage(read_plans(folder / "plans.json"), {**notes, fold: warning})
-        write_whole(folder / "plans.json", json.dumps(plans, indent=4))
 
 
 def _network(plans: dict[str, Any], configuration: str) -> Any:

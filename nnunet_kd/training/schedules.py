@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class EpochSchedule(ABC):
@@ -59,6 +60,12 @@ class CosineSchedule(EpochSchedule):
         """Never above the initial one."""
         least = min(self._least, initial)
         return least + (initial - least) * (1 + math.cos(math.pi * min(epoch / self._last, 1))) / 2
+
+
+def adamw(network: nn.Module, initial_lr: float, num_epochs: int) -> tuple[torch.optim.Optimizer, CosineSchedule]:
+    """Make AdamW and the cosine that goes with it."""
+    optimizer = torch.optim.AdamW(network.parameters(), initial_lr)
+    return optimizer, CosineSchedule(optimizer, num_epochs)
 
 
 class PlateauSchedule:

@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 
+from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 
@@ -102,15 +103,16 @@ def with_soft_labels(transforms: BasicTransform, image_channels: int) -> BasicTr
     return ComposeTransforms([_SplitImage(image_channels), transforms, _JoinImage()])
 
 
-def split_batch(images: Tensor, input_channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the network sees, soft labels, and where there are any.
+def split_batch(images: Tensor, input_channels: int) -> tuple[Tensor, SoftLabels]:
+    """Split a batch into what the network sees and soft labels.
 
     Args:
         images: ``data`` of a batch, ``(B, input_channels + heads + 1, *patch)``.
         input_channels: Of the network.
 
     Returns:
-        ``(B, input_channels, *patch)``, ``(B, heads, *patch)``, boolean ``(B, 1, *patch)``.
+        ``(B, input_channels, *patch)``, and the soft labels.
     """
     network_input, soft_labels, inside = torch.tensor_split(images, (input_channels, images.shape[1] - 1), dim=1)
-    return network_input.contiguous(), soft_labels, inside > 0.999  # interpolation between ones, up to rounding
+    valid = inside > 0.999  # interpolation between ones, up to rounding
+    return network_input.contiguous(), SoftLabels(soft_labels, valid)

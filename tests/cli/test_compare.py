@@ -96,7 +96,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
 
     # A default of the package is another than when the training ran.
     workspace.plans("tiny", training=TINY, teacher=teacher, method={})
-    monkeypatch.setattr("nnunet_kd.training.preparation.active_terms", lambda *_: [])
+    monkeypatch.setattr("nnunet_kd.training.preparation.build_terms", lambda *_: [])
     assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
     error = capsys.readouterr().err
     assert "settings than LogitsKD has now: teachers [{'trainer': 'nnUNetTrainer', 'folds': 'same'," in error

@@ -34,7 +34,7 @@ def test_terms_of_the_block_sum_up_and_the_teacher_runs_once_a_step(workspace):
     ]
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
-    teacher = trainer.attached.teacher
+    teacher = trainer.distiller.teacher
     calls = Calls(encoder=teacher.encoder, decoder=teacher.decoder)
     trainer.run_training()
     assert calls.counts == {"encoder": 4, "decoder": 4}
@@ -49,7 +49,7 @@ def test_the_teacher_decodes_only_while_a_term_needs_it(workspace):
     terms = [{"name": "dcd", "ramp": None}, {"name": "logits", "ramp": [1, 0]}]
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
-    calls = Calls(encoder=trainer.attached.teacher.encoder, decoder=trainer.attached.teacher.decoder)
+    calls = Calls(encoder=trainer.distiller.teacher.encoder, decoder=trainer.distiller.teacher.decoder)
     trainer.run_training()
     assert calls.counts == {"encoder": 4, "decoder": 2}
 
@@ -72,7 +72,7 @@ def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
     training = trainer.preparation.settings.training
     assert {key: getattr(training, key) for key in nnUNetTrainerKD.recipe} == nnUNetTrainerKD.recipe
     trainer.run_training()
-    assert trainer.attached is None  # once it has begun
+    assert trainer.distiller.teacher is None  # once it has begun
     assert np.isfinite(trainer.logger.get_checkpoint()["train_losses"]).all()
 
     said = {**SHORT, "initial_weights": None, "ema_decay": None}
@@ -133,10 +133,10 @@ def test_prompts_are_tuned_by_the_teachers_own_loss(workspace):
     trainer.on_train_start()
     trainer.network.train()
     batch = next(trainer.dataloader_train)
-    before = [p.clone() for p in trainer.attached.teacher.parameters()]
+    before = [p.clone() for p in trainer.distiller.teacher.parameters()]
     first = trainer.train_step(batch)["freekd_prompts"]
     for _ in range(12):
         last = trainer.train_step(batch)["freekd_prompts"]
     assert last < first
-    for old, new in zip(before, trainer.attached.teacher.parameters(), strict=True):
+    for old, new in zip(before, trainer.distiller.teacher.parameters(), strict=True):
         assert torch.equal(old, new) and new.grad is None

@@ -2,7 +2,7 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_kd.distillation.step import LabelCodes
+from nnunet_kd.distillation.targets import LabelCodes
 
 MAP = torch.tensor([[[0, 1, 2], [3, 4, 1]]])  # (1, y, x); 4 is ignored where there is an ignore label
 

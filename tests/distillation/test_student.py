@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_kd.distillation.student import NARROW, StudentWithAdapters, in_fast_layout
+from nnunet_kd.distillation.average import WeightAverage, averaged_tensors
+from nnunet_kd.distillation.student import StudentWithAdapters
+from nnunet_kd.networks.memory_layout import NARROW, in_fast_layout
 from nnunet_kd.networks.stages import encoder_stages
 from nnunet_kd.teachers.teacher import Teacher
-from nnunet_kd.training.checkpoint import plainly_laid_out, save_atomically
-from nnunet_kd.training.ema import WeightAverage
+from nnunet_kd.training.checkpoint import load_average, plainly_laid_out, save_atomically
 from tests.small_networks import unet
 
 
@@ -28,30 +29,31 @@ def test_state_is_the_students_and_parameters_are_all(joint):
 
 def test_features_in_training_only(joint):
     images = torch.randn(1, 2, 16, 12)
-    logits, features, levels = joint.train()(images)
-    assert levels == []
-    assert [tuple(f.shape[1:]) for f in features] == [(4, 16, 12), (8, 8, 6), (16, 4, 3)]
+    logits, encoder, decoder = joint.train()(images)
+    assert decoder == []
+    assert [tuple(f.shape[1:]) for f in encoder] == [(4, 16, 12), (8, 8, 6), (16, 4, 3)]
     torch.testing.assert_close(joint.eval()(images), logits)
     assert len(logits) == 2
     joint.decoder.deep_supervision = False
     torch.testing.assert_close(joint(images), logits[0])
 
 
-def test_levels_of_the_decoder_finest_first():
+def test_stages_of_the_decoder_finest_first():
     images, student = torch.randn(1, 2, 16, 12), unet()
-    joint = StudentWithAdapters(student, nn.ModuleDict(), levels=True).train()
-    logits, _, levels = joint(images)
-    assert [tuple(level.shape[1:]) for level in levels] == [(4, 16, 12), (8, 8, 6)]
-    torch.testing.assert_close(student.decoder.seg_layers[-1](levels[0]), logits[0])
+    joint = StudentWithAdapters(student, nn.ModuleDict(), decoder=True).train()
+    logits, _, decoder = joint(images)
+    assert [tuple(stage.shape[1:]) for stage in decoder] == [(4, 16, 12), (8, 8, 6)]
+    torch.testing.assert_close(student.decoder.seg_layers[-1](decoder[0]), logits[0])
     joint.eval()(images)
     assert len(joint.train()(images)[2]) == 2  # nothing is left of the pass in evaluation mode
-    student(images)  # as when initial weights are fitted: nothing is held
-    assert joint._levels is None
+    decoder = joint.train()(images).decoder
+    student(images)  # as when initial weights are fitted: nothing is added
+    assert len(decoder) == 2
     with pytest.raises(NotImplementedError, match="Linear has no decoder.stages, one for each encoder stage"):
-        StudentWithAdapters(nn.Linear(1, 1), nn.ModuleDict(), levels=True)
+        StudentWithAdapters(nn.Linear(1, 1), nn.ModuleDict(), decoder=True)
     student.decoder.stages = student.decoder.stages[:1]
     with pytest.raises(NotImplementedError, match="PlainConvUNet has no decoder.stages, one for each encoder stage"):
-        StudentWithAdapters(student, nn.ModuleDict(), levels=True)
+        StudentWithAdapters(student, nn.ModuleDict(), decoder=True)
 
 
 def test_teacher_is_frozen_and_stays_in_evaluation_mode():
@@ -96,11 +98,10 @@ def test_average_of_weights():
     average = WeightAverage(module, decay=0.75)
     nn.init.constant_(module.weight, 2.0)
     average.update()
-    average.show()
-    average.show()
-    assert module.weight.item() == 1.25
-    average.hide()
-    assert module.weight.item() == 2.0
+    assert average.network.weight.item() == 1.25 and module.weight.item() == 2.0
+    assert not average.network.weight.requires_grad and module.weight.requires_grad
+    average.restart()
+    assert average.network.weight.item() == 2.0
 
 
 def test_running_statistics_are_averaged_with_the_weights_they_belong_to():
@@ -110,26 +111,44 @@ def test_running_statistics_are_averaged_with_the_weights_they_belong_to():
     module.running_mean.fill_(2.0)
     module.num_batches_tracked += 5
     average.update()
-    average.show()
-    assert module.running_mean.item() == 0.5 and module.num_batches_tracked == 5
-    average.hide()
+    assert average.network.running_mean.item() == 0.5 and average.network.num_batches_tracked == 5
     assert module.running_mean.item() == 2.0
-    assert sorted(average.state_dict()) == ["bias", "running_mean", "running_var", "weight"]
+    assert sorted(averaged_tensors(module)) == ["bias", "running_mean", "running_var", "weight"]
 
 
-def test_average_comes_back_from_a_checkpoint():
-    module = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(module, decay=0.5)
-    nn.init.constant_(module.weight, 2.0)
-    average.update()
-    average.show()
-    saved, shown = {k: v.clone() for k, v in average.state_dict().items()}, module.weight.item()
-    other = nn.Linear(1, 1, bias=False)
-    other.load_state_dict(module.state_dict())
-    restored = WeightAverage(other, decay=0.5)
-    restored.load_state_dict(saved, shown=True)
-    restored.hide()
-    assert other.weight.item() == 2.0 and module.weight.item() == shown
+def test_the_average_is_what_is_evaluated_and_saved(joint):
+    images = torch.randn(1, 2, 16, 12)
+    joint.average = WeightAverage(joint.student, decay=0.5)
+    before = joint.eval()(images)
+    with torch.no_grad():
+        for parameter in joint.student.parameters():
+            parameter.add_(1.0)
+    assert all(map(torch.equal, joint(images), before))
+    assert not torch.equal(joint.train()(images).logits[0], before[0])
+    saved = joint.state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in joint.average.network.state_dict().items())
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_student_and_average_come_back_from_a_checkpoint(joint, shown):
+    """Checkpoints of before may have been saved with the student's own weights as nnU-Net's."""
+    joint.average = WeightAverage(joint.student, decay=0.5)
+    with torch.no_grad():
+        for parameter in joint.student.parameters():
+            parameter.add_(1.0)
+    average, own = (
+        {name: weight.clone() for name, weight in network.state_dict().items()}
+        for network in (joint.average.network, joint.student)
+    )
+    stock, other = (average, joint.student) if shown else (own, joint.average.network)
+    other = {name: tensor.clone() for name, tensor in averaged_tensors(other).items()}
+    for asked in (True, False):  # whether the settings still ask for an average
+        restored = StudentWithAdapters(unet(), deepcopy(joint.adapters))
+        restored.average = WeightAverage(restored.student, decay=0.5) if asked else None
+        restored.load_state_dict(stock)
+        load_average(restored, other, shown)
+        assert all(torch.equal(weight, own[name]) for name, weight in restored.student.state_dict().items())
+        assert all(torch.equal(weight, average[name]) for name, weight in restored.evaluated.state_dict().items())
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):

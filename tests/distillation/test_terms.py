@@ -3,14 +3,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnunet_kd.distillation.methods import CWD, DCD, FITNETS, FREEKD, IFVD, LOGITS, SOFT_LABELS, TERMS, active_terms
-from nnunet_kd.distillation.step import TrainStep
+from nnunet_kd.distillation.methods import (
+    CWD,
+    DCD,
+    FITNETS,
+    FREEKD,
+    IFVD,
+    LOGITS,
+    SOFT_LABELS,
+    TERMS,
+    Method,
+    build_terms,
+)
+from nnunet_kd.distillation.step import SoftLabels, TrainStep
 from nnunet_kd.distillation.terms import LogitsTerm, StageTerm
 from nnunet_kd.losses import DCDLoss
 from nnunet_kd.networks.stages import EncoderStages, match_stages
 from nnunet_kd.trainers.nnUNetTrainerIFVD import nnUNetTrainerIFVD
 
-TERM = StageTerm("dcd", DCDLoss, weight=0.01, ramp=(0.1, 0.5), options={"levels": 2})
+TERM = Method("dcd", StageTerm, DCDLoss, {"weight": 0.01, "ramp": (0.1, 0.5), "levels": 2})
 TEACHER = EncoderStages((32, 64, 128), ((1, 1, 1), (2, 2, 2), (4, 4, 4)))
 
 
@@ -28,7 +39,7 @@ class Labels:
 
 
 def step(**given):
-    lists = ("student_logits", "student_features", "student_levels", "teacher_logits", "teacher_features")
+    lists = ("logits", "encoder", "decoder", "teacher_logits", "teacher_encoder")
     return TrainStep(
         **{
             **{name: [] for name in lists},
@@ -102,7 +113,7 @@ def test_sum_over_stages_of_one_grid():
     assert [tuple(adapter.weight.shape[:2]) for adapter in adapters] == [(32, 8), (64, 16), (128, 32)]
     features, taught = random_stages()
     parts = [term.loss(features[i], taught[j], a) for (i, j), a in zip(pairs, adapters)]  # noqa: B905
-    now = step(student_features=features, teacher_features=taught, stages=pairs)
+    now = step(encoder=features, teacher_encoder=taught, stages=pairs)
     torch.testing.assert_close(term(now, adapters), sum(parts))
 
     some = built(stages=[3, 0])
@@ -119,7 +130,7 @@ def test_classes_reach_the_loss_that_needs_them():
     features, taught = random_stages()
     target = torch.randint(0, 3, (1, 1, 8, 8, 8))
     term = built(IFVD)
-    now = step(student_features=features, teacher_features=taught, stages=[(0, 0), (2, 1)], targets=[target])
+    now = step(encoder=features, teacher_encoder=taught, stages=[(0, 0), (2, 1)], targets=[target])
     expected = sum(term.loss(features[i], taught[j], classes=target[:, 0]) for i, j in now.stages)
     torch.testing.assert_close(
         term(now, term.adapters(STUDENT, EncoderStages((32, 64), TEACHER.strides[:2]))), expected
@@ -131,16 +142,16 @@ def test_scales_of_deep_supervision():
     sizes = [(20, 20), (10, 10), (5, 5), (2, 2)]
     ours = [torch.randn(1, 3, *size) for size in sizes]
     theirs = [torch.randn(1, 3, *size) for size in (sizes[0], sizes[1], sizes[3])]
-    now = step(student_logits=ours, teacher_logits=theirs)
+    now = step(logits=ours, teacher_logits=theirs)
     term = built(LOGITS)
     each = [term.loss(a, b) for a, b in zip(ours, theirs[:2], strict=False)]
     torch.testing.assert_close(term(now, term.adapters(None, None)), (each[0] + each[1] / 2) / 1.5)
     torch.testing.assert_close(built(LOGITS, scales="full")(now, None), each[0])
-    torch.testing.assert_close(term(step(student_logits=ours[:1], teacher_logits=theirs), None), each[0])
+    torch.testing.assert_close(term(step(logits=ours[:1], teacher_logits=theirs), None), each[0])
 
 
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("declared", [LOGITS, replace(CWD, scales="all")], ids=["logits", "cwd"])
+@pytest.mark.parametrize("declared", [LOGITS, CWD.changed({"scales": "all"})], ids=["logits", "cwd"])
 def test_logits_are_compared_where_their_own_target_is_annotated(declared, regions):
     sizes = [(12, 12), (6, 6), (3, 3)]
     ours, theirs = ([torch.randn(2, 3, *size) for size in sizes] for _ in range(2))
@@ -148,7 +159,7 @@ def test_logits_are_compared_where_their_own_target_is_annotated(declared, regio
     labels = Labels()
     labels.regions, labels.valid = regions, lambda target: target > 0
     term = built(declared)
-    now = step(student_logits=ours, teacher_logits=theirs, targets=targets, labels=labels)
+    now = step(logits=ours, teacher_logits=theirs, targets=targets, labels=labels)
     pairs = list(zip(ours, theirs, targets, strict=True))[:2]
     each = [term.loss(a, b, regions=regions, valid=target > 0) for a, b, target in pairs]
     assert all(abs(value - term.loss(a, b, regions=regions)) > 1e-4 for value, (a, b, _) in zip(each, pairs))  # noqa: B905
@@ -165,7 +176,7 @@ def test_soft_labels_count_where_there_are_some_and_the_voxel_is_annotated(regio
     labels = Labels()
     labels.regions, labels.valid = regions, lambda target: annotated
     term = built(SOFT_LABELS)
-    now = step(student_logits=[logits], soft_labels=soft, soft_valid=there, labels=labels)
+    now = step(logits=[logits], soft_labels=SoftLabels(soft, there), labels=labels)
     each = [
         term.loss(logits, soft, regions=kind, valid=valid).item()
         for kind in (regions, not regions)
@@ -205,8 +216,8 @@ def test_prompts_are_tuned_by_what_the_teacher_decodes_of_filtered_features():
     teacher, target = Decoding(), torch.tensor(2.0)
     term = built(FREEKD)
     now = step(
-        student_features=features,
-        teacher_features=taught,
+        encoder=features,
+        teacher_encoder=taught,
         stages=[(0, 0), (2, 2), (3, 3)],
         teacher=teacher,
         targets=[target],
@@ -225,7 +236,7 @@ def test_prompts_are_tuned_by_what_the_teacher_decodes_of_filtered_features():
 
 
 def test_ifvds_trainer_has_its_authors_numbers():
-    ifvd, logits = active_terms(nnUNetTrainerIFVD.terms, {}, 100)
+    ifvd, logits = build_terms(nnUNetTrainerIFVD.terms, {}, 100)
     assert (ifvd.name, ifvd.weight, ifvd.stages) == ("ifvd", 200, None)
     assert (logits.name, logits.weight, logits.loss.temperature) == ("logits", 10, 1)
     assert not logits.convex and not logits.all_scales
@@ -234,11 +245,11 @@ def test_ifvds_trainer_has_its_authors_numbers():
 def test_every_term_can_be_built_and_says_its_numbers():
     assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
     for name, term in TERMS.items():
-        assert str(built(term)).startswith(f"{name}: weight {term.weight:g}")
+        assert str(built(term)).startswith(f"{name}: weight {term.numbers['weight']:g}")
 
 
 def names(own, method):
-    return [term.name for term in active_terms(own, method, 100)]
+    return [term.name for term in build_terms(own, method, 100)]
 
 
 def test_terms_are_kept_added_or_replaced():
@@ -247,17 +258,18 @@ def test_terms_are_kept_added_or_replaced():
     assert names((DCD, CWD), {"terms": [{"name": "ifvd"}, {"name": "cwd"}]}) == ["ifvd", "cwd"]
     assert names((), {}) == [] and names((), {"add": [{"name": "cwd"}]}) == ["cwd"]
     assert names(None, {"weight": 3, "add": [{"name": "cwd"}]}) == []  # what other methods are told
-    (first, second) = active_terms((DCD, CWD), {"weight": 0.5}, 100)
-    assert (first.weight, second.weight) == (0.5, CWD.weight)  # flat numbers are the first term's
+    (first, second) = build_terms((DCD, CWD), {"weight": 0.5}, 100)
+    assert (first.weight, second.weight) == (0.5, CWD.numbers["weight"])  # flat numbers are the first term's
 
 
 def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are():
-    own = (LogitsTerm("logits", LOGITS.loss, weight=10.0, options={"temperature": 1.0}), replace(CWD, name="mine"))
-    (term,) = active_terms(own, {}, 100)[:1]
+    logits = Method("logits", LogitsTerm, LOGITS.loss, {"weight": 10.0, "temperature": 1.0})
+    own = (logits, replace(CWD, name="mine"))
+    (term,) = build_terms(own, {}, 100)[:1]
     assert (term.weight, term.loss.temperature, term.convex) == (10, 1, False)
-    (term, mine) = active_terms(own, {"terms": [{"name": "logits"}, {"name": "mine"}]}, 100)
+    (term, mine) = build_terms(own, {"terms": [{"name": "logits"}, {"name": "mine"}]}, 100)
     assert (term.weight, term.loss.temperature, term.convex) == (0.3, 3, True)
-    assert mine.weight == CWD.weight
+    assert mine.weight == CWD.numbers["weight"]
 
 
 @pytest.mark.parametrize(

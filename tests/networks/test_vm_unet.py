@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
+from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.methods import TERMS
-from nnunet_kd.distillation.student import StudentWithAdapters, adapters_of
+from nnunet_kd.distillation.student import StudentWithAdapters
+from nnunet_kd.distillation.targets import LabelCodes
 from nnunet_kd.evaluation.cost import network_cost
 from nnunet_kd.networks.stages import decoder_stages, encoder_stages
 from nnunet_kd.networks.vm_unet import PatchExpanding, PatchMerging, VMUNet
@@ -184,17 +187,17 @@ def test_features_alone_make_the_logits():
     assert torch.equal(network.decoder([feature.contiguous() for feature in features]), network(images))
 
 
-def test_dual_self_distillation_reads_its_levels():
+def test_dual_self_distillation_reads_its_stages():
     network = small(deep_supervision=True, drop_path=0.0)  # which may leave a block out for all samples
     term = TERMS["dual_self"].build(10, "here")
-    adapters = adapters_of([term], network, None)
-    student = StudentWithAdapters(network, adapters, levels=True)
-    logits, features, levels = student(torch.randn(2, 2, 32, 32))
+    adapters = Distiller([term], LabelCodes(LabelManager({"background": 0, "a": 1}, None))).adapters(network)
+    student = StudentWithAdapters(network, adapters, decoder=True)
+    logits, encoder, decoder = student(torch.randn(2, 2, 32, 32))
     assert len(logits) == 3
-    shapes = [tuple(level.shape[1:]) for level in levels]
-    assert shapes == [tuple(level.shape[1:]) for level in features] == [(8, 8, 8), (16, 4, 4), (32, 2, 2)]
+    shapes = [tuple(stage.shape[1:]) for stage in decoder]
+    assert shapes == [tuple(stage.shape[1:]) for stage in encoder] == [(8, 8, 8), (16, 4, 4), (32, 2, 2)]
     assert [len(part) for part in adapters["dual_self"].children()] == [3, 2, 2, 2]
-    term.loss(features, levels, adapters["dual_self"]).backward()
+    term.loss(encoder, decoder, adapters["dual_self"]).backward()
     reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     taught = (network.encoder.named_parameters(prefix="encoder"), network.decoder.bottleneck.named_parameters())
     assert all(name in reached for name, _ in taught[0])

@@ -214,8 +214,8 @@ def test_a_training_starts_from_it(workspace, kind, start):
     name = "encoder.stages.0.0.convs.1.conv.weight"
     assert not torch.equal(weights[0][name], selected.trained().student.state_dict()[name])
     assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
-    assert torch.equal(trainer.average.state_dict()[name], weights[0][name])
-    assert trainer.start.teacher is None  # it is not kept
+    assert torch.equal(trainer.trained().average.network.state_dict()[name], weights[0][name])
+    assert trainer.sources.start.teacher is None  # it is not kept
     log = Path(trainer.log_file).read_text()
     assert "fitted to the teacher's outputs on 12 training patches" in log  # as few as there may be: it is short
     assert "layers fitted to the teacher's" in log
@@ -231,7 +231,7 @@ def test_it_goes_on_without_the_teacher(workspace):
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     trainer.run_training()
     again = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-    assert again.start is None
+    assert again.sources.start is None
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     for key, weight in trainer.trained().student.state_dict().items():
         assert torch.equal(again.trained().student.state_dict()[key], weight)

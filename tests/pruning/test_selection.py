@@ -112,10 +112,10 @@ def test_a_training_that_begins_anew_starts_from_the_teacher_too(workspace):
     stop_within(first, 3)
     assert (Path(first.output_folder) / "checkpoint_latest.pth").is_file()
     again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    assert again.start is None  # it may be about to go on
+    assert again.sources.start is None  # it may be about to go on
     again.initialize()
     own = again.trained().student.state_dict()
-    for name, weight in first.start.weights.items():
+    for name, weight in first.sources.start.weights.items():
         torch.testing.assert_close(own[name], weight, rtol=0, atol=0)
     stop_within(again, 1)
     assert recorded_leakage(json.loads((Path(first.output_folder_base) / "plans.json").read_text()))["1"]
@@ -134,7 +134,7 @@ def test_a_training_starts_from_the_teacher(workspace, kind):
     torch.testing.assert_close(own[name], taught[name][rows], rtol=0, atol=0)
     trainer.run_training()
     again = make_trainer(kind, plans, workspace)
-    assert again.start is None  # it goes on from what was saved, and needs no teacher for that
+    assert again.sources.start is None  # it goes on from what was saved, and needs no teacher for that
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     for key, weight in trainer.trained().student.state_dict().items():
         torch.testing.assert_close(again.trained().student.state_dict()[key], weight, rtol=0, atol=0)
@@ -144,15 +144,15 @@ def test_what_the_teacher_has_seen_is_noted(workspace):
     """Also where nothing else is distilled, and where the training goes on without the teacher."""
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    assert "LEAKAGE" in trainer.start.leakage
+    assert "LEAKAGE" in trainer.sources.start.leakage
     stop_within(trainer, 3)
     results = Path(trainer.output_folder_base) / "plans.json"
-    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.sources.start.leakage}
     shutil.rmtree(workspace.teacher)
     again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1, resume=True)
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
     again.run_training()
-    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.start.leakage}
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.sources.start.leakage}
 
 
 def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
@@ -177,11 +177,11 @@ def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
     start, terms = re.findall(r'"(?:training|method)": (\{.*?\}(?:\]\})?)(?:,| to)', str(refused.value))
     training, method = {**SHORT, **json.loads(start)}, json.loads(terms)
     one = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers[:1]), workspace)
-    assert one.start is not None
+    assert one.sources.start is not None
     plans = workspace.plans("nnUNetPlans", training=training, method=method, teacher=teachers)
     together = make_trainer(nnUNetTrainerKD, plans, workspace)
     together.run_training()
-    assert len(together.attached.teacher.teachers) == 2 and together.start is None
+    assert len(together.distiller.teacher.teachers) == 2 and together.sources.start is None
 
 
 @pytest.mark.parametrize("count", [10, 1000, 2**20, 2**22])

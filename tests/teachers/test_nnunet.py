@@ -15,6 +15,7 @@ from nnunet_kd.nnunet.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerFitNets import nnUNetTrainerFitNets
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from nnunet_kd.training.record import record_of
 from tests.conftest import SHORT, make_trainer, note_validated, stop_within
 
 
@@ -193,7 +194,7 @@ def test_several_teachers_teach_together(workspace, teacher):
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher=teacher, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
     trainer.run_training()
-    ensemble = trainer.attached.teacher
+    ensemble = trainer.distiller.teacher
     images = torch.randn(1, 3, *trainer.configuration_manager.patch_size)
     logits, features = ensemble(images)
     each = [member(images) for member in ensemble.teachers]
@@ -334,14 +335,14 @@ def test_a_teacher_that_learnt_from_a_leaking_one_leaks_too(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
     make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
     plans = workspace.plans("nnUNetPlans", teacher={"trainer": "nnUNetTrainerDCD"}, method={"ramp": None})
-    attached = make_trainer(nnUNetTrainerFitNets, plans, workspace).attached
-    assert "That teacher's student is the teacher here." in attached.leakage
+    (leak,) = make_trainer(nnUNetTrainerFitNets, plans, workspace).sources.leakage()
+    assert "That teacher's student is the teacher here." in leak
 
 
 def test_a_teacher_of_another_data_set_may_leak(workspace):
     edit(workspace.teacher / "plans.json", dataset_name="Dataset999_Other")
-    attached = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans"), workspace).attached
-    assert attached.leakage.startswith("LEAKAGE is possible: the teacher was trained on Dataset999_Other, whose folds")
+    (leak,) = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans"), workspace).sources.leakage()
+    assert leak.startswith("LEAKAGE is possible: the teacher was trained on Dataset999_Other, whose folds")
 
 
 def test_a_teacher_of_other_folds_leaks(workspace):
@@ -350,7 +351,7 @@ def test_a_teacher_of_other_folds_leaks(workspace):
     splits = json.loads(path.read_text())
     note_validated(workspace.teacher / "fold_0", splits[0]["val"])
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"ramp": None})
-    assert make_trainer(nnUNetTrainerDCD, plans, workspace).attached.leakage is None
+    assert not make_trainer(nnUNetTrainerDCD, plans, workspace).sources.leakage()
     case = splits[0]["train"].pop()
     splits[0]["val"].append(case)
     path.write_text(json.dumps(splits))
@@ -363,7 +364,7 @@ def test_teacher_is_the_network_nnunet_predicts_with(workspace):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     plans = workspace.plans("nnUNetPlans", training=SHORT)
-    teacher = make_trainer(nnUNetTrainerDCD, plans, workspace).attached.teacher
+    teacher = make_trainer(nnUNetTrainerDCD, plans, workspace).distiller.teacher
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(workspace.teacher), (0,))
     images = torch.randn(1, 3, *predictor.configuration_manager.patch_size)
@@ -381,10 +382,10 @@ def test_a_teacher_in_bfloat16_gives_nearly_what_it_gives_in_float32(workspace):
     ]
     images = torch.randn(1, 3, *made[0].configuration_manager.patch_size)
     types = set()
-    for layer in made[1].attached.teacher.modules():
+    for layer in made[1].distiller.teacher.modules():
         if isinstance(layer, torch.nn.Conv3d):
             layer.register_forward_hook(lambda layer, given, output: types.add(output.dtype))
-    usual, low = (trainer.attached.teacher(images) for trainer in made)
+    usual, low = (trainer.distiller.teacher(images) for trainer in made)
     assert types == {torch.bfloat16}
     for ours, theirs in zip([*low[0], *low[1]], [*usual[0], *usual[1]], strict=True):
         assert ours.dtype == theirs.dtype == torch.float32
@@ -400,7 +401,7 @@ def test_students_of_a_teacher_in_bfloat16_train(workspace):
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
     assert all(np.isfinite(logged[term["name"]][-1]) for term in terms)
-    assert trainer.preparation.record["teachers"][0]["precision"] == "bfloat16"
+    assert record_of(trainer.preparation)["teachers"][0]["precision"] == "bfloat16"
 
 
 def test_unknown_precision_is_refused(workspace):

@@ -117,7 +117,7 @@ def test_student_of_another_depth_and_patch(workspace, method):
         arguments[key] = arguments[key][:-1]
     trainer = train_one_epoch(workspace, method, plans, deep_supervision=False)  # nnU-Net's has no weights for 2 stages
     if method != "LogitsKD":
-        assert trainer.attached.matched_stages == [(0, 0), (1, 1)]
+        assert trainer.distiller.stages == [(0, 0), (1, 1)]
 
 
 def test_teacher_without_deep_supervision_teaches_at_full_resolution(workspace):
@@ -127,8 +127,8 @@ def test_teacher_without_deep_supervision_teaches_at_full_resolution(workspace):
     for trained, scales in (("True", 2), ("False", 1)):
         path.write_text(json.dumps({**notes, "enable_deep_supervision": trained}))
         trainer = make_trainer(trainer_class("LogitsKD"), workspace.plans("nnUNetPlans"), workspace)
-        decoder = trainer.attached.teacher.network.decoder
+        decoder = trainer.distiller.teacher.network.decoder
         patch = trainer.configuration_manager.patch_size
-        logits, _ = trainer.attached.teacher(torch.randn(1, 3, *patch))
+        logits, _ = trainer.distiller.teacher(torch.randn(1, 3, *patch))
         assert decoder.deep_supervision == (trained == "True")
         assert len(logits) == min(scales, max(len(decoder.seg_layers) - 1, 1))

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.distillation.step import LabelCodes
+from nnunet_kd.distillation.targets import LabelCodes
 from nnunet_kd.losses.focal_dice import FocalDiceLoss
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF

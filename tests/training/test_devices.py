@@ -58,8 +58,8 @@ def on_a_gpu(kind, plans, workspace, configuration="3d_fullres"):
 
 def step(trainer, stored=0):
     """Values of a step; ``stored``: channels beside those of the images."""
-    if trainer.attached is not None:
-        trainer.attached.teacher.to(trainer.device)
+    if trainer.distiller.teacher is not None:
+        trainer.distiller.teacher.to(trainer.device)
     size = trainer.configuration_manager.patch_size
     images = torch.empty(trainer.batch_size, trainer.num_input_channels + stored, *size)
     scales = [torch.empty(len(images), 1, *size)]

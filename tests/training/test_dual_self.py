@@ -43,7 +43,7 @@ def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network
     np.testing.assert_allclose(
         logged["train_losses"], np.add(logged["segmentation"], 0.1 * np.array(logged["dual_self"])), rtol=1e-5
     )
-    assert trainer.attached is None
+    assert trainer.distiller.teacher is None
     assert list(trainer.trained().student.encoder.output_channels) == widths
     checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
     assert checkpoint["network_weights"].keys() == trainer.trained().student.state_dict().keys()
@@ -68,7 +68,7 @@ def test_joins_a_term_with_a_teacher(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
     passes = []
-    trainer.attached.teacher.register_forward_hook(lambda *_: passes.append(1))
+    trainer.distiller.teacher.register_forward_hook(lambda *_: passes.append(1))
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
     assert np.isfinite(logged["dual_self"]).all() and np.isfinite(logged["dcd"]).tolist() == [False, True]

@@ -18,6 +18,7 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, sto
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.preparation import prepare
+from nnunet_kd.training.record import changes, record_of
 from nnunet_kd.training.soft_labels import ImageWithSoftLabels, split_batch
 from tests.conftest import SHORT, make_trainer
 from tests.training import variants
@@ -275,16 +276,17 @@ def test_a_finished_training_needs_no_soft_labels(workspace):
 def test_the_record_tells_what_made_them(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     store = store_of(workspace)
-    before = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
-    again = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
-    assert again.changes(before.record) == "" and "teacher_checkpoints" not in before.record
+    preparation = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
+    before = record_of(preparation)
+    again = record_of(make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation)
+    assert changes(again, before) == "" and "teacher_checkpoints" not in before
     shutil.rmtree(store.folder)
     store_of(workspace, source={"kind": "sam", "prompt": "points"})
-    made_anew = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
-    assert made_anew.changes(before.record).startswith("soft_labels_made_by ")
+    others = record_of(make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation)
+    assert changes(others, before).startswith("soft_labels_made_by ")
     shutil.rmtree(store.folder)
-    gone = prepare(nnUNetTrainerSAMKD, before.student, 0)
-    assert gone.changes(before.record) == "" and before.changes(gone.record) == ""
+    gone = record_of(prepare(nnUNetTrainerSAMKD, preparation.student, 0))
+    assert changes(gone, before) == "" and changes(before, gone) == ""
 
 
 def test_a_case_of_another_shape_is_named(workspace):

@@ -23,6 +23,7 @@ from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.preparation import prepare
+from nnunet_kd.training.record import changes, record_of
 from tests.conftest import SHORT, make_trainer, stop_within
 
 NOW = {"ramp": None}
@@ -50,7 +51,7 @@ def test_results_are_a_plain_student(workspace, configuration):
     student = trainer.trained().student
     assert content["network_weights"].keys() == student.state_dict().keys()
     adapters = content["nnunet_kd"]["adapters"]
-    assert len(adapters) == len(trainer.teacher_stages.widths)
+    assert len(adapters) == len(trainer.distiller.teacher_stages.widths)
     deeper = student.encoder.stages[1][0].convs[0].conv.weight
     assert deeper.is_contiguous() == (configuration == "2d")  # 3D students train channels last on a CPU
     assert all(weight.is_contiguous() for weight in content["network_weights"].values())
@@ -122,7 +123,8 @@ def test_average_is_what_is_saved_and_validated(workspace):
     own, averaged = content["nnunet_kd"]["average"], content["network_weights"]
     assert content["nnunet_kd"]["average_shown"]
     assert any(not torch.equal(own[name], averaged[name]) for name in own)
-    torch.testing.assert_close(trainer.trained().student.state_dict(), averaged)
+    torch.testing.assert_close({**trainer.trained().average.network.state_dict()}, {**averaged})
+    assert all(torch.equal(own[name], weight) for name, weight in trainer.trained().student.named_parameters())
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -139,17 +141,17 @@ def test_an_average_may_begin_or_end_where_a_training_goes_on(workspace, average
     maybe_load_checkpoint(trainer, True, False)
     student = trainer.trained().student
     assert_same = torch.testing.assert_close
-    assert_same({**student.state_dict()}, {**saved["network_weights"]}, rtol=0, atol=0)  # what would be validated
+    evaluated = trainer.trained().evaluated.state_dict()  # what would be validated
+    assert_same({**evaluated}, {**saved["network_weights"]}, rtol=0, atol=0)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     state = student.state_dict()
     assert_same({name: state[name] for name in own}, {**own}, rtol=0, atol=0)
     if averaged:
         assert any(not torch.equal(own[name], saved["network_weights"][name]) for name in own)
-        assert trainer.average is None
+        assert trainer.trained().average is None
     else:
-        held = trainer.average.state_dict()
-        assert_same(held, {name: saved["network_weights"][name] for name in held}, rtol=0, atol=0)
+        assert_same({**trainer.trained().average.network.state_dict()}, {**saved["network_weights"]}, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("begun", "now"), [({}, {"optimizer": "adamw"}), ({"optimizer": "adamw"}, {})])
@@ -246,7 +248,7 @@ def test_class_attributes_come_after_the_block(workspace):
     trainer = make_trainer(Short, workspace.plans("nnUNetPlans", training={"num_epochs": 3}), workspace)
     assert (trainer.num_epochs, trainer.initial_lr, trainer.num_iterations_per_epoch) == (3, 0.5, 250)
     trainer.initialize()
-    assert trainer.seed == 3 and trainer.average.decay == 0.5
+    assert trainer.seed == 3 and trainer.trained().average.decay == 0.5
 
 
 @pytest.mark.parametrize(
@@ -275,8 +277,8 @@ def test_the_average_begins_with_the_weights_training_begins_with(workspace):
         for parameter in trainer.trained().student.parameters():
             parameter.fill_(3.0)
     trainer.on_train_start()
-    trainer.average.show()
-    assert all((parameter == 3).all() for parameter in trainer.trained().student.parameters())
+    averaged = trainer.trained().average.network.parameters()
+    assert all((parameter == 3).all() for parameter in averaged)
 
 
 def test_resuming_with_other_adapters_is_refused(workspace):
@@ -419,11 +421,12 @@ def test_checkpoints_tell_the_settings_of_all_their_epochs(workspace):
 
 def test_the_record_tells_the_batch(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
-    before = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation.record
+    before = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation
+    before = record_of(before)
     plans["configurations"]["3d_fullres"]["batch_size"] = 7
-    now = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation
-    assert now.changes(before) == f"batch_size {before['batch_size']}, now 7"
-    assert now.changes({key: value for key, value in before.items() if key != "batch_size"}) == ""  # of before 0.1
+    now = record_of(make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation)
+    assert changes(now, before) == f"batch_size {before['batch_size']}, now 7"
+    assert changes(now, {key: value for key, value in before.items() if key != "batch_size"}) == ""  # of before 0.1
 
 
 @pytest.mark.parametrize(
@@ -439,14 +442,14 @@ def test_the_record_tells_the_batch(workspace):
 def test_the_record_tells_all_of_a_term(workspace, trainer, method):
     def prepared(method):
         plans = workspace.plans("nnUNetPlans", training={"num_epochs": 20}, method=method)
-        return prepare(trainer, Experiment(plans, "3d_fullres", workspace.dataset_json), 0)
+        return record_of(prepare(trainer, Experiment(plans, "3d_fullres", workspace.dataset_json), 0))
 
-    before, now = prepared({}).record, prepared(method)
+    before, now = prepared({}), prepared(method)
     (key,) = method
-    assert now.changes(before).startswith("term_options [") and key in now.changes(before)
-    assert prepared({}).changes(before) == now.changes(now.record) == ""
+    assert changes(now, before).startswith("term_options [") and key in changes(now, before)
+    assert changes(prepared({}), before) == changes(now, now) == ""
     del before["term_options"]  # of before 0.1
-    assert now.changes(before) == ""
+    assert changes(now, before) == ""
 
 
 def test_a_longer_training_goes_on_with_its_own_saves(workspace):
@@ -534,7 +537,7 @@ def test_saves_are_a_tenth_of_the_training_apart_unless_asked(workspace, kind, t
     trainer = make_trainer(kind, plans, workspace)
     trainer.initialize()
     assert trainer.save_every == expected
-    assert ("save_every" in trainer.preparation.record) == ("save_every" in training or kind is SavesOften)
+    assert ("save_every" in record_of(trainer.preparation)) == ("save_every" in training or kind is SavesOften)
 
 
 def test_the_schedule_is_nnunets_own(workspace):
@@ -596,7 +599,8 @@ def test_a_finished_training_is_not_begun_again_unasked(workspace):
     asked = workspace.plans("nnUNetPlans", training={**SHORT, "overwrite": True})
     trainer = make_trainer(nnUNetTrainerNoKD, asked, workspace)
     trainer.run_training()
-    assert trainer.preparation.changes(torch.load(weights, weights_only=False)["nnunet_kd"]["record"]) == ""
+    record = torch.load(weights, weights_only=False)["nnunet_kd"]["record"]
+    assert changes(record_of(trainer.preparation), record) == ""
     assert weights.read_bytes() != before[weights] and not list(folder.glob("fold_0/earlier*"))
 
 

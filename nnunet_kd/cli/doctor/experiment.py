@@ -200,8 +200,8 @@ class ExperimentChecks:
     def teacher(self) -> str | None:
         """It is there and fits, and so are soft labels; ``None``: the student cannot be built."""
         from nnunet_kd.training.leakage import soft_label_leakage, soft_label_teachers, unchecked
-        from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, start_from_teacher
         from nnunet_kd.training.results import check_results, results_of
+        from nnunet_kd.training.sources import attach_soft_labels, attach_teacher, start_from_teacher
         from nnunet_kd.training.trainer import DistillationTrainer
 
         if not issubclass(self.trainer, DistillationTrainer):
@@ -238,9 +238,9 @@ class ExperimentChecks:
         if attached.leakage is not None:
             raise ValueError(f"{attached.leakage} {mend}")
         found = "the teacher is there and fits"
-        if attached.teacher.stages is not None and attached.matched_stages:
+        if attached.teacher.stages is not None and attached.stages:
             widths = list(attached.teacher.stages.widths)
-            found += f": {len(attached.matched_stages)} stages shared, widths {widths}"
+            found += f": {len(attached.stages)} stages shared, widths {widths}"
         unknown = unchecked(preparation, [*files, *attached.files])
         return found if unknown is None else f"{found}; {unknown}"
 
@@ -251,7 +251,7 @@ class ExperimentChecks:
 
     def _soft_labels_without_leak(self, store: SoftLabelStore) -> str:
         """What to learn from instead."""
-        from nnunet_kd.training.preparation import soft_labels_command
+        from nnunet_kd.training.sources import soft_labels_command
 
         if store.manifest.get("source", {}).get("folds") == [self.fold]:  # its teacher itself has learnt from such
             return OTHER_TEACHER

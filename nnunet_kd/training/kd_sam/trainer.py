@@ -19,7 +19,6 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
-from nnunet_kd.distillation.step import as_numbers, means
 from nnunet_kd.losses.perceptual import PerceptualLoss
 from nnunet_kd.networks.kd_sam import KDSAM, load_resnet, load_sam_decoder
 from nnunet_kd.networks.pretrained import VGG16_ENDS, resnet50_weights, vgg16_layers
@@ -32,8 +31,9 @@ from nnunet_kd.training.kd_sam.patches import EmbeddedPatches
 from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 from nnunet_kd.training.loading import TRAINING, VALIDATION, seeded_augmenter
-from nnunet_kd.training.preparation import soft_labels_command
+from nnunet_kd.training.numbers import as_numbers, means
 from nnunet_kd.training.schedules import PlateauSchedule
+from nnunet_kd.training.sources import soft_labels_command
 from nnunet_kd.training.trainer import SEGMENTATION, DistillationTrainer
 
 MSE, PERCEPTUAL, VALIDATION_MSE = "embedding_mse", "embedding_perceptual", "validation_embedding_mse"
@@ -183,7 +183,7 @@ class KDSAMTrainer(DistillationTrainer):
             if self.perceptual is not None:
                 self.perceptual.to(self.device)
             if self.store is None:
-                self.store = self._find_embeddings(None if self._resumes else file_digest(self._checkpoint()))
+                self.store = self._find_embeddings(None if self.resumes else file_digest(self._checkpoint()))
             if self.store is None:
                 colours = Colours.of(self.configuration_manager.normalization_schemes, self.settings.channels)
                 self.embedder = SamEmbedder(self.sam(), colours, self.device)

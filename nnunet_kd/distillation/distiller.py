@@ -1,0 +1,196 @@
+"""Everything a training adds to nnU-Net's loss: the terms, the teacher, and the stages both networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_kd.distillation.step import SoftLabels, TrainStep
+from nnunet_kd.distillation.student import StudentOutputs
+from nnunet_kd.distillation.targets import LabelCodes
+from nnunet_kd.distillation.terms import Term
+from nnunet_kd.networks.stages import EncoderStages, decoder_stages, encoder_stages, match_stages
+from nnunet_kd.teachers.ensemble import TeacherEnsemble
+from nnunet_kd.teachers.teacher import Teacher
+
+
+class Distiller:
+    """Maps images, the student's outputs and targets of one batch to named losses.
+
+    Args:
+        terms: What is computed.
+        labels: Reads nnU-Net's targets.
+
+    Attributes:
+        teacher: Set by :meth:`attach`; ``None`` before, and where no term needs one.
+        teacher_stages: The teacher's encoder stages, from which adapters are built. A training that resumes only to be
+            validated sets these alone.
+        stages: Pairs (student stage, teacher stage) on the same grid.
+    """
+
+    def __init__(self, terms: Sequence[Term], labels: LabelCodes) -> None:
+        self.terms = list(terms)
+        self.labels = labels
+        self.teacher: Teacher | TeacherEnsemble | None = None
+        self.teacher_stages: EncoderStages | None = None
+        self.stages: list[tuple[int, int]] = []
+
+    # ---- What the terms ask for
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares the student with a teacher that runs beside it."""
+        return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether any term reads features of the student's encoder."""
+        return any(term.reads_encoder for term in self.terms)
+
+    @property
+    def reads_teacher_encoder(self) -> bool:
+        """Whether any term compares features of the student's encoder with the teacher's."""
+        return any(term.needs_teacher and term.reads_encoder for term in self.terms)
+
+    @property
+    def reads_decoder(self) -> bool:
+        """Whether any term reads features of the student's decoder."""
+        return any(term.reads_decoder for term in self.terms)
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether the teacher's decoder is ever needed."""
+        return any(term.reads_logits or term.tuning_name is not None for term in self.terms)
+
+    # ---- Teacher and adapters
+
+    def check(self, student: EncoderStages, teacher: EncoderStages) -> list[tuple[int, int]]:
+        """Match the stages of student and teacher, and check that every term can use the pairs.
+
+        Raises:
+            ValueError: If no stages match, or a term asks for others.
+            NotImplementedError: If a term needs classes, and the regions are too many to be told apart.
+        """
+        pairs = match_stages(student, teacher)
+        for term in self.terms:
+            term.check_pairs(pairs)
+            if getattr(term.loss, "needs_classes", False):
+                self.labels.check_classes()
+        return pairs
+
+    def attach(self, teacher: Teacher | TeacherEnsemble, stages: list[tuple[int, int]]) -> None:
+        """Take the teacher of this training, and the pairs that :meth:`check` found."""
+        self.teacher = teacher
+        self.teacher_stages = teacher.stages
+        self.stages = stages
+
+    def adapters(self, student: nn.Module) -> nn.ModuleDict:
+        """Build what trains with a student: term name -> its adapters.
+
+        Raises:
+            NotImplementedError: If a term reads features that the student does not show.
+        """
+        stages = encoder_stages(student) if self.reads_encoder else None
+        decoder = len(decoder_stages(student)) if self.reads_decoder else 0
+        adapters = nn.ModuleDict()
+        for term in self.terms:
+            adapters[term.name] = term.adapters(stages, self.teacher_stages, decoder)
+        return adapters
+
+    def frozen(self, epoch: int, adapters: Any) -> list[nn.Parameter]:
+        """Return the parameters of adapters that must not move in ``epoch``."""
+        return [parameter for term in self.terms for parameter in term.frozen(epoch, adapters[term.name])]
+
+    # ---- One step
+
+    def __call__(
+        self,
+        images: Tensor,
+        outputs: StudentOutputs,
+        target: Tensor | list[Tensor],
+        epoch: int,
+        *,
+        adapters: Any,
+        task_loss: Callable[[Tensor, Tensor], Tensor],
+        soft_labels: SoftLabels | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute every term whose weight is not 0 in this epoch, and what terms still tune.
+
+        The teacher runs once, as deep as these need, or not at all.
+
+        Args:
+            images: ``(B, channels, *patch)``.
+            outputs: The student's.
+            target: nnU-Net's, one per scale under deep supervision.
+            epoch: Counted from 0.
+            adapters: Term name -> its adapters.
+            task_loss: nnU-Net's loss at the finest scale.
+            soft_labels: Stored soft labels of the batch, where a term reads them.
+
+        Returns:
+            Name in the log -> unweighted scalar.
+        """
+        active = [term for term in self.terms if term.weight_at(epoch) > 0]
+        tuning = [term for term in self.terms if term.tunes_at(epoch)]
+        teacher = None
+        logits: list[Tensor] = []
+        encoder: list[Tensor] = []
+        if any(term.needs_teacher for term in (*active, *tuning)):
+            teacher = self.teacher
+            assert teacher is not None, "a teacher is attached before the first step"
+            logits, encoder = teacher(images, any(term.reads_logits for term in active))
+        step = TrainStep(
+            logits=[outputs.logits] if isinstance(outputs.logits, Tensor) else list(outputs.logits),
+            encoder=outputs.encoder,
+            decoder=outputs.decoder,
+            teacher_logits=logits,
+            teacher_encoder=encoder,
+            stages=[] if teacher is None else self.stages,
+            targets=target if isinstance(target, list) else [target],
+            labels=self.labels,
+            teacher=teacher,
+            task_loss=task_loss,
+            soft_labels=soft_labels,
+        )
+        values = {term.name: term(step, adapters[term.name]) for term in active}
+        tuned = {str(term.tuning_name): term.tune(step, adapters[term.name]) for term in tuning}
+        return {**values, **tuned}
+
+    def total(self, segmentation: Tensor, losses: dict[str, Tensor], epoch: int, unused: Iterable[Tensor]) -> Tensor:
+        """Add the weighted losses of a step to nnU-Net's own.
+
+        Args:
+            segmentation: nnU-Net's loss, scalar.
+            losses: What the distiller returned for the step.
+            epoch: Counted from 0.
+            unused: The adapters' parameters. They get a gradient of zero where some have none otherwise: DDP would
+                stop, and the optimizer would treat them differently.
+        """
+        share = 1.0
+        total = torch.zeros_like(segmentation)
+        for term in self.terms:
+            weight = term.weight_at(epoch)
+            share -= weight if term.convex else 0.0
+            if term.name in losses:
+                total = total + weight * losses[term.name]
+        tuned = [losses[term.tuning_name] for term in self.terms if term.tuning_name in losses]
+        total = share * segmentation + sum(tuned, total)
+        if any(term.name not in losses or term.tuning_name is not None for term in self.terms):
+            total = total + 0 * sum(parameter.sum() for parameter in unused)
+        return total
+
+    # ---- The log, and checkpoints
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all losses in the log: every term, then what terms tune first."""
+        tuning = [term.tuning_name for term in self.terms if term.tuning_name is not None]
+        return [*(term.name for term in self.terms), *tuning]
+
+    @property
+    def places(self) -> list[Any]:
+        """What adapters and the optimizer's state depend on: the terms' names, in order, and their stages."""
+        return [[term.name, term.stages] for term in self.terms]

@@ -1,0 +1,10 @@
+"""Distillation terms, one kind per file: what each adds to nnU-Net's loss, and what it reads of the networks."""
+
+from nnunet_kd.distillation.terms.base import Term
+from nnunet_kd.distillation.terms.logits import LogitsTerm
+from nnunet_kd.distillation.terms.prompt import PromptTerm
+from nnunet_kd.distillation.terms.soft_labels import SoftLabelTerm
+from nnunet_kd.distillation.terms.stage import StageTerm
+from nnunet_kd.distillation.terms.within import SelfTerm
+
+__all__ = ["LogitsTerm", "PromptTerm", "SelfTerm", "SoftLabelTerm", "StageTerm", "Term"]

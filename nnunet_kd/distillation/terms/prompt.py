@@ -1,0 +1,88 @@
+"""Terms whose prompts are tuned on the teacher first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from nnunet_kd.distillation.step import TrainStep
+from nnunet_kd.distillation.terms.stage import StageTerm
+from nnunet_kd.losses.features import check_number
+
+
+class PromptTerm(StageTerm):
+    """A :class:`StageTerm` whose adapters hold prompts, which are tuned on the teacher before anything is distilled.
+
+    Args:
+        name: As for :class:`StageTerm`.
+        loss: As for :class:`StageTerm`.
+        num_epochs: As for :class:`StageTerm`.
+        prompt_epochs: Length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0). The
+            ramp begins after it.
+        ramp: As for :class:`StageTerm`.
+        common: ``weight`` and ``stages``.
+    """
+
+    recorded: ClassVar[tuple[str, ...]] = (*StageTerm.recorded, "prompt_epochs")
+
+    def __init__(
+        self,
+        name: str,
+        loss: Any,
+        num_epochs: int,
+        *,
+        prompt_epochs: float = 0.05,
+        ramp: Sequence[float] | None = None,
+        **common: Any,
+    ) -> None:
+        self.prompt_epochs = _read_prompt_epochs(prompt_epochs, num_epochs)
+        super().__init__(name, loss, num_epochs - self.prompt_epochs, ramp=ramp, **common)
+
+    def weight_at(self, epoch: int) -> float:
+        """Return 0 while the prompts are tuned; the ramp counts from the end of the tuning."""
+        return 0.0 if self.tunes_at(epoch) else super().weight_at(epoch - self.prompt_epochs)
+
+    @property
+    def tuning_name(self) -> str:
+        """Name of the prompts' loss."""
+        return f"{self.name}_prompts"
+
+    def tunes_at(self, epoch: int) -> bool:
+        """Return whether ``epoch`` is one of the first epochs, in which the prompts are tuned."""
+        return epoch < self.prompt_epochs
+
+    def tune(self, step: TrainStep, adapters: Any) -> Tensor:
+        """Return nnU-Net's loss of the teacher that decodes what the prompts keep of its features, plus redundancy."""
+        features = list(step.teacher_encoder)
+        redundancies = []
+        for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
+            features[j], redundancy = self.loss.tuning(features[j], adapter)
+            redundancies.append(redundancy)
+        assert step.teacher is not None
+        segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
+        total: Tensor = sum(redundancies[1:], redundancies[0])
+        return segmentation + total / len(redundancies)
+
+    def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
+        """Return the prompts, once they are tuned."""
+        return () if self.tunes_at(epoch) else [p for adapter in adapters for p in adapter.prompts.parameters()]
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, prompts tuned for {self.prompt_epochs} epochs"
+
+
+def _read_prompt_epochs(given: float, num_epochs: int) -> int:
+    check_number("prompt_epochs", given)
+    epochs = given
+    if isinstance(epochs, float):
+        if epochs > 1:
+            raise ValueError(
+                f"prompt_epochs is a whole number of epochs, or a fraction of the training (0.0 to 1.0), got {epochs}"
+            )
+        epochs = math.ceil(epochs * num_epochs)
+    if epochs >= num_epochs:
+        raise ValueError(f"prompt_epochs {given:g} leaves none of {num_epochs} epochs for the student")
+    return int(epochs)

@@ -1,0 +1,85 @@
+"""Terms on features of encoder stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from nnunet_kd.distillation.step import TrainStep
+from nnunet_kd.distillation.terms.base import Term
+from nnunet_kd.networks.stages import EncoderStages, match_stages
+
+
+class StageTerm(Term):
+    """A loss on features, summed over the encoder stages of student and teacher on the same grid (DCD, eq. 8).
+
+    The loss has ``forward(student, teacher, projection)`` for one stage and ``projection(student_channels,
+    teacher_channels, dim)`` for the adapter of one; with ``needs_classes``, ``forward`` gets ``classes`` and
+    ``num_classes`` too.
+
+    Args:
+        name: As for :class:`Term`.
+        loss: As for :class:`Term`.
+        num_epochs: As for :class:`Term`.
+        stages: Numbers of the student's stages, 0 the highest resolution; ``None``: all the teacher has as well.
+        common: ``weight`` and ``ramp``.
+    """
+
+    reads_encoder: ClassVar[bool] = True
+    recorded: ClassVar[tuple[str, ...]] = ("convex", "stages")
+
+    def __init__(
+        self, name: str, loss: Any, num_epochs: int, *, stages: Sequence[int] | None = None, **common: Any
+    ) -> None:
+        super().__init__(name, loss, num_epochs, **common)
+        self.stages = _read_stages(stages)
+
+    def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
+        """Return the sum over the stages."""
+        options: dict[str, Any] = {}
+        if getattr(self.loss, "needs_classes", False):
+            options = {"classes": step.labels.classes(step.targets[0]), "num_classes": step.labels.num_classes}
+        losses = [
+            self.loss(step.encoder[i], step.teacher_encoder[j], projection, **options)
+            for (i, j), projection in zip(self.pairs(step.stages), adapters, strict=True)
+        ]
+        total: Tensor = sum(losses[1:], losses[0])
+        return total
+
+    def pairs(self, matched: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Select, of the pairs on the same grid, those the term distils.
+
+        Raises:
+            ValueError: If the term asks for a stage that is not among them.
+        """
+        pairs = list(matched)
+        if self.stages is None:
+            return pairs
+        available = [student for student, _ in pairs]
+        for stage in self.stages:
+            if stage not in available:
+                raise ValueError(f"{self.name}: stage {stage} cannot be distilled, only {available}")
+        return [pair for pair in pairs if pair[0] in self.stages]
+
+    def check_pairs(self, matched: Iterable[tuple[int, int]]) -> None:
+        """Check that the stages the term asks for are among these pairs."""
+        self.pairs(matched)
+
+    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+        """Build one projection per pair of stages."""
+        assert student is not None and teacher is not None
+        return nn.ModuleList(
+            self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
+            for i, j in self.pairs(match_stages(student, teacher))
+        )
+
+
+def _read_stages(stages: Any) -> tuple[int, ...] | None:
+    if stages is None:
+        return None
+    listed = isinstance(stages, list | tuple) and len(stages) > 0
+    if not listed or any(isinstance(stage, bool) or not isinstance(stage, int) or stage < 0 for stage in stages):
+        raise ValueError(f"stages must be null or a list of stage numbers from 0, got {stages!r}")
+    return tuple(sorted(set(stages)))

@@ -1,0 +1,28 @@
+"""What a training says in its log before its first epoch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nnunet_kd.training.record import record_of
+
+
+def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
+    """Say what is distilled from what, with which settings, and what has leaked.
+
+    Args:
+        trainer: The trainer, whose log it is.
+        leakage: A warning; ``None``: nothing has leaked.
+        unfinished: Whether there are epochs to train.
+    """
+    say, preparation = trainer.print_to_log_file, trainer.preparation
+    if leakage is not None:
+        say(leakage)
+    unread = not preparation.terms and preparation.method is None
+    if preparation.settings.method and unread:  # so that NoKD can share its plans with a method
+        say("nnunet_kd.method of the plans is not used: this trainer distils nothing")
+    if unfinished:
+        say(f"settings {json.dumps(record_of(preparation))}")
+        for term in preparation.terms:
+            say(f"distilling {term}")

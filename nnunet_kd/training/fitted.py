@@ -1,0 +1,70 @@
+"""Fit a student's initial weights to what its teacher makes of augmented training patches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+
+from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.training.loading import START, SeededBatches, checked, generators_left_alone, no_worker_processes
+from nnunet_kd.training.sources import Start
+from nnunet_kd.training.start import (
+    CHECKED,
+    Patches,
+    classes_there,
+    describe,
+    draw_patches,
+    fit_start,
+    head_names,
+    patch_dice,
+    patches_wanted,
+)
+
+
+def fit_to_teacher(trainer: Any, start: Start) -> None:
+    """Fit the initial weights, and say in the log how good they are.
+
+    Nothing happens where they are not to be fitted, or where other weights have been loaded since. The patches are
+    drawn with random numbers of their own: the training goes on as if none had been drawn.
+
+    Args:
+        trainer: The trainer, which has its data and its student.
+        start: Its initial weights. The teacher is taken from it.
+    """
+    teacher = start.take_teacher()
+    if teacher is None:
+        return
+    student, say = trainer.trained().student, trainer.print_to_log_file
+    if any(not torch.equal(weight.cpu(), start.weights[name]) for name, weight in student.state_dict().items()):
+        say("initial weights: others were loaded, these are not fitted to the teacher's outputs")
+        return
+    heads: Heads = "regions" if trainer.label_manager.has_regions else "classes"
+    names = head_names(trainer.dataset_json["labels"], heads)
+    trained = trainer.num_epochs * trainer.num_iterations_per_epoch * trainer.batch_size
+    count = patches_wanted(trained, trainer.configuration_manager.patch_size)
+    with no_worker_processes():
+        loader = trainer.stock_dataloaders()[0].data_loader
+    drawn = SeededBatches(loader, trainer.seed or 0, START, rank=0, first=0, workers=1, check=trainer.batch_check())
+    with generators_left_alone():
+        batches = (_image_and_target(trainer, checked(batch)) for batch in drawn)
+        patches = draw_patches(batches, count, trainer.batch_size, lambda at: classes_there(at, heads, len(names)))
+        others = Patches.of(itertools.islice(batches, math.ceil(CHECKED / trainer.batch_size)))
+    teacher = teacher.to(trainer.device)
+    prune = trainer.preparation.settings.training.initial_weights == "pruned"
+    fit_start(teacher, student, patches.images, prune=prune, heads=heads, log=say)
+    if trainer.is_ddp:  # the same up to rounding
+        for weight in student.state_dict().values():
+            torch.distributed.broadcast(weight, 0)
+    ignored = trainer.label_manager.ignore_label
+    line, warning = describe(names, *(patch_dice(one, others, heads, ignored) for one in (teacher, student)))
+    for text in filter(None, (line, warning)):
+        say(text)
+
+
+def _image_and_target(trainer: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of a batch, on the device, and its target at the finest scale."""
+    images, target = trainer.on_device(batch)
+    return images[:, : trainer.num_input_channels], target[0] if isinstance(target, list) else target

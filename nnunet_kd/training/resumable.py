@@ -1,0 +1,208 @@
+"""nnU-Net's trainer that repeats exactly, goes on exactly where it was stopped, and loses no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+
+from nnunet_kd.nnunet.settings import BLOCK
+from nnunet_kd.training.checkpoint import save_atomically, stock_checkpoint
+from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
+from nnunet_kd.training.interruption import LastEpoch
+from nnunet_kd.training.loading import NETWORK, no_worker_processes, seed_everything, seeded_loaders
+from nnunet_kd.training.numbers import as_numbers
+from nnunet_kd.training.refusals import said_last
+from nnunet_kd.training.results import (
+    Lock,
+    go_on_from_end,
+    readable_splits,
+    refuse_finished,
+    remove_aside,
+    set_aside,
+)
+
+
+class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped
+    """The half of a trainer that knows nothing of distillation.
+
+    A subclass calls :meth:`begin_life` before nnU-Net's constructor.
+
+    Attributes:
+        seed: Seeds initial weights, loading and augmentation; ``None`` leaves nnU-Net's unseeded ones.
+        resumes: Whether the training goes on from a checkpoint.
+        overwrite: Whether a finished training may be begun again.
+    """
+
+    seed: int | None
+    overwrite: bool
+
+    def begin_life(self) -> None:
+        """Set what this class keeps: nnU-Net's constructor takes its own arguments only."""
+        self.resumes = False
+        self._lock: Lock | None = None
+        self._split: tuple[list[str], list[str]] | None = None
+        self._skipped = SkippedSteps()
+        self._last_epoch = LastEpoch(self.print_to_log_file)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes checkpoints."""
+        return self.local_rank == 0 and not self.disable_checkpointing
+
+    # ---- data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Split as nnU-Net does, once: the check for leakage and the validation see the same cases."""
+        if self._split is None:
+            if self.fold != "all":
+                readable_splits(Path(self.preprocessed_dataset_folder_base))
+            self._split = super().do_split()
+        return self._split
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders; seeded, each batch by its number, unless the seed is null."""
+        if self.seed is None:
+            return self.stock_dataloaders()
+        with no_worker_processes():
+            train, val = self.stock_dataloaders()
+        return seeded_loaders(
+            (train.data_loader, val.data_loader),
+            (self.num_iterations_per_epoch, self.num_val_iterations_per_epoch),
+            self.current_epoch,
+            seed=self.seed,
+            rank=self.local_rank,
+            pin_memory=self.device.type == "cuda",
+            check=self.batch_check(),
+        )
+
+    def stock_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders as they are."""
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        return loaders
+
+    def batch_check(self) -> BatchCheck:
+        """Return the check of this training's images, soft labels and labels."""
+        return BatchCheck(self.num_input_channels, self.label_manager)
+
+    # ---- training
+
+    @said_last
+    def run_training(self) -> None:
+        """Train as nnU-Net does; if the training is stopped, the last finished epoch is saved."""
+        if not self.resumes and not self.overwrite:
+            refuse_finished(Path(self.output_folder))
+        with self._last_epoch.saved_when_stopped(Path(self.output_folder)) if self.writes else nullcontext():
+            super().run_training()
+
+    def lock_results(self) -> None:
+        """Refuse to train where another process trains now."""
+        if self.local_rank == 0:
+            self._lock = Lock(Path(self.output_folder))
+
+    def clear_way(self) -> None:
+        """Prepare the folder for the checkpoints of this training, whatever an earlier one has left there."""
+        folder = Path(self.output_folder)
+        if self.resumes:
+            go_on_from_end(folder)
+            self._save_best()
+        elif earlier := set_aside(folder):
+            self.print_to_log_file(f"of an earlier training, until this one has ended: {', '.join(earlier)}")
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch with random numbers that depend on the epoch alone."""
+        if self.seed is not None:
+            seed_everything(self.seed, NETWORK, self.local_rank, self.current_epoch + 1)
+        super().on_train_epoch_start()
+
+    def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Move the images of a batch, and its target, which is a list under deep supervision."""
+        target = batch["target"]
+        if isinstance(target, list):
+            moved: Any = [scale.to(self.device, non_blocking=True) for scale in target]
+        else:
+            moved = target.to(self.device, non_blocking=True)
+        return batch["data"].to(self.device, non_blocking=True), moved
+
+    def frozen(self) -> list[nn.Parameter]:
+        """Return the parameters that must not move in this epoch."""
+        return []
+
+    def optimize(self, total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Take the backward pass, clip and step as nnU-Net does; a step whose gradients are not finite is skipped.
+
+        Returns:
+            The values as numbers, and whether the step was skipped.
+        """
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        else:
+            total.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.frozen():
+            parameter.grad = None  # neither decayed nor moved by old momentum
+        finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12))
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)  # or not, as it found them
+            self.grad_scaler.update()
+        elif finite:
+            self.optimizer.step()
+        numbers = as_numbers({**values, SKIPPED: ~finite})
+        self._skipped.watch(numbers)
+        return numbers
+
+    def on_epoch_end(self) -> None:
+        """End the epoch as nnU-Net does, and hold its checkpoint for the case that the training is stopped."""
+        super().on_epoch_end()
+        if self.writes:
+            with self._in_ended_epoch():
+                self._last_epoch.hold(self.checkpoint_content)
+
+    def on_train_end(self) -> None:
+        """End the training as nnU-Net does; after it others may train in this folder."""
+        super().on_train_end()
+        if self._lock is not None:
+            if not self.disable_checkpointing:
+                remove_aside(Path(self.output_folder))
+            self._lock.free()
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint and, under a key of our own, what resuming needs beside it; atomically."""
+        if not self.writes:
+            super().save_checkpoint(filename)
+            return
+        with self._last_epoch.saving(Path(filename)):
+            save_atomically(self.checkpoint_content(), filename)
+
+    def checkpoint_content(self) -> dict[str, Any]:
+        """Return what nnU-Net saves, on the CPU, and what is our own."""
+        return {**stock_checkpoint(super().save_checkpoint), BLOCK: self.own_state()}
+
+    @contextmanager
+    def _in_ended_epoch(self) -> Iterator[None]:
+        """Count as nnU-Net does within an epoch: its checkpoints then name the next one."""
+        self.current_epoch -= 1
+        try:
+            yield
+        finally:
+            self.current_epoch += 1
+
+    def _save_best(self) -> None:
+        """Save a training that goes on from the best of its epochs as such: nnU-Net does so after its usual save."""
+        dice = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
+        best: float | None = self._best_ema  # type: ignore[has-type]
+        if dice and (best is None or dice[-1] > best):
+            self._best_ema = dice[-1]
+            with self._in_ended_epoch():
+                self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what resuming needs beside nnU-Net's checkpoint."""
+        return {}

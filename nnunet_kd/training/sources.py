@@ -1,0 +1,244 @@
+"""What a student learns from beside its data: teachers, initial weights, stored soft labels; found and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_kd.distillation.distiller import Distiller
+from nnunet_kd.distillation.terms import SoftLabelTerm
+from nnunet_kd.networks.stages import EncoderStages, encoder_stages
+from nnunet_kd.nnunet.cases import PreprocessedCases
+from nnunet_kd.nnunet.experiment import Experiment, build_network
+from nnunet_kd.nnunet.reading import read_splits
+from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS
+from nnunet_kd.pruning.selection import selected_weights
+from nnunet_kd.teachers.ensemble import TeacherEnsemble
+from nnunet_kd.teachers.find import TeacherFiles, find_teachers
+from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
+from nnunet_kd.teachers.teacher import Teacher, load_teacher
+from nnunet_kd.training.kind import TrainerKind
+from nnunet_kd.training.leakage import soft_label_leakage, teacher_leakage
+from nnunet_kd.training.preparation import Preparation
+
+
+class Sources:
+    """The sources of one training, each found once.
+
+    Args:
+        trainer: The trainer class.
+        preparation: What is prepared of the experiment.
+
+    Attributes:
+        start: The student's initial weights; ``None`` before :meth:`attach`, and where none come from a teacher.
+        soft_labels: The stored soft labels; ``None`` before :meth:`attach`, and where no term reads any.
+    """
+
+    def __init__(self, trainer: TrainerKind, preparation: Preparation) -> None:
+        self._trainer = trainer
+        self._preparation = preparation
+        self._attached = False
+        self._files: list[TeacherFiles] = []
+        self.start: Start | None = None
+        self.soft_labels: SoftLabelStore | None = None
+
+    def attach(self, distiller: Distiller, resumes: bool) -> None:
+        """Find everything this training learns from, unless it has been found before.
+
+        Args:
+            distiller: Gets the teacher.
+            resumes: Whether the training goes on from a checkpoint, and so needs no initial weights.
+
+        Raises:
+            FileNotFoundError: If a source is missing.
+            ValueError: If it cannot be read or does not fit.
+            NotImplementedError: For networks or teachers that a term cannot distil.
+        """
+        if self._attached:
+            return
+        preparation = self._preparation
+        self.soft_labels = attach_soft_labels(preparation)
+        if preparation.needs_teacher:
+            attached = attach_teacher(self._trainer, preparation)
+            distiller.attach(attached.teacher, attached.stages)
+            self._files += attached.files
+        if preparation.starts_from_teacher and not resumes:
+            self.start = start_from_teacher(self._trainer, preparation)
+            self._files += self.start.files
+        self._attached = True
+
+    def leakage(self, validation: Collection[str] | None = None) -> list[str]:
+        """Say what these sources have seen of the student's validation cases.
+
+        Args:
+            validation: The student's validation cases; ``None``: as far as they were known when the sources were found.
+        """
+        preparation, labels = self._preparation, self.soft_labels
+        taught = teacher_leakage(preparation, self._files, validation) if self._files else None
+        stored = None if labels is None else soft_label_leakage(preparation, labels, validation)
+        return [note for note in (taught, stored) if note is not None]
+
+
+@dataclass(frozen=True)
+class AttachedTeacher:
+    """The teacher of one training.
+
+    Attributes:
+        teacher: The frozen network, or several as one.
+        stages: Pairs (student stage, teacher stage) on the same grid; empty where no term reads features.
+        leakage: As far as it was known when the teacher was found; see :mod:`nnunet_kd.training.leakage`.
+        files: The files of every teacher.
+    """
+
+    teacher: Teacher | TeacherEnsemble
+    stages: list[tuple[int, int]]
+    leakage: str | None
+    files: list[TeacherFiles] = field(repr=False)
+
+
+def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTeacher:
+    """Find, check and load the teacher.
+
+    Raises:
+        FileNotFoundError: If the teacher is missing.
+        ValueError: If it cannot be read or does not fit.
+        NotImplementedError: For networks or teachers that a term cannot distil.
+    """
+    student, distiller = preparation.student, preparation.distiller()
+    files = find_teachers(preparation.settings.teachers, student, preparation.fold)
+    features = distiller.reads_teacher_encoder
+    tuned = [term.name for term in preparation.terms if term.tuning_name is not None]
+    if tuned and len(files) > 1:
+        raise NotImplementedError(
+            f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}: keep one in {BLOCK}.teacher, or another "
+            "term"
+        )
+    own_stages = encoder_stages(_student_network(trainer, student)) if features else None
+
+    teachers = [load_teacher(one, features, distiller.reads_teacher_logits) for one in files]
+    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, distiller.labels.regions)
+    pairs: list[tuple[int, int]] = []
+    if own_stages is not None and teacher.stages is not None:
+        pairs = distiller.check(own_stages, teacher.stages)
+    for one in teachers:
+        if one.stages is not None:
+            _check_patch(student, one.stages)
+    return AttachedTeacher(teacher, pairs, teacher_leakage(preparation, files), files)
+
+
+@dataclass
+class Start:
+    """Initial weights of a student.
+
+    Attributes:
+        weights: As the training begins with them, or as the reconstruction of them does.
+        leakage: What has leaked into them, as far as it was known when the teacher was found.
+        files: Of the teacher.
+        teacher: The network whose outputs they are to be fitted to; ``None`` where they are not.
+    """
+
+    weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes what its trainer has into debug.json
+    leakage: str | None
+    files: list[TeacherFiles] = field(repr=False)
+    teacher: nn.Module | None = field(default=None, repr=False)
+
+    def take_teacher(self) -> nn.Module | None:
+        """Return the teacher, and keep it no longer than it is needed."""
+        teacher, self.teacher = self.teacher, None
+        return teacher
+
+
+def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
+    """The student's initial weights, taken from its teacher.
+
+    Raises:
+        FileNotFoundError: Where the teacher is missing.
+        ValueError: Where it cannot be read, has other layers, or there are several.
+    """
+    files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
+    if len(files) > 1:
+        together = ', and "method": {"terms": [{"name": "logits"}]} to let them teach together'
+        raise ValueError(
+            f"{BLOCK}.training.initial_weights: a student starts from one teacher, and the plans name {len(files)}: "
+            f'keep one of them in {BLOCK}.teacher, or set "training": {{"initial_weights": null}}'
+            f"{'' if trainer.terms is None else together}"
+        )
+    fitted = preparation.settings.training.initial_weights in FITTED_STARTS
+    teacher = load_teacher(files[0], features=False, logits=fitted).network
+    try:
+        weights = selected_weights(teacher, _student_network(trainer, preparation.student))
+    except ValueError as error:
+        raise ValueError(f"{BLOCK}.training.initial_weights: {error}; null starts from random ones") from None
+    return Start(weights, teacher_leakage(preparation, files), files, teacher if fitted else None)
+
+
+def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
+    """The stored soft labels a term reads, checked; ``None`` where none does.
+
+    Raises:
+        FileNotFoundError: Where there are none, with the command that makes them.
+        ValueError: Where they belong to other data or to an earlier state of them, or a training case has none.
+    """
+    term = preparation.soft_label_term
+    if term is None:
+        return None
+    student = preparation.student
+    cases = PreprocessedCases(_preprocessed(student), student)
+    command = soft_labels_command(student)
+    try:
+        store = find_soft_labels(student, term)
+    except FileNotFoundError as error:
+        name = "" if term.store is None else f" --name {term.store}"
+        raise FileNotFoundError(f"{error}. Make them: {command} --sam vit_b --checkpoint FILE{name}") from None
+    store.check_data(cases.data)
+    try:
+        store.check_cases(cases, _training_cases(cases, preparation.fold))
+    except ValueError as error:
+        raise ValueError(f"{error}. Make it: {command} {store.arguments} --continue") from None
+    return store
+
+
+def _preprocessed(student: Experiment) -> Path:
+    return Path(nnUNet_preprocessed.require()) / str(student.plans["dataset_name"])
+
+
+def find_soft_labels(student: Experiment, term: SoftLabelTerm) -> SoftLabelStore:
+    identifier = PlansManager(student.plans).get_configuration(student.configuration).data_identifier
+    return find_store(_preprocessed(student), identifier, term.store)
+
+
+def soft_labels_command(student: Experiment) -> str:
+    """The beginning of what a person has to type for soft labels or embeddings that are missing."""
+    plans = student.plans
+    return f"nnunet_kd soft-labels -d {plans['dataset_name']} -c {student.configuration} -p {plans['plans_name']}"
+
+
+def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:
+    """Of a fold, where nnU-Net has split the data set already; else all preprocessed cases."""
+    splits = cases.folder / "splits_final.json"
+    if fold != "all" and splits.is_file():
+        folds = read_splits(splits)
+        if int(fold) < len(folds):
+            return list(folds[int(fold)]["train"])
+    return cases.identifiers
+
+
+def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
+    patch = PlansManager(student.plans).get_configuration(student.configuration).patch_size
+    coarsest = teacher.strides[-1]
+    if any(size % stride for size, stride in zip(patch, coarsest, strict=True)):
+        raise ValueError(
+            f"the student's patch {list(patch)} cannot be divided by the teacher's strides {list(coarsest)}"
+        )
+
+
+def _student_network(trainer: TrainerKind, student: Experiment) -> nn.Module:
+    """The network the plans ask for, built without memory."""
+    with torch.device("meta"):
+        return build_network(trainer, student)
