@@ -4,8 +4,8 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from nnunet_kd.networks.dra_unet import DRAUNet
-from nnunet_kd.pruning.channel_graph import channel_graph
-from tests.pruning.test_reconstruction import unet
+from nnunet_kd.pruning.channel_tracing import channel_graph
+from tests.pruning.networks import unet, with_random_vectors
 
 NETWORKS = {
     "plain": lambda: unet(4),
@@ -17,15 +17,6 @@ NETWORKS = {
     "DRA-UNet": lambda: DRAUNet(2, 3, 3, 4),
     "DRA-UNet 3-D": lambda: DRAUNet(2, 3, 3, 4, conv_op=nn.Conv3d, deep_supervision=True),
 }
-
-
-def with_random_vectors(network):
-    """Normalisations that tell their channels apart."""
-    torch.manual_seed(1)
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == 1:
-            tensor.data.uniform_(0.5, 1.5)
-    return network.eval()
 
 
 def reordered(graph, network, groups):
