@@ -19,3 +19,18 @@ def test_float64_is_of_a_device_that_has_it(device, where):
     with FakeTensorMode():
         double = in_double(torch.empty(2, 3, device=device))
     assert double.dtype == torch.float64 and double.device.type == where
+
+
+def test_moments_are_those_of_all_batches_together():
+    rows = 3 + torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    counts = torch.randint(1, 4, (50,), generator=torch.Generator().manual_seed(1))
+    weighted, repeated = Moments(), Moments()
+    for part in torch.arange(50).split(20):
+        weighted.add(rows[part], counts[part].float())
+        repeated.add(rows[part].repeat_interleave(counts[part], 0))
+    everything = rows.double().repeat_interleave(counts, 0)
+    covariance = torch.cov(everything.T, correction=0)
+    for moments in (weighted, repeated):
+        torch.testing.assert_close(moments.mean, everything.mean(0))
+        torch.testing.assert_close(moments.covariance, covariance)
+        torch.testing.assert_close(moments.scatter, covariance * len(everything))

@@ -20,7 +20,7 @@ FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
 RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
 
 
-def test_a_training_that_begins_anew_starts_from_the_teacher_too(workspace):
+def test_a_training_that_begins_again_starts_from_the_teacher_too(workspace):
     """Without --c, beside what another has left."""
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
     first = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
