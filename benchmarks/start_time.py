@@ -1,10 +1,10 @@
-"""What the pruned start of a student takes, in training steps of that student; both in one run.
+"""Time the pruned start of a student in training steps of that student, both in one run.
 
     python benchmarks/start_time.py [--patch 40 56 40] [--channels 1] [--reduction 4 8] [--patches 8] [--repeats 3]
 
 A start of ``nnUNetTrainerKD`` is fitted to one patch for each 120 that the training sees
 (``nnunet_kd.training.start.TRAINED_PATCHES``). The last column is the share of such a training's steps that the
-start takes: forward and backward pass, without loading and augmentation, which every step needs beside them.
+start takes: forward and backward passes, without the loading and augmentation that every step needs too.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from timing import medians
 from torch import nn
 
-from nnunet_kd.pruning.selection import selected_weights
-from nnunet_kd.training.start import TRAINED_PATCHES, fit_start
+from nnunet_kd.pruning import prune, selected_weights
+from nnunet_kd.training.start import TRAINED_PATCHES
 
 BATCH = 2
 WIDTHS = (32, 64, 128, 256)
 
 
 def unet(widths: Sequence[int], channels: int) -> nn.Module:
-    """nnU-Net's plain network of four stages."""
+    """Build nnU-Net's plain network of four stages."""
     return PlainConvUNet(
         channels, 4, widths, nn.Conv3d, 3, [1, 2, 2, 2], 2, 3, 2, True, nn.InstanceNorm3d, {"affine": True}, None, None,
         nn.LeakyReLU, {"inplace": True}, deep_supervision=True,
@@ -34,7 +34,7 @@ def unet(widths: Sequence[int], channels: int) -> nn.Module:
 
 
 def main() -> None:
-    """Print seconds for each patch, and the share."""
+    """Print the seconds per patch, and the share."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
     options.add_argument("--channels", type=int, default=1)
@@ -56,12 +56,12 @@ def main() -> None:
         def start(
             teacher: nn.Module = teacher, student: nn.Module = student, patches: list[torch.Tensor] = patches
         ) -> None:
-            fit_start(teacher, student, patches, prune=True, heads="classes", log=lambda _: None)
+            prune(teacher, student, patches, heads="classes")
 
         seconds = medians({"step": step, "start": start}, chosen.repeats)
         patch, trained_patch = seconds["start"] / chosen.patches, seconds["step"] / BATCH
         print(
-            f"r = {reduction}: start {patch:.2f} s for each patch, training {trained_patch:.3f} s, ratio "
+            f"r = {reduction}: start {patch:.2f} s per patch, training {trained_patch:.3f} s, ratio "
             f"{patch / trained_patch:.1f}; the start is {patch / trained_patch / TRAINED_PATCHES:.1%} of the training",
             flush=True,
         )

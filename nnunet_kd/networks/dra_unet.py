@@ -43,6 +43,7 @@ def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
 
 
 fx.wrap("simam")  # one node of a traced graph
+simam.channelwise = True  # type: ignore[attr-defined]  # as such pruning may reorder its channels
 
 
 class DPRM(nn.Module):

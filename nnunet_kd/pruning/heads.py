@@ -1,7 +1,7 @@
 """The last layer of a segmentation network, fitted to the probabilities of its teacher.
 
-Multinomial logistic regression (for regions binary, one for each) on the teacher's soft labels: where it has converged,
-every class has as much probability in all as the teacher gives it, however rare the class is.
+Multinomial logistic regression (for regions binary, one per region) on the teacher's soft labels: once it has
+converged, every class has the same total probability as the teacher gives it, however rare the class is.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_kd.pruning.selection import draw, in_double
+from nnunet_kd.pruning.moments import draw, in_double
 
-Heads = Literal["classes", "regions"]  # what logits are of: exclusive classes, or a region each
+Heads = Literal["classes", "regions"]  # whether logits belong to exclusive classes, or each to a region
 
 ITERATIONS = 60
 PENALTY = 1e-4  # on squared weights of inputs whose variance is 1
 
 
 def classes_of(logits: Tensor, heads: Heads) -> Tensor:
-    """Number of the class of each voxel.
+    """Return the number of each voxel's class.
 
     Args:
         logits: ``(B, heads, *spatial)``.
-        heads: What they are of. Voxels that lie in the same regions have one class.
+        heads: What the logits belong to. Voxels that lie in the same regions are of one class.
 
     Shape:
         ``(B * voxels,)``.
@@ -38,16 +38,16 @@ def classes_of(logits: Tensor, heads: Heads) -> Tensor:
 
 
 def draw_by_class(classes: Tensor, wanted: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positions, half of them from all and half in equal parts from the classes that are there.
+    """Draw positions, half of them from all and half in equal parts from the classes that are present.
 
     Args:
-        classes: Number of the class of each position, ``(positions,)``.
+        classes: Number of each position's class, ``(positions,)``.
         wanted: How many to draw.
         generator: On the CPU.
 
     Returns:
-        Numbers of positions, and the weight of each, with which a sum over the drawn ones expects that over all but for
-        a factor; both ``(drawn,)``, on the CPU.
+        Numbers of positions, and a weight for each, so that the weighted sum over the drawn positions is in expectation
+        proportional to the sum over all; both ``(drawn,)``, on the CPU.
     """
     classes = classes.cpu()
     values, numbers, counts = torch.unique(classes, return_inverse=True, return_counts=True)
@@ -66,22 +66,22 @@ def draw_by_class(classes: Tensor, wanted: int, generator: torch.Generator) -> t
 def fit_head(
     read: Tensor, logits: Tensor, counts: Tensor, weight: Tensor, bias: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor]:
-    r"""The map that diverges least from the teacher's probabilities.
+    r"""Return the linear map that diverges least from the teacher's probabilities.
 
     .. math:: \min_{W, b} \sum_p c_p \, \mathrm{KL}\big(q(y_p) \,\Vert\, q(W x_p + b)\big)
 
-    with q the softmax over the classes, or for regions the sigmoid of each. A convex problem, solved by L-BFGS.
+    with q the softmax over the classes, or for regions the sigmoid of each. The problem is convex; L-BFGS solves it.
 
     Args:
         read: x, what the layer reads, ``(positions, numbers)``.
-        logits: y, the teacher's, ``(positions, heads)``.
-        counts: c, what each position counts, ``(positions,)``.
-        weight: Where to begin, ``(numbers, heads)``.
-        bias: Where to begin, ``(heads,)``.
-        heads: What the logits are of.
+        logits: y, the teacher's logits, ``(positions, heads)``.
+        counts: c, how much each position counts, ``(positions,)``.
+        weight: W to begin with, ``(numbers, heads)``.
+        bias: b to begin with, ``(heads,)``.
+        heads: What the logits belong to.
 
     Returns:
-        Weight and bias in these shapes.
+        W and b in these shapes.
     """
     read, logits = in_double(read), in_double(logits)
     counts = counts.to(read) / counts.sum()

@@ -1,9 +1,9 @@
-"""Which of its teacher's channels a student has: those from which the layers that read them lose least.
+"""Choice of the teacher's channels that a student keeps: those with which the layers that read them lose least.
 
-Luo et al., "ThiNet", ICCV 2017: the channels that stay are chosen greedily, by what the next layer gives; from the last
-layer to the first, so that what a layer gives counts only where it stays itself. Here the channels that go are not
-taken for zero but for what least squares make of those that stay, since
-:func:`nnunet_kd.pruning.reconstruction.reconstruct` does so afterwards.
+Luo et al., "ThiNet", ICCV 2017: the channels that are kept are chosen greedily by the output of the next layer, from
+the last layer to the first, so that a layer's output counts only in channels that are kept themselves. Here a channel
+that is removed does not count as zero but as what least squares predict of it from those that are kept, since
+:func:`nnunet_kd.pruning.reconstruction.reconstruct` fits the layers so afterwards.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.pruning.channel_graph import ChannelGraph, Layer, axes, channel_graph
-from nnunet_kd.pruning.selection import Progress, channels_taken, draw, in_double
+from nnunet_kd.pruning.channel_graph import ChannelGraph, Layer, axes
+from nnunet_kd.pruning.channel_tracing import channel_graph
+from nnunet_kd.pruning.hooks import hooks
+from nnunet_kd.pruning.moments import Moments, draw, in_double
+from nnunet_kd.pruning.selection import channels_taken
 
 
 @torch.no_grad()
@@ -26,37 +29,37 @@ def sort_channels(
     batches: Sequence[Tensor],
     positions: int = 2048,
     *,
-    progress: Progress = lambda work, _: work,
+    step: Callable[[], None] = lambda: None,
 ) -> int:
     r"""Reorder the teacher's channels in place, so that those a student takes are worth most.
 
-    Of each group of channels that have one order (:func:`nnunet_kd.pruning.channel_graph.channel_graph`), channel j
-    after channel j is taken that adds most to
+    From each group of channels that have one order (:func:`nnunet_kd.pruning.channel_tracing.channel_graph`), the
+    channel j is taken next that adds most to
 
     .. math:: \frac{1}{|O|} \sum_{o \in O} \sum_k
         \frac{w_{ok}^T (C - R) w_{ok}}{\sum_{k'} w_{ok'}^T C w_{ok'}},
 
-    summed over the layers that read the group. C is the covariance of what a layer reads, over positions drawn from
-    the images, R what is left of it after regression on the channels taken, in the numerator for the group's channels
-    alone; O are the channels of the layer's output that the student has, w_ok its weights for them at voxel k of the
-    kernel, whose voxels count as independent.
+    summed over the layers that read the group. C is the covariance of a layer's input over positions drawn from the
+    images, R what is left of it after regression on the channels taken, in the numerator for the group's channels
+    alone; O are the channels of the layer's output that the student has, w_ok the layer's weights for them at voxel k
+    of the kernel, whose voxels count as independent.
 
     Args:
-        teacher: A network in evaluation mode. Its outputs stay, but for rounding.
-        student: The same network but for its widths. Only these are read.
+        teacher: A network in evaluation mode. Its outputs change by rounding only.
+        student: The same network but for its widths, which alone are read.
         batches: Images ``(B, channels, *spatial)``, on the teacher's device.
-        positions: How many are drawn from an image for a layer, where it has so many.
-        progress: Shows the work on the batches; takes an iterable and its length.
+        positions: How many are drawn per image and layer, where there are as many.
+        step: Called after every batch.
 
     Returns:
         How many groups were reordered.
 
     Raises:
-        ValueError: For a teacher whose channels cannot be followed.
+        ValueError: If the teacher's channels cannot be followed.
     """
     graph = channel_graph(teacher)
     wanted = _widths(graph, student)
-    readers = _readers(graph, teacher, progress(batches, len(batches)), positions)
+    readers = _readers(graph, teacher, batches, positions, step)
     taken: dict[int, Tensor] = {}
     for group in sorted(wanted, key=lambda group: _first(graph, group), reverse=True):
         losses = [reader.loss(group, graph, taken) for reader in readers if group in reader.layer.reads]
@@ -67,7 +70,7 @@ def sort_channels(
 
 
 def _widths(graph: ChannelGraph, student: nn.Module) -> dict[int, int]:
-    """Free group -> how many of its channels the student has, where these are fewer."""
+    """Map each free group of which the student has fewer channels to their number."""
     widths: dict[int, set[int]] = {}
     for layer in graph.layers:
         given: Any = getattr(student.get_submodule(layer.name), "out_channels", None)
@@ -81,17 +84,17 @@ def _widths(graph: ChannelGraph, student: nn.Module) -> dict[int, int]:
 
 
 def _first(graph: ChannelGraph, group: int) -> int:
-    """Number of the first layer that gives the group."""
+    """Return the number of the first layer whose output has the group."""
     return next(number for number, layer in enumerate(graph.layers) if group in layer.gives)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """What a layer loses with channels it reads.
+    """What a layer loses without some of the channels it reads.
 
     Attributes:
-        covariance: Of the channels, ``(N, N)``.
-        importance: ``(N, N)``: the trace of its product with a covariance is the share of the layer's variance.
+        covariance: Of the N channels of a group, ``(N, N)``.
+        importance: ``(N, N)``; the trace of its product with a covariance is a share of the layer's output variance.
     """
 
     covariance: Tensor
@@ -104,8 +107,8 @@ class _Reader:
 
     Attributes:
         layer: Its groups.
-        weight: ``(channels it gives, channels it reads, voxels of the kernel)``.
-        covariance: Of the channels it reads.
+        weight: ``(output channels, input channels, voxels of the kernel)``.
+        covariance: Of its input channels.
     """
 
     layer: Layer
@@ -113,7 +116,7 @@ class _Reader:
     covariance: Tensor
 
     def loss(self, group: int, graph: ChannelGraph, taken: Mapping[int, Tensor]) -> _Loss:
-        """For a group it reads, if of what it gives only the channels taken count."""
+        """Return the loss for a group it reads, where of its output only the channels taken count."""
         stay = torch.cat(
             [taken.get(given, torch.arange(graph.sizes[given])) + at for given, at in graph.starts(self.layer.gives)]
         )
@@ -126,61 +129,36 @@ class _Reader:
         return _Loss(self.covariance[own, own], importance)
 
 
-def _readers(graph: ChannelGraph, teacher: nn.Module, batches: Iterable[Tensor], positions: int) -> list[_Reader]:
-    """The layers that read groups, with the covariances of what they read."""
+def _readers(
+    graph: ChannelGraph, teacher: nn.Module, batches: Iterable[Tensor], positions: int, step: Callable[[], None]
+) -> list[_Reader]:
+    """Run the teacher, and return the layers that read groups with the covariances of their inputs."""
     layers = [layer for layer in graph.layers if layer.reads]
-    sums = {layer.name: _Sums(number, positions) for number, layer in enumerate(layers)}
+    moments = [Moments() for _ in layers]
 
-    def add(name: str) -> Callable[..., None]:
-        return lambda _module, read, _output: sums[name].add(read[0])
+    def add(number: int) -> Callable[..., None]:
+        generator = torch.Generator().manual_seed(number)
 
-    hooks = [teacher.get_submodule(layer.name).register_forward_hook(add(layer.name)) for layer in layers]
-    try:
+        def hook(_module: Any, read: tuple[Tensor], _output: Any) -> None:
+            rows = read[0].movedim(1, -1).flatten(0, -2)
+            drawn = draw(len(rows), positions * len(read[0]), generator)
+            moments[number].add(rows[drawn.to(rows.device)])
+
+        return hook
+
+    modules: list[Any] = [teacher.get_submodule(layer.name) for layer in layers]
+    with hooks(module.register_forward_hook(add(number)) for number, module in enumerate(modules)):
         for images in batches:
             teacher(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    readers = []
-    for layer in layers:
-        module: Any = teacher.get_submodule(layer.name)
-        _, given = axes(module)
-        weight = in_double(module.weight.movedim(given, 0).flatten(2))
-        readers.append(_Reader(layer, weight, sums[layer.name].covariance))
-    return readers
-
-
-class _Sums:
-    """Over positions of images.
-
-    Args:
-        number: Of the layer, for the draws.
-        positions: How many are drawn from an image.
-    """
-
-    def __init__(self, number: int, positions: int) -> None:
-        self._generator = torch.Generator().manual_seed(number)
-        self._positions = positions
-        self._products: Tensor | float = 0.0
-
-    def add(self, features: Tensor) -> None:
-        """``(B, channels, *spatial)``."""
-        rows = features.movedim(1, -1).flatten(0, -2)
-        drawn = draw(len(rows), self._positions * len(features), self._generator)
-        rows = in_double(rows[drawn.to(rows.device)])
-        rows = torch.cat((rows, torch.ones_like(rows[:, :1])), 1)
-        self._products = self._products + rows.T @ rows
-
-    @property
-    def covariance(self) -> Tensor:
-        """Of the channels."""
-        assert isinstance(self._products, Tensor)
-        moments = self._products / self._products[-1, -1]
-        return moments[:-1, :-1] - torch.outer(moments[:-1, -1], moments[:-1, -1])
+            step()
+    return [
+        _Reader(layer, in_double(module.weight.movedim(axes(module)[1], 0).flatten(2)), seen.covariance)
+        for layer, module, seen in zip(layers, modules, moments, strict=True)
+    ]
 
 
 def _best(losses: Iterable[_Loss], count: int) -> Tensor:
-    """Numbers of channels, in ascending order."""
+    """Choose channels one by one, each the best with those before, and return their numbers in ascending order."""
     left = [[loss.covariance.clone(), loss.importance] for loss in losses]
     size = len(left[0][0])
     tolerances = [1e-9 * covariance.diagonal().mean() for covariance, _ in left]
@@ -201,7 +179,7 @@ def _best(losses: Iterable[_Loss], count: int) -> Tensor:
 
 
 def _order(taken: Tensor, size: int) -> Tensor:
-    """The permutation that puts channels where :func:`channels_taken` finds them; the others keep their order."""
+    """Return the permutation that puts channels where :func:`channels_taken` looks; others keep their order."""
     places = torch.zeros(size, dtype=torch.bool)
     places[channels_taken(size, len(taken))] = True
     gone = torch.ones(size, dtype=torch.bool)

@@ -1,36 +1,31 @@
-"""Starting weights of a student: every k-th channel of its teacher.
+"""Weights of a smaller network taken from a larger one: every k-th channel.
 
 Xu et al., "Initializing Models with Larger Ones", ICLR 2024 (weight selection, uniform).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-MANY = 2**20
-
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # shows work; takes it and how much it is
-
 
 def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """A state dict of the student, each weight taken from the teacher's of the same name.
+    """Build a state dict for the student, each weight taken from the teacher's of the same name.
 
     Of ``N`` channels those numbered ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer in the
-    teacher. Two tensors that are joined along their channels are thinned the same alone and joined, so a layer reads
-    the channels it read in the teacher. A layer that reads ``n`` of ``N`` channels has its weights multiplied by
-    ``N / n``, so that a sum over channels keeps its size where no normalisation follows.
+    teacher. Where two tensors are concatenated along their channels, each is thinned as it would be alone, so a layer
+    reads the channels it read in the teacher. A layer that reads ``n`` of ``N`` channels has its weights multiplied by
+    ``N / n``, so that a sum over channels keeps its magnitude where no normalisation follows.
 
     Args:
         teacher: A network with at least the student's widths.
         student: The same network but for its widths; may be on the meta device.
 
     Raises:
-        ValueError: Where layers, kernels or classes differ, or the student is wider.
+        ValueError: If layers, kernels or classes differ, or if the student is wider.
     """
     given = teacher.state_dict()
     wanted = student.state_dict()
@@ -44,28 +39,12 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
 
 
 def channels_taken(has: int, wants: int) -> Tensor:
-    """Numbers of the teacher's channels a student has."""
+    """Return the numbers of the channels that a student with ``wants`` takes of a teacher's ``has``."""
     return torch.arange(wants) * has // wants
 
 
-def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Numbers below ``count``, ``wanted`` of them or all.
-
-    All different where there are few to draw from. Of many they are drawn one by one: a permutation of a batch's voxels
-    takes a second.
-    """
-    if count > MANY:
-        return torch.randint(count, (wanted,), generator=generator)
-    return torch.randperm(count, generator=generator)[:wanted]
-
-
-def in_double(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU where its device (Apple's GPUs) has no such type."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
 def _input_axes(network: nn.Module) -> Mapping[str, int]:
-    """Name of a weight -> the axis its layer sums over."""
+    """Map the name of a weight to the axis its layer sums over."""
     axes = {}
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, _ConvTransposeNd):

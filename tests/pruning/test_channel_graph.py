@@ -1,11 +1,11 @@
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
-from torch import nn
+from torch import fx, nn
 
 from nnunet_kd.networks.dra_unet import DRAUNet
-from nnunet_kd.pruning.channel_graph import channel_graph
-from tests.pruning.test_reconstruction import unet
+from nnunet_kd.pruning.channel_tracing import channel_graph
+from tests.pruning.networks import unet, with_random_vectors
 
 NETWORKS = {
     "plain": lambda: unet(4),
@@ -17,15 +17,6 @@ NETWORKS = {
     "DRA-UNet": lambda: DRAUNet(2, 3, 3, 4),
     "DRA-UNet 3-D": lambda: DRAUNet(2, 3, 3, 4, conv_op=nn.Conv3d, deep_supervision=True),
 }
-
-
-def with_random_vectors(network):
-    """Normalisations that tell their channels apart."""
-    torch.manual_seed(1)
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == 1:
-            tensor.data.uniform_(0.5, 1.5)
-    return network.eval()
 
 
 def reordered(graph, network, groups):
@@ -111,6 +102,34 @@ PATHS = {
 @pytest.mark.parametrize("name", PATHS)
 def test_operations_on_the_way(name):
     path, free = PATHS[name]
+    torch.manual_seed(0)
+    network = Odd(path)
+    graph = channel_graph(network)
+    gives = {layer.name: layer.gives for layer in graph.layers}
+    assert len(graph.free & set(gives["first"])) == free
+    images = torch.randn(2, 2, 4, 4)
+    before = outputs(network, images)
+    reordered(graph, network, graph.free)
+    torch.testing.assert_close(outputs(network, images), before)
+
+
+@fx.wrap
+def sharpened(features, other=None):
+    """A network's own function, one node of the trace."""
+    other = features if other is None else other
+    return features * (features - other.mean((2, 3), keepdim=True)).abs()
+
+
+@pytest.mark.parametrize(
+    ("marked", "path", "free"),
+    [
+        (True, lambda self, one, other: sharpened(one), 1),
+        (False, lambda self, one, other: sharpened(one), 0),
+        (True, lambda self, one, other: sharpened(one, other), 0),  # of two whose orders may differ
+    ],
+)
+def test_a_function_says_that_it_works_channel_by_channel(monkeypatch, marked, path, free):
+    monkeypatch.setattr(sharpened, "channelwise", marked, raising=False)
     torch.manual_seed(0)
     network = Odd(path)
     graph = channel_graph(network)

@@ -9,10 +9,7 @@ from torch import nn
 from nnunet_kd.pruning.ordering import sort_channels
 from nnunet_kd.pruning.reconstruction import reconstruct
 from nnunet_kd.pruning.selection import channels_taken, selected_weights
-from tests.pruning.test_channel_graph import with_random_vectors
-from tests.pruning.test_reconstruction import images, thinner, unet
-
-EVERYWHERE = 10**9  # positions
+from tests.pruning.networks import EVERYWHERE, images, thinner, unet, with_random_vectors
 
 
 def chain(width):

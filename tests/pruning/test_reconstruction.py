@@ -1,7 +1,4 @@
 import copy
-import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,39 +8,7 @@ from torch import nn
 
 from nnunet_kd.pruning.reconstruction import reconstruct
 from nnunet_kd.pruning.selection import selected_weights
-from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
-from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer
-
-RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
-EVERYWHERE = 10**9  # positions
-
-
-def images(*shape, count=3):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) for _ in range(count)]
-
-
-def thinner(teacher, student):
-    student.load_state_dict(selected_weights(teacher, student))
-    return student
-
-
-def unet(width, dim=3, kind=PlainConvUNet, **options):
-    torch.manual_seed(0)
-    blocks = {"n_conv_per_stage": 2} if kind is PlainConvUNet else {"n_blocks_per_stage": 2}
-    network = kind(
-        input_channels=2,
-        n_stages=3,
-        features_per_stage=[width, 2 * width, 4 * width],
-        conv_op=(nn.Conv2d, nn.Conv3d)[dim - 2],
-        kernel_sizes=3,
-        strides=[1, 2, 2],
-        num_classes=3,
-        **{"n_conv_per_stage_decoder": 1, "conv_bias": True, "nonlin": nn.LeakyReLU, **blocks},
-        **{"norm_op": (nn.InstanceNorm2d, nn.InstanceNorm3d)[dim - 2], "norm_op_kwargs": {"affine": True}, **options},
-    )
-    return network.eval()
+from tests.pruning.networks import EVERYWHERE, images, thinner, unet
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -195,72 +160,3 @@ def test_constant_features_do_no_harm(value):
     student = thinner(teacher, unet(4))
     reconstruct(teacher, student, [torch.full((2, 2, 16, 16, 16), value)])
     assert all(torch.isfinite(weight).all() for weight in student.state_dict().values())
-
-
-@pytest.mark.parametrize("start", ["reconstructed", "pruned"])
-@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
-def test_a_training_starts_from_it(workspace, kind, start):
-    plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start, "ema_decay": 0.5})
-    weights = []
-    for _ in range(2):  # the second time as after a kill before anything was saved
-        trainer = make_trainer(kind, plans, workspace)
-        trainer.on_train_start()
-        weights.append(copy.deepcopy(trainer.trained().student.state_dict()))
-        trainer.on_train_end()
-        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
-    plain = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": "teacher"})
-    selected = make_trainer(kind, plain, workspace)
-    selected.initialize()
-    name = "encoder.stages.0.0.convs.1.conv.weight"
-    assert not torch.equal(weights[0][name], selected.trained().student.state_dict()[name])
-    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
-    assert torch.equal(trainer.trained().average.network.state_dict()[name], weights[0][name])
-    assert trainer.sources.start.teacher is None  # it is not kept
-    log = Path(trainer.log_file).read_text()
-    assert "fitted to the teacher's outputs on 12 training patches" in log  # as few as there may be: it is short
-    assert "layers fitted to the teacher's" in log
-    assert re.search(r"Dice on other training patches \(the teacher's\): .+ \d\.\d\d \(\d\.\d\d\)", log)
-    assert ("initial weights: the best channels of " in log) == (start == "pruned")
-    said = json.loads(log.partition(": settings ")[2].partition("\n")[0])
-    assert said.items() >= {**SHORT, "seed": 1234, "ema_decay": 0.5, "initial_weights": start}.items()
-    assert said["terms"] == [str(term) for term in trainer.preparation.terms]
-
-
-def test_it_goes_on_without_the_teacher(workspace):
-    plans = workspace.plans("nnUNetPlans", training=RECONSTRUCTED)
-    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-    trainer.run_training()
-    again = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-    assert again.sources.start is None
-    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
-    for key, weight in trainer.trained().student.state_dict().items():
-        assert torch.equal(again.trained().student.state_dict()[key], weight)
-
-
-def test_weights_that_were_loaded_since_stay(workspace):
-    """nnUNetv2_train -pretrained_weights loads after the network is made."""
-    trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=RECONSTRUCTED), workspace)
-    trainer.initialize()
-    with torch.no_grad():
-        trainer.trained().student.decoder.seg_layers[-1].weight.zero_()
-    trainer.on_train_start()
-    assert not trainer.trained().student.decoder.seg_layers[-1].weight.any()
-    assert "others were loaded" in Path(trainer.log_file).read_text()
-
-
-def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(workspace, monkeypatch):
-    def refuse(*_, **__):
-        raise ValueError("PlainConvUNet cannot be traced: no")
-
-    monkeypatch.setattr("nnunet_kd.training.start.sort_channels", refuse)
-    weights = []
-    for start in ("reconstructed", "pruned"):
-        plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start})
-        trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-        trainer.on_train_start()
-        weights.append(trainer.trained().student.state_dict())
-        log = Path(trainer.log_file).read_text()
-        trainer.on_train_end()
-        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
-    assert "every r-th channel of the teacher's: PlainConvUNet cannot be traced: no" in log
-    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())

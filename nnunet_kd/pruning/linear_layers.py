@@ -1,0 +1,172 @@
+"""Convolutions of a teacher and its student as linear maps from the input at a position to the output there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nnunet_kd.pruning.hooks import hooks
+from nnunet_kd.pruning.selection import channels_taken
+
+Places = tuple[Tensor, ...]  # numbers of images and coordinates of positions, the same for both networks
+
+
+@dataclass(frozen=True)
+class LinearLayer(ABC):
+    """A layer of both networks.
+
+    Attributes:
+        name: The module's name.
+        number: Its place in the order of the layers.
+        teacher: The teacher's module.
+        student: The student's module.
+        is_output: Whether its output is one of the network's.
+        norm: The student's batch normalisation of the layer's output, if that is what runs next.
+    """
+
+    name: str
+    number: int
+    teacher: Any
+    student: Any
+    is_output: bool = False
+    norm: Any = None
+
+    @abstractmethod
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        """Return what the layer reads at places of the student's input.
+
+        Shape:
+            ``(B, channels, *spatial)`` to ``(positions, numbers)``.
+        """
+
+    @abstractmethod
+    def gives(self, output: Tensor, places: Places) -> Tensor:
+        """Return what the layer gives at places, of an output ``(B, channels, *spatial)``: ``(positions, numbers)``."""
+
+    @abstractmethod
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        """Return the size of the grid of positions."""
+
+    @abstractmethod
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the student's map ``(numbers it reads, numbers it gives)`` and its intercepts."""
+
+    def shift(self, bias: Tensor) -> None:
+        """Set intercepts ``(channels,)``; a layer without a bias has the normalisation subtract that much less."""
+        if self.student.bias is not None:
+            self.student.bias.copy_(bias)
+        elif self.norm is not None:
+            self.norm.running_mean.sub_(bias.to(self.norm.running_mean))
+
+    def taught(self, output: Tensor) -> Tensor:
+        """Return the student's channels of the teacher's output."""
+        return output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
+
+
+class Convolution(LinearLayer):
+    """Reads windows and gives voxels."""
+
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        padded = F.pad(images, [width for width in reversed(self.student.padding) for _ in range(2)])
+        return _windows(padded, places, self.student.kernel_size, self.student.stride, self.student.dilation)
+
+    def gives(self, output: Tensor, places: Places) -> Tensor:
+        return _windows(output, places, *[(1,) * (output.dim() - 2)] * 3)
+
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        return output.shape[2:]
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        self.student.weight.copy_(weight.T.reshape(self.student.weight.shape))
+        self.shift(bias)
+
+
+class TransposedConvolution(LinearLayer):
+    """Reads voxels and gives windows that do not overlap."""
+
+    def reads(self, images: Tensor, places: Places) -> Tensor:
+        return _windows(images, places, *[(1,) * (images.dim() - 2)] * 3)
+
+    def gives(self, output: Tensor, places: Places) -> Tensor:
+        kernel = self.student.kernel_size
+        return _windows(output, places, kernel, kernel, (1,) * len(kernel))
+
+    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
+        return images.shape[2:]
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        self.student.weight.copy_(weight.reshape(self.student.weight.shape))
+        self.shift(bias.reshape(self.student.out_channels, -1).mean(1))
+
+
+def linear_layers(teacher: nn.Module, student: nn.Module, images: Tensor) -> list[LinearLayer]:
+    """List the layers that can be fitted, in the order in which they run.
+
+    These are convolutions that run once and have no groups, and of transposed ones those whose strides are their
+    kernels.
+
+    Args:
+        teacher: A network with the same layers.
+        student: The network that runs.
+        images: ``(B, channels, *spatial)``.
+    """
+    ran: list[str] = []
+    gave: dict[str, Any] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: Any, _read: Any, output: Any) -> None:
+            ran.append(name)
+            gave[name] = output
+
+        return hook
+
+    own, given = dict(student.named_modules()), dict(teacher.named_modules())
+    with hooks(module.register_forward_hook(note(name)) for name, module in own.items()):
+        outputs = student(images)
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    layers: list[LinearLayer] = []
+    for name, following in zip(ran, [*ran[1:], ""], strict=True):
+        kind = _kind(own[name])
+        if kind is not None and ran.count(name) == 1:
+            is_output = any(gave[name] is output for output in outputs)
+            norm = own[following] if _subtracts_mean(own[following]) and ran.count(following) == 1 else None
+            layers.append(kind(name, len(layers), given[name], own[name], is_output, norm))
+    return layers
+
+
+def _kind(layer: Any) -> type[LinearLayer] | None:
+    """Return how a layer is read as a linear map, or ``None`` if it cannot be."""
+    if isinstance(layer, nn.Conv2d | nn.Conv3d):
+        fits = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return Convolution if fits else None
+    if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        apart = layer.stride == layer.kernel_size and {*layer.padding, *layer.output_padding} == {0}
+        return TransposedConvolution if apart and layer.groups == 1 and {*layer.dilation} == {1} else None
+    return None
+
+
+def _subtracts_mean(module: nn.Module) -> bool:
+    """Say whether a module subtracts, in evaluation, the mean that it saw in training."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _windows(
+    tensor: Tensor, places: Places, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Return windows of a tensor ``(B, channels, *spatial)`` at places, ``(positions, channels * voxels)``."""
+    image, *coordinates = places
+    offsets = torch.meshgrid(*(torch.arange(size, device=image.device) for size in kernel), indexing="ij")
+    where = [
+        coordinate[:, None] * step + spread * offset.flatten()
+        for coordinate, step, spread, offset in zip(coordinates, stride, dilation, offsets, strict=True)
+    ]
+    everywhere = (image[:, None], *where)
+    windows = tensor.movedim(1, -1)[everywhere]  # (positions, voxels, channels)
+    return windows.transpose(1, 2).flatten(1)

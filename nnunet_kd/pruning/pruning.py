@@ -1,0 +1,95 @@
+"""A student made of its teacher in three steps: order the channels, take the weights, fit the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.pruning.ordering import sort_channels
+from nnunet_kd.pruning.reconstruction import reconstruct
+from nnunet_kd.pruning.selection import selected_weights
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How a student was made.
+
+    Attributes:
+        reordered: How many of the teacher's groups of channels were reordered.
+        refusal: Why the teacher's channels could not be followed, so that the student has every r-th instead of the
+            best; ``None`` if they could, or were not to be reordered.
+        explained: Name of every layer that was fitted, in the order in which they run -> share of the variance of the
+            teacher's output that it explains.
+    """
+
+    reordered: int
+    refusal: str | None
+    explained: dict[str, float]
+
+
+def prune(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Tensor | Sequence[Tensor],
+    *,
+    heads: Heads | None = None,
+    reorder: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> Pruned:
+    """Give a student the weights with which it comes closest to its teacher, without training it.
+
+    Example::
+
+        teacher, student = UNet(width=32), UNet(width=8)
+        teacher.load_state_dict(torch.load("teacher.pth"))
+        prune(teacher, student, images, heads="classes")
+
+    Args:
+        teacher: A segmentation network that maps images to logits, or to a list of them. With ``reorder`` its channels
+            are reordered in place, which changes its outputs by rounding only.
+        student: The same network but for its widths, on the teacher's device. Its weights are replaced.
+        images: ``(B, channels, *spatial)`` with two or three spatial axes, or a sequence of such batches of one size.
+            The student runs on all of them at once.
+        heads: ``"classes"``: the outputs are logits of exclusive classes; ``"regions"``: each is the logit of a region.
+            They are fitted to the teacher's probabilities then; ``None`` fits them by least squares, which may lose
+            rare classes.
+        reorder: Give the student the channels with which the teacher's layers lose least, instead of every r-th.
+        progress: Called after every step with the share of the work that is done.
+
+    Raises:
+        ValueError: If the student's layers, kernels or classes differ from the teacher's, or if it is wider.
+    """
+    batches = [images] if isinstance(images, Tensor) else images
+    layers = sum(isinstance(module, _ConvNd) for module in student.modules())
+    step = _counted(progress, (2 if reorder else 1) * len(batches) + layers)
+    selected_weights(teacher, student)  # raises, if it does, before the teacher changes
+    reordered, refusal = 0, None
+    training = teacher.training
+    teacher.eval()
+    try:
+        if reorder:
+            try:
+                reordered = sort_channels(teacher, student, batches, step=step)
+            except ValueError as error:
+                refusal = str(error)
+        student.load_state_dict(selected_weights(teacher, student))
+        return Pruned(reordered, refusal, reconstruct(teacher, student, batches, heads=heads, step=step))
+    finally:
+        teacher.train(training)
+
+
+def _counted(progress: Callable[[float], None] | None, steps: int) -> Callable[[], None]:
+    """Return a function that counts its calls, and tells the share that they are of all steps."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done / steps)
+
+    return step

@@ -1,0 +1,168 @@
+"""Trainings whose students start from their teacher."""
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_kd.nnunet.planning import student_plans
+from nnunet_kd.nnunet.settings import recorded_leakage
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
+from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from tests.conftest import SHORT, make_trainer, stop_within
+
+FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
+RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
+
+
+def test_a_training_that_begins_again_starts_from_the_teacher_too(workspace):
+    """Without --c, beside what another has left."""
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
+    first = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    stop_within(first, 3)
+    assert (Path(first.output_folder) / "checkpoint_latest.pth").is_file()
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    assert again.sources.start is None  # it may be about to go on
+    again.initialize()
+    own = again.trained().student.state_dict()
+    for name, weight in first.sources.start.weights.items():
+        torch.testing.assert_close(own[name], weight, rtol=0, atol=0)
+    stop_within(again, 1)
+    assert recorded_leakage(json.loads((Path(first.output_folder_base) / "plans.json").read_text()))["1"]
+
+
+@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
+def test_a_training_starts_from_the_teacher(workspace, kind):
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER)
+    trainer = make_trainer(kind, plans, workspace)
+    trainer.initialize()
+    taught = torch.load(workspace.teacher / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    own = trainer.trained().student.state_dict()
+    assert own.keys() == taught.keys()
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    rows = torch.arange(own[name].shape[0]) * taught[name].shape[0] // own[name].shape[0]
+    torch.testing.assert_close(own[name], taught[name][rows], rtol=0, atol=0)
+    trainer.run_training()
+    again = make_trainer(kind, plans, workspace)
+    assert again.sources.start is None  # it goes on from what was saved, and needs no teacher for that
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    for key, weight in trainer.trained().student.state_dict().items():
+        torch.testing.assert_close(again.trained().student.state_dict()[key], weight, rtol=0, atol=0)
+
+
+def test_what_the_teacher_has_seen_is_noted(workspace):
+    """Also where nothing else is distilled, and where the training goes on without the teacher."""
+    plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
+    assert "LEAKAGE" in trainer.sources.start.leakage
+    stop_within(trainer, 3)
+    results = Path(trainer.output_folder_base) / "plans.json"
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.sources.start.leakage}
+    shutil.rmtree(workspace.teacher)
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1, resume=True)
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    again.run_training()
+    assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.sources.start.leakage}
+
+
+def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
+    plans = workspace.plans("dra", training=FROM_TEACHER, teacher={"plans": "nnUNetPlans"})
+    dra = student_plans(plans, 4, network="dra_unet")
+    dra["nnunet_kd"] = {"student": {"source_plans": "nnUNetPlans"}, **plans["nnunet_kd"]}
+    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; null starts from ran"):
+        make_trainer(nnUNetTrainerNoKD, dra, workspace)
+    assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
+
+
+def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
+    """What the message says works as it stands."""
+    teachers = [{}, {}]
+    message = 'the plans name 2: keep one of them in nnunet_kd.teacher, or set "training": {"initial_weights": null}'
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):  # a trainer that has no terms, whatever plans say
+        make_trainer(
+            nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=teachers), workspace
+        )
+    with pytest.raises(ValueError) as refused:
+        make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers), workspace)
+    start, terms = re.findall(r'"(?:training|method)": (\{.*?\}(?:\]\})?)(?:,| to)', str(refused.value))
+    training, method = {**SHORT, **json.loads(start)}, json.loads(terms)
+    one = make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=SHORT, teacher=teachers[:1]), workspace)
+    assert one.sources.start is not None
+    plans = workspace.plans("nnUNetPlans", training=training, method=method, teacher=teachers)
+    together = make_trainer(nnUNetTrainerKD, plans, workspace)
+    together.run_training()
+    assert len(together.distiller.teacher.teachers) == 2 and together.sources.start is None
+
+
+@pytest.mark.parametrize("start", ["reconstructed", "pruned"])
+@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
+def test_a_training_starts_from_it(workspace, kind, start):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start, "ema_decay": 0.5})
+    weights = []
+    for _ in range(2):  # the second time as after a kill before anything was saved
+        trainer = make_trainer(kind, plans, workspace)
+        trainer.on_train_start()
+        weights.append(copy.deepcopy(trainer.trained().student.state_dict()))
+        trainer.on_train_end()
+        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
+    plain = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": "teacher"})
+    selected = make_trainer(kind, plain, workspace)
+    selected.initialize()
+    name = "encoder.stages.0.0.convs.1.conv.weight"
+    assert not torch.equal(weights[0][name], selected.trained().student.state_dict()[name])
+    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
+    assert torch.equal(trainer.trained().average.network.state_dict()[name], weights[0][name])
+    assert trainer.sources.start.teacher is None  # it is not kept
+    log = Path(trainer.log_file).read_text()
+    assert "fitted to the teacher's outputs on 12 training patches" in log  # as few as there may be: it is short
+    assert "layers fitted to the teacher's" in log
+    assert re.search(r"Dice on other training patches \(the teacher's\): .+ \d\.\d\d \(\d\.\d\d\)", log)
+    assert ("initial weights: the best channels of " in log) == (start == "pruned")
+    said = json.loads(log.partition(": settings ")[2].partition("\n")[0])
+    assert said.items() >= {**SHORT, "seed": 1234, "ema_decay": 0.5, "initial_weights": start}.items()
+    assert said["terms"] == [str(term) for term in trainer.preparation.terms]
+
+
+def test_it_goes_on_without_the_teacher(workspace):
+    plans = workspace.plans("nnUNetPlans", training=RECONSTRUCTED)
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    trainer.run_training()
+    again = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+    assert again.sources.start is None
+    again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    for key, weight in trainer.trained().student.state_dict().items():
+        assert torch.equal(again.trained().student.state_dict()[key], weight)
+
+
+def test_weights_that_were_loaded_since_stay(workspace):
+    """nnUNetv2_train -pretrained_weights loads after the network is made."""
+    trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=RECONSTRUCTED), workspace)
+    trainer.initialize()
+    with torch.no_grad():
+        trainer.trained().student.decoder.seg_layers[-1].weight.zero_()
+    trainer.on_train_start()
+    assert not trainer.trained().student.decoder.seg_layers[-1].weight.any()
+    assert "others were loaded" in Path(trainer.log_file).read_text()
+
+
+def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(workspace, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("PlainConvUNet cannot be traced: no")
+
+    monkeypatch.setattr("nnunet_kd.pruning.pruning.sort_channels", refuse)
+    weights = []
+    for start in ("reconstructed", "pruned"):
+        plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start})
+        trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
+        trainer.on_train_start()
+        weights.append(trainer.trained().student.state_dict())
+        log = Path(trainer.log_file).read_text()
+        trainer.on_train_end()
+        Path(trainer.output_folder, "checkpoint_final.pth").unlink()
+    assert "every r-th channel of the teacher's: PlainConvUNet cannot be traced: no" in log
+    assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
