@@ -80,6 +80,10 @@ class Record:
         """Those that all rows have."""
         return sorted({seed for _, seed in self._entries if seed is not None and not self.missing(seed)})
 
+    def is_finished(self) -> bool:
+        """Whether all rows have all seeds of the part."""
+        return {*self.part.seeds} <= {*self.whole_seeds()}
+
     def state(self) -> str:
         """How much of it is there."""
         wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
