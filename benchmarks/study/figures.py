@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from benchmarks.study.parts import BASELINE, METHODS
 from benchmarks.study.record import STUDENT, Record
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.scores import Comparison, Scores, compare
 from nnunet_kd.evaluation.statistics import mean_and_error, paired_tests
-from nnunet_kd.evaluation.summary import Comparison, Scores, compare
 from nnunet_kd.study.runs import TEACHER
 
 Numbers = NDArray[np.float64]  # one per seed

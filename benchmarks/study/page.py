@@ -13,8 +13,10 @@ from benchmarks.study.findings import Findings, find
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
 from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import CONFIGURATION
+from nnunet_kd.evaluation.scores import Scores, compare
 from nnunet_kd.evaluation.statistics import Interval
-from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
+from nnunet_kd.evaluation.summary import mean_with_error
+from nnunet_kd.evaluation.table import Table
 from nnunet_kd.storage.writing import replacing, write_whole
 from nnunet_kd.study.report import Report, report_in_markdown
 from nnunet_kd.study.runs import TEACHER

@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.study.parts import PARTS
 from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.runs import TEACHER
 
@@ -129,7 +129,7 @@ class Record:
                 for metric, structures in scores.items():
                     value = line[metric]
                     structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
-            entry = {
+            entry: dict[str, Any] = {
                 "method": method,
                 "seed": None if method == TEACHER else seed,
                 "settings": self._settings[method],

@@ -94,9 +94,9 @@ def _dcd(part: PartFigures) -> str:
         f"{signed(part.gain('DCD'))} points. A weight of 1 from the first epoch is {each([part.gain(AT_ONCE)])} points "
         f"above NoKD, and {each([part.gain(f'{AT_ONCE}, twice as long', LONGER)])} with twice the schedule; weights of "
         f"3 and 10 are {span(np.array(more))} points above it. Under the ramp a weight of 1 is "
-        f"{each([part.gain('DCD 1')])} points above NoKD and a weight of 3 {each([part.gain('DCD 3')])}. These runs cannot tell whether a weight of "
-        "1 would suit the thousand epochs that 0.01 was published for, so the default is the published weight, and the "
-        "reported parts have both."
+        f"{each([part.gain('DCD 1')])} points above NoKD and a weight of 3 {each([part.gain('DCD 3')])}. These runs "
+        "cannot tell whether a weight of 1 would suit the thousand epochs that 0.01 was published for, so the default "
+        "is the published weight, and the reported parts have both."
     )
 
 
@@ -123,8 +123,8 @@ def _recipe(part: PartFigures) -> str:
         "NoKD of that schedule. Terms on top of the fitted start change little or do harm, except for IFVD's, which "
         f"gains {each([early])} points in 20 epochs and loses {each([-late])} in 40; on top of the pruned start those "
         f"of IFVD and DCD change Dice by {each_signed(beside_pruned)}. So the recipe is the pruned start and has no "
-        f"term. Averaged weights gained {each([min(averaged)])} to {each([max(averaged)])} points where there was no term, "
-        "and cost nothing, so the recipe has them. It was chosen among some twenty starts and mixtures, DCD's weight "
-        "of 1 among seven settings, and the other methods' weights among two or three; the reported parts have NoKD "
-        "with averaged weights too."
+        f"term. Averaged weights gained {each([min(averaged)])} to {each([max(averaged)])} points where there was no "
+        "term, and cost nothing, so the recipe has them. It was chosen among some twenty starts and mixtures, DCD's "
+        "weight of 1 among seven settings, and the other methods' weights among two or three; the reported parts have "
+        "NoKD with averaged weights too."
     )

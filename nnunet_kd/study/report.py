@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
     SEEDS,
-    Scores,
-    Table,
     cautions,
     comparison_table,
     metric_table,
     seed_table,
     tests_note,
 )
+from nnunet_kd.evaluation.table import Table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
 from nnunet_kd.storage.writing import write_whole
 
