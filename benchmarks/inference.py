@@ -29,7 +29,8 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunet_kd.cli.dataset_folder import dataset_name
 from nnunet_kd.deploy.onnx import export_onnx
 from nnunet_kd.deploy.trained import read_trained
-from nnunet_kd.evaluation.folders import evaluate_folders, read_evaluation
+from nnunet_kd.evaluation.folders import evaluate_folders
+from nnunet_kd.evaluation.protocol import read_evaluation
 
 
 def main() -> None:

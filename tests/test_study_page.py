@@ -1,60 +1,38 @@
-"""The record and the page of benchmarks/study; what it calls is tested where it is."""
+"""The record, the sentences and the page of benchmarks/study; what it calls is tested where it is."""
 
 import json
 import math
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 from PIL import Image
 
 from benchmarks.study import parts
+from benchmarks.study.figures import PartFigures, StaleFindingError, each, each_signed, losses_below, require
+from benchmarks.study.findings import find, wrapped
 from benchmarks.study.page import (
     BENCHMARKS,
     README,
-    README_TABLE,
+    README_MARKS,
     differences,
     page,
+    readme_section,
     shown_gap,
-    with_table,
+    with_section,
     write_page,
 )
 from benchmarks.study.parts import METHODS, PARTS, STRONG, Part, at_once
 from benchmarks.study.record import STUDENT, Record
-from benchmarks.study.workplace import FASTER, Workplace
-from nnunet_kd.cli import main
 from nnunet_kd.distillation import methods
 from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Row, write_rows
-from nnunet_kd.evaluation.measure import Measured, measure
+from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.rows import Row, write_rows
 from nnunet_kd.evaluation.statistics import Interval
 from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.nnunet.settings import BLOCK, read_settings
-from nnunet_kd.study.runs import TEACHER, rows_of_ablation, rows_of_file
-from tests.commands import run_command
-from tests.conftest import FOLDERS, SHORT
-
-
-def tiny_data(workspace):
-    return parts.Data(workspace.dataset, 8, "16 x 16 x 16", {0: SHORT}, SHORT, "_")
-
-
-def teachers_of(workspace, folder):
-    shutil.copytree(workspace.teacher, folder / "teachers" / workspace.dataset / workspace.teacher.name)
-    return folder / "teachers"
-
-
-def in_process(_, *words):
-    """A command of the study."""
-    code = main(words[1:]) if words[0] == "nnunet_kd" else run_command(words).returncode
-    assert code == 0, words
-
+from nnunet_kd.study.runs import PREFIX, TEACHER, rows_of_ablation, rows_of_file
 
 SHIFTS = {"one": -0.1, "two": 0.1}
 
@@ -120,33 +98,6 @@ def test_costs_are_of_a_network_whichever_part_measured_them(tmp_path):
     assert Record("brats_r8", tmp_path).costs() is None
 
 
-def test_teacher_and_student_are_measured_in_turn(workspace, tmp_path, monkeypatch):
-    part = Part("Tiny", "Tiny", "tiny", 4, {"NoKD": METHODS["NoKD"]})
-    monkeypatch.setitem(PARTS, "tiny", part)
-    monkeypatch.setitem(parts.DATA, "tiny", tiny_data(workspace))
-    order, seconds = [], iter((3.0, 1.0, 9.0, 5.0, 4.0, 2.0))
-
-    def watched(checkpoint, *words):
-        found = measure(checkpoint, *words, cases=1)
-        order.append((checkpoint, found))
-        return replace(found, seconds=next(seconds))
-
-    monkeypatch.setattr("benchmarks.study.workplace.measure", watched)
-    monkeypatch.setattr(Workplace, "command", in_process)
-    for name in FOLDERS:
-        monkeypatch.setenv(name, "")
-    workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers_of(workspace, tmp_path), "cpu")
-    record = Record("tiny", tmp_path)
-    workplace.measure_costs("tiny", record)
-    teacher, student = (record.costs()[who] for who in (TEACHER, STUDENT))
-    assert (teacher.seconds, student.seconds) == (4.0, 2.0) and len(order) == 6
-    assert [path for path, _ in order] == [order[0][0], order[1][0]] * 3
-    assert teacher.network == order[0][1].network and student.network == order[1][1].network
-    assert student.network.parameters < teacher.network.parameters / 8 and student.passes == teacher.passes
-    workplace.measure_costs("tiny", record)  # is known
-    assert len(order) == 6
-
-
 def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     with pytest.raises(ValueError, match="runs has runs of DCD's ablation, .* with another teacher: remove them"):
@@ -173,7 +124,8 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     lower = methods.FITNETS.changed({"weight": methods.FITNETS.numbers["weight"] / 2})
     changes = {"nnUNetTrainerFitNets": {"terms": (lower,)}, "nnUNetTrainerKD": {"recipe": {"ema_decay": 0.5}}}
     changed = {name: type(name, (find_trainer(name),), change) for name, change in changes.items()}
-    monkeypatch.setattr(parts, "find_trainer", lambda name: changed.get(name) or find_trainer(name))
+    kept = parts.trainer_class
+    monkeypatch.setattr(parts, "trainer_class", lambda method: changed.get(f"nnUNetTrainer{method}") or kept(method))
     record = Record("brats_r4", tmp_path / "study" / "runs")
     assert record.missing(0) == ["FitNets", "KD"]
     assert "fitnets: weight 0.5" in record.part.description("FitNets")
@@ -193,24 +145,25 @@ def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
 def readme(tmp_path):
     """One with a table of before."""
     path = tmp_path / "README.md"
-    path.write_text("before\n\n" + "\n| old |\n\n".join(README_TABLE) + "\nafter\n")
+    path.write_text("before\n\n" + "\n| old |\n\n".join(README_MARKS) + "\nafter\n")
     return path
 
 
-def table_in(readme):
-    return readme.read_text().partition(README_TABLE[0])[2].partition(README_TABLE[1])[0].strip()
+def section_in(readme):
+    return readme.read_text().partition(README_MARKS[0])[2].partition(README_MARKS[1])[0].strip()
 
 
 def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     assert "|" not in text and "study.png" not in text and not (tmp_path / "study.png").exists()
-    assert table_in(readme) == ""
+    assert section_in(readme) == ""
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     filled("hippocampus_r8", tmp_path, {"teacher": 0.8, "NoKD": 0.6, "CWD": 0.55}, [0, 1, 2])
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
     Record("ablation", tmp_path / "study" / "runs").add_costs(measured(2.0), measured(0.5, 10**6))
-    write_page(tmp_path, readme)
+    with pytest.raises(StaleFindingError, match="do not show that DCD, weight 1, CWD, DCD and FreeKD are the losses"):
+        write_page(tmp_path, readme)  # of the hippocampus, whose seeds are all there; the rest is written
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     short = f"{PARTS['brats_r4'].short}, 1 seed", f"{PARTS['hippocampus_r8'].short}, 3 seeds"
@@ -241,7 +194,7 @@ def test_every_row_is_valid(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(part.rows))
         for row in rows_of_file(path):
-            trainer = find_trainer(row.trainer)
+            trainer = parts.trainer_class(row.trainer.removeprefix(PREFIX))
             methods.build_terms(trainer.terms, row.settings.get("method", {}), 20)
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
 
@@ -250,19 +203,24 @@ def test_the_readme_has_the_first_table_of_the_page(tmp_path, readme):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     write_page(tmp_path, readme)
     text = readme.read_text()
-    assert table_in(readme).startswith("| method") and table_in(readme) in (tmp_path / "study.md").read_text()
+    assert section_in(readme).startswith("| method")
+    assert section_in(readme).partition("\n\n")[0] in (tmp_path / "study.md").read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert with_table(text, table_in(readme)) == text
-    with pytest.raises(ValueError, match="no table to replace between <!-- written by"):
-        with_table("no marks", "| new |")
+    assert with_section(text, section_in(readme)) == text
+    with pytest.raises(ValueError, match="no section to replace between <!-- written by"):
+        with_section("no marks", "| new |")
 
 
 def test_ours_say_what_is_kept():
-    text = page({name: Record(name) for name in PARTS})
-    assert (BENCHMARKS / "study.md").read_text() == text
+    """``python -m benchmarks.study`` would change nothing."""
+    records = {name: Record(name) for name in PARTS}
+    findings = find(records)
+    assert not findings.stale and findings.above_table and findings.below_table
+    assert findings.notes.keys() == PARTS.keys() - {"spread"}
+    assert (BENCHMARKS / "study.md").read_text() == page(records, findings)
+    assert README.read_text() == with_section(README.read_text(), readme_section(records, findings))
     drawn = json.loads(Image.open(BENCHMARKS / "study.png").text["Description"])
-    assert drawn == json.loads(json.dumps(differences({name: Record(name) for name in PARTS})))
-    assert table_in(README).startswith("| method") and f"\n\n{table_in(README)}\n\n" in text
+    assert drawn == json.loads(json.dumps(differences(records)))
 
 
 def test_a_part_of_one_seed_is_finished_with_it(tmp_path, readme):
@@ -270,7 +228,7 @@ def test_a_part_of_one_seed_is_finished_with_it(tmp_path, readme):
     write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     unfinished = next(line for line in text.splitlines() if line.startswith("Not finished"))
-    assert PARTS["tuning"].title not in unfinished and PARTS["tuning"].note in text
+    assert PARTS["tuning"].title not in unfinished
     assert PARTS["spread"].title in unfinished
 
 
@@ -280,20 +238,30 @@ def test_the_ablation_is_that_of_compare():
     assert part == {name: {**at_once(1.0), **method} for name, method in rows.items()}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--raw", "."], "--raw and --work go together"),
-        (["--raw", ".", "--work", "work"], "there is no Dataset"),
-        (["--parts", "brats"], "invalid choice: 'brats'"),
-    ],
-)
-def test_wrong_arguments_make_nothing(tmp_path, words, message):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "benchmarks.study", *words]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 2 and message in ended.stderr.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+def test_sentences_follow_the_runs(tmp_path):
+    dice = {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.4, "KD": 0.6, "FitNets": 0.49}
+    filled("brats_r8", tmp_path, dice, [0, 1, 2])
+    part = PartFigures(Record("brats_r8", tmp_path / "study" / "runs"))
+    assert part.gap("KD") == pytest.approx(100 * 0.10 / 0.18)
+    assert losses_below(part) == (
+        "On average DCD, weight 1 is 10.0 points (in every seed) below NoKD, FitNets 1.0 (in every seed); LogitsKD, "
+        "CWD, IFVD, FreeKD, DualSelfKD and DCD + logits are level with it."
+    )
+
+
+def test_figures_that_a_sentence_cannot_have():
+    assert each([3.86, 0.0, -0.04]) == "3.9, 0.0 and 0.0" and each_signed([1, -0.04, -2.55]) == "+1.0, 0.0 and -2.5"
+    with pytest.raises(StaleFindingError, match=r"-0\.100 .*not negative"):
+        each([1.0, -0.1])
+    require(True, "anything")
+    with pytest.raises(StaleFindingError, match="the kept runs do not show that it helps: rewrite that sentence"):
+        require(False, "it helps")
+
+
+def test_lines_of_paragraphs():
+    text = wrapped(["word " * 30, "- item " + "word " * 30, "- item", f"{'word ' * 22}word `a b c`", "89 %"])
+    assert max(map(len, text.splitlines())) <= 120 and "\n  word" in text and "\n`a b c`" in text
+    assert text.count("\n\n") == 3 and "\n- item\n\n" in text
 
 
 def test_a_gap_that_is_passed_by_far_is_not_shown_in_per_cent():
@@ -301,24 +269,3 @@ def test_a_gap_that_is_passed_by_far_is_not_shown_in_per_cent():
     assert shown_gap(Interval(-1.0, -2.5, 0.2)) == "-100 [-250, 20]"
     assert shown_gap(Interval(-4.54, -8.06, -0.24)) == "below -100"
     assert shown_gap(Interval(math.nan, math.nan, math.nan)) == "-"
-
-
-@pytest.mark.slow
-def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_commands):
-    """Of two rows, with the teacher of the workspace; the second time there is nothing to do."""
-    data = tiny_data(workspace)
-    part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
-    monkeypatch.setitem(PARTS, "tiny", part)
-    monkeypatch.setitem(parts.DATA, "tiny", data)
-    for name, value in {**workspace.environment(), **FASTER}.items():
-        monkeypatch.setenv(name, value)
-
-    monkeypatch.setattr(Workplace, "command", in_process)
-    teachers = teachers_of(workspace, tmp_path)
-    workplace = Workplace(workspace.root / "nnUNet_raw", tmp_path / "work", teachers, "cpu")
-    workplace.compare("tiny", 3, Record("tiny", tmp_path))
-    record = Record("tiny", tmp_path)
-    assert record.whole_seeds() == [3] and record.teacher["epochs"] == 1 and len(record.all_rows()) == 3 * 2 * 2
-    assert {row.seed for row in record.all_rows()} == {None, 3}
-    monkeypatch.setattr(Workplace, "command", lambda *words: pytest.fail(f"runs {words}"))
-    workplace.compare("tiny", 3, record)

@@ -1,26 +1,30 @@
-"""The page and the picture of the study."""
+"""The page and the picture of the study, and its section in the README."""
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 
+from benchmarks.study.figures import StaleFindingError
+from benchmarks.study.findings import Findings, find
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
 from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import CONFIGURATION
+from nnunet_kd.evaluation.scores import Scores, compare
 from nnunet_kd.evaluation.statistics import Interval
-from nnunet_kd.evaluation.summary import Scores, Table, compare, mean_with_error
+from nnunet_kd.evaluation.summary import mean_with_error
+from nnunet_kd.evaluation.table import Table
 from nnunet_kd.storage.writing import replacing, write_whole
-from nnunet_kd.study.report import Report, write_report
+from nnunet_kd.study.report import Report, report_in_markdown
 from nnunet_kd.study.runs import TEACHER
 
 BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"
-README_TABLE = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"  # around it
+README_MARKS = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"
+README_PICTURE = f"![Difference of every method to {BASELINE}](benchmarks/study.png)"
 ABOUT_OVERVIEW = (
     "Mean over the seeds, ± its standard error over the cases. Intervals (95 %) are over cases and, where there are "
     "several, seeds; of two or three seeds a bootstrap makes them too narrow: they hold less often than 95 times in a "
@@ -104,32 +108,27 @@ def report(record: Record) -> str:
         teacher=TEACHER,
         costs=costs,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(content, Path(folder))
-        text = (Path(folder) / "report.md").read_text()
-    text = text.partition("\n## Further metrics")[0].partition("\n")[2].replace("\n## ", "\n### ")
+    text = (
+        report_in_markdown(content).partition("\n## Further metrics")[0].partition("\n")[2].replace("\n## ", "\n### ")
+    )
     return text.strip()
 
 
-def page(records: Mapping[str, Record]) -> str:
-    """Tables of all parts of which every row was run with some seed."""
+def page(records: Mapping[str, Record], findings: Findings) -> str:
+    """Tables of all parts of which every row was run with some seed, and what they show."""
     sections = [
         "# A study on real volumes",
         "Made by `python -m benchmarks.study`, which trains with nnU-Net's own commands through `nnunet_kd compare`. "
         "Defaults are chosen in the part on tuning, on cases and with a teacher of another fold. The metrics of every "
         "run and case are in [study/runs/](study/runs).",
     ]
-    left = [
-        f"{record.part.title} ({record.state()})"
-        for record in records.values()
-        if not {*record.part.seeds} <= {*record.whole_seeds()}
-    ]
+    left = [f"{record.part.title} ({record.state()})" for record in records.values() if not record.is_finished()]
     sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
     if shown(records):
         sections += [overview(records), ABOUT_OVERVIEW, f"![Difference of every method to {BASELINE}](study.png)"]
-    for record in records.values():
+    for name, record in records.items():
         if record.whole_seeds():
-            note = [record.part.note] if record.part.note else []
+            note = [findings.notes[name]] if name in findings.notes else []
             sections += [f"## {record.part.title}", *note, report(record)]
     return "\n\n".join(sections) + "\n"
 
@@ -178,23 +177,39 @@ def picture(parts: Mapping[str, Mapping[str, tuple[float, float, float]]], targe
         figure.savefig(unfinished, dpi=110, format="png", metadata={"Description": json.dumps(parts)})
 
 
-def with_table(readme: str, table: str) -> str:
-    """The text with another table between its two marks.
+def readme_section(records: Mapping[str, Record], findings: Findings) -> str:
+    """The table, the picture, and what they show; empty while there is nothing to show."""
+    if not shown(records):
+        return ""
+    parts = findings.above_table, overview(records), README_PICTURE, findings.below_table
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_section(readme: str, section: str) -> str:
+    """The text with another section between its two marks.
 
     Raises:
         ValueError: Where the marks are not there.
     """
-    begin, end = README_TABLE
+    begin, end = README_MARKS
     if begin not in readme or end not in readme.partition(begin)[2]:
-        raise ValueError(f"no table to replace between {begin.strip()} and {end.strip()}")
+        raise ValueError(f"no section to replace between {begin.strip()} and {end.strip()}")
     before, _, rest = readme.partition(begin)
-    return f"{before}{begin}\n{table}\n\n{end}{rest.partition(end)[2]}"
+    return f"{before}{begin}\n{section}\n\n{end}{rest.partition(end)[2]}"
 
 
 def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
-    """``study.md``, ``study.png`` and the README's table from what is kept in ``study/runs``."""
+    """``study.md``, ``study.png`` and the README's section from what is kept in ``study/runs``.
+
+    Raises:
+        StaleFindingError: Where the kept runs do not show what a sentence says. Everything else is written first,
+            without the paragraph that has the sentence.
+    """
     records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
-    changed = with_table(readme.read_text(), overview(records) if shown(records) else "")
-    write_whole(folder / "study.md", page(records))
+    findings = find(records)
+    changed = with_section(readme.read_text(), readme_section(records, findings))
+    write_whole(folder / "study.md", page(records, findings))
     picture(differences(records), folder / "study.png")
     write_whole(readme, changed)
+    if findings.stale:
+        raise StaleFindingError("; ".join(findings.stale))

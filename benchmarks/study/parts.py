@@ -1,9 +1,10 @@
-"""What the study runs: data sets, schedules, rows; the sweep from which the defaults were chosen."""
+"""What the study runs: data sets, schedules and rows, with the sweep from which the defaults were chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from nnunet_kd.distillation.methods import build_terms
@@ -13,6 +14,12 @@ from nnunet_kd.study.runs import ABLATIONS
 SEEDS = (0, 1, 2)
 BASELINE = "NoKD"
 STRONG = "DCD, weight 1"
+
+
+@cache
+def trainer_class(method: str) -> Any:
+    """The trainer of a method, for which nnU-Net searches all of its own files each time."""
+    return find_trainer(f"nnUNetTrainer{method}")
 
 
 def at_once(weight: float) -> dict[str, Any]:
@@ -72,7 +79,6 @@ class Part:
         fold: Of the cases that are evaluated.
         seeds: Of the page.
         training: Schedule where it differs from that of the data set's students.
-        note: What was learned, above its tables.
         precision: Of the teacher, while a student trains; ``None``: as the student's.
     """
 
@@ -84,7 +90,6 @@ class Part:
     fold: int = 0
     seeds: Sequence[int] = SEEDS
     training: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
     precision: str | None = None
 
     @property
@@ -99,7 +104,7 @@ class Part:
 
     def settings(self, row: str) -> dict[str, Any]:
         """What its runs depend on, the defaults of its trainer included: a changed one makes it another run."""
-        trainer, method = find_trainer(f"nnUNetTrainer{self.rows[row]['trainer']}"), self.rows[row].get("method", {})
+        trainer, method = trainer_class(self.rows[row]["trainer"]), self.rows[row].get("method", {})
         recipe = {} if "terms" in method else trainer.recipe
         training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
         terms = build_terms(trainer.terms, method, training["num_epochs"])
@@ -202,74 +207,6 @@ TUNING = {
     "pruned + IFVD": {"trainer": "IFVD", "training": PRUNED},
     "pruned + DCD 1, no ramp": {"trainer": "DCD", "method": at_once(1.0), "training": PRUNED},
 }
-DECIDED = """\
-Decided here, on one seed, with the next part in mind: the standard deviation between seeds is 2.6 points of Dice for a
-student from random weights, 0.6 for a fitted one and 0.7 for a pruned one. Gains below are over NoKD with this seed,
-51.4, the lowest of its three, whose mean is 53.3: the pruned start gains 12.1 here and 10.9 over three seeds.
-
-- **What was seen before.** The values were chosen on these cases alone. But three of the sweeps were begun when some
-  runs of fold 0 at r = 4, since replaced, had shown a need: dual self-distillation's (44.6 with its authors' weight),
-  DCD's (59.9 beside NoKD's 59.8) and that of the pruned start (62.4 and 62.8 with the fitted one). The runs of r = 8
-  and of the hippocampus came after all choices.
-- **Schedule.** A student from random weights gains 9.1 points from twice the schedule and 9.9 from the fitted start.
-  With four times the schedule, 80 epochs, it comes within 2.0 points of this teacher, which was trained for 40. The
-  reported parts have 40 epochs: more than most rows here, and not enough for NoKD, which gains another 3.9 points from
-  40 to 80, two thirds of what it lacks to the teacher. Two CPU cores do not allow much more.
-- **Weights.** CWD's own leaves the student 10.7 points behind NoKD, a tenth 5.6, a hundredth none; dual
-  self-distillation's leaves it 12.3 behind, a tenth 2.0 ahead, a hundredth 1.0. These two have the best of three as
-  their default, since their authors' numbers do harm. The other methods' authors' numbers are above NoKD and stay; a
-  tenth is better for FitNets alone, by 1.6. (IFVD's are on every stage here, with a divergence summed over the classes,
-  where its authors have one feature map and the mean.) FreeKD's and IFVD's are 5.5 and 5.8 points above NoKD of the
-  same seed; NoKD's own seeds differ by up to 4.9.
-- **DCD.** Its own weight of 0.01, under its ramp, changes next to nothing in so short a training: 0.4. A weight of 1
-  from the first epoch is 7.5 points above NoKD, and 3.0 with twice the schedule; three and ten times as much 5.6. Under
-  the ramp the same weight is 3.1 above, and three times as much 4.9. It cannot be told from here whether 1 would do for
-  the thousand epochs that 0.01 was published for, so the default stays, and the reported parts have both.
-- **Recipe.** Of what comes from the teacher its weights give most. Copying every 4th channel loses 5.0 points; fitting
-  these channels ('reconstructed') gains 9.9, fitting those that pruning leaves ('pruned') 12.1, and with averaged
-  weights and twice the schedule, beside NoKD's of that schedule, 4.1 and 5.4. Terms beside the first change little or
-  take from it, but for IFVD's, which gives 1.9 points in 20 epochs and takes 0.7 in 40; beside the second IFVD's and
-  DCD's change -0.1 and +0.3. So the recipe is the pruned start and has no term. Averaged weights gave 0.3 to 1.1 points
-  where no term was and cost nothing, so the recipe has them. It was chosen among some twenty starts and mixtures, DCD's
-  weight of 1 among seven settings, the other methods' weights between two or three; the reported parts have NoKD with
-  averaged weights too."""
-LUCK = """\
-NoKD's third seed, 55.1, is 4.7 and 4.3 points below its other two, so most of what a loss gains over NoKD is that seed:
-in the other two DCD of weight 1 gains 0.3, FreeKD 0.1 and IFVD 0.3, and KD 3.8, 64 % of the gap."""
-HALVED = """\
-The schedule is as long as the teacher's. It was first half as long; NoKD's curve on fold 0, which is reported here, had
-not levelled off then. Nothing else was decided on these cases."""
-CONFUSED = """\
-
-
-Rows that are far below NoKD confuse the two ends of the hippocampus, which training data, mirrored, show both ways
-round: voxels of one label lie where the other is. NoKD's HD95 is 1.7 or 1.8 mm in every label and seed. That of
-LogitsKD and of DCD + logits is 15.6 or 15.7 mm in the posterior label with seeds 0 and 2, with which they are 7.7 to
-11.1 points of Dice below, and 1.7 and 1.8 with seed 1, with which they are 0.2 below. IFVD's is 15.4, 23.4 and 23.3 mm
-in one of the labels, DualSelfKD's 23.4 with seed 2; without that it is 2.3 and 3.8 points below all the same. Whether
-a longer schedule mends this was not tested."""
-ENDS = """
-
-
-At this width NoKD confuses the ends too, in every seed: NoKD's HD95 is 9.7, 20.7 and 15.1 mm in the anterior label.
-Some losses keep them apart: HD95 of DCD with weight 1, of FreeKD and of KD, in either label and any seed, is never
-above 2.8, 2.5 and 1.8 mm, CWD's once 15.0 mm, FitNets' once 17.0. DCD's as published is 9.1, 17.2 and 15.4 mm. The four
-that are far below NoKD confuse them more: their mean HD95 is 13.1 to 17.4 mm, NoKD's 8.6."""
-BANDS = """\
-Here the row that the others are compared with is DCD itself, with the directional bands, the best choice in the paper's
-Table 4 (68.5; NoKD 63.6). All details do as well (-0.1). What has the approximations in it harms: alone they cost 10.1
-points (6.5 in the paper), with all other bands 4.1. Two of the paper's rows are not found again. The band that is
-high-pass along every axis alone (62.3 in the paper, below NoKD) is 1.3 points below the directional ones, and not below
-NoKD. And nothing is lost without the inverse transform (62.9 in the paper; +0.1 here): ours is orthonormal, so both are
-the same sum of squares and differ in what it is divided by, as if the weight were a third larger; the authors' does not
-invert itself. One mean of all levels, as the equation has it, is 1.2 points below the mean a level, as the code has it,
-and below it in every seed."""
-LEVEL = """\
-What is left of the gap when students train twice as long, longer than their teacher did: 0.0, 1.3 and 6.3 points in the
-seeds, so far apart that the interval of their mean, 2.6, holds 0. KD is as good as the teacher, by 0.4, -0.1 and 0.0
-points, and 0.5, 1.3 and 6.3 above NoKD. Its seeds differ by 0.5 points at most, DCD's of weight 1 by 0.9, NoKD's by
-6.3: with a teacher none fell as far as NoKD's third. DCD is 3.3 and 1.4 below NoKD in the first two and 2.8 above in
-the last."""
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed", "pruned")}
 ABLATION = {  # of a DCD that has an effect
     **{name: METHODS[name] for name in (STRONG, BASELINE)},
@@ -282,7 +219,7 @@ LONG = {name: METHODS[name] for name in (BASELINE, STRONG, "KD")}
 _OF_BRATS, _OF_HIPPOCAMPUS = "BraTS patches, {} of the width", "Hippocampus, {} of the width"
 _QUARTER, _EIGHTH = "a quarter", "an eighth"
 PARTS = {
-    "brats_r4": Part(_OF_BRATS.format(_QUARTER), "BraTS, r = 4", "brats", 4, METHODS, note=LUCK),
+    "brats_r4": Part(_OF_BRATS.format(_QUARTER), "BraTS, r = 4", "brats", 4, METHODS),
     "brats_r8": Part(_OF_BRATS.format(_EIGHTH), "BraTS, r = 8", "brats", 8, METHODS, precision="bfloat16"),
     "hippocampus_r4": Part(
         _OF_HIPPOCAMPUS.format(_QUARTER),
@@ -290,7 +227,6 @@ PARTS = {
         "hippocampus",
         4,
         METHODS,
-        note=HALVED + CONFUSED,
         precision="bfloat16",
     ),
     "hippocampus_r8": Part(
@@ -299,13 +235,12 @@ PARTS = {
         "hippocampus",
         8,
         METHODS,
-        note=HALVED + ENDS,
         precision="bfloat16",
     ),
-    "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION, note=BANDS),
+    "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION),
     "brats_long": Part(
-        f"{_OF_BRATS.format(_QUARTER)}, twice as long", "", "brats", 4, LONG, training={"num_epochs": 80}, note=LEVEL
+        f"{_OF_BRATS.format(_QUARTER)}, twice as long", "", "brats", 4, LONG, training={"num_epochs": 80}
     ),
-    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF, DECIDED),
+    "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF),
     "spread": Part("Tuning: spread over seeds, fold 1, r = 4", "", "brats", 4, SPREAD, 1, SEEDS, HALF),
 }

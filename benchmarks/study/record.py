@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.study.parts import PARTS
 from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.summary import Scores
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.runs import TEACHER
 
@@ -80,6 +80,10 @@ class Record:
         """Those that all rows have."""
         return sorted({seed for _, seed in self._entries if seed is not None and not self.missing(seed)})
 
+    def is_finished(self) -> bool:
+        """Whether all rows have all seeds of the part."""
+        return {*self.part.seeds} <= {*self.whole_seeds()}
+
     def state(self) -> str:
         """How much of it is there."""
         wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
@@ -125,7 +129,7 @@ class Record:
                 for metric, structures in scores.items():
                     value = line[metric]
                     structures.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
-            entry = {
+            entry: dict[str, Any] = {
                 "method": method,
                 "seed": None if method == TEACHER else seed,
                 "settings": self._settings[method],

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows
+    from nnunet_kd.evaluation.folders import evaluate_folders, find_cases
+    from nnunet_kd.evaluation.protocol import read_evaluation
+    from nnunet_kd.evaluation.rows import write_rows
     from nnunet_kd.evaluation.summary import summary_table
     from nnunet_kd.storage.writing import write_whole
 

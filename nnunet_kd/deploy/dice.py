@@ -9,7 +9,8 @@ import numpy as np
 
 from nnunet_kd.deploy.engines import available_threads, choose_engine
 from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
-from nnunet_kd.evaluation.folders import evaluate_folders, read_evaluation
+from nnunet_kd.evaluation.folders import evaluate_folders
+from nnunet_kd.evaluation.protocol import read_evaluation
 from nnunet_kd.nnunet.images import link_cases
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,102 +14,15 @@ import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
+from nnunet_kd.evaluation.protocol import Evaluation
+from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.images import is_left_over
 from nnunet_kd.nnunet.labels import label_text
 from nnunet_kd.storage.integrity import check_name
 from nnunet_kd.storage.processes import end_with_parent
-from nnunet_kd.storage.writing import write_whole
 
-Structures = dict[str, tuple[int, ...]]
 References = Path | Mapping[str, Path]  # a folder, or the file of every case
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is evaluated, and how files are read.
-
-    Attributes:
-        structures: Name -> label values; several where it is a region.
-        ignore_label: Voxels the reference marks with this do not count.
-        values: All label values that may occur.
-        file_ending: Of the segmentations.
-        reader: nnU-Net's class that reads them.
-        tolerances: Structure -> tolerance of its NSD in mm.
-    """
-
-    structures: Structures
-    ignore_label: int | None
-    values: tuple[int, ...]
-    file_ending: str
-    reader: type
-    tolerances: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Metrics of one structure in one case, by one method.
-
-    Attributes:
-        seed: Of the training, where the method was trained with several.
-    """
-
-    method: str
-    case: str
-    structure: str
-    values: dict[str, float]
-    seed: int | None = None
-
-
-def read_evaluation(
-    dataset_json: Mapping[str, Any],
-    plans: Mapping[str, Any] | None,
-    example_file: Path,
-    tolerance: float = 1.0,
-    tolerances: Mapping[str, float] | None = None,
-) -> Evaluation:
-    """What a data set's description asks for.
-
-    Args:
-        dataset_json: nnU-Net's ``dataset.json``.
-        plans: nnU-Net's plans, for the reader; found by the file ending if left out.
-        example_file: Any of the segmentations.
-        tolerance: Of the NSD, in mm.
-        tolerances: Structure -> another tolerance.
-
-    Raises:
-        ValueError: For a tolerance of a structure that is not there, or plans without a reader.
-    """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    labels = dict(dataset_json["labels"])
-    ignore = labels.pop("ignore", None)
-    structures = {}
-    values = {0}
-    for name, value in labels.items():
-        listed = tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
-        values.update(listed)
-        if listed != (0,):
-            structures[name] = listed
-    by_name = dict(tolerances or {})
-    for name in by_name:
-        if name not in structures:
-            raise ValueError(f"there is no structure {name!r} to have a tolerance: {', '.join(structures)}")
-    if plans is not None:
-        if not isinstance(plans.get("image_reader_writer"), str):
-            raise ValueError("the plans name no image_reader_writer")
-        reader = PlansManager(dict(plans)).image_reader_writer_class
-    else:
-        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(example_file), verbose=False)
-    return Evaluation(
-        structures,
-        None if ignore is None else int(ignore),
-        tuple(sorted(values)),
-        dataset_json["file_ending"],
-        reader,
-        {name: float(by_name.get(name, tolerance)) for name in structures},
-    )
 
 
 def find_cases(reference: References, predictions: Mapping[str, Path], file_ending: str) -> list[str]:
@@ -283,33 +191,3 @@ def _read(path: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any
     if labels.shape[0] == 1:  # nnU-Net reads 2-D images as one slice, of a thickness it makes up
         labels, spacing = labels[0], spacing[1:]
     return labels, spacing, corners(properties, labels.shape)
-
-
-def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent.
-
-    Where methods have seeds, there is a row a seed, and a column of them.
-
-    Names are written as they are, quoted where they need it: both are for programs. A spreadsheet takes a name that
-    begins with =, +, - or @ for a formula.
-    """
-    names = ["method", *(["seed"] if any(row.seed is not None for row in rows) else []), "case", "structure"]
-    records = [{**{name: getattr(row, name) for name in names}, **_without_nan(row.values)} for row in rows]
-    lines = [_line([*names, *METRICS])]
-    lines += [_line(["" if value is None else value for value in record.values()]) for record in records]
-    written = []
-    for name, content in (("metrics.csv", "".join(lines)), ("metrics.json", json.dumps(records, indent=1))):
-        write_whole(folder / name, content)
-        written.append(folder / name)
-    return written
-
-
-def _line(cells: Sequence[str | float]) -> str:
-    """Of a CSV file; quoted where the cells hold a comma, a quote or any end of a line."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # only with both does it quote a lone \r
-    return line.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,24 +99,41 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
     cases = int(usable.sum())
     if not cases:
         return Interval(math.nan, math.nan, math.nan)
-    runs = [sample[:, usable] for sample in runs]
+    runs = [np.ascontiguousarray(sample[:, usable]) for sample in runs]
     value = float(statistic(*(_mean_of_means(sample[None]) for sample in runs))[0])
-    of_cases, of_runs = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    drawn = []
-    left = RESAMPLES
     count = max(several, default=1)
-    while left:
-        draws = min(left, max(1, AT_ONCE // (cases * count)))
-        left -= draws
-        chosen = of_cases.integers(0, cases, (draws, 1, cases))
-        trained = of_runs.integers(0, count, (draws, count, 1))
-        drawn.append(statistic(*(_mean_of_means(sample[trained if len(sample) > 1 else 0, chosen]) for sample in runs)))
-    numbers = np.concatenate(drawn)
+    numbers = statistic(*(_drawn_means(sample.tobytes(), len(sample), count, seed) for sample in runs))
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
         return Interval(value, math.nan, math.nan)
     low, high = np.percentile(numbers, (2.5, 97.5))
     return Interval(value, float(low), float(high))
+
+
+@lru_cache(256)  # a method is in several intervals, with the same draws
+def _drawn_means(sample: bytes, runs: int, count: int, seed: int) -> Values:
+    """Means of one sample in every draw of :func:`bootstrap`, ``(RESAMPLES,)``.
+
+    Args:
+        sample: ``(runs, cases)`` in float64.
+        runs: Of the sample.
+        count: Of the runs that are drawn from the sample that has most.
+        seed: Of the draws.
+    """
+    values = np.frombuffer(sample).reshape(runs, -1)
+    cases = values.shape[1]
+    of_cases, of_runs = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    drawn = []
+    left = RESAMPLES
+    while left:
+        draws = min(left, max(1, AT_ONCE // (cases * count)))
+        left -= draws
+        chosen = of_cases.integers(0, cases, (draws, 1, cases))
+        trained = of_runs.integers(0, count, (draws, count, 1))
+        drawn.append(_mean_of_means(values[trained if runs > 1 else 0, chosen]))
+    means = np.concatenate(drawn)
+    means.setflags(write=False)  # it is shared
+    return means
 
 
 def mean_interval(values: Values) -> Interval:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.evaluation.folders import write_rows
+from nnunet_kd.evaluation.rows import write_rows
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, read_checkpoint
 from nnunet_kd.nnunet.experiment import Experiment, find_trainer
@@ -19,10 +19,11 @@ from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_l
 from nnunet_kd.nnunet.trust.architectures import check_networks
 from nnunet_kd.storage.processes import BusyError
 from nnunet_kd.study.costs import study_costs
+from nnunet_kd.study.pictures import draw_cases
 from nnunet_kd.study.report import Report, write_report
 from nnunet_kd.study.runs import TEACHER, Run
 from nnunet_kd.study.study import Study
-from nnunet_kd.study.validation import draw_cases, evaluate_cases, references
+from nnunet_kd.study.validation import evaluate_cases, references
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.teacher import load_plain
 from nnunet_kd.training.record import changes, record_of, records
@@ -49,7 +50,7 @@ def compare_methods(
     teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
     _check_results(study, runs, trust)
     with study.alone():
-        study.write_splits()
+        study.folds.write()
         _check_cases(study, runs, teachers)
         study.write_plans(runs)
         return _compare(study, runs, teachers, tolerance, workers, trust)
@@ -135,12 +136,12 @@ def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, Teach
         ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, one without one
             of its files, or a reference that is no segmentation.
     """
-    if not study.splits.is_file():
+    if not study.folds.path.is_file():
         return  # nnU-Net will say that nothing is preprocessed
     folds = sorted({run.fold for run in runs})
     fold_of: dict[str, int] = {}
     for fold in folds:
-        for case in study.cases_of(fold):
+        for case in study.folds.cases_of(fold):
             if fold_of.setdefault(case, fold) != fold:
                 raise ValueError(
                     f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare them one at a time"

@@ -34,7 +34,7 @@ def study_costs(
         if run.fold == fold and run.method not in models:
             checkpoint = study.folder_of(run) / f"fold_{fold}" / FINAL
             models[run.method] = Model(checkpoint, study.configuration, trust)
-    cases = study.cases_of(fold)[:CASES]
+    cases = study.folds.cases_of(fold)[:CASES]
     wanted = {
         name: {"network": text_digest(model.network), "cases": cases, "device": study.device}
         for name, model in models.items()

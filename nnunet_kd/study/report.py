@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
     SEEDS,
-    Scores,
-    Table,
     cautions,
     comparison_table,
     metric_table,
     seed_table,
     tests_note,
 )
+from nnunet_kd.evaluation.table import Table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
 from nnunet_kd.storage.writing import write_whole
 
@@ -72,16 +72,26 @@ class Report:
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """``report.html`` and ``report.md``; each is complete or absent. Names are text in both, whatever they hold."""
-    sections = _sections(report)
-    warnings = [*report.warnings, *cautions(Scores(report.rows), report.baseline, report.teacher)]
-    markdown = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in warnings)]
-    facts = [f"{name}: {text}" for name, text in report.facts.items()]
-    markdown.append("\n".join(f"- {in_markdown(fact)}" for fact in facts))
+    write_whole(folder / "report.html", _in_html(report))
+    write_whole(folder / "report.md", report_in_markdown(report))
+    return [folder / "report.html", folder / "report.md"]
+
+
+def report_in_markdown(report: Report) -> str:
+    """The text of ``report.md``."""
+    lines = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in _warnings(report))]
+    lines.append("\n".join(f"- {in_markdown(fact)}" for fact in _facts(report)))
+    for title, note, tables in _sections(report):
+        lines += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _in_html(report: Report) -> str:
+    """The text of ``report.html``, with its figures."""
     page = [f"<h1>{in_html(report.title)}</h1>"]
-    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in warnings]
-    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in facts) + "</ul>")
-    for title, note, tables in sections:
-        markdown += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]
+    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in _warnings(report)]
+    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in _facts(report)) + "</ul>")
+    for title, note, tables in _sections(report):
         page += [f"<h2>{in_html(title)}</h2>", f"<p>{in_html(note)}</p>" if note else ""]
         page += [f'<div class="scroll">{table.html()}</div>' for table in tables]
     figures = {**report.pictures}
@@ -93,10 +103,15 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         page += [f"<h2>{in_html(caption)}</h2>", _image(figure, caption)]
     head = f'<meta charset="utf-8"><title>{in_html(report.title)}</title><style>{_STYLE}</style>'
     body = "\n".join(page)
-    document = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-    write_whole(folder / "report.html", document)
-    write_whole(folder / "report.md", "\n\n".join(markdown) + "\n")
-    return [folder / "report.html", folder / "report.md"]
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _warnings(report: Report) -> list[str]:
+    return [*report.warnings, *cautions(Scores(report.rows), report.baseline, report.teacher)]
+
+
+def _facts(report: Report) -> list[str]:
+    return [f"{name}: {text}" for name, text in report.facts.items()]
 
 
 def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:

@@ -14,15 +14,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_splits
+from nnunet_kd.nnunet.reading import read_dataset_json, read_json
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
 from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
-from nnunet_kd.storage.writing import check_writable_folder, not_written, write_whole
+from nnunet_kd.storage.writing import check_writable_folder, write_whole
 from nnunet_kd.study.commands import Commands
+from nnunet_kd.study.folds import Folds
 from nnunet_kd.study.runs import Run
 from nnunet_kd.teachers.leakage import not_kept_back, validated_cases
 from nnunet_kd.training.results import LOCK
@@ -34,7 +34,7 @@ FINAL = "checkpoint_final.pth"
 
 
 class Study:
-    """Trains, predicts and knows where everything lies.
+    """Trains, and knows where everything lies.
 
     Args:
         dataset: ``DatasetXXX_Name``.
@@ -61,6 +61,7 @@ class Study:
         self.out = out
         self.device = device
         self.commands = Commands(out / "logs")
+        self.folds = Folds(self.preprocessed, plans, configuration)
         self.dataset_json: dict[str, Any] = read_dataset_json(self.preprocessed / "dataset.json")
 
     @contextmanager
@@ -150,42 +151,6 @@ class Study:
             if not (self.preprocessed / f"{name}.json").is_file():
                 write_whole(self.preprocessed / f"{name}.json", json.dumps(plans, indent=4))
 
-    def write_splits(self) -> None:
-        """nnU-Net's folds, where there are none yet; complete or not there, unlike the file nnU-Net would write.
-
-        Raises:
-            ValueError: Where the file that is there cannot be read, or there are no cases to split.
-        """
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        from nnunet_kd.nnunet.cases import dataset_class
-
-        if self.splits.is_file():
-            self._splits()
-            return
-        identifier = PlansManager(self.plans).get_configuration(self.configuration).data_identifier
-        folder = self.preprocessed / identifier
-        if not folder.is_dir():
-            return  # nnU-Net says that nothing is preprocessed
-        cases = dataset_class(folder).get_identifiers(str(folder))
-        splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
-        write_whole(self.splits, json.dumps(_plain(splits), indent=4))
-
-    @property
-    def splits(self) -> Path:
-        """The file of nnU-Net's folds."""
-        return self.preprocessed / "splits_final.json"
-
-    def _splits(self) -> Any:
-        try:
-            return read_splits(self.splits)
-        except ValueError as error:
-            raise ValueError(
-                f"cannot read {self.splits}, which a killed training has left perhaps: remove it, and nnU-Net's folds "
-                "are made anew; restore it, if the folds were others"
-            ) from error
-
     # ---- models
 
     def folder_of(self, run: Run) -> Path:
@@ -249,22 +214,7 @@ class Study:
             self.check_idle(run)  # another process may have been faster
             raise
 
-    # ---- cases and predictions
-
-    def cases_of(self, fold: int) -> list[str]:
-        """The fold's validation cases: no student of that fold has seen them.
-
-        Raises:
-            ValueError: Where nnU-Net has not split the data set yet, or has no such fold.
-        """
-        if not self.splits.is_file():
-            raise ValueError(
-                f"there is no {self.splits}: nnU-Net makes it when the first training of the data set begins"
-            )
-        splits = self._splits()
-        if not 0 <= fold < len(splits):
-            raise ValueError(f"{self.splits} has {len(splits)} folds, there is no fold {fold}")
-        return sorted(splits[fold]["val"])
+    # ---- cases
 
     def check_validated(self, model_folder: Path, fold: int) -> None:
         """That a model was not trained on a validation case of its fold, as far as nnU-Net has noted what it validated.
@@ -272,10 +222,10 @@ class Study:
         Raises:
             ValueError: Where the fold has one it did not have then.
         """
-        new = not_kept_back(validated_cases(model_folder / f"fold_{fold}"), self.cases_of(fold), fold)
+        new = not_kept_back(validated_cases(model_folder / f"fold_{fold}"), self.folds.cases_of(fold), fold)
         if new is not None:
             raise ValueError(
-                f"{model_folder} was trained without keeping back {new}: restore {self.splits}, or train it again"
+                f"{model_folder} was trained without keeping back {new}: restore {self.folds.path}, or train it again"
             )
 
     def images_of(self, fold: int) -> Path:
@@ -284,69 +234,7 @@ class Study:
         Raises:
             ValueError: Where a case has no image.
         """
-        images = training_images(self.raw, self.dataset_json, self.cases_of(fold))
+        images = training_images(self.raw, self.dataset_json, self.folds.cases_of(fold))
         ending = self.dataset_json["file_ending"]
         folder = self.out / "images" / f"fold_{fold}"
         return link_cases(folder, images, lambda case, channel: f"{case}_{channel:04d}{ending}")
-
-    def predict(self, model_folder: Path, fold: int, checkpoint: str = FINAL) -> Path:
-        """Segmentations of the fold's validation cases: nnU-Net's own validation where it is whole, else predicted.
-
-        What was predicted before is kept where it is whole, of this model, and not older than it.
-
-        Args:
-            model_folder: Results folder of any nnU-Net.
-            fold: The fold of model and cases.
-            checkpoint: Of the fold.
-
-        Raises:
-            DiskFullError: Where there is no space for a file.
-            RuntimeError: Where the prediction fails.
-        """
-        names = [f"{case}{self.dataset_json['file_ending']}" for case in self.cases_of(fold)]
-        path = model_folder / f"fold_{fold}" / checkpoint
-        trained = path.stat().st_mtime if path.is_file() else 0.0
-        own = model_folder / f"fold_{fold}" / "validation"
-        summary = own / "summary.json"  # nnU-Net writes it when it has read all the others
-        ended = summary.stat().st_mtime if summary.is_file() else 0.0
-        if checkpoint == FINAL and all(self._is_whole(own / name, trained, ended) for name in names):
-            return own
-        which = "" if checkpoint == FINAL else f"_{Path(checkpoint).stem}"
-        name = f"{model_folder.name}_fold_{fold}{which}"
-        folder = self.out / "predictions" / name
-        origin = folder / "checkpoint.txt"  # a model of another data set may have the same name
-        same = origin.is_file() and origin.read_text(encoding="utf-8") == str(path)
-        lost = [folder / name for name in names if not (same and self._is_whole(folder / name, trained))]
-        if not lost:
-            return folder
-        for prediction in lost:  # nnU-Net goes on after every file that is there, cut off or not
-            prediction.unlink(missing_ok=True)
-        write_whole(origin, str(path))
-        self.commands.run(
-            f"predict_{name}",
-            "nnUNetv2_predict_from_modelfolder",
-            *("-i", str(self.images_of(fold)), "-o", str(folder), "-m", str(model_folder), "-f", str(fold)),
-            *("-chk", checkpoint),
-            *("-npp", "1", "-nps", "1", "-device", self.device, "--continue_prediction"),
-        )
-        for path in (folder / name for name in names):
-            if not self._is_whole(path, trained):
-                raise not_written(path)
-        return folder
-
-    def _is_whole(self, path: Path, begin: float, end: float = float("inf")) -> bool:
-        """Whether a segmentation is there, was written in that time, and can be read to its end."""
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        try:
-            if not begin <= path.stat().st_mtime <= end:
-                return False
-            read_segmentation(PlansManager(self.plans).image_reader_writer_class, path)
-        except Exception:  # of whatever library reads the format
-            return False
-        return True
-
-
-def _plain(splits: Any) -> Any:
-    """Without NumPy's strings and arrays."""
-    return [{part: [str(case) for case in cases] for part, cases in split.items()} for split in splits]

@@ -16,7 +16,9 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_kd.cli import main
-from nnunet_kd.evaluation.folders import evaluate_folders, find_cases, read_evaluation, write_rows
+from nnunet_kd.evaluation.folders import evaluate_folders, find_cases
+from nnunet_kd.evaluation.protocol import read_evaluation
+from nnunet_kd.evaluation.rows import write_rows
 
 LABELS = {"background": 0, "a": 1, "b": 2}
 SPACING = (2.5, 1.2, 0.8)

@@ -4,9 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.summary import Scores, Table, cautions, compare, metric_table, summary_table
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores, compare
+from nnunet_kd.evaluation.summary import cautions, metric_table, summary_table
+from nnunet_kd.evaluation.table import Table
 
 
 def rows(**dice):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nnunet_kd.evaluation.folders import Row, find_cases, write_rows
+from nnunet_kd.evaluation.folders import find_cases
 from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.pictures import Slice, draw_comparison, draw_disagreement
-from nnunet_kd.evaluation.summary import Scores, summary_table
+from nnunet_kd.evaluation.rows import Row, write_rows
+from nnunet_kd.evaluation.scores import Scores
+from nnunet_kd.evaluation.summary import summary_table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
 from nnunet_kd.study.report import Report, draw_accuracy_against_cost, draw_curves, write_report
 from tests.study.test_report import measured

@@ -9,17 +9,19 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.folders import Row
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.storage.writing import DiskFullError
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.comparison import _find_teachers
 from nnunet_kd.study.costs import study_costs
+from nnunet_kd.study.pictures import draw_cases
+from nnunet_kd.study.predictions import predict
 from nnunet_kd.study.runs import list_runs, rows_of_ablation, rows_of_methods
 from nnunet_kd.study.study import Study
-from nnunet_kd.study.validation import draw_cases, references, segmentations
+from nnunet_kd.study.validation import references, segmentations
 from tests.conftest import DATASET, FOLDERS, SHORT
 from tests.full_disk import PAGE, leave
 
@@ -77,12 +79,12 @@ def test_the_schedule_is_that_of_plans_and_trainer(workspace):
 def test_cases_and_images_of_a_fold(workspace):
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     splits = json.loads((workspace.preprocessed / "splits_final.json").read_text())
-    assert study.cases_of(1) == sorted(splits[1]["val"])
+    assert study.folds.cases_of(1) == sorted(splits[1]["val"])
     images = sorted(path.name for path in study.images_of(0).iterdir())
     assert len(images) == 3 * len(splits[0]["val"]) and images[0].endswith("_0000.nii.gz")
     study.images_of(0)  # a second time
     with pytest.raises(ValueError, match="has 5 folds, there is no fold 9"):
-        study.cases_of(9)
+        study.folds.cases_of(9)
     (workspace.raw / "imagesTr" / images[0]).unlink()
     (study.out / "images" / "fold_0" / images[0]).unlink()
     with pytest.raises(ValueError, match=f"there is no .*{images[0]}"):
@@ -91,23 +93,23 @@ def test_cases_and_images_of_a_fold(workspace):
 
 def test_an_empty_folder_of_cases_is_not_split(workspace):
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
-    study.splits.unlink()
+    study.folds.path.unlink()
     folder = next(workspace.preprocessed.glob("*3d_fullres"))
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(ValueError, match=f"{folder} holds no case: preprocess again"):
-        study.write_splits()
-    assert not study.splits.exists()
+        study.folds.write()
+    assert not study.folds.path.exists()
 
 
 def test_links_of_an_earlier_split_are_not_kept(workspace):
     """As where the folds were changed, or the folder is that of another study."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     before = [references(study, 0), study.images_of(0)]
-    splits = json.loads(study.splits.read_text())
+    splits = json.loads(study.folds.path.read_text())
     splits[0]["val"] = splits[0]["val"][:1]
-    study.splits.write_text(json.dumps(splits))
-    (case,) = study.cases_of(0)
+    study.folds.path.write_text(json.dumps(splits))
+    (case,) = study.folds.cases_of(0)
     assert [references(study, 0), study.images_of(0)] == before
     assert [sorted(path.name for path in folder.iterdir()) for folder in before] == [
         [f"{case}.nii.gz"],
@@ -147,9 +149,9 @@ def test_costs_are_measured_once_per_network(workspace, monkeypatch):
     study_costs(study, more, {}, False)  # fewer copies
     study.device = "cuda"
     assert study_costs(study, more, {}, False)["DCD"].device == "cuda"
-    splits = json.loads(study.splits.read_text())
+    splits = json.loads(study.folds.path.read_text())
     splits[0]["val"] = splits[0]["val"][:1]
-    study.splits.write_text(json.dumps(splits))
+    study.folds.path.write_text(json.dumps(splits))
     study_costs(study, more, {}, False)
     assert begun[1:] == 4 * [["nnUNetTrainer", "nnUNetTrainerNoKD"]]
 
@@ -169,7 +171,7 @@ def test_a_picture_holds_all_channels(workspace):
     for path in (workspace.raw / "imagesTr").glob("*_000[12].nii.gz"):
         path.unlink()
     images = sorted(path.name for path in study.images_of(0).iterdir())
-    assert images == [f"{case}_0000.nii.gz" for case in study.cases_of(0)]
+    assert images == [f"{case}_0000.nii.gz" for case in study.folds.cases_of(0)]
 
 
 def test_folds_are_nnunets_and_written_whole(workspace):
@@ -178,11 +180,11 @@ def test_folds_are_nnunets_and_written_whole(workspace):
     nnunets = path.read_text()
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     path.unlink()
-    study.write_splits()
+    study.folds.write()
     assert json.loads(path.read_text()) == json.loads(nnunets)
     path.write_text(nnunets[:30])
     with pytest.raises(ValueError, match="cannot read .*splits_final.json, which a killed training has left perhaps"):
-        study.write_splits()
+        study.folds.write()
     assert path.read_text() == nnunets[:30]  # a person may have written it
 
 
@@ -213,34 +215,34 @@ def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, m
     ran = []
     run = Commands.run
     monkeypatch.setattr(Commands, "run", lambda self, *words, **more: ran.append(words) or run(self, *words, **more))
-    folder = study.predict(workspace.teacher, 0)
+    folder = predict(study, workspace.teacher, 0)
     files = sorted(folder.glob("*.nii.gz"))
     whole = [path.read_bytes() for path in files]
-    assert len(files) == 2 and study.predict(workspace.teacher, 0) == folder and len(ran) == 1
+    assert len(files) == 2 and predict(study, workspace.teacher, 0) == folder and len(ran) == 1
 
     files[0].write_bytes(whole[0][:-50])
     kept = files[1].stat().st_mtime_ns
-    study.predict(workspace.teacher, 0)
+    predict(study, workspace.teacher, 0)
     assert [path.read_bytes() for path in files] == whole and files[1].stat().st_mtime_ns == kept and len(ran) == 2
 
     os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth")  # trained anew
-    study.predict(workspace.teacher, 0)
+    predict(study, workspace.teacher, 0)
     assert files[1].stat().st_mtime_ns > kept and len(ran) == 3
 
     other = shutil.copytree(workspace.teacher, workspace.root / "elsewhere" / workspace.teacher.name)
-    assert study.predict(other, 0) == folder and len(ran) == 4  # not the predictions of its namesake
-    study.predict(workspace.teacher, 0)
+    assert predict(study, other, 0) == folder and len(ran) == 4  # not the predictions of its namesake
+    predict(study, workspace.teacher, 0)
 
     own = workspace.teacher / "fold_0" / "validation"
     own.mkdir()
     for path in files:
         shutil.copy(path, own)
-    assert study.predict(workspace.teacher, 0) == folder  # no summary: its validation was killed
+    assert predict(study, workspace.teacher, 0) == folder  # no summary: its validation was killed
     (own / "summary.json").touch()
-    assert study.predict(workspace.teacher, 0) == own
+    assert predict(study, workspace.teacher, 0) == own
     later = (own / "summary.json").stat().st_mtime + 1  # clocks of file systems are coarse
     os.utime(own / files[1].name, (later, later))  # validated again, and killed
-    assert study.predict(workspace.teacher, 0) == folder and len(ran) == 5
+    assert predict(study, workspace.teacher, 0) == folder and len(ran) == 5
 
 
 @pytest.mark.slow
@@ -257,13 +259,13 @@ def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk, 
         shutil.rmtree(disk / "predictions", ignore_errors=True)
         leave(disk, pages * PAGE)
         try:
-            study.predict(workspace.teacher, 0)
+            predict(study, workspace.teacher, 0)
             break
         except DiskFullError as error:
             refused.append(str(error))
     assert any(re.fullmatch(f"cannot write {folder}/.*nii.gz: the disk is full", text) for text in refused), refused
     leave(disk, 2**19)
-    assert study.predict(workspace.teacher, 0) == folder
+    assert predict(study, workspace.teacher, 0) == folder
 
 
 def test_commands_show_progress_and_keep_their_output(tmp_path, capsys):
@@ -305,7 +307,7 @@ def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
     reference[0] = 3
     reference[2, 2:4, 2:5] = 1
     rows = []
-    for case, dice, spacing in zip(study.cases_of(0), (0.1, 0.9), ((1, 1, 5), (3, 2, 1)), strict=True):
+    for case, dice, spacing in zip(study.folds.cases_of(0), (0.1, 0.9), ((1, 1, 5), (3, 2, 1)), strict=True):
         wanted = {
             workspace.raw / "imagesTr" / f"{case}_0000.nii.gz": np.random.default_rng(0).random(reference.shape),
             workspace.raw / "labelsTr" / f"{case}.nii.gz": reference,

@@ -1,0 +1,74 @@
+"""Pictures of a study's validation cases: the worst, the median and the best one, as every method segments them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.scores import Scores
+from nnunet_kd.evaluation.segmentation import read_segmentation
+from nnunet_kd.nnunet.raw_cases import training_images, training_labels
+from nnunet_kd.study.runs import TEACHER, Run
+from nnunet_kd.study.study import Study
+from nnunet_kd.study.validation import evaluation_of, key_of, references, segmentations
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
+    """Worst, median and best case of the last method by its Dice minus the baseline's."""
+    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice  # and matplotlib
+
+    scores = Scores(rows)
+    shown = runs[-1].method
+    difference = scores.of(shown) - scores.of(baseline) if shown != baseline else scores.of(shown)
+    order = [int(i) for i in np.argsort(difference) if np.isfinite(difference[i])]
+    if not order:
+        return {}
+    several = any(len(seeds) > 1 for seeds in scores.seeds.values())
+    of_seeds = ", mean of the seeds, of which the first is shown" if several else ""
+    evaluation = evaluation_of(study, next(references(study, runs[0].fold).iterdir()), 1.0)
+    cases = {}
+    for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+        case = scores.cases[index]
+        image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
+        if evaluation.ignore_label is not None:  # nobody is wrong where nothing is known
+            known = reference != evaluation.ignore_label
+            reference, labels = reference * known, {name: found * known for name, found in labels.items()}
+        axis = int(np.argmax(spacing))
+        where = worst_slice(reference, labels, axis)
+        height, width = (length for number, length in enumerate(spacing) if number != axis)
+        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice{of_seeds}"
+        cases[caption] = Slice(
+            image.take(where, axis),
+            reference.take(where, axis),
+            {name: segmentation.take(where, axis) for name, segmentation in labels.items()},
+            height / width,
+        )
+    what = f"{shown} minus {baseline}" if shown != baseline else shown
+    return {f"Cases by Dice of {what}": draw_disagreement(cases, evaluation.structures)}
+
+
+def _read_case(
+    study: Study, runs: Sequence[Run], case: str, with_teacher: bool
+) -> tuple[Any, Any, dict[str, Any], list[float]]:
+    """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
+    reader = PlansManager(study.plans).image_reader_writer_class
+    ending = study.dataset_json["file_ending"]
+    fold = next(run.fold for run in runs if case in study.folds.cases_of(run.fold))
+    first = training_images(study.raw, study.dataset_json, [case])[case][0]
+    image, properties = reader().read_images([str(first)])
+    reference, _ = read_segmentation(reader, training_labels(study.raw, study.dataset_json, [case])[case])
+    labels = {}
+    keys = {TEACHER: TEACHER} if with_teacher else {}
+    for run in runs:
+        if run.fold == fold:
+            keys.setdefault(run.method, key_of(run))
+    for method, key in keys.items():
+        labels[method], _ = read_segmentation(reader, segmentations(study, key, fold) / f"{case}{ending}")
+    return image[0], reference, labels, [float(width) for width in properties["spacing"]]
