@@ -1,124 +1,174 @@
-"""``nnunet_kd dataset``: a published data set into nnU-Net's raw format."""
+"""``nnunet_kd dataset``: convert a published data set to nnU-Net's raw format."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnunet_kd.datasets.conversion import Converted, Format
+    from nnunet_kd.datasets.base import Dataset
+    from nnunet_kd.datasets.conversion import Converted
+    from nnunet_kd.datasets.options import Option
 
 _DESCRIPTION = """\
-Turn a data set of the papers, as it was published, into nnU-Net's raw format. Nothing is downloaded: you get the data
+Convert a data set of the papers, as it was published, to nnU-Net's raw format. Nothing is downloaded: you get the data
 where --list says, under their own terms.
 
   nnunet_kd dataset --list
-      numbers, names, what they hold, where to get them, which files are expected
+      shows numbers, names, what the data sets hold, where to get them and which files are expected
   nnunet_kd dataset BraTS2024GLI /data/BraTS2024-training --regions
-      makes Dataset501_BraTS2024GLI in nnUNet_raw; then nnUNetv2_plan_and_preprocess -d 501
+      makes Dataset501_BraTS2024GLI in nnUNet_raw; then run nnUNetv2_plan_and_preprocess -d 501
   nnunet_kd dataset ISLES2022 /data/ISLES-2022 --grid dwi -d 602 --skip-bad
-      under another number; cases that cannot be converted are listed and left out
+      uses another number; lists and leaves out the cases that cannot be converted
 
-The data set appears when it is whole. Slices, visits or pictures of a patient are not parted by a split, as far as file
-names tell. Official test sets stay as they are; where a paper prints only how many cases it held out, so many are drawn
-by their names, whole patients, the same ones each time. Files that are as nnU-Net wants them are hard links where the
-disk allows it: to edit one in place is to edit what was published.
+The data set appears once it is complete. Slices, visits and pictures of one patient stay on one side of every split, as
+far as file names tell. Official test sets are kept; where a paper prints only how many cases it held out, as many are
+drawn by their names, in whole patients, the same ones each time. Files that nnU-Net can read as they are become hard
+links where the disk allows it: whoever edits such a file in place edits the published one.
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """Declares the data sets' own options when the command is parsed or explained.
+
+    The files that declare them import NumPy and SimpleITK, which no other command should wait for.
+    """
+
+    _complete = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Declare the options, and parse."""
+        self._declare_options()
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """Declare the options, and explain them."""
+        self._declare_options()
+        return super().format_help()
+
+    def _declare_options(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        group = self.add_argument_group("options of single data sets")
+        for option, datasets in _options().items():
+            explained = f"{', '.join(datasets)}: {option.help}"
+            if option.choices:
+                kind = type(option.default)
+                group.add_argument(_flag(option), type=kind, choices=option.choices, help=explained)
+            else:
+                group.add_argument(_flag(option), action="store_true", default=None, help=explained)
 
 
 def add_parser(commands: Any) -> None:
     """Declare the arguments."""
-    command = commands.add_parser(
-        "dataset",
-        help="convert a data set of the papers into nnU-Net's raw format",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("name", metavar="NAME", nargs="?", help="of the data set, see --list")
+    listed = commands.add_parser("dataset", help="convert a data set of the papers to nnU-Net's raw format")
+    command = _Parser(prog=listed.prog, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands.choices["dataset"] = command
+    command.add_argument("name", metavar="NAME", nargs="?", help="name of the data set, see --list")
     command.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="folder with the published files")
-    command.add_argument("--list", action="store_true", help="say which data sets there are")
+    command.add_argument("--list", action="store_true", help="show which data sets there are")
     command.add_argument("-d", metavar="ID", type=int, help="number in nnU-Net (default: see --list)")
-    command.add_argument("--raw", metavar="DIR", type=Path, help="instead of nnUNet_raw")
-    command.add_argument("--regions", action="store_true", help="BraTS: regions WT, TC, ET (RC) instead of classes")
-    command.add_argument(
-        "--grid",
-        choices=("flair", "dwi"),
-        help="ISLES2022: grid of all images: flair (default), where small lesions may lie between thick slices and be "
-        "lost, which is said, or dwi, on which they were drawn",
-    )
-    command.add_argument("--volumes", action="store_true", help="TCGALGG: a volume a patient instead of slices")
-    command.add_argument("--t2", action="store_true", help="FCD2023: T2w as a third channel, zeros where there is none")
-    command.add_argument("--classes", action="store_true", help="BUSI: benign and malignant instead of lesion")
-    command.add_argument("--organs", type=int, choices=(8, 13), help="Synapse: how many (default: 13)")
+    command.add_argument("--raw", metavar="DIR", type=Path, help="folder to use instead of nnUNet_raw")
     command.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be converted")
-    command.add_argument("-np", metavar="N", type=int, default=2, help="processes (default: 2)")
+    command.add_argument("-np", metavar="N", type=int, default=2, help="number of processes (default: 2)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, or list; returns the exit status."""
+    """Convert a data set or list them all; return the exit status."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
     from nnunet_kd.cli.dataset_folder import required
-    from nnunet_kd.datasets.conversion import Options, convert_dataset
-    from nnunet_kd.datasets.formats import FORMATS
+    from nnunet_kd.datasets.conversion import convert_dataset
+    from nnunet_kd.datasets.table import DATASETS
 
     if arguments.list:
-        print("\n".join(map(_entry, FORMATS.values())))
+        print("\n".join(_entry(kind()) for kind in DATASETS.values()))
         return 0
     if arguments.name is None or arguments.source is None:
         raise ValueError("give NAME and SOURCE, or --list")
-    by_name = {name.lower(): form for name, form in FORMATS.items()}
-    if arguments.name.lower() not in by_name:
-        asked = arguments.name.lower()
-        near = [name for name in by_name if asked in name] or difflib.get_close_matches(asked, by_name, n=1)
-        hint = f"did you mean {by_name[near[0]].name}?" if near else f"there are {', '.join(FORMATS)}"
-        raise ValueError(f"there is no data set {arguments.name!r}: {hint}")
-    form = by_name[arguments.name.lower()]
-    given = {key: getattr(arguments, key) for key in ("regions", "grid", "volumes", "classes", "organs", "t2")}
-    chosen = {key: value for key, value in given.items() if value not in (None, False)}
-    for key in chosen:
-        if key not in form.options:
-            raise ValueError(f"--{key} is not for {form.name}")
-    number = form.id if arguments.d is None else arguments.d
+    dataset = _chosen(arguments, DATASETS)
+    number = dataset.id if arguments.d is None else arguments.d
     if number < 1:
         raise ValueError(f"a data set's number is at least 1, got {number}")
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
     raw = arguments.raw or required(nnUNet_raw, ", or give --raw")
-    _check_number(number, form)
-    preprocessed = Path(nnUNet_preprocessed.require()) if nnUNet_preprocessed.is_set() else None
-
+    _check_number(number, dataset.name)
     made = convert_dataset(
-        form,
+        dataset,
         arguments.source,
         raw,
         number,
-        Options(**chosen),
-        arguments.skip_bad,
-        arguments.np,
-        _progress,
-        preprocessed,
+        skip_bad=arguments.skip_bad,
+        workers=arguments.np,
+        progress=_progress,
+        preprocessed=Path(nnUNet_preprocessed.require()) if nnUNet_preprocessed.is_set() else None,
     )
     _report(made, number, arguments.raw)
     return 0
 
 
-def _check_number(number: int, form: Format) -> None:
-    """That nnU-Net, which looks in all its folders, would find one data set of this number, and of no other two."""
+def _flag(option: Option) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _options() -> dict[Option, list[str]]:
+    """Return every option with the names of the data sets that take it."""
+    from nnunet_kd.datasets.options import options_of
+    from nnunet_kd.datasets.table import DATASETS
+
+    taken: dict[Option, list[str]] = {}
+    for name, dataset in DATASETS.items():
+        for option in options_of(dataset):
+            taken.setdefault(option, []).append(name)
+    return taken
+
+
+def _chosen(arguments: argparse.Namespace, datasets: Mapping[str, type[Dataset]]) -> Dataset:
+    """Return the data set of this name, in any case, with the options that were given."""
+    kind = _named(arguments.name, datasets)
+    given = {}
+    for option, takers in _options().items():
+        value = getattr(arguments, option.name)
+        if value is None:
+            continue
+        if kind.name not in takers:
+            raise ValueError(f"{_flag(option)} is not for {kind.name}, only for {_in_words(takers)}")
+        given[option.name] = value
+    return kind(**given)
+
+
+def _named(name: str, datasets: Mapping[str, type[Dataset]]) -> type[Dataset]:
+    by_name = {name.lower(): dataset for name, dataset in datasets.items()}
+    asked = name.lower()
+    if asked in by_name:
+        return by_name[asked]
+    near = [name for name in by_name if asked in name] or difflib.get_close_matches(asked, by_name, n=1)
+    hint = f"did you mean {by_name[near[0]].name}?" if near else f"there are {', '.join(datasets)}"
+    raise ValueError(f"there is no data set {name!r}: {hint}")
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _check_number(number: int, name: str) -> None:
+    """Refuse a number if nnU-Net, which looks in all its folders, would confuse the data set with another."""
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
     from nnunet_kd.nnunet.dataset_names import are_confused
 
-    name, digits = f"Dataset{number:03d}_{form.name}", f"{number:03d}"
+    full_name, digits = f"Dataset{number:03d}_{name}", f"{number:03d}"
     begun = [int(digits[:length]) for length in range(3, len(digits) + 1)]
     found = [str(other) for one in begun for other in find_candidate_datasets(one)]
-    others = [other for other in found if other != name and are_confused(name, other)]
+    others = [other for other in found if other != full_name and are_confused(full_name, other)]
     if others:
         raise FileExistsError(f"nnU-Net has {others[0]} already: choose another number with -d")
 
@@ -146,18 +196,17 @@ def _report(made: Converted, number: int, raw: Path | None) -> None:
     print(f"next: {where}nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 
 
-def _entry(form: Format) -> str:
-    from nnunet_kd.datasets.conversion import Options
+def _entry(dataset: Dataset) -> str:
+    from nnunet_kd.datasets.options import options_of
 
-    described = form.describe(Options())
     lines = {
-        "images": form.modality,
-        "cases": form.size,
-        "labels": ", ".join(name for name in described.labels if name != "background"),
-        "licence": form.licence,
-        "from": form.where,
-        "files": form.layout,
-        "options": ", ".join(f"--{name}" for name in form.options),
+        "images": dataset.modality,
+        "cases": dataset.size,
+        "labels": ", ".join(name for name in dataset.describe().labels if name != "background"),
+        "licence": dataset.licence,
+        "from": dataset.where,
+        "files": dataset.layout,
+        "options": ", ".join(map(_flag, options_of(type(dataset)))),
     }
     indent = " " * 15
     text = [
@@ -165,4 +214,4 @@ def _entry(form: Format) -> str:
         for label, content in lines.items()
         if content
     ]
-    return "\n".join([f"{form.id}  {form.name}", *text])
+    return "\n".join([f"{dataset.id}  {dataset.name}", *text])

@@ -1,4 +1,4 @@
-"""From what a person gives as a data set to its preprocessed folder."""
+"""From what a person calls a data set to its preprocessed folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from nnunet_kd.nnunet.reading import read_plans
 
 
 def dataset_name(dataset: str) -> str:
-    """The name of a data set that is given by it, as ``Dataset501_Name`` or ``Dataset501``, or by its number.
+    """Return the name of a data set.
+
+    Args:
+        dataset: Its number, as ``501``, or its name, as ``Dataset501_Name`` or ``Dataset501``.
 
     Raises:
-        ValueError: If it is neither, or nnU-Net knows no such data set, or several.
+        ValueError: If it is neither, or nnU-Net knows no data set of this number, or several.
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
@@ -32,14 +35,14 @@ def dataset_name(dataset: str) -> str:
 
 
 def required(folder: Any, or_else: str = "") -> Path:
-    """One of nnU-Net's three folders.
+    """Return one of nnU-Net's three folders.
 
     Args:
-        folder: Of ``nnunetv2.paths``.
-        or_else: What a person can do instead of setting its variable.
+        folder: One of the folders in ``nnunetv2.paths``.
+        or_else: What a person can do instead of setting its variable; the end of the message.
 
     Raises:
-        ValueError: Where it is not set.
+        ValueError: If its variable is not set.
     """
     if not folder.is_set():
         name = folder.env_var_name
@@ -48,10 +51,13 @@ def required(folder: Any, or_else: str = "") -> Path:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The folder of a data set, given as for :func:`dataset_name`, in ``nnUNet_preprocessed``.
+    """Return the folder of a data set in ``nnUNet_preprocessed``.
+
+    Args:
+        dataset: Its number or name.
 
     Raises:
-        ValueError: As :func:`required` and :func:`dataset_name`.
+        ValueError: As from :func:`required` and :func:`dataset_name`.
     """
     from nnunetv2.paths import nnUNet_preprocessed
 
@@ -59,15 +65,15 @@ def preprocessed_folder(dataset: str) -> Path:
 
 
 def no_plans(path: Path) -> str:
-    """A sentence for plans that are not there, with the command that makes them, as far as their name tells.
+    """Return a message for missing plans, with the command that makes them, as far as their name tells.
 
     Args:
-        path: Of the plans, in the folder of the data set.
+        path: The plans, in the folder of the data set.
     """
-    return f"there are no plans {path}. Mend: {_making(path)}"
+    return f"there are no plans {path}. Mend: {_command_for(path)}"
 
 
-def _making(path: Path) -> str:
+def _command_for(path: Path) -> str:
     number, name = dataset_number(path.parent.name), path.stem
     have = sorted(one.stem for one in path.parent.glob("*.json") if is_plans(one))
     residual = re.fullmatch(r"nnUNetResEncUNet(M|L|XL|)Plans", name)
@@ -78,9 +84,9 @@ def _making(path: Path) -> str:
         return f"nnUNetv2_plan_and_preprocess -d {number}"
     for source in sorted(have, key=len, reverse=True):
         ends = rf"(?:_({'|'.join(NETWORKS)}))?(?:_r(\d+(?:\.\d+)?))?"
-        of_student = re.fullmatch(re.escape(source) + ends, name)
-        if of_student is not None:
-            network, reduction = of_student.groups()
+        student = re.fullmatch(re.escape(source) + ends, name)
+        if student is not None:
+            network, reduction = student.groups()
             usual = 4 if network is None else NETWORKS[network].usual_reduction
             if student_name(source, network, float(reduction or usual)) != name:
                 continue
@@ -91,7 +97,7 @@ def _making(path: Path) -> str:
 
 
 def is_plans(path: Path) -> bool:
-    """Whether a file holds plans."""
+    """Return whether a file holds plans."""
     try:
         read_plans(path)
     except (ValueError, OSError):

@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
-from nnunet_kd.datasets.conversion import Case, Description, Options, Target, entries
-from nnunet_kd.datasets.kvasir_seg import write_coloured
+from nnunet_kd.datasets.base import Dataset, Description
+from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.pictures import write_colour_case
+from nnunet_kd.datasets.source_files import entries
 
 PARTS = ("training", "validation", "test")
 
 
-def finder(begins: str) -> Callable[[Path, Options], tuple[list[Case], list[str]]]:
-    """What finds the cases of the challenge whose folders' names begin so, in capitals or not."""
+class ISIC(Dataset):
+    """A challenge with official parts.
 
-    def find(source: Path, options: Options) -> tuple[list[Case], list[str]]:
-        return _find(source, begins.lower())
+    Attributes:
+        prefix: How the names of the challenge's folders begin, in any case.
+    """
 
-    return find
+    prefix: ClassVar[str]
 
-
-def _find(source: Path, begins: str) -> tuple[list[Case], list[str]]:
-    """Every part that is there; the official parts are kept. A part without masks is noted and left out."""
-    cases, notes = [], []
-    of_challenge = [path for path in entries(source) if path.is_dir() and path.name.lower().startswith(begins)]
-    for part in PARTS:
-        folders = [path for path in of_challenge if part in path.name.lower()]
-        pictures = [path for path in folders if path.name.lower().endswith(("_data", "_input"))]
-        truths = [path for path in folders if path.name.lower().endswith("_groundtruth")]
-        if not pictures:
-            continue
-        if not truths:
-            notes.append(f"{pictures[0].name} has no masks beside it and was left out")
-            continue
-        for image in entries(pictures[0]):
-            if image.suffix.lower() not in (".jpg", ".jpeg"):  # superpixels and lists lie beside them
+    def find(self, source: Path) -> tuple[list[Case], list[str]]:
+        """Find the official parts; a remark names a part without masks, which is left out."""
+        cases, notes = [], []
+        begins = self.prefix.lower()
+        of_challenge = [path for path in entries(source) if path.is_dir() and path.name.lower().startswith(begins)]
+        for part in PARTS:
+            folders = [path for path in of_challenge if part in path.name.lower()]
+            pictures = [path for path in folders if path.name.lower().endswith(("_data", "_input"))]
+            truths = [path for path in folders if path.name.lower().endswith("_groundtruth")]
+            if not pictures:
                 continue
-            mask = truths[0] / f"{image.stem}_segmentation.png"
-            cases.append(
-                Case(
-                    image.stem,
-                    {"image": image, "mask": mask},
-                    test=part == "test",
-                    validation=part == "validation",
-                    problem=None if mask.is_file() else f"there is no mask {mask}",
+            if not truths:
+                notes.append(f"{pictures[0].name} has no masks beside it and was left out")
+                continue
+            for image in entries(pictures[0]):
+                if image.suffix.lower() not in (".jpg", ".jpeg"):  # superpixels and lists lie beside them
+                    continue
+                mask = truths[0] / f"{image.stem}_segmentation.png"
+                cases.append(
+                    Case(
+                        image.stem,
+                        {"image": image, "mask": mask},
+                        test=part == "test",
+                        validation=part == "validation",
+                        problem=None if mask.is_file() else f"there is no mask {mask}",
+                    )
                 )
-            )
-    return cases, notes
+        return cases, notes
 
+    def describe(self) -> Description:
+        """Describe red, green and blue in one file, with one class."""
+        return Description(("R", "G", "B"), {"background": 0, "lesion": 1}, ".png")
 
-def describe(options: Options) -> Description:
-    """Red, green and blue in one file."""
-    return Description(("R", "G", "B"), {"background": 0, "lesion": 1}, ".png")
-
-
-def convert(case: Case, target: Target, options: Options) -> None:
-    """As PNG."""
-    write_coloured(case.files["image"], case.files["mask"], case, target)
+    def convert(self, case: Case, raw: RawFolder) -> None:
+        """Write both as PNG."""
+        write_colour_case(case.files["image"], case.files["mask"], raw.image(case), raw.label(case))

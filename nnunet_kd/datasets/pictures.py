@@ -1,4 +1,4 @@
-"""2-D pictures for the converters."""
+"""Read 2-D pictures and masks so that nothing is lost unnoticed, and write them as PNG."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
 
 
 def read_picture(path: Path, mode: str) -> np.ndarray:
-    """A picture as uint8; a grey one of 16 bits as uint16, with the values it has.
+    """Return a picture as uint8; a grey picture of 16 bits keeps its values as uint16.
 
     Args:
-        path: PNG, JPEG or TIFF.
-        mode: Pillow's: ``"L"`` gives ``(y, x)``, ``"RGB"`` ``(y, x, 3)``.
+        path: A PNG, JPEG or TIFF file.
+        mode: Pillow's mode: ``"L"`` gives ``(y, x)``, ``"RGB"`` gives ``(y, x, 3)``.
 
     Raises:
-        ValueError: Where it cannot be read, or Pillow would change it without a word: colours of more than 8 bits or
-            of another kind than RGB, transparency, several pictures in one file.
+        ValueError: If the file cannot be read, or Pillow would change it without a word: colours of more than 8 bits
+            or of another kind than RGB, transparency, several pictures in one file.
     """
     try:
         with Image.open(path) as picture:
@@ -41,7 +41,7 @@ def read_picture(path: Path, mode: str) -> np.ndarray:
 
 
 def _fault(picture: Image.Image, mode: str) -> str | None:
-    """What Pillow would lose of a picture, and what to do about it."""
+    """Return what Pillow would lose of a picture, and what to do about it; ``None`` if it loses nothing."""
     count = getattr(picture, "n_frames", 1)
     if count > 1 and picture.format != "MPO":  # a camera's JPEG, with previews
         return f"holds {count} pictures, but one is expected: save each in a file of its own"
@@ -64,17 +64,17 @@ def _has_alpha(picture: Image.Image) -> bool:
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask as booleans ``(y, x)``.
+    """Return a mask as booleans ``(y, x)``.
 
-    JPEG leaves grey around edges, so there the upper half of the greys is inside; anywhere else a mask has two values:
-    black and white, or black and one colour of a palette.
+    JPEG leaves grey around edges, so its upper half of the greys is inside. In every other format a mask has two
+    values: black and white, or black and one colour of a palette.
 
     Args:
-        path: PNG, JPEG or TIFF.
-        shape: ``(y, x)`` it must have.
+        path: A PNG, JPEG or TIFF file.
+        shape: The shape ``(y, x)`` that the mask must have; further axes are ignored.
 
     Raises:
-        ValueError: Where it cannot be read, has another shape, or other values than these.
+        ValueError: If the file cannot be read, or has another shape or other values than these.
     """
     grey = read_picture(path, "L")
     if grey.shape != tuple(shape[:2]):
@@ -97,12 +97,29 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_picture(array: np.ndarray, path: Path) -> None:
-    """uint8 ``(y, x)`` or ``(y, x, 3)``, or uint16 ``(y, x)``, as PNG.
+    """Write a picture as PNG.
+
+    Args:
+        array: uint8 ``(y, x)`` or ``(y, x, 3)``, or uint16 ``(y, x)``.
+        path: The file to write.
 
     Raises:
-        DiskFullError: Where there is no space for it.
+        DiskFullError: If there is no space for it.
     """
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
     with naming_full_disk(path):
         path.write_bytes(content.getvalue())
+
+
+def write_colour_case(image: Path, mask: Path, image_path: Path, label_path: Path) -> None:
+    """Write a colour picture and its mask as PNG; the label is 1 inside the mask.
+
+    Raises:
+        ValueError: If a file cannot be read, or the two have different sizes.
+        DiskFullError: If there is no space for them.
+    """
+    picture = read_picture(image, "RGB")
+    inside = read_mask(mask, picture.shape)
+    write_picture(picture, image_path)
+    write_picture(inside.astype(np.uint8), label_path)

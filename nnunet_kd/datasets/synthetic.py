@@ -1,4 +1,4 @@
-"""A data set made of nothing: brain-like volumes of three modalities with small lesions of two classes."""
+"""A synthetic data set: brain-like volumes of three modalities with small lesions of two classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_kd.storage.writing import write_whole
 CHANNELS = ("T1", "T1C", "FLAIR")
 LABELS = {"background": 0, "oedema": 1, "enhancing": 2}
 
-# Mean intensity of each tissue in each channel.
+# These are the mean intensities of each tissue in each channel.
 _TISSUES = {"white": (1.0, 1.0, 0.6), "grey": (0.7, 0.7, 0.8), "fluid": (0.2, 0.2, 0.1), "skull": (1.3, 1.3, 0.9)}
 _OEDEMA, _ENHANCING = (-0.2, -0.2, 0.6), (-0.05, 0.9, 0.4)
 
@@ -22,7 +22,11 @@ Volume = NDArray[np.float32]
 
 
 def make_case(shape: tuple[int, int, int], generator: np.random.Generator) -> tuple[Volume, NDArray[np.uint8]]:
-    """One head: a skull, folded grey and white matter, ventricles, lesions, a bias field and noise.
+    """Make one head: a skull, folded grey and white matter, ventricles, lesions, a bias field and noise.
+
+    Args:
+        shape: Voxels (z, y, x).
+        generator: The same state makes the same head.
 
     Shape:
         Images ``(3, z, y, x)``, labels ``(z, y, x)``.
@@ -72,7 +76,7 @@ def _smooth_noise(shape: tuple[int, ...], sigma: float, generator: np.random.Gen
 def _blob(
     shape: tuple[int, ...], centre: NDArray[np.integer], radius: float, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """A rough ball, flatter along z, whose voxels are thicker."""
+    """Return the inside of a rough ball, flatter along z because voxels are thicker there."""
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"))
     offset = (grid - centre.reshape(3, 1, 1, 1)) * np.array([1.6, 1.0, 1.0]).reshape(3, 1, 1, 1)
     rough: NDArray[np.bool_] = np.sqrt((offset**2).sum(0)) + 0.6 * _smooth_noise(shape, 1.0, generator) < radius
@@ -90,11 +94,11 @@ def make_dataset(
     """Write a raw data set for nnU-Net.
 
     Args:
-        folder: ``.../DatasetXXX_Name``; made where it does not exist.
-        training: Cases in ``imagesTr`` and ``labelsTr``.
-        test: Cases in ``imagesTs`` and, beside nnU-Net's own layout, ``labelsTs``.
-        shape: Voxels (z, y, x) of a typical case; cases differ by a few voxels.
-        spacing: Millimetres (z, y, x).
+        folder: ``.../DatasetXXX_Name``, which is made if it does not exist.
+        training: Number of cases in ``imagesTr`` and ``labelsTr``.
+        test: Number of cases in ``imagesTs`` and, beside nnU-Net's own layout, ``labelsTs``.
+        shape: Voxels (z, y, x) of a typical case; each axis varies by one voxel.
+        spacing: Size of the voxels in mm (z, y, x).
         seed: The same seed makes the same files.
     """
     import SimpleITK

@@ -1,4 +1,4 @@
-"""3-D images for the converters: read, check, resample and write without losing their place in space."""
+"""Read, check, resample and write 3-D images without losing their place in space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_kd.datasets.conversion import is_dangling
+from nnunet_kd.datasets.source_files import is_dangling
 from nnunet_kd.nnunet.labels import label_text, whole_labels
 from nnunet_kd.nnunet.reading import reason
 from nnunet_kd.storage.integrity import check_name, check_whole, is_compressed
@@ -18,14 +18,14 @@ from nnunet_kd.storage.writing import naming_full_disk, not_written
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
-PLACE_TOLERANCE = 1e-2  # mm, of origins and of the far corner
+PLACE_TOLERANCE = 1e-2  # mm, between the same corners of two grids
 
 
 def read_volume(path: Path) -> sitk.Image:
-    """A 3-D image.
+    """Return a 3-D image of one channel.
 
     Raises:
-        ValueError: Where it cannot be read, is cut off, or is not 3-D.
+        ValueError: If the file cannot be read or is cut off, or the image has other dimensions or more channels.
     """
     if is_dangling(path):
         raise ValueError(f"cannot read {path}: it is a link to {os.readlink(path)}, which is not there")
@@ -42,7 +42,7 @@ def read_volume(path: Path) -> sitk.Image:
 
 
 def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
-    """Whether voxels of both lie at the same places, up to what headers round."""
+    """Return whether the voxels of both images lie at the same places, up to what headers round."""
     if one.GetSize() != other.GetSize():
         return False
     x, y, z = (length - 1 for length in one.GetSize())
@@ -59,13 +59,18 @@ def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
 
 
 def resampled(image: sitk.Image, grid: sitk.Image, nearest: bool = False) -> sitk.Image:
-    """The image on another's grid; 0 outside it. Linear, or nearest neighbour for labels."""
+    """Return an image on another image's grid, 0 outside its own: linear, or nearest neighbour for labels."""
     interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     return sitk.Resample(image, grid, sitk.Transform(), interpolator, 0.0, image.GetPixelID())
 
 
 def label_array(image: sitk.Image, path: Path, mapping: Mapping[int, int]) -> np.ndarray:
-    """Labels ``(z, y, x)`` as uint8 after a mapping; whole numbers stored as floats are fine, up to their rounding.
+    """Return labels ``(z, y, x)`` as uint8; whole numbers may be stored as floats, up to their rounding.
+
+    Args:
+        image: The published label.
+        path: Its file, for messages.
+        mapping: Published value -> ours.
 
     Raises:
         ValueError: Naming a value that is no key of the mapping.
@@ -81,18 +86,18 @@ def label_array(image: sitk.Image, path: Path, mapping: Mapping[int, int]) -> np
 
 
 def write_volume(array: np.ndarray, grid: sitk.Image, path: Path) -> None:
-    """``(z, y, x)`` with the place of another image, compressed."""
+    """Write an array ``(z, y, x)``, compressed, at the place of another image."""
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(grid)
     write_image(image, path)
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Any image, compressed; read again, since SimpleITK says nothing where a disk is full.
+    """Write an image, compressed, and read it again, because SimpleITK does not notice a full disk.
 
     Raises:
-        DiskFullError: Where it is.
-        ValueError: For a path SimpleITK cannot be given.
+        DiskFullError: If the disk is full.
+        ValueError: If SimpleITK cannot be given the path.
     """
     check_name(path)
     with naming_full_disk(path):
@@ -109,10 +114,10 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
 
 def place_file(source: Path, path: Path) -> None:
-    """The same file under another name: a hard link, or a copy on another disk.
+    """Give a file another name: a hard link, or a copy on another disk.
 
     Raises:
-        DiskFullError: Where there is no space for the copy.
+        DiskFullError: If there is no space for the copy.
     """
     try:
         os.link(source.resolve(), path)
@@ -124,10 +129,18 @@ def place_file(source: Path, path: Path) -> None:
 def write_case(
     images: Sequence[Path], label: Path, mapping: Mapping[int, int], image_paths: Sequence[Path], label_path: Path
 ) -> None:
-    """A case whose images are on one grid already, with its label; images stay the files they are.
+    """Write a case whose images and label are on one grid already. Compressed images are linked, not written again.
+
+    Args:
+        images: The published images, one per channel.
+        label: The published label.
+        mapping: Published value of the label -> ours.
+        image_paths: The files to write, one per channel.
+        label_path: The file to write.
 
     Raises:
-        ValueError: For a file that cannot be read, a grid of its own, or a label that is not expected.
+        ValueError: If a file cannot be read or lies on another grid, or the label has an unexpected value.
+        DiskFullError: If there is no space for a file.
     """
     grid = read_volume(images[0])
     for path in (*images[1:], label):

@@ -16,7 +16,7 @@ LANDMARK = (4, 15, 6)
 
 
 def volume(array, spacing=(1.1, 0.9, 2.5), origin=(-30.5, 12.25, 4.0), direction=TILTED):
-    """``(z, y, x)`` as an image somewhere in space; spacing x, y, z."""
+    """Return ``(z, y, x)`` as an image somewhere in space; spacing x, y, z."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
@@ -25,14 +25,14 @@ def volume(array, spacing=(1.1, 0.9, 2.5), origin=(-30.5, 12.25, 4.0), direction
 
 
 def brain(seed, shape=SHAPE, dtype=np.int16, modality=""):
-    """Noise of tissue, another of every modality, with one bright voxel that is easily found again."""
+    """Return noise that differs between modalities, with one bright voxel that is easily found again."""
     array = np.random.default_rng([seed, *modality.encode()]).integers(100, 200, shape).astype(dtype)
     array[tuple(i * n // m for i, n, m in zip(LANDMARK, shape, SHAPE, strict=True))] = 1000
     return array
 
 
 def labels(values, shape=SHAPE, dtype=np.uint8):
-    """A block a value, beside each other."""
+    """Return one block per value, beside each other."""
     array = np.zeros(shape, dtype)
     for number, value in enumerate(values):
         array[2:8, 3 : shape[1] // 2, 2 + 3 * number : 5 + 3 * number] = value
@@ -40,7 +40,7 @@ def labels(values, shape=SHAPE, dtype=np.uint8):
 
 
 def write(image, path):
-    """Any image; the folder is made."""
+    """Write a volume or a picture, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, sitk.Image):
         sitk.WriteImage(image, str(path), True)
@@ -49,7 +49,7 @@ def write(image, path):
 
 
 def clutter(folder: Path) -> None:
-    """What desktops leave behind."""
+    """Add what desktops leave behind."""
     for name in (".DS_Store", "._thing.nii.gz", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"\0junk")
     beside = folder / "__MACOSX" / folder.name  # of a zip file made there
@@ -133,7 +133,8 @@ def fcd2023(root: Path) -> None:
     (root / "participants.tsv").write_text("participant_id\n")
 
 
-def _disc(height, width, radius=8):
+def disc(height, width, radius=8):
+    """Return the inside of a circle, left of the middle."""
     y, x = np.mgrid[:height, :width]
     return (y - height // 2) ** 2 + (x - width // 3) ** 2 < radius**2
 
@@ -146,7 +147,7 @@ def kvasir_seg(root: Path) -> None:
     """Masks as JPEG, in colour, with grey around the edges."""
     for number in range(3):
         write(_colours(number), root / "images" / f"cju{number}.jpg")
-        grey = np.where(_disc(44, 52), 245, 6).astype(np.uint8)
+        grey = np.where(disc(44, 52), 245, 6).astype(np.uint8)
         write(np.stack([grey] * 3, 2), root / "masks" / f"cju{number}.jpg")
     clutter(root / "images")
 
@@ -160,7 +161,7 @@ def isic2017(root: Path) -> None:
             write(_colours(number), root / f"ISIC-2017_{part}_Data" / f"{name}.jpg")
             write(_colours(number), root / f"ISIC-2017_{part}_Data" / f"{name}_superpixels.png")
             truth = root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"{name}_segmentation.png"
-            write(255 * _disc(44, 52).astype(np.uint8), truth)
+            write(255 * disc(44, 52).astype(np.uint8), truth)
             number += 1
     clutter(root)
 
@@ -171,7 +172,7 @@ def isic2018(root: Path) -> None:
         name = f"ISIC_{number:07d}"
         write(_colours(number), root / "ISIC2018_Task1-2_Training_Input" / f"{name}.jpg")
         truth = root / "ISIC2018_Task1_Training_GroundTruth" / f"{name}_segmentation.png"
-        write(255 * _disc(44, 52).astype(np.uint8), truth)
+        write(255 * disc(44, 52).astype(np.uint8), truth)
     (root / "ISIC2018_Task1-2_Training_Input" / "LICENSE.txt").write_text("CC")
     write(_colours(9), root / "ISIC2018_Task1-2_Test_Input" / "ISIC_0000009.jpg")
 
@@ -195,7 +196,7 @@ def busi(root: Path) -> None:
     for kind in ("benign", "malignant", "normal"):
         for number in (1, 2):
             write(_colours(number), root / kind / f"{kind} ({number}).png")
-            mask = _disc(44, 52) & (kind != "normal")
+            mask = disc(44, 52) & (kind != "normal")
             write(mask, root / kind / f"{kind} ({number})_mask.png")
     second = np.zeros((44, 52), np.uint8)
     second[:5, :5] = 255

@@ -1,4 +1,4 @@
-"""What is wrong with a source: one line, and nothing left."""
+"""A bad source costs one line, and nothing of the data set is left."""
 
 import gzip
 import io
@@ -12,10 +12,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from nnunet_kd.datasets.conversion import Options, convert_dataset
-from nnunet_kd.datasets.formats import FORMATS
+from nnunet_kd.datasets.conversion import convert_dataset
+from nnunet_kd.datasets.kvasir_seg import KvasirSEG
 from tests.datasets import layouts
-from tests.datasets.conftest import convert, read
+from tests.datasets.converting import convert, read
 
 BREAKS = {
     "truncated image": (
@@ -230,5 +230,5 @@ def test_interrupted_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_dataset(FORMATS["KvasirSEG"], source, raw, 506, Options(), workers=1, progress=stopped)
+        convert_dataset(KvasirSEG(), source, raw, workers=1, progress=stopped)
     assert not list(raw.iterdir())

@@ -1,23 +1,17 @@
-"""``nnunet_kd dataset``."""
+"""``nnunet_kd dataset`` converts, lists, and refuses wrong arguments."""
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from nnunet_kd.cli import main
-from nnunet_kd.datasets.conversion import Options, convert_dataset
-from nnunet_kd.datasets.formats import FORMATS
+from nnunet_kd.datasets.table import DATASETS
 from tests.commands import printed_command, run_command
 from tests.datasets import layouts
-from tests.datasets.conftest import read, same_files
-
-
-def test_several_processes_make_thesame_files(converted, tmp_path):
-    root, made = converted
-    form = FORMATS["BUSI"]
-    again = convert_dataset(form, root / "BUSI", tmp_path, form.id, Options(), workers=2)
-    same_files(made["BUSI"].folder, again.folder)
+from tests.datasets.converting import read
 
 
 def test_a_number_nnunet_has_under_another_name_is_taken(tmp_path, capsys, monkeypatch):
@@ -115,9 +109,24 @@ def test_the_command_leaves_out_what_is_bad(tmp_path, capsys):
 def test_list(capsys):
     assert main(["dataset", "--list"]) == 0
     printed = capsys.readouterr().out
-    for form in FORMATS.values():
-        assert f"{form.id}  {form.name}" in printed and form.where in printed
+    for dataset in DATASETS.values():
+        assert f"{dataset.id}  {dataset.name}" in printed and dataset.where in printed
     assert "--regions" in printed and "NETC, SNFH, ET, RC" in printed
+
+
+def test_help_says_which_data_set_takes_which_option(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["dataset", "--help"])
+    assert left.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--regions BraTS2024GLI, BraTS2021: regions" in printed
+    assert "--grid {flair,dwi} ISLES2022: grid" in printed and "--organs {8,13} Synapse: how many" in printed
+
+
+def test_other_commands_do_not_wait_for_the_data_sets():
+    code = "import sys, nnunet_kd.cli as c; c.parser().format_help(); print('SimpleITK' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,8 @@ def test_list(capsys):
         (["BUSI"], "give NAME and SOURCE, or --list"),
         (["BUSI", "nowhere"], "there is no folder nowhere"),
         (["BUSI", "."], "has no case of BUSI. Expected: {benign,malignant,normal}"),
-        (["BUSI", ".", "--regions"], "--regions is not for BUSI"),
+        (["BUSI", ".", "--regions"], "--regions is not for BUSI, only for BraTS2024GLI and BraTS2021"),
+        (["Synapse", ".", "--grid", "flair"], "--grid is not for Synapse, only for ISLES2022"),
         (["BUSI", ".", "-d", "0"], "a data set's number is at least 1, got 0"),
         (["BUSI", ".", "-np", "0"], "-np must be at least 1, got 0"),
     ],

@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence says which file, there is no data set, and with space it is made."""
+"""On a full disk one sentence names the file, no data set is left, and with space it is made."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A data set is whole or not there, wherever its conversion is killed, and the next conversion makes it."""
+"""Wherever a conversion is killed, no half data set is left, and the next conversion makes it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as they look, or are refused; nothing becomes white or loses bits in silence."""
+"""Pictures of every kind come out as they look, or are refused: none becomes white or loses bits unnoticed."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from PIL import Image
 
 from nnunet_kd.datasets.pictures import read_mask, read_picture, write_picture
 from tests.datasets import layouts
-from tests.datasets.conftest import convert, read
+from tests.datasets.converting import convert, read
 
 RANDOM = np.random.default_rng(0)
 DEEP = RANDOM.integers(0, 4096, (30, 40), dtype=np.uint16)  # of 12 bits
