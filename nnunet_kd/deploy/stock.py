@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_kd.deploy.archive import check_model, check_postprocessing, extract, models_in, of_ensembles
+from nnunet_kd.deploy.archive import check_model, check_postprocessing, models_in, of_ensembles
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import BLOCK
+from nnunet_kd.nnunet.trust.archives import extract
 from nnunet_kd.storage.writing import check_writable, flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__

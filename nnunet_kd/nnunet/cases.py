@@ -14,8 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.nnunet.dataset_names import dataset_number
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.images import is_left_over
-from nnunet_kd.nnunet.reading import channel_names
-from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.nnunet.reading import channel_names, plans_errors
 
 
 class PreprocessedCases:

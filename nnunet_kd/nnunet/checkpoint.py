@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_kd.nnunet.reading import check_stored
+from nnunet_kd.nnunet.trust.archives import check_stored
 
 # What nnU-Net stores besides tensors and plain Python: NumPy numbers in its logging. NumPy renamed the module of the
 # function that makes them, so both names are known, whichever version wrote the file.

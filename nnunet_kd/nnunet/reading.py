@@ -1,18 +1,16 @@
-"""Files that may come from anybody: read as they should be, or refused in one sentence."""
+"""nnU-Net's JSON files: plans, ``dataset.json`` and the splits, read and checked for what nnU-Net needs of them."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-import zipfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-LARGEST = 64 * 2**20  # bytes; nnU-Net's largest, the summary of thousands of cases and structures, has a few MiB
-DEEPEST = 50  # levels; plans have eight
-DIGITS = 19  # of a whole number: 64 bits
+from nnunet_kd.nnunet.library_errors import first_line
+from nnunet_kd.nnunet.trust.limited_json import read_limited
 
 # Networks whose arguments of the next table have an entry for each of their `n_stages`, or so many fewer.
 STAGED_NETWORKS = ("dynamic_network_architectures.", "nnunet_kd.networks.")
@@ -35,10 +33,9 @@ def read_json(path: Path, what: str = "") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: Where there is no such file.
-        ValueError: For a file that cannot be read, is larger or deeper than any of nnU-Net's, is not JSON in UTF-8 or
-            no object, and for numbers that are infinite or have more than 64 bits. NaN is a number: nnU-Net writes it.
+        ValueError: As :func:`nnunet_kd.nnunet.trust.limited_json.read_limited`, or where it holds no object.
     """
-    content = _read(path, what)
+    content = read_limited(path, what)
     if not isinstance(content, dict):
         raise ValueError(f"{what}{path} is no JSON object")
     return content
@@ -64,6 +61,25 @@ def read_plans(path: Path, what: str = "") -> dict[str, Any]:
         if fault is not None:
             raise ValueError(f"{what}{path} holds no plans nnU-Net can use: {fault} (configuration {name})")
     return plans
+
+
+@contextmanager
+def plans_errors(path: Path) -> Iterator[None]:
+    """Turn whatever nnU-Net raises over plans that it cannot use into one sentence.
+
+    Args:
+        path: The plans file, for the message.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nnU-Net's about plans of its older versions
+            yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else first_line(error)
+        raise ValueError(f"{path} holds no plans nnU-Net can use: {what}") from error
 
 
 def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
@@ -172,7 +188,7 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
         FileNotFoundError: As :func:`read_json`.
         ValueError: As :func:`read_json`, or where it holds something else.
     """
-    splits = _read(path, "")
+    splits = read_limited(path)
     if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
         raise ValueError(f"{path} holds no folds of nnU-Net")
     for fold in splits:
@@ -183,108 +199,3 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
                 if Path(case).name != case:
                     raise ValueError(f"{path} names a case {case[:200]!r}, which is no name of a file")
     return splits
-
-
-def check_stored(path: Path) -> None:
-    """Refuse a file of weights that is compressed: PyTorch writes none, and a few bytes could fill the memory.
-
-    Raises:
-        ValueError: For such a file.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError):  # PyTorch will say so
-        return
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError(f"cannot read {path}: it is compressed, which PyTorch's files are not")
-
-
-def reason(error: BaseException, path: Path | None = None) -> str:
-    """Why a library cannot read a file, in one line.
-
-    Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
-
-    Args:
-        error: What was raised.
-        path: Of the file; a message that begins by saying that it cannot be read is not repeated.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if not lines[0].startswith("Exception "):
-        return lines[0].removeprefix(f"cannot read {path}: ")
-    if "orthonormal" in lines[-1]:
-        return (
-            "the axes in its header are not orthonormal (it is sheared), which SimpleITK refuses: correct the sform of "
-            "its header, or resample the image to axes at right angles"
-        )
-    return re.sub(r"^(sitk::|ITK )ERROR: (\w+\(0x[0-9a-f]+\): )?", "", lines[-1])
-
-
-def _read(path: Path, what: str) -> Any:
-    name = f"{what}{path}"
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device has no end
-            raise ValueError(f"cannot read {name}: it is no file")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST + 1)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"cannot read {name}: there is no such file") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}") from error
-    if len(raw) > LARGEST:
-        raise ValueError(f"cannot read {name}: it is larger than {LARGEST // 2**20} MiB")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {name}: it is not in UTF-8") from error
-    try:
-        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read {name}: it is no JSON ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"cannot read {name}: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels") from error
-    if _deeper(content, DEEPEST):
-        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels")
-    return content
-
-
-def _whole(text: str) -> int:
-    if len(text.lstrip("-")) > DIGITS:
-        raise ValueError(f"it holds a number of {len(text)} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
-
-
-def _constant(text: str) -> float:
-    return math.nan if text == "NaN" else _refuse(text)
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"it holds the number {text[:20]}, which is not finite")
-
-
-def _deeper(content: Any, levels: int) -> bool:
-    """Whether lists and objects lie in each other more often, found without recursion."""
-    level = [content]
-    for _ in range(levels + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True

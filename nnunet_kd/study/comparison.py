@@ -16,7 +16,6 @@ from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.planning import network_in_words
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
-from nnunet_kd.nnunet.trust.architectures import check_networks
 from nnunet_kd.storage.processes import BusyError
 from nnunet_kd.study.costs import study_costs
 from nnunet_kd.study.report import Report, write_report
@@ -101,9 +100,8 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
         path = study.last_checkpoint(run)
         if path is None:
             continue
-        plans = study.folder_of(run) / "plans.json"
         if study.is_trained(run) and not trust:
-            check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
+            Experiment.of_results(study.folder_of(run))
         own = read_checkpoint(path, trust, TRUST_MODEL, study.configuration).get(BLOCK)
         _check_records(study, run, records(own) if isinstance(own, dict) else [])
 

@@ -9,8 +9,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.reading import channel_names
-from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.nnunet.reading import channel_names, plans_errors
 
 
 def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:

@@ -13,9 +13,8 @@ from nnunetv2.paths import nnUNet_results
 from nnunet_kd.nnunet.cascade import FirstStage
 from nnunet_kd.nnunet.checkpoint import TRUST_TEACHER
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import TeacherSettings
-from nnunet_kd.nnunet.trust.architectures import check_networks
 from nnunet_kd.teachers.compatibility import check_teacher
 from nnunet_kd.teachers.leakage import (
     known_validation,
@@ -92,10 +91,8 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     if not checkpoint.is_file():
         have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
         raise FileNotFoundError(f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}{finish}")
-    path, whose = folder / "plans.json", "the teacher's "
-    teacher = Experiment(read_plans(path, whose), configuration, read_dataset_json(folder / "dataset.json", whose))
-    if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
-        check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
+    path = folder / "plans.json"
+    teacher = Experiment.open(path, configuration, "the teacher's ", settings.trust_checkpoint, TRUST_TEACHER)
     check_teacher(teacher, student, path)
     kept_back = validated_cases(fold_folder)
     leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(

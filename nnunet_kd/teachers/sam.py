@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from nnunet_kd.nnunet.reading import check_stored
+from nnunet_kd.nnunet.trust.archives import check_stored
 
 PROMPTS = ("box", "points")
 

@@ -117,7 +117,7 @@ def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, com
     else:
         assert main(COMMANDS[command]) == 1
         captured = capsys.readouterr()
-        said = captured.err or next(f"{line}\n" for line in captured.out.splitlines() if line.startswith("no "))
+        said = captured.err or next(f"{line}\n" for line in captured.out.splitlines() if line.startswith("FAIL "))
     assert message in said and str(workspace.teacher) in said and said.count("\n") == 1
     time.sleep(0.2)
     assert not (tmp_path / "mark").exists() and not list(Path.cwd().iterdir())

@@ -26,7 +26,7 @@ def packages() -> str:
             missing.append(package)
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} not installed. Mend: {quote(sys.executable)} -m pip install {' '.join(missing)}"
+            f"{', '.join(missing)} not installed. Fix: {quote(sys.executable)} -m pip install {' '.join(missing)}"
         )
     return ", ".join(found)
 
@@ -55,14 +55,14 @@ def folders() -> str:
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     for name in names:
         if name not in os.environ:
-            raise StopError(f"{name} is not set. Mend: export {name}=/path/to/{name}")
+            raise StopError(f"{name} is not set. Fix: export {name}=/path/to/{name}")
         if not Path(os.environ[name]).is_dir():
-            raise StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {quote(os.environ[name])}")
+            raise StopError(f"{name}={os.environ[name]} is no folder. Fix: mkdir -p {quote(os.environ[name])}")
     read_only = [name for name in names if not may_write(Path(os.environ[name]))]
     if (results := names[-1]) in read_only:
         raise ValueError(
             f"{results}={os.environ[results]} cannot be written to: it is read-only, or not yours. "
-            f"Mend: export {results}=/path/to/a/folder/of/yours"
+            f"Fix: export {results}=/path/to/a/folder/of/yours"
         )
     return ", ".join(f"{name}={os.environ[name]}" + " (read-only)" * (name in read_only) for name in names)
 
@@ -81,7 +81,7 @@ def trainers() -> str:
     if lost:
         raise ValueError(
             f"nnU-Net cannot find {', '.join(lost)}; {VARIABLE}={os.environ.get(VARIABLE, '')}. "
-            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
+            f"Fix: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
         )
     return f"nnU-Net finds {', '.join(names)}"
 
