@@ -45,8 +45,8 @@ def compare_methods(
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
         BusyError: Where another comparison works in the study's folder, or another process trains one of the runs.
     """
-    teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
-    _check_results(study, runs, trust)
+    teachers = study_teachers(study, runs, needed=_check_trainers(study, runs))
+    check_results(study, runs, trust)
     with study.alone():
         study.write_splits()
         _check_cases(study, runs, teachers)
@@ -87,8 +87,8 @@ def _compare(
     return failed
 
 
-def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
-    """Results that are there already.
+def check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
+    """Check results that are there already.
 
     Raises:
         ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
@@ -199,7 +199,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     return needed
 
 
-def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
+def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
     """Fold -> its teacher; empty where, in any fold, several teach together or another fold's does.
 
     A teacher that cannot be loaded, or is not trusted, is none where no method needs one.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.study.comparison import _find_teachers
+from nnunet_kd.study.comparison import study_teachers
 from nnunet_kd.study.runs import list_runs, rows_of_methods
 from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
@@ -132,10 +132,10 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
     folders = tuple(workspace.root / name for name in FOLDERS)
     study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
     runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
-    (found,) = _find_teachers(study, runs, needed=False).values()
+    (found,) = study_teachers(study, runs, needed=False).values()
     assert found.checkpoint == workspace.teacher / "fold_0" / "checkpoint_final.pth"
     spoil(workspace, tmp_path / "mark")
-    assert _find_teachers(study, runs, needed=False) == {}
+    assert study_teachers(study, runs, needed=False) == {}
     assert not (tmp_path / "mark").exists()
 
 
