@@ -10,8 +10,8 @@ from nnunet_kd.storage.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
-follow each case through nnU-Net's augmentation during training. One file a case, in a folder beside the preprocessed
-data, with a manifest; a file is whole or not there.
+follow each case through nnU-Net's augmentation during training. There is one file per case, in a folder beside the
+preprocessed data, with a manifest; a file is written completely or not at all.
 
   nnunet_kd soft-labels -d 501 -c 3d_fullres --sam vit_b --checkpoint sam_vit_b_01ec64.pth
       asks SAM slice by slice, across the axis of the largest voxels; a box around every connected component of the

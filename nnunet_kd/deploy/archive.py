@@ -19,7 +19,7 @@ _ENSEMBLES = rf"{_DATASET}/(ensembles/[^/]+/[^/]+|inference_information\.(json|t
 
 
 def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
-    """Folders of the models in an archive. Every entry lies in one, or belongs to ensembles of nnU-Net.
+    """List the folders of the models in an archive, whose entries all lie in one or belong to nnU-Net's ensembles.
 
     Raises:
         ValueError: As :func:`nnunet_kd.nnunet.trust.archives.check_entries`, or where it is no exported model.
@@ -38,7 +38,7 @@ def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
 
 
 def of_ensembles(folder: Path) -> list[Path]:
-    """What an unpacked archive holds beside models, relative to its folder: ensembles, and how they predict."""
+    """List what an unpacked archive holds beside models, relative to its folder: ensembles, and how they predict."""
     found = [*folder.glob("Dataset*/ensembles/*"), *folder.glob("Dataset*/inference_information.*")]
     return sorted(path.relative_to(folder) for path in found)
 
@@ -62,7 +62,7 @@ def check_model(folder: Path) -> None:
 
 
 def check_postprocessing(folder: Path) -> None:
-    """That the pickles in a folder are nnU-Net's postprocessing; nothing that they name is run.
+    """Refuse pickles in a folder that are not nnU-Net's postprocessing; nothing that they name is run.
 
     Raises:
         ValueError: Naming the file.

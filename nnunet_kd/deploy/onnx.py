@@ -35,11 +35,11 @@ def export_onnx(
 
     Args:
         model: What was trained.
-        path: Of the folder; whole or not there.
+        path: Of the folder, which is written completely or not at all.
         precision: Of the weights: ``"fp32"``; ``"fp16"``: half the size; ``"int8"``: a quarter, dynamically quantized.
         licence: For the provenance.
         measure: Mean Dice of a folder's model on some cases; called for fp32 and for ``precision``.
-        say: Told what is done.
+        say: Called with a line about each step.
 
     Raises:
         FileExistsError: Where ``path`` is there already.

@@ -93,7 +93,7 @@ class OnnxPredictor:
 
     @property
     def file_ending(self) -> str:
-        """Of images and segmentations."""
+        """The file ending of images and segmentations."""
         ending: str = self.dataset_json["file_ending"]
         return ending
 
@@ -205,7 +205,7 @@ class OnnxPredictor:
         return total
 
     def write(self, case: PredictionCase, logits: np.ndarray, properties: dict[str, Any], probabilities: bool) -> None:
-        """nnU-Net's: resample to the original grid, undo the crop, write; files are whole or not there.
+        """Resample to the original grid, undo the crop and write, as nnU-Net does; files are complete or absent.
 
         Args:
             case: Where to.

@@ -24,7 +24,7 @@ from nnunet_kd.nnunet.trust.architectures import check_networks
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a training belongs to, of a student or of a teacher."""
+    """The plans, the configuration and the data set that a training of a student or a teacher belongs to."""
 
     plans: dict[str, Any]
     configuration: str
@@ -79,7 +79,7 @@ class Experiment:
 
 
 def find_trainer(name: str) -> Any:
-    """A trainer class by its name, where nnU-Net looks for it, without what nnU-Net prints.
+    """Find a trainer class by its name where nnU-Net looks for it, without what nnU-Net prints.
 
     Raises:
         ValueError: Where there is none.
@@ -92,7 +92,7 @@ def find_trainer(name: str) -> Any:
 
 
 def build_network(trainer: type[Any], experiment: Experiment) -> nn.Module:
-    """The network a trainer class builds from plans, without deep supervision."""
+    """Build the network of a trainer class from plans, without deep supervision."""
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
     heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads

@@ -1,4 +1,4 @@
-"""What libraries raise over a file or a network, as one line."""
+"""Errors that libraries raise over a file or a network, as one line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, or the type of the error where it has no message."""
+    """Return the first line of a message, or the type of the error where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason(error: BaseException, path: Path | None = None) -> str:
-    """Why a library cannot read a file, in one line.
+    """Say why a library cannot read a file, in one line.
 
     Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
 
     Args:
         error: What was raised.
-        path: Of the file; a message that begins by saying that it cannot be read is not repeated.
+        path: The file; the beginning of a message that says that it cannot be read is left out.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

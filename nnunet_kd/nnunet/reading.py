@@ -25,11 +25,11 @@ LISTS_OF_STAGES = {
 
 
 def read_json(path: Path, what: str = "") -> dict[str, Any]:
-    """The object in a file.
+    """Read the object in a JSON file.
 
     Args:
         path: The file.
-        what: Whose it is, for messages: ``"the teacher's "``.
+        what: Whose file it is, for messages: ``"the teacher's "``.
 
     Raises:
         FileNotFoundError: Where there is no such file.
@@ -42,7 +42,7 @@ def read_json(path: Path, what: str = "") -> dict[str, Any]:
 
 
 def read_plans(path: Path, what: str = "") -> dict[str, Any]:
-    """Plans of nnU-Net: an object with ``plans_name``, ``dataset_name`` and ``configurations``.
+    """Read plans of nnU-Net: an object with ``plans_name``, ``dataset_name`` and ``configurations``.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
@@ -83,7 +83,7 @@ def plans_errors(path: Path) -> Iterator[None]:
 
 
 def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
-    """What is wrong with the batch and the patch of a configuration, which may inherit them; ``None``: nothing."""
+    """Say what is wrong with the batch and the patch of a configuration, which may inherit them; ``None``: nothing."""
     batch, patch = configuration.get("batch_size", 1), configuration.get("patch_size", [1, 1])
     if not _is_count(batch):
         return f"batch_size must be a whole number of at least 1, got {json.dumps(batch)[:60]}"
@@ -93,7 +93,7 @@ def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_stages(configuration: Mapping[str, Any]) -> str | None:
-    """Which list of a network's arguments does not have an entry for each of its stages, as far as they are known."""
+    """Say which list of a network's arguments does not have one entry per stage; ``None``: none that is known."""
     architecture = configuration.get("architecture")
     arguments = architecture.get("arch_kwargs") if isinstance(architecture, dict) else None
     if not isinstance(architecture, dict) or not isinstance(arguments, dict):
@@ -113,7 +113,7 @@ def _is_count(value: Any) -> bool:
 
 
 def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
-    """nnU-Net's ``dataset.json``: an object with ``labels``, ``file_ending`` and the names of the channels.
+    """Read nnU-Net's ``dataset.json``: an object with ``labels``, ``file_ending`` and the names of the channels.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
@@ -131,7 +131,7 @@ def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
 
 
 def _fault_of_description(content: Mapping[str, Any]) -> str | None:
-    """What is wrong with the entries of a ``dataset.json``, one by one; ``None``: nothing."""
+    """Say what is wrong with the entries of a ``dataset.json``, one by one; ``None``: nothing."""
     if not isinstance(content["labels"], dict) or not isinstance(channel_names(content), dict | None):
         return "labels and channel_names are objects"
     if not isinstance(content["file_ending"], str):
@@ -152,7 +152,7 @@ def _fault_of_description(content: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
-    """Why nnU-Net's label manager would refuse labels with this ``regions_class_order``; ``None``: it takes them."""
+    """Say why nnU-Net's label manager would refuse these labels; ``None``: it takes them."""
     background, ignore = labels.get("background"), labels.get("ignore")
     if background is None or isinstance(background, list) or int(background) != 0:
         return f"the label 'background' must be 0, got {'none' if background is None else json.dumps(background)[:60]}"
@@ -172,17 +172,17 @@ def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
 
 
 def label_values(value: Any) -> list[int]:
-    """Of a label, or of a region, which is a list of labels."""
+    """The values of a label, which has one, or of a region, which is a list of labels."""
     return [int(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> Any:
-    """Number of a channel -> its name, of nnU-Net's ``dataset.json`` or of one from before nnU-Net v2."""
+    """Map the number of each channel to its name, from a ``dataset.json`` of nnU-Net v2 or of the version before."""
     return dataset_json.get("channel_names", dataset_json.get("modality", {}))
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """nnU-Net's ``splits_final.json``: training and validation cases of every fold.
+    """Read nnU-Net's ``splits_final.json``: training and validation cases of every fold.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.

@@ -27,7 +27,7 @@ class ExperimentChecks:
     """The checks of one student, in this order.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -40,12 +40,12 @@ class ExperimentChecks:
 
     @property
     def path(self) -> Path:
-        """Of the plans."""
+        """The file of the plans."""
         return self.folder / f"{self.arguments.p}.json"
 
     @property
     def fold(self) -> int | str:
-        """Of the student."""
+        """The student's fold."""
         return self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
 
     def read_plans(self) -> str:
@@ -90,7 +90,7 @@ class ExperimentChecks:
         return f"channels {', '.join(map(str, channels.values()))}; labels {', '.join(labels)}"
 
     def preprocessed(self) -> str:
-        """There are cases, and what every training needs beside them."""
+        """There are preprocessed cases, and what every training needs beside them."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.nnunet.dataset_names import dataset_number
@@ -119,7 +119,7 @@ class ExperimentChecks:
         return f"{cases} preprocessed cases in {self.folder / identifier}{beside}"
 
     def cases(self) -> str:
-        """All can be read, and hold numbers and known labels."""
+        """All preprocessed cases can be read, and hold numbers and known labels."""
         import torch
         from tqdm import tqdm
 
@@ -143,7 +143,7 @@ class ExperimentChecks:
         return f"all values of {len(cases.identifiers)} cases are numbers, all labels known"
 
     def find_trainer(self) -> str:
-        """nnU-Net finds the student's."""
+        """nnU-Net finds the student's trainer."""
         from nnunet_kd.nnunet.experiment import find_trainer
 
         self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
@@ -154,7 +154,7 @@ class ExperimentChecks:
         return f"trainer {self.trainer_name}"
 
     def student(self) -> str:
-        """Its settings are valid, and its network can be built and takes a patch."""
+        """The student's settings are valid, and its network can be built and takes a patch."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.cli.doctor.network import built_network
@@ -172,7 +172,7 @@ class ExperimentChecks:
         return f"the network to train is {network_in_words(architecture)}, {parameters:,} parameters"
 
     def first_stage(self) -> str | None:
-        """What the second stage of a cascade sees is there; ``None``: there is no cascade."""
+        """The segmentations that a second stage sees are there; ``None``: there is no cascade."""
         from nnunet_kd.nnunet.cascade import FirstStage
 
         first = FirstStage.of(self.plans, self.arguments.c, self.trainer_name, self.arguments.p)
@@ -186,7 +186,7 @@ class ExperimentChecks:
         return f"segmentations of {len(first.cases)} cases by {first.configuration}"
 
     def teacher(self) -> str | None:
-        """It is there and fits, and so are soft labels; ``None``: the student cannot be built."""
+        """The teacher and soft labels are there and fit; ``None``: the student cannot be built."""
         from nnunet_kd.training.leakage import soft_label_leakage, soft_label_teachers, unchecked
         from nnunet_kd.training.preparation import attach_soft_labels, attach_teacher, start_from_teacher
         from nnunet_kd.training.results import check_results, results_of
@@ -233,7 +233,7 @@ class ExperimentChecks:
         return found if unknown is None else f"{found}; {unknown}"
 
     def _soft_labels_without_leak(self, store: SoftLabelStore) -> str:
-        """What to learn from instead."""
+        """Say which soft labels do not leak, with the command that makes them."""
         from nnunet_kd.training.preparation import soft_labels_command
 
         if store.manifest.get("source", {}).get("folds") == [self.fold]:  # its teacher itself has learnt from such

@@ -1,4 +1,4 @@
-"""Whether a network that plans describe can be built, and takes a patch: found out without its memory."""
+"""Find out whether a network that plans describe can be built and takes a patch, without its memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunet_kd.nnunet.library_errors import first_line
 
 
 def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:
-    """The network a trainer class builds from plans, on the meta device where it can be.
+    """Build the network of a trainer class from plans, on the meta device where it can be.
 
     A U-Net is given a batch of empty patches too.
 

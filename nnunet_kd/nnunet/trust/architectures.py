@@ -90,7 +90,7 @@ def _check_numbers(node: Any, name: str, path: Path) -> None:
 
 
 def _check_name(name: Any, path: Path, remedy: str, is_network: bool = False) -> None:
-    """A class of a network or layer, by its dotted name."""
+    """Refuse a dotted name that is no class of a network or layer of the known packages."""
     parts = str(name).split(".")
     known = any(str(name).startswith(f"{package}.") for package in PACKAGES)
     if not known or not all(re.fullmatch(r"[A-Za-z]\w*", part) for part in parts):
@@ -114,7 +114,7 @@ def _is_of(module: str) -> bool:
 
 
 def load_network(build: Callable[[], nn.Module], weights: Any, path: Path, trust: bool = False) -> nn.Module:
-    """A network with weights of a file; it is built only if they fit, and never larger than they are.
+    """Build a network with the weights of a file, only if they fit and never larger than they are.
 
     Args:
         build: Makes the network on PyTorch's default device.

@@ -17,7 +17,7 @@ _LITTLE = 2**24  # bytes; below it anything may be compressed as it likes
 
 
 def check_stored(path: Path) -> None:
-    """Refuse a file of weights that is compressed: PyTorch writes none, and a few bytes could fill the memory.
+    """Refuse a file of weights that is compressed: PyTorch compresses none, and a few bytes could fill the memory.
 
     Raises:
         ValueError: For such a file.
