@@ -31,9 +31,9 @@ def main() -> None:
             for precision in (None, "bfloat16"):
                 made = trainer(method, chosen.patch, chosen.batch)
                 made.current_epoch = made.num_epochs - 1  # past the ramp
-                made.attached.teacher.precision = precision
+                made.distiller.teacher.precision = precision
                 logits = any(term.reads_logits for term in made.preparation.terms)
-                sides[f"teacher {precision}"] = lambda made=made, logits=logits: made.attached.teacher(
+                sides[f"teacher {precision}"] = lambda made=made, logits=logits: made.distiller.teacher(
                     step["data"], logits
                 )
                 sides[f"step {precision}"] = lambda made=made: made.train_step(step)

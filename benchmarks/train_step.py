@@ -94,8 +94,8 @@ def trainer(name: str, patch: list[int], batch: int, reduction: float | None = N
     made = kind({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
     made.initialize()
     made.network.train()
-    if made.attached is not None:
-        made.attached.teacher.to(made.device)
+    if made.distiller.teacher is not None:
+        made.distiller.teacher.to(made.device)
     return made
 
 
@@ -145,7 +145,7 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
     candidates = {"NoKD": lambda: alone.train_step(step)}
     for name, one in distilled.items():
         reads_logits = any(term.reads_logits for term in one.preparation.terms)
-        candidates[f"{name} teacher"] = lambda one=one, logits=reads_logits: one.attached.teacher(images, logits)
+        candidates[f"{name} teacher"] = lambda one=one, logits=reads_logits: one.distiller.teacher(images, logits)
         candidates[name] = lambda one=one: one.train_step(step)
     seconds = medians(candidates, repeats)
     print(f"\n{torch.get_num_threads()} threads, batch {batch}, patch {patch}, teacher widths 32..320, student 8..80")

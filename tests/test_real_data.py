@@ -15,7 +15,7 @@ from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.training.preparation import prepare
 from nnunet_kd.training.sources import attach_teacher
-from tests.evaluation.test_metrics import brute_force
+from tests.evaluation.brute_force import brute_force
 
 LABELS = Path(__file__).parents[2] / "shared" / "data" / "Dataset004_Hippocampus" / "labelsTr"
 TEACHERS = Path(__file__).parents[2] / "shared" / "data" / "teachers"

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _in_words(error: OSError) -> str:
-    """Ours is a sentence already; the system's has a number and, mostly, a file."""
+    """Put an error into words: ours is a sentence already, the system's has a number and mostly a file."""
     if error.errno is None:
         return str(error)
     named = error.filename2 or error.filename

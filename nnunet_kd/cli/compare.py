@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.nnunet.reading import plans_errors
 from nnunet_kd.storage.overwriting import check_kept
 from nnunet_kd.storage.writing import check_writable_folder
 from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
@@ -70,10 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder, required
+    from nnunet_kd.cli.dataset_folder import open_experiment, preprocessed_folder, required
     from nnunet_kd.cli.device import default_device
-    from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
-    from nnunet_kd.nnunet.trust.architectures import check_networks, plans_errors
     from nnunet_kd.study.comparison import compare_methods
     from nnunet_kd.study.study import Study
 
@@ -87,20 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("-np must be at least 1 and --tolerance above 0")
     check_writable_folder(arguments.o)
     folder = preprocessed_folder(arguments.d)
-    path = folder / f"{arguments.p}.json"
-    if not path.is_file():
-        raise FileNotFoundError(no_plans(path))
-    plans = read_plans(path)
-    if plans["plans_name"] != arguments.p:
-        raise ValueError(f"{path} calls itself {plans['plans_name']}: set plans_name to {arguments.p}")
-    if arguments.c not in plans["configurations"]:
-        raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
-    with plans_errors(path):
-        previous = PlansManager(plans).get_configuration(arguments.c).previous_stage_name
+    experiment = open_experiment(arguments.d, arguments.p, arguments.c, arguments.trust)
+    with plans_errors(folder / f"{arguments.p}.json"):
+        previous = PlansManager(experiment.plans).get_configuration(arguments.c).previous_stage_name
     if previous is not None:
         raise NotImplementedError(f"{arguments.c} needs segmentations by {previous}: cascades are not compared")
-    if not arguments.trust:
-        check_networks(plans, path, TRUST_MODEL, arguments.c)
     rows = rows_of_methods(arguments.m)
     if arguments.rows is not None:
         check_kept([arguments.rows], [arguments.o / name for name in WRITTEN], "Give another folder with -o")
@@ -110,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not rows:
         raise ValueError("nothing to compare: name methods with -m, or rows with --rows")
     runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
-    folders = tuple(required(where) for where in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
+    folders = (required(nnUNet_raw), required(nnUNet_preprocessed), required(nnUNet_results))
     device = arguments.device or default_device()
-    study = Study(folder.name, arguments.c, plans, folders, arguments.o.resolve(), device)  # type: ignore[arg-type]
+    study = Study(folder.name, arguments.c, experiment.plans, folders, arguments.o.resolve(), device)
     failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust)
     return 1 if failed else 0

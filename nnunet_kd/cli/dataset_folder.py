@@ -1,14 +1,18 @@
-"""From what a person calls a data set to its preprocessed folder."""
+"""From what a person gives with ``-d``, ``-p`` and ``-c`` to a preprocessed data set and its experiment."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.nnunet.dataset_names import dataset_number, is_dataset_name
 from nnunet_kd.nnunet.planning import NETWORKS, student_name
 from nnunet_kd.nnunet.reading import read_plans
+from nnunet_kd.nnunet.settings import read_settings
+
+if TYPE_CHECKING:
+    from nnunet_kd.nnunet.experiment import Experiment
 
 
 def dataset_name(dataset: str) -> str:
@@ -64,13 +68,43 @@ def preprocessed_folder(dataset: str) -> Path:
     return required(nnUNet_preprocessed) / dataset_name(dataset)
 
 
+def open_experiment(dataset: str, plans: str, configuration: str | None, trust: bool = False) -> Experiment:
+    """Open plans of a preprocessed data set: every command reads and checks them here.
+
+    Args:
+        dataset: As for :func:`dataset_name`.
+        plans: Their name, which is that of their file too.
+        configuration: As for :meth:`nnunet_kd.nnunet.experiment.Experiment.open`.
+        trust: The plans may name any network, or nothing is built from them.
+
+    Raises:
+        FileNotFoundError: Where there are no such plans, with the command that makes them.
+        ValueError: As :func:`preprocessed_folder` and :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`, for plans
+            of another name, and for settings that are not valid.
+    """
+    path = preprocessed_folder(dataset) / f"{plans}.json"
+    if not path.is_file():
+        raise FileNotFoundError(no_plans(path))
+
+    from nnunet_kd.nnunet.experiment import Experiment
+
+    experiment = Experiment.open(path, configuration, trust=trust)
+    if experiment.plans["plans_name"] != plans:  # nnU-Net would mix up their results
+        raise ValueError(f"{path} calls itself {experiment.plans['plans_name']}: set plans_name to {plans}")
+    try:
+        read_settings(experiment.plans)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return experiment
+
+
 def no_plans(path: Path) -> str:
-    """Return a message for missing plans, with the command that makes them, as far as their name tells.
+    """Say that plans are not there, with the command that makes them, as far as their name tells.
 
     Args:
         path: The plans, in the folder of the data set.
     """
-    return f"there are no plans {path}. Mend: {_command_for(path)}"
+    return f"there are no plans {path}. Fix: {_command_for(path)}"
 
 
 def _command_for(path: Path) -> str:

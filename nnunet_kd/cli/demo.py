@@ -125,7 +125,7 @@ class _Demo:
         self.command(f"train_{model}", "nnUNetv2_train", *options, epochs=SCHEDULES[plans]["num_epochs"])
 
     def predict(self, model: str) -> None:
-        """The held-out cases with nnUNetv2_predict."""
+        """Segment the held-out cases with nnUNetv2_predict."""
         trainer, plans = MODELS[model]
         output = self.out / "predictions" / model
         cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
@@ -136,7 +136,7 @@ class _Demo:
         self.command(f"predict_{model}", "nnUNetv2_predict", *data, "-tr", trainer, "-p", plans, *workers)
 
     def report(self) -> None:
-        """The table and the picture."""
+        """Write the table and the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
         from nnunet_kd.evaluation.measure import Model, measure_models
         from nnunet_kd.study.study import FINAL
@@ -157,7 +157,7 @@ class _Demo:
         print(f"picture {picture}\ntable   {self.out / 'table.txt'}\ndone in {self.commands.minutes:.1f} minutes")
 
     def dice(self, model: str, labels: list[int]) -> dict[int, float]:
-        """Mean Dice a class over the held-out cases, by nnU-Net's own evaluation."""
+        """Mean Dice per class over the held-out cases, by nnU-Net's own evaluation."""
         from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
         from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 

@@ -1,4 +1,4 @@
-"""The device of commands that are given none."""
+"""The device that commands use where none is given."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from nnunet_kd.nnunet.planning import NETWORKS, RECIPE
-from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
+from nnunet_kd.nnunet.reading import plans_errors
 
 _DESCRIPTION = """\
 Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
@@ -68,26 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the plans; returns the exit status."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_kd.cli.dataset_folder import is_plans, no_plans, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import is_plans, open_experiment, preprocessed_folder
     from nnunet_kd.evaluation.cost import cost_table
-    from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
     from nnunet_kd.nnunet.planning import student_name, student_plans, usual_trainer
-    from nnunet_kd.nnunet.settings import read_settings
-    from nnunet_kd.nnunet.trust.architectures import check_networks, plans_errors
     from nnunet_kd.storage.writing import write_whole
 
     folder = preprocessed_folder(arguments.d)
     source = folder / f"{arguments.p}.json"
-    if not source.is_file():
-        raise FileNotFoundError(no_plans(source))
-    plans = read_plans(source)
-    try:
-        read_settings(plans)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    dataset_json = read_dataset_json(folder / "dataset.json")
-    if not arguments.trust:
-        check_networks(plans, source, TRUST_MODEL)
+    teacher = open_experiment(arguments.d, arguments.p, None, arguments.trust)
+    plans, dataset_json = teacher.plans, teacher.dataset_json
     network = None if arguments.network is None else NETWORKS[arguments.network]
     usual_one = "2d" if network is not None and network.slices_only else "3d_fullres"
     have = plans["configurations"]

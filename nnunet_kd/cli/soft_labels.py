@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 from nnunet_kd.storage.writing import check_writable_folder
 
 _DESCRIPTION = """\
 Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
-follow each case through nnU-Net's augmentation during training. One file a case, in a folder beside the preprocessed
-data, with a manifest; a file is whole or not there.
+follow each case through nnU-Net's augmentation during training. There is one file per case, in a folder beside the
+preprocessed data, with a manifest; a file is written completely or not at all.
 
   nnunet_kd soft-labels -d 501 -c 3d_fullres --sam vit_b --checkpoint sam_vit_b_01ec64.pth
       asks SAM slice by slice, across the axis of the largest voxels; a box around every connected component of the
@@ -78,10 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
+    from nnunet_kd.cli.dataset_folder import open_experiment, preprocessed_folder
     from nnunet_kd.cli.device import default_device
     from nnunet_kd.nnunet.cases import PreprocessedCases
-    from nnunet_kd.nnunet.experiment import Experiment
     from nnunet_kd.storage.overwriting import check_kept
     from nnunet_kd.teachers.sam import SamSettings
     from nnunet_kd.teachers.sam_embeddings import EmbeddingStore
@@ -90,21 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     folder = preprocessed_folder(arguments.d)
-    path = folder / f"{arguments.p}.json"
-    if not path.is_file():
-        raise FileNotFoundError(no_plans(path))
-    plans = read_plans(path)
-    if arguments.c not in plans["configurations"]:
-        raise ValueError(f"{path} has no configuration {arguments.c}, only {', '.join(plans['configurations'])}")
-    dataset_json = read_dataset_json(folder / "dataset.json")
-    cases = PreprocessedCases(folder, Experiment(plans, arguments.c, dataset_json))
+    experiment = open_experiment(arguments.d, arguments.p, arguments.c, trust=True)  # no network is built from them
+    cases = PreprocessedCases(folder, experiment)
     name = arguments.name or ("sam" if arguments.sam else "nnunet")
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
     store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
     check_writable_folder(store.folder)
     mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
     data = folder / cases.configuration.data_identifier
-    inputs = [path, data, *([] if arguments.checkpoint is None else [arguments.checkpoint])]
+    inputs = [folder / f"{arguments.p}.json", data, *([] if arguments.checkpoint is None else [arguments.checkpoint])]
     check_kept(inputs, map(store.path, mine), "Give another --name")
     todo = [case for case in mine if store.fault(case, cases, thorough=arguments.resume) is not None]
     if len(todo) < len(mine) and not arguments.resume:

@@ -15,7 +15,7 @@ from nnunet_kd.nnunet.images import link_cases
 
 
 def mean_dice(model: Path, images: Path, labels: Path) -> float:
-    """Over cases and structures.
+    """Predict cases with a model and average Dice over them and their structures.
 
     Args:
         model: Folder of the model.

@@ -2,7 +2,7 @@
 
 - ``model.json``: what the predictor needs to know, where the model comes from, size and SHA-256 of every other file,
 - ``plans.json``, ``dataset.json``, ``dataset_fingerprint.json``: nnU-Net's,
-- ``fold_X.onnx``: a network each; their logits are averaged.
+- ``fold_X.onnx``: one network per fold, whose logits are averaged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ModelDescription:
         configuration: nnU-Net's.
         patch_size: Voxels, of the sliding window.
         mirroring: Axes of the patch, for test-time augmentation; ``None``: none.
-        networks: Files, a network each.
+        networks: Files, one per network.
         opset: Of ONNX.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, of the weights.
         multiples: A spatial axis may have any multiple of these many voxels; ``None``: the patch's alone.

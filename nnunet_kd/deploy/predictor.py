@@ -27,8 +27,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
 from nnunet_kd.nnunet.images import channel_of, images_by_case, in_order
-from nnunet_kd.nnunet.reading import channel_names, reason
-from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.nnunet.library_errors import reason
+from nnunet_kd.nnunet.reading import channel_names, plans_errors
 from nnunet_kd.storage.integrity import check_whole
 from nnunet_kd.storage.overwriting import check_kept
 from nnunet_kd.storage.writing import naming_full_disk, not_written, put_in_place, scratch_folder
@@ -93,7 +93,7 @@ class OnnxPredictor:
 
     @property
     def file_ending(self) -> str:
-        """Of images and segmentations."""
+        """The file ending of images and segmentations."""
         ending: str = self.dataset_json["file_ending"]
         return ending
 
@@ -205,7 +205,7 @@ class OnnxPredictor:
         return total
 
     def write(self, case: PredictionCase, logits: np.ndarray, properties: dict[str, Any], probabilities: bool) -> None:
-        """nnU-Net's: resample to the original grid, undo the crop, write; files are whole or not there.
+        """Resample to the original grid, undo the crop and write, as nnU-Net does; files are complete or absent.
 
         Args:
             case: Where to.

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_kd.deploy.archive import check_model, check_postprocessing, extract, models_in, of_ensembles
+from nnunet_kd.deploy.archive import check_model, check_postprocessing, models_in, of_ensembles
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import BLOCK
+from nnunet_kd.nnunet.trust.archives import extract
 from nnunet_kd.storage.writing import check_writable, flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
@@ -33,7 +34,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
 
     Args:
         model: What was trained.
-        path: Of the zip file; whole or not there.
+        path: Of the zip file, which is written completely or not at all.
         plans_name: Of the exported plans, by default :func:`stock_plans_name`.
         licence: For the provenance.
 
@@ -76,7 +77,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
 
 
 def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
-    """What nnU-Net's predictor reads of a checkpoint; and nothing to resume with."""
+    """Make a checkpoint of what nnU-Net's predictor reads, without what a training would resume from."""
     content = {
         "network_weights": dict(model.weights[fold]),
         "trainer_name": STOCK,
@@ -98,7 +99,7 @@ def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
 def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
     """Unpack a model that was exported, by this package or by nnU-Net, into ``nnUNet_results``.
 
-    Other than nnU-Net's command it replaces nothing, leaves nothing behind where it fails, and refuses what stock
+    Unlike nnU-Net's command, it replaces nothing, leaves nothing behind where it fails, and refuses what stock
     nnU-Net would run: checkpoints that hold more than weights and numbers, networks of other packages. What nnU-Net
     adds about ensembles comes along where there is none of that name.
 

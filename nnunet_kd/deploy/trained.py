@@ -16,9 +16,9 @@ from torch import nn
 
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL, mirroring_axes, read_checkpoint
 from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import read_settings, recorded_leakage
-from nnunet_kd.nnunet.trust.architectures import check_networks, load_network
+from nnunet_kd.nnunet.trust.architectures import load_network
 from nnunet_kd.storage.integrity import file_digest
 
 FINAL = "checkpoint_final.pth"
@@ -129,13 +129,10 @@ def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = FINAL, tr
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no trained model in {folder}")
-    plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
-    for name in (plans["dataset_name"], folder.name, *folds):
+    experiment = Experiment.of_results(folder, trust)
+    for name in (experiment.plans["dataset_name"], folder.name, *folds):
         if not name or Path(name).name != name:
             raise ValueError(f"{name!r} in {folder} is no name of a folder")
-    experiment = Experiment(plans, folder.name.split("__")[-1], dataset_json)
-    if not trust:
-        check_networks(plans, folder / "plans.json", TRUST_MODEL, experiment.configuration)
     files: dict[str, Path] = {}
     weights: dict[str, Any] = {}
     mirroring: tuple[int, ...] | None = None

@@ -89,7 +89,7 @@ class Model:
 
 def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = CASES) -> Measured:
     """One model; see :func:`measure_models`."""
-    (measured,) = _in_turn([Model(checkpoint, configuration)], images, device, cases)
+    (measured,) = measure_in_turn([Model(checkpoint, configuration)], images, device, cases)
     return measured
 
 
@@ -111,11 +111,12 @@ def measure_models(models: Mapping[str, Model], images: Path, device: str, cases
     different: dict[str, Model] = {}
     for model in models.values():
         different.setdefault(model.network, model)
-    measured = dict(zip(different, _in_turn(list(different.values()), images, device, cases), strict=True))
+    measured = dict(zip(different, measure_in_turn(list(different.values()), images, device, cases), strict=True))
     return {name: measured[model.network] for name, model in models.items()}
 
 
-def _in_turn(models: Sequence[Model], images: Path, device: str, cases: int) -> list[Measured]:
+def measure_in_turn(models: Sequence[Model], images: Path, device: str, cases: int) -> list[Measured]:
+    """Measure every model, case by case in turn, each in a process of its own; see :func:`measure_models`."""
     with ExitStack() as stack:
         pools = [
             stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent))

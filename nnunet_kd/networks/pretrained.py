@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.nnunet.reading import check_stored
+from nnunet_kd.nnunet.trust.archives import check_stored
 
 RANDOM = "random"
 IMAGENET = "imagenet"

@@ -1,7 +1,7 @@
-"""What the second stage of a cascade sees beside the images: segmentations of all cases by the first stage.
+"""The first stage of a cascade, whose segmentations of all cases the second stage sees beside the images.
 
-nnU-Net writes them when it validates a fold of the first stage, of that fold's validation cases, for students and
-teachers by their own first stages.
+nnU-Net writes them when it validates a fold of the first stage: those of the fold's validation cases. Students and
+teachers have first stages of their own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class FirstStage:
 
     Attributes:
         configuration: Its name.
-        folder: Of its segmentations.
+        folder: Folder of its segmentations.
         cases: All preprocessed cases.
-        missing: Those that it has not segmented.
-        commands: Which make these segmentations, one a fold.
+        missing: The cases that it has not segmented.
+        commands: The commands that make the missing segmentations, one per fold.
     """
 
     configuration: str
@@ -37,13 +37,13 @@ class FirstStage:
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], configuration: str, trainer: str, plans_name: str) -> FirstStage | None:
-        """That of a configuration, by one trainer and its plans; ``None``: there is no stage before it.
+        """Find the first stage of a configuration by one trainer and its plans; ``None``: there is no stage before it.
 
         Args:
-            plans: Which have the configuration, and name the data set.
-            configuration: Of the second stage.
+            plans: Plans that have the configuration and name the data set.
+            configuration: The second stage.
             trainer: Class name.
-            plans_name: Of the trainer's plans.
+            plans_name: Name of the trainer's plans.
         """
         if configuration not in plans["configurations"]:
             return None
@@ -67,7 +67,7 @@ class FirstStage:
 
 
 def _folds_of(cases: Sequence[str], splits: Path) -> list[int]:
-    """Whose validation cases these are; without splits nnU-Net makes five folds."""
+    """The folds that have these validation cases; without splits nnU-Net makes five folds."""
     try:
         folds = read_splits(splits)
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The preprocessed cases of one configuration: what soft labels are made from, and what they have to match."""
+"""The preprocessed cases of one configuration, from which soft labels are made and which they have to match."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.nnunet.dataset_names import dataset_number
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.images import is_left_over
-from nnunet_kd.nnunet.reading import channel_names
-from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.nnunet.reading import channel_names, plans_errors
 
 
 class PreprocessedCases:
     """The preprocessed cases of one configuration.
 
     Args:
-        folder: The data set's in ``nnUNet_preprocessed``.
+        folder: The data set's folder in ``nnUNet_preprocessed``.
         experiment: Plans, configuration and ``dataset.json``.
 
     Raises:
@@ -50,11 +49,11 @@ class PreprocessedCases:
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         return len(channel_names(self.experiment.dataset_json))
 
     def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images ``(channels, z, y, x)``, and labels ``(z, y, x)``, -1 outside the body.
+        """Load images ``(channels, z, y, x)`` and labels ``(z, y, x)``, which are -1 outside the body.
 
         Raises:
             ValueError: Where the labels have several values per voxel, as those of a colour picture.
@@ -68,12 +67,12 @@ class PreprocessedCases:
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
     def fingerprint(self, case: str) -> dict[str, str]:
-        """SHA-256 of the images of a case and of its labels, with their shapes; both are read whole."""
+        """Compute the SHA-256 of the images of a case and of its labels, with their shapes, from all their voxels."""
         images, segmentation, _, _ = self._dataset.load_case(case)
         return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
 
     def modified(self, case: str) -> int:
-        """When a case was preprocessed, in nanoseconds, as far as the clock of the disk says."""
+        """Return when a case was preprocessed, in nanoseconds, by the clock of the disk."""
         parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
         times: list[int] = [part.stat().st_mtime_ns for part in parts if part.is_file()]
         return max(times)
@@ -90,10 +89,10 @@ def _digest(channels: Any, kind: Any) -> str:
 
 
 def dataset_class(folder: Path) -> Any:
-    """What of nnU-Net reads the preprocessed cases in a folder.
+    """Find the class of nnU-Net that reads the preprocessed cases in a folder.
 
     Raises:
-        ValueError: Where it holds none, or something else.
+        ValueError: Where the folder holds no case, or other files.
     """
     try:
         return infer_dataset_class(str(folder))
@@ -105,7 +104,7 @@ def dataset_class(folder: Path) -> Any:
 
 
 def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an experiment soft labels depend on: its data and its labels."""
+    """Describe what soft labels of an experiment depend on: its data and its labels."""
     settings = plans_manager.get_configuration(configuration)
     labels = plans_manager.get_label_manager(dataset_json)
     return {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_kd.nnunet.reading import check_stored
+from nnunet_kd.nnunet.trust.archives import check_stored
 
 # What nnU-Net stores besides tensors and plain Python: NumPy numbers in its logging. NumPy renamed the module of the
 # function that makes them, so both names are known, whichever version wrote the file.
@@ -31,14 +31,14 @@ TRUST_MODEL = "If you trust where it comes from, give --trust"
 def read_checkpoint(
     path: Path, trust: bool = False, remedy: str = TRUST_TEACHER, configuration: str | None = None
 ) -> dict[str, Any]:
-    """An nnU-Net checkpoint, on the CPU.
+    """Read an nnU-Net checkpoint onto the CPU.
 
     Args:
         path: The ``.pth`` file.
         trust: Unpickle whatever it holds. That runs code in it.
         remedy: What to do where it is trusted; a sentence without its full stop.
-        configuration: Of which it must say it is, unless it is trusted: the one it names is the one whose network
-            stock nnU-Net builds, whatever the folder is called.
+        configuration: The one it must name, unless it is trusted: stock nnU-Net builds the network of the one it
+            names, whatever the folder is called.
 
     Raises:
         ValueError: If the file cannot be read, is no nnU-Net checkpoint, holds more than weights and numbers, or is
@@ -71,7 +71,7 @@ def read_checkpoint(
 
 
 def mirroring_axes(checkpoint: dict[str, Any], path: Path) -> tuple[int, ...] | None:
-    """Axes the training mirrored along; ``None``: none.
+    """Return the axes that the training mirrored along; ``None``: none.
 
     Raises:
         ValueError: For something else.

@@ -1,4 +1,4 @@
-"""Raw images as nnU-Net names them: ``CASE_0000ENDING`` and so on, a file a channel or one with all of them."""
+"""Raw images as nnU-Net names them: ``CASE_0000ENDING`` and so on, one file per channel or one with all of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NAMES = frozenset((".ds_store", "__macosx", "thumbs.db", "ehthumbs.db", "deskto
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a file or folder is none of a person's: ``._case_0000.nii.gz``, ``.DS_Store``, ``Thumbs.db``."""
+    """Whether a system, not a person, left a file or folder: ``._case_0000.nii.gz``, ``.DS_Store``, ``Thumbs.db``."""
     small = name.lower()
     return small in _NAMES or small.startswith(_BEGINNINGS)
 
 
 def channel_of(name: str, ending: str) -> tuple[str, int | None]:
-    """Case and channel of a file name; no channel where it is not named so."""
+    """Split a file name into case and channel; ``None`` where it names no channel."""
     stem = name[: -len(ending)] if name.endswith(ending) else ""
     if len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal():
         return stem[:-5], int(stem[-4:])

@@ -1,18 +1,16 @@
-"""Files that may come from anybody: read as they should be, or refused in one sentence."""
+"""nnU-Net's JSON files: plans, ``dataset.json`` and the splits, read and checked for what nnU-Net needs of them."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-import zipfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-LARGEST = 64 * 2**20  # bytes; nnU-Net's largest, the summary of thousands of cases and structures, has a few MiB
-DEEPEST = 50  # levels; plans have eight
-DIGITS = 19  # of a whole number: 64 bits
+from nnunet_kd.nnunet.library_errors import first_line
+from nnunet_kd.nnunet.trust.limited_json import read_limited
 
 # Networks whose arguments of the next table have an entry for each of their `n_stages`, or so many fewer.
 STAGED_NETWORKS = ("dynamic_network_architectures.", "nnunet_kd.networks.")
@@ -27,25 +25,24 @@ LISTS_OF_STAGES = {
 
 
 def read_json(path: Path, what: str = "") -> dict[str, Any]:
-    """The object in a file.
+    """Read the object in a JSON file.
 
     Args:
         path: The file.
-        what: Whose it is, for messages: ``"the teacher's "``.
+        what: Whose file it is, for messages: ``"the teacher's "``.
 
     Raises:
         FileNotFoundError: Where there is no such file.
-        ValueError: For a file that cannot be read, is larger or deeper than any of nnU-Net's, is not JSON in UTF-8 or
-            no object, and for numbers that are infinite or have more than 64 bits. NaN is a number: nnU-Net writes it.
+        ValueError: As :func:`nnunet_kd.nnunet.trust.limited_json.read_limited`, or where it holds no object.
     """
-    content = _read(path, what)
+    content = read_limited(path, what)
     if not isinstance(content, dict):
         raise ValueError(f"{what}{path} is no JSON object")
     return content
 
 
 def read_plans(path: Path, what: str = "") -> dict[str, Any]:
-    """Plans of nnU-Net: an object with ``plans_name``, ``dataset_name`` and ``configurations``.
+    """Read plans of nnU-Net: an object with ``plans_name``, ``dataset_name`` and ``configurations``.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
@@ -66,8 +63,27 @@ def read_plans(path: Path, what: str = "") -> dict[str, Any]:
     return plans
 
 
+@contextmanager
+def plans_errors(path: Path) -> Iterator[None]:
+    """Turn whatever nnU-Net raises over plans that it cannot use into one sentence.
+
+    Args:
+        path: The plans file, for the message.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nnU-Net's about plans of its older versions
+            yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else first_line(error)
+        raise ValueError(f"{path} holds no plans nnU-Net can use: {what}") from error
+
+
 def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
-    """What is wrong with the batch and the patch of a configuration, which may inherit them; ``None``: nothing."""
+    """Say what is wrong with the batch and the patch of a configuration, which may inherit them; ``None``: nothing."""
     batch, patch = configuration.get("batch_size", 1), configuration.get("patch_size", [1, 1])
     if not _is_count(batch):
         return f"batch_size must be a whole number of at least 1, got {json.dumps(batch)[:60]}"
@@ -77,7 +93,7 @@ def _fault_of_sizes(configuration: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_stages(configuration: Mapping[str, Any]) -> str | None:
-    """Which list of a network's arguments does not have an entry for each of its stages, as far as they are known."""
+    """Say which list of a network's arguments does not have one entry per stage; ``None``: none that is known."""
     architecture = configuration.get("architecture")
     arguments = architecture.get("arch_kwargs") if isinstance(architecture, dict) else None
     if not isinstance(architecture, dict) or not isinstance(arguments, dict):
@@ -97,7 +113,7 @@ def _is_count(value: Any) -> bool:
 
 
 def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
-    """nnU-Net's ``dataset.json``: an object with ``labels``, ``file_ending`` and the names of the channels.
+    """Read nnU-Net's ``dataset.json``: an object with ``labels``, ``file_ending`` and the names of the channels.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
@@ -115,7 +131,7 @@ def read_dataset_json(path: Path, what: str = "") -> dict[str, Any]:
 
 
 def _fault_of_description(content: Mapping[str, Any]) -> str | None:
-    """What is wrong with the entries of a ``dataset.json``, one by one; ``None``: nothing."""
+    """Say what is wrong with the entries of a ``dataset.json``, one by one; ``None``: nothing."""
     if not isinstance(content["labels"], dict) or not isinstance(channel_names(content), dict | None):
         return "labels and channel_names are objects"
     if not isinstance(content["file_ending"], str):
@@ -136,7 +152,7 @@ def _fault_of_description(content: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
-    """Why nnU-Net's label manager would refuse labels with this ``regions_class_order``; ``None``: it takes them."""
+    """Say why nnU-Net's label manager would refuse these labels; ``None``: it takes them."""
     background, ignore = labels.get("background"), labels.get("ignore")
     if background is None or isinstance(background, list) or int(background) != 0:
         return f"the label 'background' must be 0, got {'none' if background is None else json.dumps(background)[:60]}"
@@ -156,23 +172,23 @@ def _fault_of_labels(labels: Mapping[str, Any], order: Any) -> str | None:
 
 
 def label_values(value: Any) -> list[int]:
-    """Of a label, or of a region, which is a list of labels."""
+    """The values of a label, which has one, or of a region, which is a list of labels."""
     return [int(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> Any:
-    """Number of a channel -> its name, of nnU-Net's ``dataset.json`` or of one from before nnU-Net v2."""
+    """Map the number of each channel to its name, from a ``dataset.json`` of nnU-Net v2 or of the version before."""
     return dataset_json.get("channel_names", dataset_json.get("modality", {}))
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """nnU-Net's ``splits_final.json``: training and validation cases of every fold.
+    """Read nnU-Net's ``splits_final.json``: training and validation cases of every fold.
 
     Raises:
         FileNotFoundError: As :func:`read_json`.
         ValueError: As :func:`read_json`, or where it holds something else.
     """
-    splits = _read(path, "")
+    splits = read_limited(path)
     if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
         raise ValueError(f"{path} holds no folds of nnU-Net")
     for fold in splits:
@@ -183,108 +199,3 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
                 if Path(case).name != case:
                     raise ValueError(f"{path} names a case {case[:200]!r}, which is no name of a file")
     return splits
-
-
-def check_stored(path: Path) -> None:
-    """Refuse a file of weights that is compressed: PyTorch writes none, and a few bytes could fill the memory.
-
-    Raises:
-        ValueError: For such a file.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError):  # PyTorch will say so
-        return
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError(f"cannot read {path}: it is compressed, which PyTorch's files are not")
-
-
-def reason(error: BaseException, path: Path | None = None) -> str:
-    """Why a library cannot read a file, in one line.
-
-    Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
-
-    Args:
-        error: What was raised.
-        path: Of the file; a message that begins by saying that it cannot be read is not repeated.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if not lines[0].startswith("Exception "):
-        return lines[0].removeprefix(f"cannot read {path}: ")
-    if "orthonormal" in lines[-1]:
-        return (
-            "the axes in its header are not orthonormal (it is sheared), which SimpleITK refuses: correct the sform of "
-            "its header, or resample the image to axes at right angles"
-        )
-    return re.sub(r"^(sitk::|ITK )ERROR: (\w+\(0x[0-9a-f]+\): )?", "", lines[-1])
-
-
-def _read(path: Path, what: str) -> Any:
-    name = f"{what}{path}"
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device has no end
-            raise ValueError(f"cannot read {name}: it is no file")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST + 1)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"cannot read {name}: there is no such file") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}") from error
-    if len(raw) > LARGEST:
-        raise ValueError(f"cannot read {name}: it is larger than {LARGEST // 2**20} MiB")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {name}: it is not in UTF-8") from error
-    try:
-        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read {name}: it is no JSON ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"cannot read {name}: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels") from error
-    if _deeper(content, DEEPEST):
-        raise ValueError(f"cannot read {name}: it is nested deeper than {DEEPEST} levels")
-    return content
-
-
-def _whole(text: str) -> int:
-    if len(text.lstrip("-")) > DIGITS:
-        raise ValueError(f"it holds a number of {len(text)} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
-
-
-def _constant(text: str) -> float:
-    return math.nan if text == "NaN" else _refuse(text)
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"it holds the number {text[:20]}, which is not finite")
-
-
-def _deeper(content: Any, levels: int) -> bool:
-    """Whether lists and objects lie in each other more often, found without recursion."""
-    level = [content]
-    for _ in range(levels + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -16,7 +16,6 @@ from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.planning import network_in_words
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
-from nnunet_kd.nnunet.trust.architectures import check_networks
 from nnunet_kd.storage.processes import BusyError
 from nnunet_kd.study.costs import study_costs
 from nnunet_kd.study.pictures import draw_cases
@@ -47,8 +46,8 @@ def compare_methods(
         RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
         BusyError: Where another comparison works in the study's folder, or another process trains one of the runs.
     """
-    teachers = _find_teachers(study, runs, needed=_check_trainers(study, runs))
-    _check_results(study, runs, trust)
+    teachers = study_teachers(study, runs, needed=_check_trainers(study, runs))
+    check_results(study, runs, trust)
     with study.alone():
         study.folds.write()
         _check_cases(study, runs, teachers)
@@ -89,8 +88,8 @@ def _compare(
     return failed
 
 
-def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
-    """Results that are there already.
+def check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
+    """Check results that are there already.
 
     Raises:
         ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
@@ -102,9 +101,8 @@ def _check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
         path = study.last_checkpoint(run)
         if path is None:
             continue
-        plans = study.folder_of(run) / "plans.json"
         if study.is_trained(run) and not trust:
-            check_networks(read_plans(plans), plans, TRUST_MODEL, study.configuration)
+            Experiment.of_results(study.folder_of(run))
         own = read_checkpoint(path, trust, TRUST_MODEL, study.configuration).get(BLOCK)
         _check_records(study, run, records(own) if isinstance(own, dict) else [])
 
@@ -204,7 +202,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     return needed
 
 
-def _find_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
+def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
     """Fold -> its teacher; empty where, in any fold, several teach together or another fold's does.
 
     A teacher that cannot be loaded, or is not trusted, is none where no method needs one.

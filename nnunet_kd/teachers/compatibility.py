@@ -9,27 +9,25 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.reading import channel_names
-from nnunet_kd.nnunet.trust.architectures import plans_errors
+from nnunet_kd.nnunet.reading import channel_names, plans_errors
 
 
 def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
     """Refuse a teacher that was trained on other inputs or for other outputs than the student.
 
     Args:
-        teacher: The teacher's.
-        student: The student's.
+        teacher: From :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`.
+        student: The student's experiment.
         path: Where the teacher's plans were read, for messages.
 
     Raises:
         ValueError: One sentence saying what differs.
     """
-    for experiment, whose in ((teacher, "teacher"), (student, "student")):
-        if experiment.configuration not in experiment.plans["configurations"]:
-            raise ValueError(
-                f"the {whose}'s plans {experiment.plans.get('plans_name')} have no configuration "
-                f"{experiment.configuration}, only {', '.join(experiment.plans['configurations'])}"
-            )
+    if student.configuration not in student.plans["configurations"]:
+        raise ValueError(
+            f"the student's plans {student.plans.get('plans_name')} have no configuration "
+            f"{student.configuration}, only {', '.join(student.plans['configurations'])}"
+        )
     with plans_errors(path):
         theirs = _facts(teacher)
     ours = _facts(student)

@@ -16,8 +16,8 @@ from nnunet_kd.teachers.teacher import Teacher
 class TeacherEnsemble(nn.Module):
     """Mean of the probabilities, and of the features, of several teachers.
 
-    Probabilities are handed on as logits. For classes those are determined up to a constant a voxel; it is the mean
-    of the teachers', so that equal teachers give the logits of one.
+    Probabilities are returned as logits. For classes those are determined up to a constant per voxel, for which the
+    mean of the teachers' is taken, so that equal teachers give the logits of one.
 
     Args:
         teachers: At least one.
@@ -61,7 +61,7 @@ class TeacherEnsemble(nn.Module):
         return log_sums + constants.mean(0) - math.log(len(logits))
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """There is no one decoder.
+        """Refuse: several teachers have no common decoder.
 
         Raises:
             NotImplementedError: Always.

@@ -1,4 +1,4 @@
-"""Where the teachers of a student lie: found, read as far as their plans, and checked."""
+"""Find the teachers of a student, read their plans, and check that they fit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from nnunetv2.paths import nnUNet_results
 from nnunet_kd.nnunet.cascade import FirstStage
 from nnunet_kd.nnunet.checkpoint import TRUST_TEACHER
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import TeacherSettings
-from nnunet_kd.nnunet.trust.architectures import check_networks
 from nnunet_kd.teachers.compatibility import check_teacher
 from nnunet_kd.teachers.leakage import (
     known_validation,
@@ -33,7 +32,7 @@ class TeacherFiles:
     Attributes:
         deep_supervision: Whether its heads at lower resolutions were trained.
         leakage: Why it may have seen the student's validation cases, as far as its own files and existing splits say.
-        fold: Of the teacher.
+        fold: The teacher's fold.
         kept_back: The cases it was validated on, and so not trained on; ``None``: its validation has not ended.
         precision: ``"bfloat16"``, or ``None``: as the student's.
     """
@@ -52,7 +51,7 @@ def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold
     """Locate the teachers of one student fold and check that all see the same images and labels.
 
     Returns:
-        One entry a teacher and fold.
+        One entry per teacher and fold.
 
     Raises:
         FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
@@ -62,7 +61,7 @@ def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold
 
 
 def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> TeacherFiles:
-    """One teacher, one fold."""
+    """Find one fold of one teacher."""
     configuration = settings.configuration or student.configuration
     plans_name = settings.plans or _source_plans(student.plans)
     first = FirstStage.of(student.plans, configuration, settings.trainer, plans_name)
@@ -71,31 +70,29 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     )
     command = " && ".join([*(first.commands if first else []), train])
     if settings.folder is not None:
-        folder, mend, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
+        folder, fix, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
     else:
         name = f"{settings.trainer}__{plans_name}__{configuration}"
         folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
-        mend, finish = f"Train it: {command}", f". Finish its training: {command} --c"
+        fix, finish = f"Train it: {command}", f". Finish its training: {command} --c"
     if not folder.is_dir():
         others = [] if settings.folder is not None else _other_plans(folder.parent, settings, configuration, fold)
         if others:  # plans that were copied by hand have another name than their teacher's
-            mend = (
+            fix = (
                 f'There is one with the plans {", ".join(others)}: set "teacher": {{"plans": "{others[0]}"}} in the '
                 f"nnunet_kd block of {student.plans['plans_name']} to learn from it, or train this one: {command}"
             )
-        raise FileNotFoundError(f"there is no teacher in {folder}. {mend}")
+        raise FileNotFoundError(f"there is no teacher in {folder}. {fix}")
     fold_folder = folder / f"fold_{fold}"
     if not fold_folder.is_dir():
         have = ", ".join(sorted(entry.name for entry in folder.glob("fold_*"))) or "no fold"
-        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. {mend}")
+        raise FileNotFoundError(f"the teacher in {folder} has {have}, but not fold_{fold}. {fix}")
     checkpoint = fold_folder / settings.checkpoint
     if not checkpoint.is_file():
         have = ", ".join(sorted(entry.name for entry in fold_folder.glob("*.pth"))) or "no checkpoint"
         raise FileNotFoundError(f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}{finish}")
-    path, whose = folder / "plans.json", "the teacher's "
-    teacher = Experiment(read_plans(path, whose), configuration, read_dataset_json(folder / "dataset.json", whose))
-    if not settings.trust_checkpoint and configuration in teacher.plans["configurations"]:
-        check_networks(teacher.plans, path, TRUST_TEACHER, configuration)
+    path = folder / "plans.json"
+    teacher = Experiment.open(path, configuration, "the teacher's ", settings.trust_checkpoint, TRUST_TEACHER)
     check_teacher(teacher, student, path)
     kept_back = validated_cases(fold_folder)
     leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(

@@ -1,4 +1,4 @@
-"""The Segment Anything Model as a teacher: a volume and its labels in, one map of logits a structure out.
+"""The Segment Anything Model as a teacher: a volume and its labels in, one map of logits per structure out.
 
 Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` package; used as in SAM-DRA-UNet, section
 3.2. SAM segments slices of RGB images where a prompt points; prompts come from the training labels.
@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from nnunet_kd.nnunet.reading import check_stored
+from nnunet_kd.nnunet.trust.archives import check_stored
 
 PROMPTS = ("box", "points")
 
@@ -136,7 +136,7 @@ class SamTeacher:
 
     @torch.inference_mode()
     def slice_logits(self, image: np.ndarray, structures: np.ndarray) -> np.ndarray:
-        """Of one slice.
+        """SAM's mask logits of every structure in one slice.
 
         Args:
             image: uint8 ``(3, height, width)``.

@@ -44,7 +44,7 @@ class Colours:
         """Of data that nnU-Net normalised, by default their first three channels.
 
         Args:
-            schemes: nnU-Net's ``normalization_schemes``, one a channel.
+            schemes: nnU-Net's ``normalization_schemes``, one per channel.
             channels: To be shown.
 
         Raises:
@@ -170,7 +170,7 @@ class EmbeddingStore(SoftLabelStore):
     content: ClassVar[str] = "embeddings"
 
     def _layout(self, shape: tuple[int, ...], patch_size: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """A patch is read alone."""
+        """Every patch is a chunk of its own, since it is read alone."""
         one = (1, *shape[1:])
         return one, one
 

@@ -1,4 +1,4 @@
-"""A store of a teacher's logits: computed once, one file a training case, read by the data loader.
+"""A store of a teacher's logits: computed once, in one file per training case, and read by the data loader.
 
 It is a folder beside the preprocessed cases, named after them and the store, that holds
 
@@ -47,7 +47,7 @@ class SoftLabelStore:
 
     @property
     def name(self) -> str:
-        """Without the data's."""
+        """Name of the store, without that of the data."""
         return self.folder.name.rpartition(self.marker)[2]
 
     @property
@@ -93,12 +93,12 @@ class SoftLabelStore:
         write_whole(self.folder / "manifest.json", json.dumps({**wanted, "versions": versions}, indent=1))
 
     def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: Mapping[str, str]) -> None:
-        """Store one case: its file is whole or not there.
+        """Store one case, whose file is written completely or not at all.
 
         Args:
             case: nnU-Net's identifier.
             logits: ``(heads, z, y, x)``, any floating type.
-            patch_size: nnU-Net's, for the chunks.
+            patch_size: nnU-Net's patch size, for the chunks.
             made_from: Fingerprint of the case (see :meth:`PreprocessedCases.fingerprint`).
 
         Raises:
@@ -178,7 +178,7 @@ class SoftLabelStore:
         return " ".join([*words, "--name", self.name])
 
     def path(self, case: str) -> Path:
-        """File of a case."""
+        """The file that holds the values of a case."""
         return self.folder / f"{case}.b2nd"
 
     def _record(self, case: str) -> Path:
@@ -230,7 +230,7 @@ class SoftLabelStore:
 def _out_of_date(made_from: Any, now: Mapping[str, str]) -> str | None:
     """What has changed of a case that was preprocessed again; ``None``: nothing.
 
-    Stores of before have a digest of the labels alone: whether the images are the same cannot be known.
+    Older stores have a digest of the labels alone: whether the images are the same cannot be known.
     """
     if not isinstance(made_from, Mapping):
         return "is older than the preprocessed case and does not say of which images it was made"
@@ -239,7 +239,7 @@ def _out_of_date(made_from: Any, now: Mapping[str, str]) -> str | None:
 
 
 def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLabelStore:
-    """The store of preprocessed data by its name; without one, the only one there is.
+    """Find the store of preprocessed data by its name; without one, the only one there is.
 
     Args:
         preprocessed: The data set's folder in ``nnUNet_preprocessed``.
@@ -268,7 +268,7 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
 
 
 def store_folder(preprocessed: Path, identifier: str, name: str, kind: type[SoftLabelStore] = SoftLabelStore) -> Path:
-    """Where a store of that name and kind belongs.
+    """Return the folder where a store of that name and kind belongs.
 
     Raises:
         ValueError: For a name that is no part of a file name.

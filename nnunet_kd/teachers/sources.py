@@ -1,4 +1,7 @@
-"""Where stored soft labels and embeddings come from: SAM or an nnU-Net, case by case of a preprocessed data set."""
+"""Sources of stored soft labels and embeddings: SAM or an nnU-Net, for each case of a preprocessed data set.
+
+All three serve one command through one protocol, so they share a file.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ from nnunet_kd.teachers.teacher import case_predictor, load_plain
 
 
 class Source(Protocol):
-    """What makes soft labels, or embeddings."""
+    """A source makes soft labels, or embeddings, of preprocessed cases."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything that decides what they are, for the manifest."""
+        """Everything that the values depend on, for the manifest."""
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
-        """The cases in the order that suits best."""
+        """Return the cases in the order in which they are made fastest."""
 
     def values(self, case: str) -> np.ndarray:
-        """What is stored of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
+        """Compute what is stored of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
 
 
 class SamSource:
@@ -70,11 +73,11 @@ class SamSource:
         }
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
-        """As they are."""
+        """Return the cases as they are: their order does not matter."""
         return cases
 
     def values(self, case: str) -> np.ndarray:
-        """Logits of a case, ``(heads, z, y, x)``."""
+        """Compute the logits of a case, ``(heads, z, y, x)``."""
         images, segmentation = self._cases.load(case)
         labels = self._cases.labels
         wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
@@ -129,11 +132,11 @@ class NnUNetSource:
         }
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
-        """Fold by fold, so that each teacher is loaded once."""
+        """Order the cases by fold, so that each teacher is loaded once."""
         return sorted(cases, key=lambda case: (_number(self._fold_of[case]), case))
 
     def values(self, case: str) -> np.ndarray:
-        """Logits of a case, ``(heads, z, y, x)``."""
+        """Compute the logits of a case, ``(heads, z, y, x)``."""
         fold = self._fold_of[case]
         if fold not in self._loaded:
             self._loaded.clear()
@@ -142,7 +145,7 @@ class NnUNetSource:
 
 
 class EmbeddingSource:
-    """Embeddings for an :class:`EmbeddingStore`.
+    """SAM's embeddings of the patches of slices, for an :class:`EmbeddingStore`.
 
     Args:
         cases: The data, of a 2-D configuration.
@@ -185,11 +188,11 @@ class EmbeddingSource:
         }
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
-        """As they are."""
+        """Return the cases as they are: their order does not matter."""
         return cases
 
     def values(self, case: str) -> np.ndarray:
-        """Embeddings of a case, ``(patches, channels, height, width)``."""
+        """Compute the embeddings of a case, ``(patches, channels, height, width)``."""
         images, _ = self._cases.load(case)
         patches = SlicePatches(images.shape[1:], self._patch_size)
 
@@ -218,12 +221,12 @@ def _folds(splits: Path, cases: Sequence[str], fold: int | str | None) -> dict[s
 
 
 def _number(fold: int | str) -> int:
-    """To sort folds by."""
+    """A number to sort folds by."""
     return -1 if fold == "all" else int(fold)
 
 
 def _with_the_same_data(cases: PreprocessedCases) -> str:
-    """What else makes soft labels of these preprocessed cases, as the end of a sentence."""
+    """End a sentence with what else makes soft labels of these preprocessed cases."""
     plans = PlansManager(cases.experiment.plans)
     for name in plans.available_configurations:
         other = plans.get_configuration(name)

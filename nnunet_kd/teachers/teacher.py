@@ -60,12 +60,12 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode whatever is asked."""
+        """Keep the network in evaluation mode, whatever is asked."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits, finest first, and the features of every encoder stage; empty where they are not held.
+        """Compute logits, finest first, and the features of every encoder stage; lists of what is not held are empty.
 
         Of the resolutions of deep supervision the coarsest is left out: nnU-Net gives it the weight 0, it was never
         trained.
@@ -92,7 +92,7 @@ class Teacher(nn.Module):
         return _trained_scales(self.decoder(features)), features
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """Logits at full resolution of given features, with gradient to these."""
+        """Compute logits at full resolution from features, with the gradient to these."""
         assert self.decoder is not None
         return _trained_scales(self.decoder(features))[0]
 
@@ -104,7 +104,7 @@ def _trained_scales(logits: Tensor | list[Tensor]) -> list[Tensor]:
 
 
 def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = False) -> Teacher:
-    """The frozen network on the CPU, built by the teacher's own trainer class from its own plans.
+    """Load the frozen network onto the CPU, built by the teacher's own trainer class from its own plans.
 
     Raises:
         ValueError: For a checkpoint that cannot be read, is not trusted, does not belong to the plans beside it, or
@@ -115,7 +115,7 @@ def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = Fals
 
 
 def load_plain(files: TeacherFiles) -> nn.Module:
-    """The network as nnU-Net builds it. Also a check, before a stock command unpickles and builds whatever is there.
+    """Load the network as nnU-Net builds it; a check too, before a stock command unpickles and builds what is there.
 
     Raises:
         ValueError: As :func:`load_teacher`.
@@ -144,7 +144,7 @@ def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
 def case_predictor(
     files: TeacherFiles, device: torch.device, mirroring: bool = True
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Logits of whole preprocessed cases by nnU-Net's own sliding window.
+    """Return a function that predicts whole preprocessed cases by nnU-Net's own sliding window.
 
     Args:
         files: The teacher.

@@ -107,7 +107,7 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
     ("words", "message"),
     [
         (["-d", "598", "-o", "nnUNetPlans"], "the student's plans need a name of their own"),
-        (["-d", "598", "-p", "other"], "no plans .*other.json. Mend: choose one of .*nnUNetPlans.* with -p$"),
+        (["-d", "598", "-p", "other"], "no plans .*other.json. Fix: choose one of .*nnUNetPlans.* with -p$"),
         (["-d", "598", "-c", "3d"], "the student's plans have no configuration 3d: choose one of 2d, 3d_fullres with"),
         (["-d", "598", "--network", "vm_unet", "-c", "3d_fullres"], "no configuration 3d_fullres: choose one of 2d wi"),
         (["-d", "598", "-o", "sub/plans"], "a name of plans has letters, digits, .* only, got 'sub/plans'"),
@@ -155,14 +155,14 @@ def test_plans_that_are_not_there(workspace, tmp_path, plans, command):
     for name in ("nnUNetPlans", "mine"):
         shutil.copy(workspace.preprocessed / "nnUNetPlans.json", folder / f"{name}.json")
     shutil.copy(workspace.preprocessed / "dataset.json", folder)
-    assert no_plans(folder / f"{plans}.json") == f"there are no plans {folder}/{plans}.json. Mend: {command}"
+    assert no_plans(folder / f"{plans}.json") == f"there are no plans {folder}/{plans}.json. Fix: {command}"
 
 
 def test_no_plans_at_all(workspace, tmp_path):
     folder = tmp_path / workspace.preprocessed.name
     folder.mkdir()
     for plans in ("nnUNetPlans", "nnUNetPlans_r8"):  # planning takes no name of a data set
-        assert no_plans(folder / f"{plans}.json").endswith("Mend: nnUNetv2_plan_and_preprocess -d 598")
+        assert no_plans(folder / f"{plans}.json").endswith("Fix: nnUNetv2_plan_and_preprocess -d 598")
 
 
 @pytest.mark.parametrize("name", ["dataset", "splits_final"])
@@ -224,7 +224,7 @@ def test_doctor_finds_all_well(workspace, capsys):
     names = ("BrainSegDMIF", "CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "KDSAM", "LogitsKD", "NoKD")
     names = (*names, "SAMKD")
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
-    assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("all is well\n")
+    assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("no problems found\n")
     assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerDCD"]) == 0
     assert "the teacher is there and fits: 3 stages shared" in capsys.readouterr().out
@@ -235,25 +235,30 @@ def test_doctor_finds_all_well(workspace, capsys):
 
 def doctor_says(capsys, message, *words):
     assert main(["doctor", *words]) == 1
-    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL ")]
     assert len(wrong) == 1 and message in wrong[0], wrong
 
 
-def test_doctor_names_what_is_wrong_and_how_to_mend_it(workspace, capsys, monkeypatch):
-    doctor_says(
-        capsys, "no configuration 3d_lowres. Mend: choose one of 2d, 3d_fullres", "-d", "598", "-c", "3d_lowres"
-    )
+def test_doctor_names_what_is_wrong_and_how_to_fix_it(workspace, capsys, monkeypatch):
+    doctor_says(capsys, "has no configuration 3d_lowres, only 2d, 3d_fullres", "-d", "598", "-c", "3d_lowres")
     doctor_says(capsys, "nnU-Net finds no trainer nnUNetTrainerX", "-d", "598", "-tr", "nnUNetTrainerX")
     doctor_says(capsys, "has fold_0, but not fold_2. Train it: nnUNetv2_train", "-d", "598", "-f", "2")
     doctor_says(capsys, "nnU-Net knows no data set 597", "-d", "597")
-    doctor_says(capsys, "other.json. Mend: choose one of", "-d", "598", "-p", "other")
+    doctor_says(capsys, "other.json. Fix: choose one of", "-d", "598", "-p", "other")
     workspace.plans("bad", training={"epochs": 3})
-    doctor_says(capsys, "did you mean 'num_epochs'? (Mend: edit that file)", "-d", "598", "-p", "bad")
+    doctor_says(
+        capsys,
+        "bad.json: unknown key 'epochs' in nnunet_kd.training: did you mean 'num_epochs'?",
+        "-d",
+        "598",
+        "-p",
+        "bad",
+    )
     shutil.copy(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "copy.json")
-    doctor_says(capsys, "calls itself nnUNetPlans. Mend: set plans_name to copy", "-d", "598", "-p", "copy")
+    doctor_says(capsys, "calls itself nnUNetPlans: set plans_name to copy", "-d", "598", "-p", "copy")
     fingerprint = workspace.preprocessed / "dataset_fingerprint.json"
     fingerprint.rename(workspace.root / "away.json")
-    message = f"there is no {fingerprint}, without which no training begins. Mend: nnUNetv2_extract_fingerprint -d 598"
+    message = f"there is no {fingerprint}, without which no training begins. Fix: nnUNetv2_extract_fingerprint -d 598"
     doctor_says(capsys, message, "-d", "598")
     (workspace.root / "away.json").rename(fingerprint)
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
@@ -274,7 +279,7 @@ def test_doctor_reads_all_cases_whatever_one_is_like(workspace, capsys):
         path.write_bytes(content[: len(content) // 2])
     assert main(["doctor", *words]) == 1
     printed = capsys.readouterr().out
-    assert f"no  {cases[0]} cannot be read" in printed and f"; {cases[2]} cannot be read" in printed
+    assert f"FAIL  {cases[0]} cannot be read" in printed and f"; {cases[2]} cannot be read" in printed
     (folder / ".DS_Store").touch()
     doctor_says(capsys, f"{folder} holds .DS_Store, which nnU-Net takes for a case: remove it", *words)
     for path in folder.glob("*.pkl"):
@@ -293,9 +298,7 @@ def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
     assert "needs no teacher, the soft labels 'nnunet' are there and fit" in capsys.readouterr().out
     words = ["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1"]
     assert main(words) == 1
-    found = re.search(
-        r"Mend: nnunet_kd (soft-labels .*), and in the plans \"nnunet_kd\": (.*)", capsys.readouterr().out
-    )
+    found = re.search(r"Fix: nnunet_kd (soft-labels .*), and in the plans \"nnunet_kd\": (.*)", capsys.readouterr().out)
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
     assert main([*shlex.split(found[1]), "--disable_tta", "-device", "cpu"]) == 0
     workspace.plans("nnUNetPlans", **json.loads(found[2]))
@@ -309,12 +312,12 @@ def test_doctor_tells_of_initial_weights_that_leak(workspace, capsys):
     assert main(["doctor", *words]) == 0
     assert "nnUNetTrainerNoKD starts from its teacher" in capsys.readouterr().out
     workspace.plans("start", training={"initial_weights": "teacher"}, teacher={"plans": "nnUNetPlans", "folds": [0]})
-    doctor_says(capsys, 'Mend: set nnunet_kd.teacher.folds to "same" in the plans', *words, "-f", "1")
+    doctor_says(capsys, 'Fix: set nnunet_kd.teacher.folds to "same" in the plans', *words, "-f", "1")
 
 
 def test_doctor_without_folders(workspace, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
-    doctor_says(capsys, "nnUNet_results is not set. Mend: export nnUNet_results=")
+    doctor_says(capsys, "nnUNet_results is not set. Fix: export nnUNet_results=")
 
 
 @pytest.mark.parametrize(

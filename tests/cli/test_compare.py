@@ -18,7 +18,7 @@ from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer, note_validated, stop_within
-from tests.storage.test_processes import held
+from tests.locks import held
 
 MEASURED = Measured(Cost(1, 2, 3), 8.0, 0.5, 100, "CPU", 1)
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
@@ -142,7 +142,7 @@ def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
     trainings = Trainings(workspace)
     monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
-    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", lambda models, *_: [MEASURED for _ in models])
+    monkeypatch.setattr("nnunet_kd.evaluation.measure.measure_in_turn", lambda models, *_: [MEASURED for _ in models])
     words = ("-p", "tiny", "-m", "nnUNetTrainerNoKD", "--ablation", "dcd", "-f", "0", "1", "--seeds", "0", "3")
     assert compare(workspace, *words) == 0
 
@@ -191,7 +191,7 @@ def list_files(workspace, monkeypatch):
 
 def test_files_that_are_listed(workspace, monkeypatch):
     """The same study, wherever dataset.json says that images and labels are."""
-    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", lambda models, *_: [MEASURED for _ in models])
+    monkeypatch.setattr("nnunet_kd.evaluation.measure.measure_in_turn", lambda models, *_: [MEASURED for _ in models])
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
     found = []
     for change in (lambda: None, lambda: list_files(workspace, monkeypatch)):
@@ -250,7 +250,7 @@ def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, ca
         assert message in capsys.readouterr().err
         assert trainings.models == [] and not (workspace.root / "study").exists()
         with monkeypatch.context() as late:
-            late.setattr("nnunet_kd.study.comparison._check_results", lambda *_: None)
+            late.setattr("nnunet_kd.study.comparison.check_results", lambda *_: None)
             assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
         captured = capsys.readouterr()
         assert message in captured.err and "failed" not in captured.out

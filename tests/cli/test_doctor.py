@@ -34,7 +34,7 @@ def doctor(capsys, *words):
     """Its lines that begin with "no"."""
     capsys.readouterr()
     status = main(["doctor", "-d", "598", *words])
-    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL ")]
     assert status == (1 if wrong else 0)
     return wrong
 
@@ -97,11 +97,11 @@ def test_doctor_says_how_many_processes_nnunet_should_start(capsys, monkeypatch)
         monkeypatch.delenv(name)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     main(["doctor"])
-    assert re.search(r"^ok  1 CPU core, .*: export nnUNet_def_n_proc=1", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^ok    1 CPU core, .*: export nnUNet_def_n_proc=1", capsys.readouterr().out, re.MULTILINE)
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     main(["doctor"])
-    assert "\nok  1 CPU core\n" in capsys.readouterr().out
+    assert "\nok    1 CPU core\n" in capsys.readouterr().out
 
 
 def read_only(disk):
@@ -115,8 +115,8 @@ def test_doctor_finds_results_that_cannot_be_written(workspace, capsys, small_di
     read_only(disk)
     wrong = doctor(capsys, "-tr", "nnUNetTrainer")
     assert wrong == [
-        f"no  nnUNet_results={disk} cannot be written to: it is read-only, or not yours. "
-        "Mend: export nnUNet_results=/path/to/a/folder/of/yours"
+        f"FAIL  nnUNet_results={disk} cannot be written to: it is read-only, or not yours. "
+        "Fix: export nnUNet_results=/path/to/a/folder/of/yours"
     ]
 
 
@@ -148,7 +148,7 @@ def test_doctor_finds_what_plan_says_to_train(workspace, capsys, words, trainer)
     assert doctor(capsys, "-c", configuration, "-tr", named, "-p", plans) == []
     capsys.readouterr()
     assert main(["doctor", "-d", "598", "-c", configuration, "-p", plans]) == 0
-    assert f"ok  trainer {named}\n" in capsys.readouterr().out
+    assert f"ok    trainer {named}\n" in capsys.readouterr().out
 
 
 def test_plan_recommends_no_recipe_that_cannot_begin(workspace, capsys):
@@ -198,17 +198,17 @@ def test_the_commands_for_a_cascade_lead_to_its_second_stage(workspace, capsys):
     assert second.endswith(f"Train it: {' && '.join([*stock, last])}")
 
     (wrong,) = doctor(capsys, *words, "-tr", "nnUNetTrainerNoKD")
-    commands = wrong.partition("Mend: ")[2].split(" && ")
+    commands = wrong.partition("Fix: ")[2].split(" && ")
     assert len(commands) == 2
     workspace.command(*shlex.split(commands[0]), "-device", "cpu")
     (wrong,) = doctor(capsys, *words, "-tr", "nnUNetTrainerNoKD")
-    assert "and 3 of 6 cases have none in" in wrong and wrong.endswith(f"Mend: {commands[1]}")
+    assert "and 3 of 6 cases have none in" in wrong and wrong.endswith(f"Fix: {commands[1]}")
     workspace.command(*shlex.split(commands[1]), "-device", "cpu")
     assert doctor(capsys, *words, "-tr", "nnUNetTrainerNoKD") == []
     folder = workspace.results / "nnUNetTrainerNoKD__cascade__3d_lowres" / "predicted_next_stage"
     shutil.rmtree(folder)
     (wrong,) = doctor(capsys, *words, "-tr", "nnUNetTrainerNoKD")
-    assert wrong.endswith(f"Mend: {commands[0]} --val && {commands[1]} --val")
+    assert wrong.endswith(f"Fix: {commands[0]} --val && {commands[1]} --val")
     workspace.command(*shlex.split(commands[0]), "--val", "-device", "cpu")
     (wrong,) = doctor(capsys, *words, "-tr", "nnUNetTrainerNoKD")
-    assert wrong.endswith(f"Mend: {commands[1]} --val")
+    assert wrong.endswith(f"Fix: {commands[1]} --val")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.study.comparison import _find_teachers
+from nnunet_kd.study.comparison import study_teachers
 from nnunet_kd.study.runs import list_runs, rows_of_methods
 from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
@@ -117,7 +117,7 @@ def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, com
     else:
         assert main(COMMANDS[command]) == 1
         captured = capsys.readouterr()
-        said = captured.err or next(f"{line}\n" for line in captured.out.splitlines() if line.startswith("no "))
+        said = captured.err or next(f"{line}\n" for line in captured.out.splitlines() if line.startswith("FAIL "))
     assert message in said and str(workspace.teacher) in said and said.count("\n") == 1
     time.sleep(0.2)
     assert not (tmp_path / "mark").exists() and not list(Path.cwd().iterdir())
@@ -132,10 +132,10 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
     folders = tuple(workspace.root / name for name in FOLDERS)
     study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
     runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
-    (found,) = _find_teachers(study, runs, needed=False).values()
+    (found,) = study_teachers(study, runs, needed=False).values()
     assert found.checkpoint == workspace.teacher / "fold_0" / "checkpoint_final.pth"
     spoil(workspace, tmp_path / "mark")
-    assert _find_teachers(study, runs, needed=False) == {}
+    assert study_teachers(study, runs, needed=False) == {}
     assert not (tmp_path / "mark").exists()
 
 

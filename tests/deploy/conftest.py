@@ -43,3 +43,9 @@ def onnx_models(students, tmp_path_factory) -> dict[str, Path]:
     for configuration in ("3d_fullres", "2d"):
         export_onnx(read_trained(results(students, configuration=configuration), ["0", "1"]), root / configuration)
     return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture
+def onnx_copy(onnx_models, tmp_path) -> Path:
+    """A copy of the 3-D model that a test may spoil."""
+    return Path(shutil.copytree(onnx_models["3d_fullres"], tmp_path / "model"))

@@ -1,25 +1,16 @@
-"""nnU-Net's postprocessing.pkl is known from anything else, and nothing that a pickle names is run."""
+"""The postprocessing that nnU-Net's own command determines is installed with a model."""
 
-import os
 import pickle
 import shutil
-import time
 import zipfile
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
-from nnunetv2.postprocessing.remove_connected_components import (
-    remove_all_but_largest_component_from_segmentation as largest,
-)
 
 from nnunet_kd.cli import main
-from nnunet_kd.deploy.postprocessing import is_postprocessing
 from nnunet_kd.deploy.stock import export_stock
 from nnunet_kd.deploy.trained import read_trained
 from tests.deploy.conftest import results
-
-FUNCTION = f"c{largest.__module__}\n{largest.__name__}\n".encode()
 
 
 def test_what_nnunets_own_command_writes_is_installed(students, tmp_path, monkeypatch):
@@ -49,71 +40,3 @@ def test_what_nnunets_own_command_writes_is_installed(students, tmp_path, monkey
     assert main(["install", str(archive)]) == 0
     installed = tmp_path / "results" / model / "crossval_results_folds_0" / "postprocessing.pkl"
     assert pickle.loads(installed.read_bytes()) == steps
-
-
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-@pytest.mark.parametrize(
-    "labels", [[], [np.int64(1), np.int64(2)], [np.int32(7)], [(1, 2), 3], [[np.int64(1), (np.int64(2), 3)]]]
-)
-def test_steps_of_labels_and_regions(tmp_path, protocol, labels):
-    path = tmp_path / "postprocessing.pkl"
-    path.write_bytes(pickle.dumps(([largest] * len(labels), [{"labels_or_regions": one} for one in labels]), protocol))
-    assert is_postprocessing(path)
-
-
-class Calls:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def steps(labels, functions=(largest,), **more):
-    return pickle.dumps((list(functions), [{"labels_or_regions": labels, **more}]))
-
-
-NUMBER = steps(np.int64(1))
-# Each with what would come of it where it were loaded: a folder, another type, a crash, memory.
-FOREIGN = {
-    "a call of the system": lambda mark: pickle.dumps(Calls(os.mkdir, mark)),
-    "the same for a label": lambda mark: steps(Calls(os.mkdir, mark)),
-    "the same, thrown away": lambda mark: b"\x80\x04" + pickle.dumps(Calls(os.mkdir, mark))[2:-1] + b"0" + NUMBER[2:],
-    "an old-fashioned call": lambda mark: b"(S'" + mark.encode() + b"'\nios\nmkdir\n.",
-    "another function": lambda _: steps(1, [shutil.rmtree]),
-    "nnU-Net's function, called": lambda _: FUNCTION + b"(tR.",
-    "nnU-Net's function, changed": lambda _: FUNCTION + b"(N(S'__doc__'\nS'x'\ndtb.",
-    "NumPy's type, changed": lambda _: b"cnumpy\ndtype\n(N(S'x'\nS'x'\ndtb.",
-    "an object for a number": lambda _: NUMBER.replace(b"\x8c\x02i8", b"\x8c\x02O8"),
-    "a type without end": lambda _: NUMBER.replace(b"\x8c\x02i8", b"\x8c\x0bi9999999999"),
-    "a number of fewer bytes": lambda _: NUMBER.replace(b"C\x08\1\0\0\0\0\0\0\0", b"C\x01\1"),
-    "another state of a type": lambda _: NUMBER.replace(b"J\xff\xff\xff\xffJ\xff\xff\xff\xff", b"J\xff\xff\xff\x7fK\1"),
-    "a real number": lambda _: steps(np.float64(1)),
-    "an array": lambda _: steps(np.arange(3)),
-    "a text": lambda _: steps("1"),
-    "another keyword": lambda _: steps(1, background_label=1),
-    "more functions than keywords": lambda _: steps(1, [largest, largest]),
-    "no steps": lambda _: pickle.dumps([1]),
-    "a place in memory without end": lambda _: b"\x80\x04Nr\xff\xff\xff\xff0" + NUMBER[2:],
-    "a code of the registry": lambda _: b"\x82\x01.",
-    "half a file": lambda _: NUMBER[:-20],
-    "nothing": lambda _: b"",
-    "a large file": lambda _: steps(list(range(10**6))),
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_pickles_of_anything_else(tmp_path, name):
-    path, mark = tmp_path / "postprocessing.pkl", tmp_path / "mark"
-    path.write_bytes(FOREIGN[name](str(mark)))
-    assert not is_postprocessing(path)
-    assert not mark.exists()
-
-
-def test_the_same_object_many_times_is_looked_at_once(tmp_path):
-    path = tmp_path / "postprocessing.pkl"
-    region = tuple(range(1000))
-    labels = [region] * 50_000
-    path.write_bytes(pickle.dumps(([largest] * 50_000, [{"labels_or_regions": labels}] * 50_000)))
-    begun = time.process_time()
-    assert is_postprocessing(path) and time.process_time() - begun < 10

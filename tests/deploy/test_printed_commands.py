@@ -13,7 +13,7 @@ from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.commands import printed_command
 from tests.conftest import DATASET, make_trainer, note_validated
-from tests.training.test_vm_unet import plans_for
+from tests.vm_unet_plans import plans_for
 
 ON_CPU = ("-device", "cpu", "-npp", "1", "-nps", "1")
 

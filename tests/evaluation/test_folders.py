@@ -1,9 +1,10 @@
+"""Segmentations are compared with their references as nnU-Net compares them, or refused."""
+
 import csv
 import gzip
 import json
 import math
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,55 +16,10 @@ import skimage.io
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunet_kd.cli import main
 from nnunet_kd.evaluation.folders import evaluate_folders, find_cases
 from nnunet_kd.evaluation.protocol import read_evaluation
 from nnunet_kd.evaluation.rows import write_rows
-
-LABELS = {"background": 0, "a": 1, "b": 2}
-SPACING = (2.5, 1.2, 0.8)
-
-
-def write(path, labels, spacing=SPACING):
-    image = SimpleITK.GetImageFromArray(labels.astype(np.uint8))
-    image.SetSpacing(spacing[::-1][: labels.ndim])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(image, str(path))
-
-
-def random_labels(seed, shape=(6, 11, 9)):
-    """Blobs of two labels."""
-    from scipy.ndimage import gaussian_filter
-
-    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.2)
-    return np.digitize(noise, [0.1, 0.3])
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Four cases, two methods, and a description."""
-    for case in range(4):
-        truth = random_labels(case)
-        write(tmp_path / "ref" / f"c{case}.nii.gz", truth)
-        for number, method in enumerate(("one", "two")):
-            noisy = np.where(np.random.default_rng(case).random(truth.shape) < 0.1 * (number + 1), 0, truth)
-            write(tmp_path / method / f"c{case}.nii.gz", noisy)
-    empty = np.zeros((6, 11, 9))
-    write(tmp_path / "ref" / "d.nii.gz", empty)
-    write(tmp_path / "one" / "d.nii.gz", empty)
-    write(tmp_path / "two" / "d.nii.gz", np.where(random_labels(9) == 1, 1, 0))
-    (tmp_path / "dataset.json").write_text(json.dumps(description()))
-    return tmp_path
-
-
-def description(**changes):
-    return {"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "T1"}, "numTraining": 4, **changes}
-
-
-def evaluated(folder, workers=1, **changes):
-    evaluation = read_evaluation(description(**changes), None, folder / "ref" / "c0.nii.gz")
-    predictions = {"one": folder / "one", "two": folder / "two"}
-    return evaluate_folders(folder / "ref", predictions, evaluation, workers)
+from tests.evaluation.segmentations import LABELS, description, evaluated, random_labels, write
 
 
 @pytest.mark.parametrize(
@@ -153,62 +109,6 @@ def test_seeds_have_a_column(folders):
     assert [record["seed"] for record in json.loads(records.read_text())] == [None, 0, 3]
 
 
-@pytest.mark.parametrize(("axis", "width"), list(enumerate(SPACING)))
-def test_distances_are_in_millimetres_of_their_own_axis(tmp_path, axis, width):
-    """A slab that is two voxels off, and tolerances on either side of that."""
-    truth, found = np.zeros((2, 24, 24, 24), int)
-    block = [slice(8, 16)] * 3
-    truth[tuple(block)] = 1
-    block[axis] = slice(10, 18)
-    found[tuple(block)] = 1
-    write(tmp_path / "ref" / "c.nii.gz", 2 * truth)
-    write(tmp_path / "moved" / "c.nii.gz", 2 * found)
-    (tmp_path / "dataset.json").write_text(json.dumps(description()))
-    for factor in (1.99, 2.01):
-        words = ("--tolerance", "30", "--tolerance", f"b={factor * width}", "--overwrite")
-        assert command(tmp_path, *words, predictions=("moved",)) == 0
-        rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
-        values = next(row for row in rows if row["structure"] == "b")
-        assert values["hd95"] == pytest.approx(2 * width)
-        assert values["nsd"] == 1 if factor > 2 else values["nsd"] < 0.9
-        assert values["dice"] == 0.75
-
-
-def test_distances_to_ignored_voxels_do_not_count(tmp_path):
-    truth = np.zeros((10, 10, 20), int)
-    truth[3:6, 3:6, 2:6] = 1
-    found = truth.copy()
-    truth[..., 12:] = 2
-    found[3:6, 3:6, 15:18] = 1
-    write(tmp_path / "ref" / "c.nii.gz", truth)
-    write(tmp_path / "one" / "c.nii.gz", found)
-    for name, apart in (("ignore", 0), ("b", 9.6)):
-        labels = {"background": 0, "a": 1, name: 2}
-        evaluation = read_evaluation(description(labels=labels), None, tmp_path / "ref" / "c.nii.gz")
-        values = evaluate_folders(tmp_path / "ref", {"one": tmp_path / "one"}, evaluation, 1)[0].values
-        assert values["hd95"] == pytest.approx(apart)
-        assert (values["nsd"] == 1) == (name == "ignore")
-
-
-def test_distances_in_two_dimensions_know_no_thickness(tmp_path):
-    truth, found = np.zeros((2, 1, 24, 24), int)
-    truth[0, 8:16, 8:16] = 1
-    found[0, 11:19, 8:16] = 1
-    write(tmp_path / "ref" / "c.nii.gz", truth, (999.0, 1.2, 0.8))
-    write(tmp_path / "one" / "c.nii.gz", found, (999.0, 1.2, 0.8))
-    evaluation = read_evaluation(description(), None, tmp_path / "ref" / "c.nii.gz")
-    values = evaluate_folders(tmp_path / "ref", {"one": tmp_path / "one"}, evaluation, 1)[0].values
-    assert values["hd95"] == pytest.approx(3 * 1.2) and values["nsd"] < 0.9
-
-
-def test_two_dimensions(tmp_path):
-    for folder in ("ref", "one", "two"):
-        write(tmp_path / folder / "c0.nii.gz", random_labels(0)[0][None], (999.0, 1.2, 0.8))
-    rows = evaluated(tmp_path)
-    distances = [row.values["hd95"] for row in rows]
-    assert 0 in distances and all(distance == 0 or math.isnan(distance) for distance in distances)
-
-
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
 def test_an_image_that_lies_elsewhere_is_warned_of(folders, capsys, reader):
     """The same structure at the same place, in voxels of another order: Dice says otherwise."""
@@ -258,47 +158,6 @@ def test_predictions_without_a_reference_are_left_out(folders, capsys):
     ]
 
 
-def test_references_that_are_listed(folders, capsys, monkeypatch):
-    """Wherever they lie and whatever they are called: relative to dataset.json, and by a variable."""
-    expected = write_rows(evaluated(folders), folders / "expected")[0].read_text()
-    (folders / "elsewhere").mkdir()
-    (folders / "ref" / "c0.nii.gz").rename(folders / "elsewhere" / "patient 7, seg.nii.gz")
-    monkeypatch.setenv("REFERENCES", str(folders / "ref"))
-    listed = {case: f"$REFERENCES/{case}.nii.gz" for case in ("c1", "c2", "c3", "d", "of_another_fold")}
-    listed["c0"] = "elsewhere/patient 7, seg.nii.gz"
-    entries = {case: {"images": [], "label": label} for case, label in listed.items()}
-    (folders / "dataset.json").write_text(json.dumps(description(dataset=entries)))
-    words = ["evaluate", "-djfile", str(folders / "dataset.json"), "-o", str(folders / "out"), "-np", "1"]
-    words += ["-pred", str(folders / "one"), "-pred", str(folders / "two")]
-    assert main(words) == 0
-    assert (folders / "out" / "metrics.csv").read_text() == expected
-    (folders / "copy").mkdir()
-    (folders / "copy" / "dataset.json").write_text((folders / "dataset.json").read_text())
-    capsys.readouterr()
-    assert main([*words, "-djfile", str(folders / "copy" / "dataset.json"), "--overwrite"]) == 1
-    error = capsys.readouterr().err
-    assert f"case c0: there is no {folders}/copy/elsewhere/patient 7, seg.nii.gz, which {folders}/copy/" in error
-    assert "so give the dataset.json of the raw data set" in error
-    (folders / "dataset.json").write_text(json.dumps(description()))
-    assert main([*words, "--overwrite"]) == 1
-    assert "give a folder of references with -ref: " in capsys.readouterr().err
-
-
-def test_results_are_not_overwritten_unasked(folders, capsys):
-    assert command(folders, predictions=("one",)) == 0
-    before = {path: path.read_text() for path in (folders / "out").iterdir()}
-    (folders / "out" / "metrics.csv").unlink()
-    assert command(folders) == 1
-    assert (
-        f"{folders}/out/metrics.json is there already: give another folder with -o, or --overwrite to replace it"
-        in capsys.readouterr().err
-    )
-    assert not (folders / "out" / "metrics.csv").exists() and (folders / "out" / "metrics.json").read_text()
-    assert command(folders, "--overwrite") == 0
-    assert {path: path.read_text() for path in (folders / "out").iterdir()}.keys() == before.keys()
-    assert "| two " in (folders / "out" / "summary.md").read_text()
-
-
 def with_several_values(path, kind):
     """A file whose first channel or volume is a segmentation."""
     labels = random_labels(1).astype(np.uint8)
@@ -342,99 +201,6 @@ def test_only_one_value_per_voxel_is_a_segmentation(tmp_path, kind, ending, coun
     path = example if kind in ("vectors", "2-D vectors") else tmp_path / spoilt / f"c{ending}"
     with pytest.raises(ValueError, match=rf"case c: {path} has {count} values per voxel .*; a segmentation has one"):
         evaluate_folders(tmp_path / "ref", {"one": tmp_path / "one"}, evaluation, 1)
-
-
-def command(folders, *more, predictions=("one", "two")):
-    words = ["evaluate", "-ref", str(folders / "ref"), "-djfile", str(folders / "dataset.json")]
-    words += ["-o", str(folders / "out")]
-    for name in predictions:
-        words += ["-pred", str(folders / name)]
-    return main([*words, "-np", "1", *more])
-
-
-def test_the_command_writes_and_prints(folders, capsys):
-    assert command(folders, "--tolerance", "2", "--tolerance", "b=0.5") == 0
-    printed = capsys.readouterr().out
-    assert sorted(path.name for path in (folders / "out").iterdir()) == ["metrics.csv", "metrics.json", "summary.md"]
-    summary = (folders / "out" / "summary.md").read_text()
-    assert summary.strip() in printed
-    assert "5 cases" in summary and "| one " in summary and "minus one [95 %]" in summary and "Wilcoxon p" in summary
-    dice = {}
-    for row in json.loads((folders / "out" / "metrics.json").read_text()):
-        if row["method"] == "two" and row["dice"] is not None:
-            dice.setdefault(row["case"], []).append(row["dice"])
-    mean = np.mean([np.mean(values) for values in dice.values()])
-    assert f"{100 * mean:.2f} ± " in summary
-
-
-def test_methods_are_named(folders, capsys):
-    assert command(folders, "-pred", f"again={folders / 'one'}", predictions=("one",)) == 0
-    assert "minus one" in capsys.readouterr().out
-    assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
-    assert "two folders are called 'one': name them, -pred NAME=DIR" in capsys.readouterr().err
-    shutil.copytree(folders / "one", folders / "lr=1" / "preds")
-    assert command(folders, "-pred", str(folders / "lr=1" / "preds"), "--overwrite", predictions=("one",)) == 0
-
-
-def spoil(folders, kind):
-    path = folders / "two" / "c2.nii.gz"
-    if kind == "shape":
-        write(path, random_labels(2, (6, 11, 10)))
-    elif kind == "spacing":
-        write(path, random_labels(2), (2.5, 1.2, 0.9))
-    elif kind == "label":
-        write(path, random_labels(2) + 5)
-    elif kind == "truncated":
-        path.write_bytes(path.read_bytes()[:60])
-    else:
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("shape", r"case c2: .*/two has shape \(6, 11, 10\), the reference \(6, 11, 9\)"),
-        ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, the reference \[2.5, 1.2, 0.8\] mm"),
-        ("label", r"case c2: .*/two/c2.nii.gz has label [567], dataset.json only \[0, 1, 2\]"),
-        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is cut off"),
-        ("missing", "case c2 is in .*/ref, but not in .*/two"),
-    ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, message):
-    spoil(folders, kind)
-    assert command(folders, "-np", "2" if kind == "shape" else "1") == 1
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("nnunet_kd: ")]
-    assert len(errors) == 1 and re.search(message, errors[0]), errors
-    assert not (folders / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--tolerance", "0"], "--tolerance must be [NAME=]MM above 0, got '0'"),
-        (["--tolerance", "c=1"], "there is no structure 'c' to have a tolerance: a, b"),
-        (["-np", "0"], "-np must be at least 1, got 0"),
-        (["-pfile", "nowhere.json"], "cannot read nowhere.json"),
-        (["-pfile", "dataset.json"], "holds no plans of nnU-Net"),
-        (["-pfile", "plans.json"], "the plans name no image_reader_writer"),
-        (["-pred", "nowhere"], "there is no folder nowhere"),
-        (["-pred", "=nowhere"], "a folder needs a method's name, -pred NAME=DIR, got '=nowhere'"),
-        (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
-        (["-o", "dataset.json"], "dataset.json is not a folder"),
-    ],
-)
-def test_wrong_arguments(folders, capsys, words, message):
-    (folders / "plans.json").write_text('{"plans_name": "P", "dataset_name": "D", "configurations": {}}')
-    words = [str(folders / word) if word in ("plans.json", "dataset.json") else word for word in words]
-    assert command(folders, *words) == 1
-    assert message in capsys.readouterr().err
-    assert not (folders / "out").exists()
-
-
-def test_a_description_that_is_none(folders, capsys):
-    (folders / "dataset.json").write_text("{}")
-    assert command(folders) == 1
-    assert "has no 'labels': it is no dataset.json of nnU-Net" in capsys.readouterr().err
 
 
 def test_what_systems_leave_behind_is_no_case(folders):

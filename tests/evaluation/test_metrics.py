@@ -1,40 +1,18 @@
 """Against shapes whose answers are known, and against a brute-force computation of all pairwise distances."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
 from nnunet_kd.evaluation.metrics import METRICS, OVERLAP, SURFACE, overlap_metrics, surface_metrics
+from tests.evaluation.brute_force import brute_force
 
 
 def box(shape, start, stop):
     mask = np.zeros(shape, bool)
     mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
     return mask
-
-
-def surface_voxels(mask):
-    """Voxels with a neighbour across a face that is not in the mask, or with none, at the border."""
-    found = []
-    for voxel in np.argwhere(mask):
-        for axis, step in itertools.product(range(mask.ndim), (-1, 1)):
-            neighbour = voxel.copy()
-            neighbour[axis] += step
-            outside = neighbour[axis] < 0 or neighbour[axis] >= mask.shape[axis]
-            if outside or not mask[tuple(neighbour)]:
-                found.append(voxel)
-                break
-    return np.array(found, float)
-
-
-def brute_force(reference, prediction, spacing, tolerance):
-    a, b = (surface_voxels(mask) * np.array(spacing) for mask in (reference, prediction))
-    distances = np.sqrt(((a[:, None] - b[None]) ** 2).sum(2))
-    there, back = distances.min(0), distances.min(1)
-    within = (there <= tolerance).sum() + (back <= tolerance).sum()
-    return max(np.percentile(there, 95), np.percentile(back, 95)), within / (len(a) + len(b))
 
 
 def test_overlap_of_known_boxes():

@@ -4,21 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores, compare
 from nnunet_kd.evaluation.summary import cautions, metric_table, summary_table
 from nnunet_kd.evaluation.table import Table
-
-
-def rows(**dice):
-    """Method -> Dice of (case 0: a, b), (case 1: a, b), ...; the other metrics are 0.5."""
-    made = []
-    for method, values in dice.items():
-        for number, value in enumerate(values):
-            metrics = {**dict.fromkeys(METRICS, 0.5), "dice": value}
-            made.append(Row(method, f"c{number // 2}", "ab"[number % 2], metrics))
-    return made
+from tests.evaluation.figures import rows
 
 
 def test_the_mean_of_a_case_is_over_the_structures_it_has():

@@ -19,7 +19,7 @@ from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.summary import summary_table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
 from nnunet_kd.study.report import Report, draw_accuracy_against_cost, draw_curves, write_report
-from tests.study.test_report import measured
+from tests.evaluation.figures import measured
 
 NAMES = [
     "<script>alert(1)</script>",

@@ -48,7 +48,7 @@ def test_commands_find_the_data_set_and_name_it_in_their_advice(folders, capsys,
     folder = folders / "nnUNet_preprocessed" / name
     folder.mkdir()
     assert dataset_name(number) == dataset_name(name) == name
-    plan = f"Mend: nnUNetv2_plan_and_preprocess -d {number}"
+    plan = f"Fix: nnUNetv2_plan_and_preprocess -d {number}"
     assert no_plans(folder / "nnUNetPlans.json").endswith(plan)
     for given in (number, name):
         for words in (["plan"], ["soft-labels", "--teacher"], ["compare", "-m", "NoKD", "-o", str(folders / "study")]):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from nnunet_kd.storage.processes import BusyError, FileLock, holder_of, process_
 from nnunet_kd.storage.writing import DiskFullError
 from nnunet_kd.study.commands import Commands
 from tests.killing import is_alive
+from tests.locks import held
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -43,25 +43,6 @@ from nnunet_kd.study.commands import Commands
 from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
 Commands(pathlib.Path(sys.argv[1])).run("log", "python", "-c", sys.argv[2], sys.argv[1])
 """
-HOLDER = """
-import pathlib, sys, time
-from nnunet_kd.storage.processes import FileLock
-lock = FileLock(pathlib.Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(60)
-"""
-
-
-@contextmanager
-def held(path):
-    """By another process, whose number it gives."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"held\n"
-        yield process.pid
-    finally:
-        process.kill()  # the system frees it
-        process.communicate()
 
 
 def wait_for(condition):

@@ -7,11 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from nnunet_kd.evaluation.cost import Cost
-from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
 from nnunet_kd.study.report import Report, draw_curves, write_report
-from tests.evaluation.test_summary import rows
+from tests.evaluation.figures import measured, rows
 
 
 class Checker(HTMLParser):
@@ -31,10 +29,6 @@ class Checker(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
-
-
-def measured(parameters, seconds):
-    return Measured(Cost(parameters, 10 * parameters, 1), 8.0, seconds, 2**28, "CPU, 2 threads", 5)
 
 
 @pytest.fixture

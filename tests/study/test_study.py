@@ -15,7 +15,7 @@ from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.storage.writing import DiskFullError
 from nnunet_kd.study.commands import Commands
-from nnunet_kd.study.comparison import _find_teachers
+from nnunet_kd.study.comparison import study_teachers
 from nnunet_kd.study.costs import study_costs
 from nnunet_kd.study.pictures import draw_cases
 from nnunet_kd.study.predictions import predict
@@ -130,7 +130,7 @@ def test_costs_are_measured_once_per_network(workspace, monkeypatch):
         begun.append([model.checkpoint.parents[1].name.partition("_")[0] for model in models])
         return [Measured(Cost(len(begun), number, 3), 8.0, 0.5, 100, device, 1) for number in range(len(models))]
 
-    monkeypatch.setattr("nnunet_kd.evaluation.measure._in_turn", in_turn)
+    monkeypatch.setattr("nnunet_kd.evaluation.measure.measure_in_turn", in_turn)
     costs = study_costs(study, runs, {}, False)
     assert costs["nnUNetTrainer"] == costs["NoKD"] and costs["NoKD"].network.parameters == 1
     path = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
@@ -160,9 +160,9 @@ def test_a_teacher_of_some_folds_is_none_of_the_study(workspace):
     """That teaches the other folds too, whose cases it has seen."""
     study = study_of(workspace, workspace.plans("nnUNetPlans", teacher={"folds": [0]}))
     methods = rows_of_methods(["NoKD"])
-    (files,) = _find_teachers(study, list_runs("nnUNetPlans", methods, [0], [None]), needed=True).values()
+    (files,) = study_teachers(study, list_runs("nnUNetPlans", methods, [0], [None]), needed=True).values()
     assert files.checkpoint == workspace.teacher / "fold_0" / "checkpoint_final.pth"
-    assert _find_teachers(study, list_runs("nnUNetPlans", methods, [0, 1], [None]), needed=True) == {}
+    assert study_teachers(study, list_runs("nnUNetPlans", methods, [0, 1], [None]), needed=True) == {}
 
 
 def test_a_picture_holds_all_channels(workspace):

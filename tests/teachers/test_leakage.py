@@ -83,7 +83,7 @@ def test_the_first_training_knows_what_its_teacher_has_seen(workspace, capsys, k
     assert notes(trainer)["0"].startswith(seen) and notes(trainer)["0"].count("LEAKAGE") == 1
     assert Path(trainer.log_file).read_text().count(f": {seen}") == 1
     assert main(doctor) == 1
-    assert f"no  {seen}" in capsys.readouterr().out
+    assert f"FAIL  {seen}" in capsys.readouterr().out
 
 
 def test_the_teacher_of_another_system_and_format_is_not_accused(workspace, capsys):

@@ -85,7 +85,7 @@ def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, capsys,
     with pytest.raises(ValueError, match=rf"^case head_00\d: {message}"):
         trainer.run_training()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 1
-    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL ")]
     assert len(found) == 1 and found[0].count(message) == 6
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
     assert not list(workspace.results.glob(FOLDER.format("NoKD") + "/fold_0/*.pth"))

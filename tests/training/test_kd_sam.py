@@ -295,10 +295,10 @@ def test_doctor_looks_for_sams_weights(workspace, sam, capsys):
     plans_for(workspace, sam)
     words = ("doctor", "-d", "598", "-c", "2d", "-p", "nnUNetPlans_kd_sam", "-tr", "nnUNetTrainerKDSAM")
     assert main(words) == 0
-    assert capsys.readouterr().out.endswith("all is well\n")
+    assert capsys.readouterr().out.endswith("no problems found\n")
     sam.unlink()
     assert main(words) == 1
-    assert f"no  there are no weights of SAM in {sam}. Mend: name them in the plans" in capsys.readouterr().out
+    assert f"FAIL  there are no weights of SAM in {sam}. Fix: name them in the plans" in capsys.readouterr().out
 
 
 def test_stored_embeddings_are_sams_of_the_patches_nnunet_predicts(workspace, sam):

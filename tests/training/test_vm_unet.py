@@ -9,24 +9,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main
-from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer
-
-NAME = "nnUNetPlans_vm_unet"
-
-
-def plans_for(workspace, training=None):
-    """Plans of a small VM-UNet, written."""
-    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
-    plans = student_plans(plans, 12, 4, name=NAME, network="vm_unet")
-    content = plans["configurations"]["2d"]
-    content["architecture"]["arch_kwargs"].update(depths=1, depths_decoder=1)
-    content["batch_size"] = 2
-    plans["nnunet_kd"]["training"].update({**SHORT, **(training or {})})
-    (workspace.preprocessed / f"{NAME}.json").write_text(json.dumps(plans))
-    return plans
+from tests.conftest import make_trainer
+from tests.vm_unet_plans import NAME, plans_for
 
 
 def test_plans_have_the_papers_network_and_optimizer(workspace, capsys):

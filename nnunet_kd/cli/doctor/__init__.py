@@ -12,8 +12,8 @@ from nnunet_kd.cli.doctor.experiment import ExperimentChecks
 from nnunet_kd.cli.doctor.stop import StopError
 
 _DESCRIPTION = """\
-Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with "no" says
-what is wrong, and what mends it where that is known. Exit status 1 if there is one.
+Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with FAIL says
+what is wrong and, where that is known, how to fix it. The exit status is 1 if there is one.
 
   nnunet_kd doctor
   nnunet_kd doctor -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerKD
@@ -62,22 +62,22 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             found = check()
             if found is not None:
-                print(f"ok  {found}")
+                print(f"ok    {found}")
         except (ValueError, OSError, NotImplementedError, RuntimeError, ImportError) as error:
             wrong += 1
-            print(f"no  {error}")
+            print(f"FAIL  {error}")
             if isinstance(error, StopError):
                 break
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
             wrong += 1
-            print(f"no  {_of_plans(error, experiment.path)}")
-    print("all is well" if not wrong else f"{wrong} to mend")
+            print(f"FAIL  {_of_plans(error, experiment.path)}")
+    print("no problems found" if not wrong else f"{wrong} problem{'s' if wrong > 1 else ''} found")
     return 1 if wrong else 0
 
 
 def _of_plans(error: Exception, path: Path) -> str:
-    """What plans that were read but are none have led to."""
-    from nnunet_kd.nnunet.trust.architectures import plans_errors
+    """Say in one sentence what nnU-Net raises over plans that could be read but not used."""
+    from nnunet_kd.nnunet.reading import plans_errors
 
     try:
         with plans_errors(path):

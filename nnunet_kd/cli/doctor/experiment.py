@@ -12,97 +12,85 @@ from typing import TYPE_CHECKING, Any
 from nnunet_kd.cli.doctor.installation import may_write
 from nnunet_kd.cli.doctor.stop import StopError
 from nnunet_kd.nnunet.planning import network_in_words, usual_trainer
-from nnunet_kd.nnunet.reading import channel_names, label_values, read_dataset_json, read_plans
+from nnunet_kd.nnunet.reading import channel_names, label_values
 
 if TYPE_CHECKING:
     from nnunet_kd.nnunet.experiment import Experiment
     from nnunet_kd.teachers.soft_labels import SoftLabelStore
     from nnunet_kd.training.preparation import Preparation
 
-OWN_FOLD = 'Mend: set nnunet_kd.teacher.folds to "same" in the plans'
-OTHER_TEACHER = "Mend: train it anew, or name another one in the plans as nnunet_kd.teacher"
+OWN_FOLD = 'Fix: set nnunet_kd.teacher.folds to "same" in the plans'
+OTHER_TEACHER = "Fix: train it again, or name another one in the plans as nnunet_kd.teacher"
 
 
 class ExperimentChecks:
     """The checks of one student, in this order.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.folder = Path()
-        self.plans: dict[str, Any] = {}
-        self.dataset_json: dict[str, Any] = {}
+        self.experiment: Experiment
         self.trainer_name = ""
         self.trainer: Any = None
         self.preparation: Preparation | None = None  # of a student whose network can be built
 
     @property
     def path(self) -> Path:
-        """Of the plans."""
+        """The file of the plans."""
         return self.folder / f"{self.arguments.p}.json"
 
     @property
     def fold(self) -> int | str:
-        """Of the student."""
+        """The student's fold."""
         return self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
 
     def read_plans(self) -> str:
-        """They are there, are plans, and have the configuration."""
-        from nnunet_kd.cli.dataset_folder import no_plans, preprocessed_folder
-        from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
-        from nnunet_kd.nnunet.settings import read_settings
-        from nnunet_kd.nnunet.trust.architectures import check_networks
+        """The plans and ``dataset.json`` are there, can be read, and have the configuration."""
+        from nnunet_kd.cli.dataset_folder import open_experiment, preprocessed_folder
 
         arguments = self.arguments
         try:
             self.folder = preprocessed_folder(arguments.d)
         except ValueError as error:
-            raise StopError(f"{error}. Mend: give the right one with -d, by its name") from error
-        path = self.path
-        if not path.is_file():
-            raise StopError(no_plans(path))
+            raise StopError(f"{error}. Fix: give the right one with -d, by its name") from error
         try:
-            self.plans = read_plans(path)
-            read_settings(self.plans)
-        except ValueError as error:
-            where = "" if str(path) in str(error) else f"{path}: "
-            raise StopError(f"{where}{error} (Mend: edit that file)") from error
-        if self.plans["plans_name"] != arguments.p:
-            raise StopError(f"{path} calls itself {self.plans['plans_name']}. Mend: set plans_name to {arguments.p}")
-        if arguments.c not in self.plans["configurations"]:
-            have = ", ".join(self.plans["configurations"])
-            raise StopError(f"{path} has no configuration {arguments.c}. Mend: choose one of {have} with -c")
-        if not arguments.trust:
-            try:
-                check_networks(self.plans, path, TRUST_MODEL, arguments.c)
-            except ValueError as error:
-                raise StopError(str(error)) from error
-        return f"plans {path}"
+            self.experiment = open_experiment(arguments.d, arguments.p, arguments.c, arguments.trust)
+        except (ValueError, FileNotFoundError) as error:
+            described = str(self.folder / "dataset.json") in str(error)
+            raise StopError(f"{error}{' (Fix: edit it, there and in nnUNet_raw)' if described else ''}") from error
+        return f"plans {self.path}"
+
+    @property
+    def plans(self) -> dict[str, Any]:
+        """The plans, once :meth:`read_plans` has read them."""
+        return self.experiment.plans
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """nnU-Net's ``dataset.json``, once :meth:`read_plans` has read it."""
+        return self.experiment.dataset_json
 
     def description(self) -> str:
-        """nnU-Net takes ``dataset.json``, and trains on its labels."""
+        """``dataset.json`` names channels, and labels that nnU-Net can train on."""
         path = self.folder / "dataset.json"
-        try:
-            self.dataset_json = read_dataset_json(path)
-        except (OSError, ValueError) as error:
-            raise StopError(f"{error} (Mend: edit the data set's dataset.json, there and in nnUNet_raw)") from error
         channels, labels = channel_names(self.dataset_json), self.dataset_json["labels"]
         if not channels:
-            raise StopError(f"{path} has no 'channel_names'. Mend: add them, there and in nnUNet_raw")
+            raise StopError(f"{path} has no 'channel_names'. Fix: add them, there and in nnUNet_raw")
         named = {name: label_values(value) for name, value in labels.items() if name != "ignore"}
         values = sorted({value for region in named.values() for value in region})
         if all(len(region) == 1 for region in named.values()) and values != [*range(len(values))]:
             raise StopError(
                 f"the labels in {path} are {', '.join(map(str, values))}, and nnU-Net trains on labels without a gap. "
-                "Mend: number them from 0, in dataset.json and in labelsTr"
+                "Fix: number them from 0, in dataset.json and in labelsTr"
             )
         return f"channels {', '.join(map(str, channels.values()))}; labels {', '.join(labels)}"
 
     def preprocessed(self) -> str:
-        """There are cases, and what every training needs beside them."""
+        """There are preprocessed cases, and what every training needs beside them."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.nnunet.dataset_names import dataset_number
@@ -113,32 +101,32 @@ class ExperimentChecks:
         if not cases:
             raise ValueError(
                 f"nothing is preprocessed in {self.folder / identifier}. "
-                f"Mend: nnUNetv2_preprocess -d {dataset_number(self.folder.name)} -plans_name {self.arguments.p} "
+                f"Fix: nnUNetv2_preprocess -d {dataset_number(self.folder.name)} -plans_name {self.arguments.p} "
                 f"-c {self.arguments.c}"
             )
         if not (self.folder / "dataset_fingerprint.json").is_file():  # nnU-Net copies it to the results
             raise ValueError(
                 f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training begins. "
-                f"Mend: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder.name)}"
+                f"Fix: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder.name)}"
             )
         if self.fold != "all" and not (self.folder / "splits_final.json").is_file() and not may_write(self.folder):
             raise ValueError(
                 f"{self.folder} cannot be written to, and the first training writes splits_final.json there. "
-                f"Mend: chmod u+w {quote(str(self.folder))}, or ask whose it is"
+                f"Fix: chmod u+w {quote(str(self.folder))}, or ask whose it is"
             )
         listed = self.dataset_json.get("numTraining", cases)
         beside = "" if listed == cases else f", dataset.json says {listed}"
         return f"{cases} preprocessed cases in {self.folder / identifier}{beside}"
 
     def cases(self) -> str:
-        """All can be read, and hold numbers and known labels."""
+        """All preprocessed cases can be read, and hold numbers and known labels."""
         import torch
         from tqdm import tqdm
 
         from nnunet_kd.nnunet.cases import PreprocessedCases
         from nnunet_kd.training.faults import BatchCheck
 
-        cases = PreprocessedCases(self.folder, self._experiment())
+        cases = PreprocessedCases(self.folder, self.experiment)
         check = BatchCheck(cases.channels, cases.labels, raw=True)
         faults: list[str | None] = []
         for case in tqdm(cases.identifiers, unit="case", leave=False):
@@ -155,25 +143,25 @@ class ExperimentChecks:
         return f"all values of {len(cases.identifiers)} cases are numbers, all labels known"
 
     def find_trainer(self) -> str:
-        """nnU-Net finds the student's."""
+        """nnU-Net finds the student's trainer."""
         from nnunet_kd.nnunet.experiment import find_trainer
 
         self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
         try:
             self.trainer = find_trainer(self.trainer_name)
         except ValueError as error:
-            raise StopError(f"{error}. Mend: choose another with -tr") from None
+            raise StopError(f"{error}. Fix: choose another with -tr") from None
         return f"trainer {self.trainer_name}"
 
     def student(self) -> str:
-        """Its settings are valid, and its network can be built and takes a patch."""
+        """The student's settings are valid, and its network can be built and takes a patch."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.cli.doctor.network import built_network
         from nnunet_kd.training.preparation import prepare
         from nnunet_kd.training.trainer import DistillationTrainer
 
-        preparation, experiment = None, self._experiment()
+        preparation, experiment = None, self.experiment
         if issubclass(self.trainer, DistillationTrainer):
             preparation = prepare(self.trainer, experiment, self.fold)
             experiment = preparation.student
@@ -184,7 +172,7 @@ class ExperimentChecks:
         return f"the network to train is {network_in_words(architecture)}, {parameters:,} parameters"
 
     def first_stage(self) -> str | None:
-        """What the second stage of a cascade sees is there; ``None``: there is no cascade."""
+        """The segmentations that a second stage sees are there; ``None``: there is no cascade."""
         from nnunet_kd.nnunet.cascade import FirstStage
 
         first = FirstStage.of(self.plans, self.arguments.c, self.trainer_name, self.arguments.p)
@@ -193,12 +181,12 @@ class ExperimentChecks:
         if first.missing:
             raise ValueError(
                 f"{self.arguments.c} sees segmentations by {first.configuration}, and {len(first.missing)} of "
-                f"{len(first.cases)} cases have none in {first.folder}. Mend: {' && '.join(first.commands)}"
+                f"{len(first.cases)} cases have none in {first.folder}. Fix: {' && '.join(first.commands)}"
             )
         return f"segmentations of {len(first.cases)} cases by {first.configuration}"
 
     def teacher(self) -> str | None:
-        """It is there and fits, and so are soft labels; ``None``: the student cannot be built."""
+        """The teacher and soft labels are there and fit; ``None``: the student cannot be built."""
         from nnunet_kd.training.leakage import soft_label_leakage, soft_label_teachers, unchecked
         from nnunet_kd.training.results import check_results, results_of
         from nnunet_kd.training.sources import attach_soft_labels, attach_teacher, start_from_teacher
@@ -219,15 +207,15 @@ class ExperimentChecks:
         weights = getattr(preparation.method, "checkpoint", None)
         if weights is not None and not Path(weights).is_file():
             raise ValueError(
-                f"there are no weights of SAM in {weights}. Mend: name them in the plans as nnunet_kd.method.checkpoint"
+                f"there are no weights of SAM in {weights}. Fix: name them in the plans as nnunet_kd.method.checkpoint"
             )
         stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
-        mend = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
+        fix = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
         files = [] if store is None else soft_label_teachers(preparation, store)
         if preparation.starts_from_teacher:
             start = start_from_teacher(self.trainer, preparation)
             if start.leakage is not None:
-                raise ValueError(f"{start.leakage} {mend}")
+                raise ValueError(f"{start.leakage} {fix}")
             files += start.files
         if not preparation.needs_teacher:
             taught = "starts from its teacher" if preparation.starts_from_teacher else "needs no teacher"
@@ -236,7 +224,7 @@ class ExperimentChecks:
         with contextlib.redirect_stdout(io.StringIO()):
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
-            raise ValueError(f"{attached.leakage} {mend}")
+            raise ValueError(f"{attached.leakage} {fix}")
         found = "the teacher is there and fits"
         if attached.teacher.stages is not None and attached.stages:
             widths = list(attached.teacher.stages.widths)
@@ -244,20 +232,15 @@ class ExperimentChecks:
         unknown = unchecked(preparation, [*files, *attached.files])
         return found if unknown is None else f"{found}; {unknown}"
 
-    def _experiment(self) -> Experiment:
-        from nnunet_kd.nnunet.experiment import Experiment
-
-        return Experiment(self.plans, self.arguments.c, self.dataset_json)
-
     def _soft_labels_without_leak(self, store: SoftLabelStore) -> str:
-        """What to learn from instead."""
+        """Say which soft labels do not leak, with the command that makes them."""
         from nnunet_kd.training.sources import soft_labels_command
 
         if store.manifest.get("source", {}).get("folds") == [self.fold]:  # its teacher itself has learnt from such
             return OTHER_TEACHER
         name = f"fold_{self.fold}"
-        command = soft_labels_command(self._experiment())
+        command = soft_labels_command(self.experiment)
         return (
-            f"Mend: {command} --teacher -f {self.fold} --name {name}, and in the plans "
+            f"Fix: {command} --teacher -f {self.fold} --name {name}, and in the plans "
             f'"nnunet_kd": {{"method": {{"store": "{name}"}}}}'
         )

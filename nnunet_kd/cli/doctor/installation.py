@@ -1,4 +1,4 @@
-"""What ``nnunet_kd doctor`` looks at on every machine: packages, device, processes, folders, trainers."""
+"""The checks of ``nnunet_kd doctor`` on every machine: packages, device, processes, folders, trainers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerato
 
 
 def packages() -> str:
-    """Those that are needed are installed."""
+    """The packages that are needed are installed."""
     found = [f"Python {platform.python_version()}", f"nnunet_kd {version('nnunet_kd')}"]
     missing = []
     for package in PACKAGES:
@@ -26,13 +26,13 @@ def packages() -> str:
             missing.append(package)
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} not installed. Mend: {quote(sys.executable)} -m pip install {' '.join(missing)}"
+            f"{', '.join(missing)} not installed. Fix: {quote(sys.executable)} -m pip install {' '.join(missing)}"
         )
     return ", ".join(found)
 
 
 def device() -> str:
-    """What networks will run on."""
+    """Say which device networks will run on."""
     import torch
 
     if torch.cuda.is_available():
@@ -41,7 +41,7 @@ def device() -> str:
 
 
 def processes() -> str:
-    """How many processes nnU-Net's commands start; those that ours start are told."""
+    """Say how many processes nnU-Net's commands should start; our commands tell theirs."""
     cores, limits = usable_cores(), process_limits()
     count = f"{cores} CPU core{'s' if cores > 1 else ''}"
     if not limits:
@@ -51,18 +51,18 @@ def processes() -> str:
 
 
 def folders() -> str:
-    """nnU-Net's three are there, and may be written to where every training writes."""
+    """nnU-Net's three folders are there, and the one where every training writes may be written to."""
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     for name in names:
         if name not in os.environ:
-            raise StopError(f"{name} is not set. Mend: export {name}=/path/to/{name}")
+            raise StopError(f"{name} is not set. Fix: export {name}=/path/to/{name}")
         if not Path(os.environ[name]).is_dir():
-            raise StopError(f"{name}={os.environ[name]} is no folder. Mend: mkdir -p {quote(os.environ[name])}")
+            raise StopError(f"{name}={os.environ[name]} is no folder. Fix: mkdir -p {quote(os.environ[name])}")
     read_only = [name for name in names if not may_write(Path(os.environ[name]))]
     if (results := names[-1]) in read_only:
         raise ValueError(
             f"{results}={os.environ[results]} cannot be written to: it is read-only, or not yours. "
-            f"Mend: export {results}=/path/to/a/folder/of/yours"
+            f"Fix: export {results}=/path/to/a/folder/of/yours"
         )
     return ", ".join(f"{name}={os.environ[name]}" + " (read-only)" * (name in read_only) for name in names)
 
@@ -73,7 +73,7 @@ def may_write(folder: Path) -> bool:
 
 
 def trainers() -> str:
-    """nnU-Net finds all of this package."""
+    """nnU-Net finds all trainers of this package."""
     from nnunet_kd.discovery import VARIABLE, trainers_folder
 
     names = sorted(path.stem for path in Path(trainers_folder()).glob("nnUNetTrainer*.py"))
@@ -81,7 +81,7 @@ def trainers() -> str:
     if lost:
         raise ValueError(
             f"nnU-Net cannot find {', '.join(lost)}; {VARIABLE}={os.environ.get(VARIABLE, '')}. "
-            f"Mend: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
+            f"Fix: export {VARIABLE}=${{{VARIABLE}:+${VARIABLE}{os.pathsep}}}{quote(trainers_folder())}"
         )
     return f"nnU-Net finds {', '.join(names)}"
 

@@ -1,4 +1,4 @@
-"""Whether a network that plans describe can be built, and takes a patch: found out without its memory."""
+"""Find out whether a network that plans describe can be built and takes a patch, without its memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import nn
 
 from nnunet_kd.networks.stages import has_encoder_stages
 from nnunet_kd.nnunet.experiment import Experiment, build_network
+from nnunet_kd.nnunet.library_errors import first_line
 
 
 def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:
-    """The network a trainer class builds from plans, on the meta device where it can be.
+    """Build the network of a trainer class from plans, on the meta device where it can be.
 
     A U-Net is given a batch of empty patches too.
 
@@ -39,7 +40,7 @@ def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.
         except ImportError:
             raise
         except Exception as error:  # of any network that gets keywords it cannot take
-            raise ValueError(f"{where} cannot be built: {_first_line(error)}") from error
+            raise ValueError(f"{where} cannot be built: {first_line(error)}") from error
         if has_encoder_stages(network) and all(parameter.is_meta for parameter in network.parameters()):
             plans = PlansManager(experiment.plans)
             patch = list(plans.get_configuration(experiment.configuration).patch_size)
@@ -48,7 +49,7 @@ def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.
                 with torch.no_grad():
                     network(torch.empty(2, channels, *patch, device="meta"))
             except Exception as error:
-                raise ValueError(f"{where} cannot take its patch of {patch} voxels: {_first_line(error)}") from error
+                raise ValueError(f"{where} cannot take its patch of {patch} voxels: {first_line(error)}") from error
     return network
 
 
@@ -60,7 +61,3 @@ def _build(trainer: type[Any], experiment: Experiment) -> nn.Module:
         raise
     except Exception:  # some networks compute with their weights while they are built
         return build_network(trainer, experiment)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""How a check says that what follows depends on it."""
+"""The error of a check on which those after it depend."""
 
 from __future__ import annotations
 
 
 class StopError(ValueError):
-    """What follows cannot be checked."""
+    """The checks after this one are skipped."""

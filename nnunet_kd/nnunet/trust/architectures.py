@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.nn.parameter import is_lazy
 
+from nnunet_kd.nnunet.library_errors import first_line
+from nnunet_kd.nnunet.reading import plans_errors
+
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2", "nnunet_kd.networks")
 _ARCHITECTURES = dynamic_network_architectures.architectures
 
@@ -49,44 +52,27 @@ def check_networks(plans: Mapping[str, Any], path: Path, remedy: str, configurat
         ValueError: Naming the file and what is wrong with it.
     """
     _check_numbers(plans["configurations"], "configurations", path)
-    names = plans["configurations"] if configuration is None else [configuration]
     with plans_errors(path):
         manager = PlansManager(dict(plans))
         if manager.label_manager_class is None:
             raise ValueError(f"there is no label_manager {str(plans['label_manager'])[:60]!r}")
-        for name in names:
-            content = manager.get_configuration(name).configuration
-            patch = content.get("patch_size", [])
-            if not all(isinstance(side, int) and side > 0 for side in patch) or math.prod(patch) > _VOXELS:
-                raise ValueError(f"the patch_size of {name} is {str(patch)[:60]}")
-            architecture = content["architecture"]
-            layers = {key: architecture["arch_kwargs"][key] for key in architecture["_kw_requires_import"]}
-            _check_name(architecture["network_class_name"], path, remedy, is_network=True)
-            for layer in layers.values():
-                if layer is not None:
-                    _check_name(layer, path, remedy)
+    for name in plans["configurations"] if configuration is None else [configuration]:
+        with plans_errors(path):
+            network, layers = _named_classes(manager, name)
+        _check_name(network, path, remedy, is_network=True)
+        for layer in layers:
+            _check_name(layer, path, remedy)
 
 
-@contextmanager
-def plans_errors(path: Path) -> Iterator[None]:
-    """What nnU-Net raises over plans that are none, as one sentence.
-
-    Raises:
-        ValueError: Naming the file.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nnU-Net's about plans of its older versions
-            yield
-    except UnsafeError:
-        raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else _first_line(error)
-        raise ValueError(f"{path} holds no plans nnU-Net can use: {what}") from error
-
-
-class UnsafeError(ValueError):
-    """Plans that could run code, or ask for more than a computer has."""
+def _named_classes(manager: PlansManager, configuration: str) -> tuple[Any, list[Any]]:
+    """The network of a configuration and its layers as plans name them, for a patch that fits into memory."""
+    content = manager.get_configuration(configuration).configuration
+    patch = content.get("patch_size", [])
+    if not all(isinstance(side, int) and side > 0 for side in patch) or math.prod(patch) > _VOXELS:
+        raise ValueError(f"the patch_size of {configuration} is {str(patch)[:60]}")
+    architecture = content["architecture"]
+    layers = [architecture["arch_kwargs"][key] for key in architecture["_kw_requires_import"]]
+    return architecture["network_class_name"], [layer for layer in layers if layer is not None]
 
 
 def _check_numbers(node: Any, name: str, path: Path) -> None:
@@ -95,20 +81,20 @@ def _check_numbers(node: Any, name: str, path: Path) -> None:
         children = node.items()
     elif isinstance(node, list):
         if len(node) > _MOST:
-            raise UnsafeError(f"{path} asks for a network no computer can hold: {name} has {len(node)} entries")
+            raise ValueError(f"{path} asks for a network no computer can hold: {name} has {len(node)} entries")
         children = ((name, child) for child in node)
     elif isinstance(node, int) and abs(node) > (_MOST if name.startswith("n_") else _LARGEST):
-        raise UnsafeError(f"{path} asks for a network no computer can hold: {name} is {node}")
+        raise ValueError(f"{path} asks for a network no computer can hold: {name} is {node}")
     for key, child in children:
         _check_numbers(child, str(key), path)
 
 
 def _check_name(name: Any, path: Path, remedy: str, is_network: bool = False) -> None:
-    """A class of a network or layer, by its dotted name."""
+    """Refuse a dotted name that is no class of a network or layer of the known packages."""
     parts = str(name).split(".")
     known = any(str(name).startswith(f"{package}.") for package in PACKAGES)
     if not known or not all(re.fullmatch(r"[A-Za-z]\w*", part) for part in parts):
-        raise UnsafeError(
+        raise ValueError(
             f"{path} builds its network with {str(name)[:100]!r}, which is not of {', '.join(PACKAGES[:-1])} or "
             f"{PACKAGES[-1]}, and could run code. {remedy}"
         )
@@ -118,9 +104,9 @@ def _check_name(name: Any, path: Path, remedy: str, is_network: bool = False) ->
         if found is None and is_network:  # nnU-Net looks for networks that have moved
             found = recursive_find_python_class(_ARCHITECTURES.__path__[0], parts[-1], _ARCHITECTURES.__name__)
     except Exception as error:  # whatever its import raises
-        raise UnsafeError(f"{path} builds its network with {name}, which cannot be imported") from error
+        raise ValueError(f"{path} builds its network with {name}, which cannot be imported") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)) or not _is_of(found.__module__):
-        raise UnsafeError(f"{path} builds its network with {name}, which is no network or layer of that package")
+        raise ValueError(f"{path} builds its network with {name}, which is no network or layer of that package")
 
 
 def _is_of(module: str) -> bool:
@@ -128,7 +114,7 @@ def _is_of(module: str) -> bool:
 
 
 def load_network(build: Callable[[], nn.Module], weights: Any, path: Path, trust: bool = False) -> nn.Module:
-    """A network with weights of a file; it is built only if they fit, and never larger than they are.
+    """Build a network with the weights of a file, only if they fit and never larger than they are.
 
     Args:
         build: Makes the network on PyTorch's default device.
@@ -159,7 +145,7 @@ def load_network(build: Callable[[], nn.Module], weights: Any, path: Path, trust
     except (_MisfitError, ImportError):  # of a package that is missing, with the command that installs it
         raise
     except Exception as error:  # of any network that gets keywords it cannot take
-        raise ValueError(f"the network of {path} cannot be built: {_first_line(error)}") from error
+        raise ValueError(f"the network of {path} cannot be built: {first_line(error)}") from error
     return _with_weights(network, weights, path)
 
 
@@ -209,7 +195,3 @@ def _as_large_as(weights: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

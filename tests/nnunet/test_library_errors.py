@@ -1,0 +1,35 @@
+"""Why a library could not read a file is said in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunet_kd.nnunet.library_errors import reason
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("cannot read a/b.nii: it is cut off"), "it is cut off"),
+        (ValueError("too small\nat line 7"), "too small"),
+        (RuntimeError(), "RuntimeError"),
+        (PermissionError(13, "Permission denied", "a/b.nii"), "Permission denied"),
+        (
+            RuntimeError("Exception thrown in SimpleITK ImageFileReader_Execute: /a.cxx:9:\nsitk::ERROR: Unable to"),
+            "Unable to",
+        ),
+        (RuntimeError("Exception thrown in SimpleITK X: /a.cxx:9:\nITK ERROR: NrrdImageIO(0x5a): No"), "No"),
+        (
+            RuntimeError("Exception from a.cpp:84:\nException from b.cpp:1:\nUnable to read the model\n\n"),
+            "Unable to .*",
+        ),
+    ],
+)
+def test_why_a_library_cannot_read(error, said):
+    assert re.fullmatch(said, reason(error, Path("a/b.nii")))
+
+
+def test_why_simpleitk_cannot_read_a_sheared_image():
+    error = RuntimeError("Exception thrown in SimpleITK X: /a.cxx:1:\nITK ERROR: ITK only supports orthonormal direct")
+    assert "it is sheared" in reason(error) and "correct the sform of its header, or resample" in reason(error)
