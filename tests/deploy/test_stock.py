@@ -47,7 +47,8 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(students.root / name))
     path = tmp_path / "student.zip"
-    assert main(["export", "nnunet", "-d", "598", "-o", str(path), "--licence", "CC BY 4.0"]) == 0
+    words = ("-d", "598", "-tr", "nnUNetTrainerDCD", "-o", str(path), "--licence", "CC BY 4.0")
+    assert main(["export", "nnunet", *words]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "results").mkdir()
     installing = printed_command(printed, "nnUNetv2_install_pretrained_model_from_zip")
@@ -182,7 +183,7 @@ def test_wrong_arguments(students, tmp_path, monkeypatch, capsys, words, message
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(students.root / name))
     monkeypatch.chdir(tmp_path)
-    assert main(["export", words[0], "-d", "598", *words[1:]]) == 1
+    assert main(["export", words[0], "-d", "598", "-tr", "nnUNetTrainerDCD", *words[1:]]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
