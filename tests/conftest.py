@@ -13,13 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import segment_anything
 import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from tests.commands import forked_commands, plan_and_preprocess, run_command  # noqa: F401  the first is a fixture
+from tests.small_networks import tiny_sam
 
 torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
 
@@ -153,6 +156,16 @@ def read_only(small_disk) -> Callable[[Path], Path]:
         return disk / folder.name
 
     return copy
+
+
+@pytest.fixture
+def sam(tmp_path, monkeypatch):
+    """File with the weights of a tiny SAM that segment_anything knows as 'tiny'."""
+    monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", partial(tiny_sam, image_size=128))
+    torch.manual_seed(0)
+    path = tmp_path / "sam.pth"
+    torch.save(tiny_sam(image_size=128).state_dict(), path)
+    return path
 
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}

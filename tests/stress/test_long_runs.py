@@ -7,32 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from tests import vm_unet_plans
 from tests.conftest import make_trainer
-from tests.training import test_brainseg_dmif, test_kd_sam, test_vm_unet
-from tests.training.test_all_methods import METHODS
-from tests.training.test_soft_labels import store_of
+from tests.training import small_brainseg_dmif, small_kd_sam
+from tests.training.methods import METHODS
+from tests.training.stored_labels import store_of
 
-sam = test_kd_sam.sam  # the fixture
 LONG = {"num_epochs": 2, "num_iterations_per_epoch": 100, "num_val_iterations_per_epoch": 1}
 PLANS = {  # method -> plans of a method that brings a network or data of its own
-    "BrainSegDMIF": lambda workspace, sam: test_brainseg_dmif.plans_for(workspace, LONG),
-    "KDSAM": lambda workspace, sam: test_kd_sam.plans_for(workspace, sam, LONG, encoder_epochs=1),
-    "DualSelfKD on VM-UNet": lambda workspace, sam: test_vm_unet.plans_for(workspace, LONG),
+    "BrainSegDMIF": lambda workspace, sam: small_brainseg_dmif.plans_for(workspace, LONG),
+    "KDSAM": lambda workspace, sam: small_kd_sam.plans_for(workspace, sam, LONG, encoder_epochs=1),
+    "DualSelfKD on VM-UNet": lambda workspace, sam: vm_unet_plans.plans_for(workspace, LONG),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
 
 
 @pytest.mark.parametrize("method", ["NoKD", "SAMKD", *METHODS, *PLANS])
 def test_200_iterations_in_bfloat16_stay_finite(workspace, sam, monkeypatch, method):
     """Networks, losses and teachers under autocast on the CPU, in 2-D: a CPU convolves in bfloat16 very slowly."""
-    for module in ("trainer", "kd_sam"):
+    for module in ("trainer", "kd_sam.trainer"):
         name = f"nnunet_kd.training.{module}.nullcontext"
         monkeypatch.setattr(name, lambda: torch.autocast("cpu", torch.bfloat16))
     if method in PLANS:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.killing import needs_fork
-from tests.training.test_ddp_life import test_trained_saved_once_resumed_with_other_processes_and_validated as shared
-from tests.training.test_kills import killed_again_and_again
+from tests.training.killed_training import killed_again_and_again
+from tests.training.several_processes import train_and_resume
 
 
 @needs_fork
@@ -16,4 +16,4 @@ def test_killed_twenty_times(workspace):
 
 @pytest.mark.parametrize("counts", [(4, 2), (2, 1)], ids=str)
 def test_shared_by_other_numbers_of_processes(workspace, counts):
-    shared(workspace, counts)
+    train_and_resume(workspace, counts)

@@ -1,6 +1,5 @@
 """Every trainer, trained through nnU-Net's life cycle in every kind of experiment nnU-Net has."""
 
-import importlib
 import json
 
 import numpy as np
@@ -9,25 +8,8 @@ import torch
 
 from tests.conftest import make_trainer
 from tests.training import variants
+from tests.training.methods import METHODS, trainer_class
 
-METHODS = {  # numbers that make every term active within one epoch
-    "LogitsKD": {},
-    "FitNets": {},
-    "CWD": {},
-    "IFVD": {},
-    "FreeKD": {"prompt_epochs": 1},
-    "DCD": {"ramp": None},
-    "DualSelfKD": {},
-    "KD": {
-        "terms": [
-            {"name": "dcd", "ramp": None},
-            {"name": "logits"},
-            {"name": "ifvd", "weight": 1},
-            {"name": "dual_self"},
-        ]
-    },
-    "KD recipe": {},
-}
 TERMS = {
     "IFVD": ["ifvd", "logits"],
     "KD": ["dcd", "logits", "ifvd", "dual_self"],
@@ -35,11 +17,6 @@ TERMS = {
     "DualSelfKD": ["dual_self"],
     "LogitsKD": ["logits"],
 }
-
-
-def trainer_class(method):
-    name = f"nnUNetTrainer{method.split()[0]}"
-    return getattr(importlib.import_module(f"nnunet_kd.trainers.{name}"), name)
 
 
 def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **options):

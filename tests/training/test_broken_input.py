@@ -18,8 +18,8 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.results import Lock
 from tests.conftest import SHORT, make_trainer, stop_within
-from tests.training.test_all_methods import METHODS, trainer_class
-from tests.training.test_soft_labels import store_of
+from tests.training.methods import METHODS, trainer_class
+from tests.training.stored_labels import store_of
 
 FOLDER = "nnUNetTrainer{}__nnUNetPlans__3d_fullres"
 

@@ -6,105 +6,19 @@ backend, ``torch.cuda.set_device``, DDP's ``device_ids``, and the trainer's devi
 are not exercised: NCCL, AMP under DDP, SyncBatchNorm (which KD-SAM's ResNet becomes), compiled networks in DDP.
 """
 
-import importlib
-import json
-import os
 import sys
 
 import pytest
-import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
-from tests.conftest import SHORT
-from tests.killing import preloaded
+from tests.training.several_processes import train_and_resume
 
-FOLDER = "nnUNetTrainerDCD__shared__3d_fullres"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_gloo_available() or sys.platform == "win32", reason="needs gloo"),
 ]
 
 
-def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | None, environment: dict[str, str]) -> None:
-    """One of several: trains until it breaks off at the given epoch, or to the end and validates."""
-    os.environ.update(environment)
-    trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
-    running = importlib.import_module("nnunetv2.run.run_training")
-    torch.set_num_threads(1)
-    wrapper, make, trainers = trainer_file.DDP, running.get_trainer_from_args, []
-
-    def on_cpu(*arguments, **options):
-        trainer = make(*arguments, **options)
-        trainer.device, trainer.grad_scaler = torch.device("cpu"), None
-        begin = trainer.on_train_epoch_start
-
-        def begin_or_stop():
-            if trainer.current_epoch == stop_at:
-                raise SystemExit
-            begin()
-
-        trainer.on_train_epoch_start = begin_or_stop
-        trainers.append(trainer)
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        meeting = f"file://{out}/meeting_{processes}"
-        join = dist.init_process_group
-        patch.setattr(running, "setup_ddp", lambda rank, size: join("gloo", meeting, rank=rank, world_size=size))
-        patch.setattr(torch.cuda, "set_device", lambda device: None)
-        patch.setattr(trainer_file, "DDP", lambda network, device_ids: wrapper(network))
-        patch.setattr(running, "get_trainer_from_args", on_cpu)
-        patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
-        if rank > 0:  # would raise
-            patch.setattr("nnunet_kd.training.trainer.save_atomically", None)
-        options = {"disable_checkpointing": False, "c": resume, "val": False, "pretrained_weights": None}
-        try:
-            running.run_ddp(
-                rank,
-                *("598", "3d_fullres", 0, "nnUNetTrainerDCD", "shared"),
-                **options,
-                npz=False,
-                val_with_best=False,
-                world_size=processes,
-            )
-        except SystemExit:
-            dist.destroy_process_group()
-    weights = {name: weight.detach() for name, weight in trainers[0].trained().state_dict().items()}
-    torch.save((trainers[0].batch_size, weights), f"{out}/{processes}_{rank}.pth")
-
-
-def in_processes(count, workspace, resume, stop_at):
-    """Batch size of every rank; all have the same weights."""
-    out = str(workspace.root)
-    preloaded()  # what takes long is imported once
-    arguments = (count, out, resume, stop_at, workspace.environment())
-    multiprocessing.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
-    results = [torch.load(f"{out}/{count}_{rank}.pth") for rank in range(count)]
-    for _, weights in results[1:]:
-        torch.testing.assert_close(weights, results[0][1], rtol=0, atol=0)
-    return [size for size, _ in results]
-
-
-def saved(workspace, name):
-    return torch.load(workspace.results / FOLDER / "fold_0" / f"checkpoint_{name}.pth", weights_only=False)
-
-
 @pytest.mark.parametrize("counts", [(2, 4)], ids=str)
 def test_trained_saved_once_resumed_with_other_processes_and_validated(workspace, counts):
-    training = {**SHORT, "num_epochs": 3, "ema_decay": 0.5, "initial_weights": "pruned"}
-    plans = workspace.plans("shared", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": None})
-    plans["configurations"]["3d_fullres"]["batch_size"] = 4
-    (workspace.preprocessed / "shared.json").write_text(json.dumps(plans))
-    before, after = counts
-    assert in_processes(before, workspace, resume=False, stop_at=2) == [4 // before] * before
-    first = saved(workspace, "latest")
-    assert first["current_epoch"] == 2 and len(first["logging"]["dcd"]) == 2
-    assert first["network_weights"].keys() and not any(key.startswith("module") for key in first["network_weights"])
-
-    assert in_processes(after, workspace, resume=True, stop_at=None) == [4 // after] * after
-    last = saved(workspace, "final")
-    for name in ("train_losses", "dcd", "val_losses", "ema_fg_dice", "skipped_steps"):
-        assert len(last["logging"][name]) == 3 and last["logging"][name][:2] == first["logging"][name]
-    validation = workspace.results / FOLDER / "fold_0" / "validation"
-    assert (validation / "summary.json").is_file() and len(list(validation.glob("*.nii.gz"))) == 2
+    train_and_resume(workspace, counts)

@@ -17,9 +17,9 @@ from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from nnunet_kd.training import trainer as trainer_file
 from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress
 from tests.conftest import SHORT, make_trainer
-from tests.training.test_brainseg_dmif import plans_for as brainseg_dmif
-from tests.training.test_kd_sam import plans_for as kd_sam
-from tests.training.test_soft_labels import store_of
+from tests.training.small_brainseg_dmif import plans_for as brainseg_dmif
+from tests.training.small_kd_sam import plans_for as kd_sam
+from tests.training.stored_labels import store_of
 
 
 @pytest.fixture(autouse=True)

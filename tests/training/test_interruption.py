@@ -16,7 +16,7 @@ from nnunet_kd.training.interruption import LastEpoch, usual_save_every
 from nnunet_kd.training.trainer import DistillationTrainer
 from tests.conftest import SHORT
 from tests.killing import needs_fork
-from tests.training.test_kills import FOLDER, KilledTraining, train
+from tests.training.killed_training import FOLDER, KilledTraining, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
 

@@ -1,6 +1,5 @@
 """KD-SAM's two phases through nnU-Net's life cycle, with a tiny SAM of the published architecture."""
 
-import json
 import math
 import shutil
 
@@ -10,31 +9,17 @@ import torch
 import torchvision
 
 from nnunet_kd.cli import main
-from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedder, SlicePatches
 from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from tests.commands import SIZE_OF_TINY_SAM
 from tests.conftest import make_trainer, stop_within
 from tests.training import variants
+from tests.training.small_kd_sam import SCHEDULE, TINY, plans_for
 
-TINY = {"image_size": 128, "blocks": [1, 1, 1, 1], "embedding_channels": 32, "mlp_dim": 64, "num_heads": 4}
 TINY["mask_channels"] = 4
-SCHEDULE = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
+
 PARTS = ("embedding_mse", "embedding_perceptual", "validation_embedding_mse", "segmentation")
-
-
-def plans_for(workspace, sam, training=None, name="nnUNetPlans_kd_sam", **method):
-    """Plans of a tiny KD-SAM, written."""
-    plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
-    regions = any(isinstance(label, list) for label in workspace.dataset_json["labels"].values())
-    plans = student_plans(plans, name=name, network="kd_sam", regions=regions)
-    plans["configurations"]["2d"]["architecture"]["arch_kwargs"].update(TINY)
-    plans["configurations"]["2d"]["batch_size"] = 2
-    given = {"checkpoint": str(sam), "model_type": "tiny", "perceptual_weights": "random", **method}
-    plans["nnunet_kd"].update(training={**SCHEDULE, **(training or {})}, method=given)
-    (workspace.preprocessed / f"{name}.json").write_text(json.dumps(plans))
-    return plans
 
 
 def trainer_for(workspace, plans, **options):

@@ -1,0 +1,27 @@
+"""Every method, with numbers that make all of its terms active within one epoch."""
+
+import importlib
+
+METHODS = {  # numbers that make every term active within one epoch
+    "LogitsKD": {},
+    "FitNets": {},
+    "CWD": {},
+    "IFVD": {},
+    "FreeKD": {"prompt_epochs": 1},
+    "DCD": {"ramp": None},
+    "DualSelfKD": {},
+    "KD": {
+        "terms": [
+            {"name": "dcd", "ramp": None},
+            {"name": "logits"},
+            {"name": "ifvd", "weight": 1},
+            {"name": "dual_self"},
+        ]
+    },
+    "KD recipe": {},
+}
+
+
+def trainer_class(method):
+    name = f"nnUNetTrainer{method.split()[0]}"
+    return getattr(importlib.import_module(f"nnunet_kd.trainers.{name}"), name)
