@@ -37,8 +37,8 @@ def in_process(_, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--raw", "."], "--raw and --work go together"),
-        (["--raw", ".", "--work", "work"], "there is no Dataset"),
+        (["--raw", "."], "--raw and --work must be given together"),
+        (["--raw", ".", "--work", "work"], "the folder Dataset"),
         (["--parts", "brats"], "invalid choice: 'brats'"),
     ],
 )
