@@ -1,4 +1,4 @@
-"""What the README says of settings is what the code has."""
+"""The README states the settings that the code has."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_defaults_of_trainers_with_settings_of_their_own(settings):
     assert plain(asdict(settings)) in blocks
 
 
-def test_the_recipe_is_what_a_newcomer_finds():
+def test_newcomers_find_the_recipe():
     start = README.index("## Quick start")
     quick = README[start : README.index("## What to expect", start)]
     given = parser().parse_args(["export", "nnunet", "-d", "501", "-o", "student.zip"])

@@ -1,4 +1,4 @@
-"""Trainings long enough for what builds up slowly: rounding in half precision, memory."""
+"""Trainings that are long enough to reveal what builds up slowly: rounding errors in half precision, and memory."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from tests.training.test_soft_labels import store_of
 
 sam = test_kd_sam.sam  # the fixture
 LONG = {"num_epochs": 2, "num_iterations_per_epoch": 100, "num_val_iterations_per_epoch": 1}
-PLANS = {  # method -> plans of a method that brings a network or data of its own
+PLANS = {  # method -> plans, for methods with a network or data of their own
     "BrainSegDMIF": lambda workspace, sam: test_brainseg_dmif.plans_for(workspace, LONG),
     "KDSAM": lambda workspace, sam: test_kd_sam.plans_for(workspace, sam, LONG, encoder_epochs=1),
     "DualSelfKD on VM-UNet": lambda workspace, sam: test_vm_unet.plans_for(workspace, LONG),
@@ -31,8 +31,8 @@ def no_pictures(monkeypatch):
 
 @pytest.mark.parametrize("method", ["NoKD", "SAMKD", *METHODS, *PLANS])
 def test_200_iterations_in_bfloat16_stay_finite(workspace, sam, monkeypatch, method):
-    """Networks, losses and teachers under autocast on the CPU, in 2-D: a CPU convolves in bfloat16 very slowly."""
-    for module in ("trainer", "kd_sam"):
+    """Run networks, losses and teachers under autocast on the CPU, in 2-D since bfloat16 convolutions are slow."""
+    for module in ("trainer", "kd_sam.trainer"):
         name = f"nnunet_kd.training.{module}.nullcontext"
         monkeypatch.setattr(name, lambda: torch.autocast("cpu", torch.bfloat16))
     if method in PLANS:
@@ -84,6 +84,6 @@ def test_memory_does_not_grow_over_2000_iterations(workspace):
 
 
 def resident_mebibytes() -> float:
-    """Of this process."""
+    """Return the resident memory of this process (MiB)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
