@@ -11,11 +11,11 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests.conftest import make_trainer
-from tests.training import test_brainseg_dmif, test_kd_sam, test_vm_unet
+from tests.training import conftest, test_brainseg_dmif, test_kd_sam, test_vm_unet
 from tests.training.test_all_methods import METHODS
 from tests.training.test_soft_labels import store_of
 
-sam = test_kd_sam.sam  # the fixture
+sam = conftest.sam  # the fixture
 LONG = {"num_epochs": 2, "num_iterations_per_epoch": 100, "num_val_iterations_per_epoch": 1}
 PLANS = {  # method -> plans, for methods with a network or data of their own
     "BrainSegDMIF": lambda workspace, sam: test_brainseg_dmif.plans_for(workspace, LONG),
