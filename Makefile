@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a machine with Python 3.10 or newer: make demo, make test.
+# "make demo" and "make test" both install everything first; they need Python 3.10 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -1,4 +1,4 @@
-"""Build hook: writes the start-up file by which stock nnU-Net finds the trainers (see nnunet_kd/discovery.py)."""
+"""Build hook that writes the start-up file through which nnU-Net finds the trainers (see nnunet_kd/discovery.py)."""
 
 import os
 import tempfile
@@ -8,8 +8,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NAME = "nnunet_kd.pth"
 
-# Python runs a line of a .pth file that begins with "import" when it starts, with `sitedir` the file's own folder.
-# Plain string work, because even the search for a module to import would cost every start two milliseconds.
+# When Python starts, it runs every line of a .pth file that begins with "import"; `sitedir` is the file's own folder.
+# The line only handles strings, because even the search for a module to import would cost two milliseconds per start.
 LINE = (
     'import os; os.environ["nnUNet_extTrainer"] = os.pathsep.join(dict.fromkeys(['
     '*filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)), {folder}]))\n'
@@ -18,19 +18,24 @@ INSTALLED = 'os.path.join(sitedir if "sitedir" in dir() else os.path.dirname(os.
 
 
 class StartUpFile(BuildHookInterface):
-    """An editable install gets the checkout's own trainers/, a wheel the copy beside the file."""
+    """Point nnU-Net to the checkout's trainers/ in an editable install, and to the copy in the package in a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called by hatchling before it writes a wheel; ``version`` is "editable" for editable installs."""
+        """Add the start-up file to a wheel that hatchling is about to write.
+
+        Args:
+            version: ``"editable"`` for an editable install.
+            build_data: What hatchling puts into the wheel.
+        """
         editable = version == "editable"
         folder = ascii(os.path.join(self.root, "trainers")) if editable else INSTALLED
         self.scratch = tempfile.TemporaryDirectory()
         path = os.path.join(self.scratch.name, NAME)
         with open(path, "w", encoding="utf-8") as file:
             file.write(LINE.format(folder=folder))
-        # Without a mapping of its own, an editable install would copy trainers/ and plans/ and let them go stale.
+        # Without a mapping of its own, an editable install would hold copies of trainers/ and plans/ that go stale.
         build_data["force_include_editable" if editable else "force_include"][path] = NAME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Called when the wheel is written."""
+        """Remove the temporary file once the wheel is written."""
         self.scratch.cleanup()

@@ -1,11 +1,11 @@
-"""What a training step of BrainSegDMIF needs: parameters by part, and memory at several batch sizes.
+"""Count what a training step of BrainSegDMIF needs: parameters by part, and memory at several batch sizes.
 
     python benchmarks/brainseg_dmif_memory.py [--modalities 4] [--size 256] [--batches 1 4 16] [--classes 2]
 
-Nothing is computed: tensors are fake, and what the forward pass keeps for the gradient is counted, each storage once.
-With checkpointing, the block that is computed again when the gradient comes by is added, the largest one. "Mixed" is
-autocast to 16 bits, whose copies of the weights are among what is kept. A real step needs more: what an operation
-needs while it runs, and what the allocator wastes.
+Nothing is computed: the tensors are fake, and the script counts what the forward pass keeps for the gradient, each
+storage once. With checkpointing it adds the largest of the blocks that the backward pass computes again. "Mixed" is
+autocast to 16 bits, whose copies of the weights are among what is kept. A real step needs more: the working memory of
+each operation, and what the allocator wastes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ GIB = 2**30
 
 
 def kept(forward: Callable[[], object], parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes a forward pass saves for the gradient, parameters apart."""
+    """Return the bytes that a forward pass saves for the gradient, without the parameters."""
     own = {parameter.untyped_storage()._cdata for parameter in parameters}
     storages = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            storages[storage._cdata] = storage  # held, so that its number is not given away again
+            storages[storage._cdata] = storage  # held, so that no other storage gets its number
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -42,7 +42,7 @@ def kept(forward: Callable[[], object], parameters: Iterable[nn.Parameter]) -> i
 
 
 def saved_in_a_step(network: BrainSegDMIF, images: Tensor, mixed: bool) -> int:
-    """Bytes kept at the worst moment of a step."""
+    """Return the bytes that are kept at the peak of a step."""
 
     def precision() -> contextlib.AbstractContextManager[object]:
         return torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
@@ -64,7 +64,7 @@ def saved_in_a_step(network: BrainSegDMIF, images: Tensor, mixed: bool) -> int:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the parameters and the memory."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--modalities", type=int, default=4)
     options.add_argument("--size", type=int, default=256)
@@ -91,10 +91,8 @@ def main() -> None:
         for name, part in parts.items():
             print(f"{name:<18}{sum(parameter.numel() for parameter in part.parameters()) / 1e6:>9.2f} M")
         weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / GIB
-        print(
-            f"\nweights {weights:.2f} GiB, gradients {weights:.2f}, Adam's moments {2 * weights:.2f}: the same always"
-        )
-        print(f"\n{'batch':>5}  {'precision':<9}  {'checkpointing':<13}  {'saved GiB':>9}  {'in all GiB':>10}")
+        print(f"\nfor any batch: weights {weights:.2f} GiB, gradients {weights:.2f}, Adam's moments {2 * weights:.2f}")
+        print(f"\n{'batch':>5}  {'precision':<9}  {'checkpointing':<13}  {'kept GiB':>9}  {'total GiB':>10}")
         for batch in chosen.batches:
             images = torch.zeros(batch, chosen.modalities, chosen.size, chosen.size)
             for mixed in (False, True):

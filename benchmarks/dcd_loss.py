@@ -1,12 +1,13 @@
-"""The DCD loss beside other ways to compute it, forward and backward, projection phi included.
+"""Time the DCD loss beside other ways to compute it, forward and backward, including the projection phi.
 
     python benchmarks/dcd_loss.py [--repeats 7] [--levels 3]
 
-``dense`` is equations 2, 6 and 7 as they stand: every band by a strided correlation with one dense 3-D filter (the
-outer product of three 1-D filters, wrapped around at the borders, which is our basis on even axes), masked, put back
-by the transposed correlation, both student and teacher, mean squared error. It gives the same value, which is
-checked. ``ptwt`` does the same with that package's separable 3-D transform and zero padding (another basis at the
-borders, so another value). ``plain`` is feature MSE without a transform.
+``dense`` transcribes equations 2, 6 and 7 literally: it computes every band of student and teacher by a strided
+correlation with one dense 3-D filter (the outer product of three 1-D filters, wrapped around at the borders, which is
+our basis on even axes), masks the bands, inverts them by the transposed correlation, and takes the mean squared error.
+The script checks that it gives the same value. ``ptwt`` does the same with that package's separable 3-D transform and
+zero padding (another basis at the borders, hence another value). ``plain`` is the MSE of the features without a
+transform.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KEEP = select_bands("directional", 3)
 
 
 def dense_filters(wavelet: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The eight band filters, ``(8, 1, taps, taps, taps)``, in the order of ``band_names(3)``."""
+    """Return the eight band filters, ``(8, 1, taps, taps, taps)``, in the order of ``band_names(3)``."""
     found = pywt.Wavelet(wavelet)
     one = {letter: torch.tensor(taps[::-1], dtype=dtype) for letter, taps in (("a", found.dec_lo), ("d", found.dec_hi))}
     return torch.stack([torch.einsum("i,j,k->ijk", *(one[letter] for letter in name)) for name in band_names(3)])[
@@ -38,7 +39,7 @@ def dense_filters(wavelet: str, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def dense_projection(x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """P_D x of one level, and the approximation the next level starts from."""
+    """Return P_D x of one level, and the approximation that the next level starts from."""
     batch, channels, *size = x.shape
     taps = filters.shape[-1]
     before, after = taps // 2 - 1, taps // 2 - 1
@@ -49,7 +50,7 @@ def dense_projection(x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     bands = F.conv3d(wrapped, filters, stride=2)
     mask = torch.tensor([name in KEEP for name in band_names(3)], dtype=x.dtype).view(1, -1, 1, 1, 1)
     spread = F.conv_transpose3d(bands * mask, filters, stride=2)
-    for axis, n in zip((2, 3, 4), size, strict=True):  # fold what lies beyond the borders back in
+    for axis, n in zip((2, 3, 4), size, strict=True):  # fold back what lies beyond the borders
         positions = (torch.arange(spread.shape[axis]) - before) % n
         folded = spread.new_zeros(*spread.shape[:axis], n, *spread.shape[axis + 1 :])
         spread = folded.index_add(axis, positions, spread)
@@ -58,7 +59,7 @@ def dense_projection(x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_loss(student: Tensor, teacher: Tensor, levels: int, filters: Tensor) -> Tensor:
-    """Mean over levels of the mean squared difference of the projections."""
+    """Return the mean over levels of the mean squared difference of the projections."""
     losses = []
     for _ in range(levels):
         (details_s, student), (details_t, teacher) = (dense_projection(x, filters) for x in (student, teacher))
@@ -67,7 +68,7 @@ def dense_loss(student: Tensor, teacher: Tensor, levels: int, filters: Tensor) -
 
 
 def ptwt_loss(student: Tensor, teacher: Tensor, levels: int) -> Tensor:
-    """The same with ptwt."""
+    """Return the same as ``dense_loss`` with ptwt's transform."""
     losses = []
     for _ in range(levels):
         sides = []
@@ -81,11 +82,11 @@ def ptwt_loss(student: Tensor, teacher: Tensor, levels: int) -> Tensor:
 
 
 def main() -> None:
-    """Print seconds and ratios for every shape."""
+    """Print the seconds and ratios for every shape."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--levels", type=int, default=3)
-    options.add_argument("--slow-repeats", type=int, default=3, help="repeats of the dense transcription")
+    options.add_argument("--slow-repeats", type=int, default=3, help="repeats of ptwt and the dense transcription")
     chosen = options.parse_args()
     torch.manual_seed(0)
     filters = dense_filters("db4")
@@ -108,7 +109,7 @@ def main() -> None:
 
             return run
 
-        ours = step(lambda: loss(student, teacher, phi))  # noqa: B023  run before the loop goes on
+        ours = step(lambda: loss(student, teacher, phi))  # noqa: B023  called within this iteration
         plain = step(lambda: F.mse_loss(phi(student), teacher))  # noqa: B023
         by_ptwt = step(lambda: ptwt_loss(phi(student), teacher, chosen.levels))  # noqa: B023
         dense = step(lambda: dense_loss(phi(student), teacher, chosen.levels, filters))  # noqa: B023

@@ -1,12 +1,12 @@
-"""Prediction on the CPU: nnUNetv2_predict against nnunet_kd predict, the same student, cases and options.
+"""Compare nnUNetv2_predict with nnunet_kd predict on the CPU, on the same student, cases and options.
 
     python benchmarks/inference.py -d 4 -tr nnUNetTrainerDCD --images DIR --labels DIR [--cases 8] [--repeats 5]
                                    [--disable_tta] [--teacher nnUNetTrainer__nnUNetPlans__3d_fullres]
 
-Every command is a process of its own and takes its turn. Whole: from its start to its end, all cases. Steady: what one
-more case takes, from a command on all cases and one on the first alone. Memory: the most all processes of a command
-hold together, shared pages counted once (Linux).
-Dice against the labels; voxels equal to those of the stock prediction of the same student.
+Every command runs in a process of its own, and the commands take turns. "Whole" is the time of one command on all
+cases. "Steady" is the time per further case, from a command on all cases and one on the first case alone. The memory is
+the peak of all processes of a command together, with shared pages counted once (Linux). The Dice is measured against
+the labels, and "equal voxels" are those with the label that the stock prediction of the same student has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nnunet_kd.evaluation.protocol import read_evaluation
 
 
 def main() -> None:
-    """Print the table."""
+    """Read the arguments and measure in a temporary folder."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("-d", required=True)
     options.add_argument("-tr", default="nnUNetTrainerDCD")
@@ -46,7 +46,7 @@ def main() -> None:
     options.add_argument("--cases", type=int, default=8)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--disable_tta", action="store_true")
-    options.add_argument("--teacher", help="results folder of a teacher that is measured too, by its stock command")
+    options.add_argument("--teacher", help="results folder of a teacher to measure too, with its stock prediction")
     chosen = options.parse_args()
     student = Path(get_output_folder(dataset_name(chosen.d), chosen.tr, chosen.p, chosen.c))
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(chosen: argparse.Namespace, student: Path, scratch: Path) -> None:
-    """Measure everything and print it."""
+    """Measure every command, and print a line for each."""
     model = read_trained(student, [chosen.f])
     export_onnx(model, scratch / "onnx")
     ending = model.experiment.dataset_json["file_ending"]
@@ -102,7 +102,7 @@ def run(chosen: argparse.Namespace, student: Path, scratch: Path) -> None:
         reference_steady = (reference - statistics.median(seconds["stock, student", 1])) / (len(cases) - 1)
         out = scratch / f"{name.replace(', ', '_')}_{len(cases)}"
         print(
-            f"{name:<15} whole {whole:6.1f} s ({reference / whole:5.2f}x)  steady {steady:6.3f} s a case "
+            f"{name:<15} whole {whole:6.1f} s ({reference / whole:5.2f}x)  steady {steady:6.3f} s per case "
             f"({reference_steady / steady:5.2f}x)  {memory[name] / 2**20:5.0f} MiB  "
             f"Dice {dice(model, cases, ending, chosen.labels, out, scratch):.4f}  "
             f"equal voxels {100 * equal(cases, ending, first, out):.4f} %"
@@ -110,7 +110,7 @@ def run(chosen: argparse.Namespace, student: Path, scratch: Path) -> None:
 
 
 def timed(words: list[str]) -> tuple[float, int]:
-    """Seconds, and the most bytes a command and its children hold together, looked at ten times a second."""
+    """Run a command; return its seconds and the peak bytes of all its processes, sampled ten times per second."""
     program = Path(sys.executable).with_name(words[0])
     start = time.perf_counter()
     process = subprocess.Popen([str(program), *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -135,7 +135,7 @@ def timed(words: list[str]) -> tuple[float, int]:
 
 
 def family(process: int) -> list[int]:
-    """A process and all that come from it."""
+    """Return a process and all its descendants."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
@@ -144,7 +144,7 @@ def family(process: int) -> list[int]:
 
 
 def proportional_set(process: int) -> int:
-    """Bytes a process holds, of shared pages its share."""
+    """Return the bytes that a process holds, including its share of shared pages."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -153,7 +153,7 @@ def proportional_set(process: int) -> int:
 
 
 def dice(model: object, cases: list[str], ending: str, labels: Path, out: Path, scratch: Path) -> float:
-    """Mean over cases and structures."""
+    """Return the mean Dice over cases and structures."""
     folders = {"reference": labels, "predicted": out}
     for name, source in folders.items():
         folders[name] = scratch / f"{name}_{out.name}"
@@ -168,7 +168,7 @@ def dice(model: object, cases: list[str], ending: str, labels: Path, out: Path, 
 
 
 def equal(cases: list[str], ending: str, first: Path, second: Path) -> float:
-    """Share of voxels with the same label, over all cases."""
+    """Return the share of voxels with the same label, over all cases."""
     same = [
         np.equal(
             *(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}{ending}"))) for folder in (first, second))

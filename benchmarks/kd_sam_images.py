@@ -1,9 +1,9 @@
-"""Seconds an image: KD-SAM beside SAM ViT-B and ViT-H, from picture to masks.
+"""Time KD-SAM beside SAM ViT-B and ViT-H, per image, from the picture to its masks.
 
     python benchmarks/kd_sam_images.py [--sams vit_b vit_h] [--size 512] [--repeats 3]
 
-Random weights of the real sizes, a random picture. SAM's image encoder and its mask decoder for one box, through the
-package's predictor; KD-SAM for one structure, without a prompt.
+The networks have their real sizes and random weights, and the picture is random. SAM runs its image encoder, and its
+mask decoder for one box, through the package's predictor; KD-SAM segments one structure without a prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunet_kd.teachers.sam import SamSettings, SamTeacher
 
 
 def main() -> None:
-    """Print seconds an image, parameters of the encoders, and ratios."""
+    """Print seconds per image, parameters of the encoders, and ratios."""
     from segment_anything import sam_model_registry
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,8 +1,9 @@
-"""A training step on the CPU with weights channels last and as PyTorch lays them out, all in one run.
+"""Time a training step on the CPU with channels-last weights and with PyTorch's default layout, in one run.
 
     python benchmarks/memory_layout.py [--patch 32 32 32] [--batch 2] [--methods NoKD DCD] [--repeats 7]
 
-Students of several widths, without a term and with a method's; a ratio above 1 means that channels last is faster.
+The script trains students of several widths with the given methods. A ratio above 1 means that channels last is
+faster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from train_step import random_batch, scratch_experiment, trainer
 
 
 def main() -> None:
-    """Print milliseconds and the ratio."""
+    """Print milliseconds and ratio for every method and width."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[32, 32, 32])
     options.add_argument("--batch", type=int, default=2)
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def describe(usual: float, last: float) -> str:
-    """Both sides' seconds as text."""
+    """Format the seconds of both layouts, and their ratio."""
     return f"contiguous {1000 * usual:.0f} ms, channels last {1000 * last:.0f} ms, ratio {usual / last:.2f}"
 
 

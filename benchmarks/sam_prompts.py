@@ -1,8 +1,8 @@
-"""What prompts cost SAM: one against eight on the same slice, whose embedding is computed once.
+"""Time SAM with one prompt and with eight on the same slice, whose embedding is computed once.
 
     python benchmarks/sam_prompts.py [--sam vit_b] [--size 256] [--repeats 3]
 
-Random weights of the real size, random images.
+The network has its real size and random weights, and the image is random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nnunet_kd.teachers.sam import SamSettings, SamTeacher
 
 
 def main() -> None:
-    """Print seconds a slice and the ratio."""
+    """Print seconds per slice and the ratio."""
     from segment_anything import sam_model_registry
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

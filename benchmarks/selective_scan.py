@@ -1,15 +1,15 @@
 # ruff: noqa: N803, N806  A, B and C are the paper's names
-"""The selective scan beside a loop over tokens, forward and backward, and its memory.
+"""Time the selective scan beside a loop over tokens, forward and backward, and measure its memory.
 
     python benchmarks/selective_scan.py [--channels 32 192 768] [--lengths 256 1024 4096] [--repeats 5] [--threads 2]
 
-Channels are all four directions of one block together: VM-UNet's first stage has 768, with 4096 tokens at 256 x 256,
-and 192 at a quarter of the paper's widths. All sides give the same value, which is checked. ``loop`` computes each
-token from the one before, as the equations stand; ``ahead`` discretises the whole sequence first, so that only a
-multiplication and an addition are left in its loop, and keeps four times as much. Neither indexes into sequences, whose
-backward pass would be quadratic in length. The wider the state of a token, the less a loop costs beside it.
+The number of channels counts all four directions of one block: VM-UNet's first stage has 768, with 4096 tokens at
+256 x 256, and 192 at a quarter of the paper's widths. The script checks that all scans give the same value. ``loop``
+computes each token from the one before, as in the equations. ``ahead`` discretises the whole sequence first, so that
+its loop only multiplies and adds, and keeps four times as much. Neither indexes into sequences, because the backward
+pass would be quadratic in their length. The wider the state of a token, the smaller the overhead of a loop.
 
-Memory is what the process takes at most in a forward and backward pass beyond what it had with the inputs made.
+The memory is the peak of a forward and a backward pass beyond what the process held once the inputs existed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """All of a token in its turn."""
+    """Compute one token after the other."""
     batch, _, length = u.shape
     per_group = (batch, GROUPS, -1, length)
     rates = A.view(GROUPS, -1, STATE)
@@ -44,7 +44,7 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tens
 
 
 def ahead_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Everything but the recurrence for all tokens at once."""
+    """Compute everything but the recurrence for all tokens at once."""
     batch, _, length = u.shape
     step, drive = (x.permute(2, 0, 1).reshape(length, batch, GROUPS, -1, 1) for x in (delta, delta * u))
     b, c = (x.permute(3, 0, 1, 2) for x in (B, C))
@@ -61,7 +61,7 @@ SCANS: dict[str, Scan] = {"ours": chunked_scan, "loop": loop_scan, "ahead": ahea
 
 
 def inputs(channels: int, length: int) -> list[Tensor]:
-    """u, delta, A, B and C of one image, with step sizes and decays as Mamba starts with."""
+    """Return u, delta, A, B and C of one image, with the step sizes and decays that Mamba starts from."""
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(1, channels, length, generator=generator)
     delta = 1e-3 * 100 ** torch.rand(1, channels, length, generator=generator)
@@ -71,7 +71,7 @@ def inputs(channels: int, length: int) -> list[Tensor]:
 
 
 def step(scan: Scan, given: list[Tensor], weights: Tensor) -> Callable[[], list[Tensor]]:
-    """Forward and backward pass: the result and all gradients."""
+    """Return a function that runs a forward and a backward pass, and returns the result and all gradients."""
 
     def run() -> list[Tensor]:
         y = scan(*given)
@@ -81,11 +81,11 @@ def step(scan: Scan, given: list[Tensor], weights: Tensor) -> Callable[[], list[
 
 
 def peak(name: str, channels: int, length: int, threads: int) -> int:
-    """Bytes a forward and a backward pass take at most; for a process of its own."""
+    """Return the peak bytes of a forward and a backward pass; call it in a process of its own."""
     from nnunet_kd.evaluation.measure import peak_memory, start_of_peak
 
     torch.set_num_threads(threads)
-    step(SCANS[name], inputs(channels, 64), torch.ones(1, channels, 64))()  # what is loaded at first use
+    step(SCANS[name], inputs(channels, 64), torch.ones(1, channels, 64))()  # loads what PyTorch loads at first use
     run = step(SCANS[name], inputs(channels, length), torch.ones(1, channels, length))
     before = start_of_peak("cpu")
     run()
@@ -122,7 +122,7 @@ def main() -> None:
 
     channels = chosen.channels[0]
     print(
-        f"\nmemory, {channels} channels: MB, and bytes a channel and token\n{'length':<10}"
+        f"\nmemory, {channels} channels: MB, and bytes per channel and token\n{'length':<10}"
         + "".join(f"{n:>16}" for n in SCANS)
     )
     for length in (4096, 8192, 16384, 32768):

@@ -1,10 +1,10 @@
-"""Time the pruned start of a student in training steps of that student, both in one run.
+"""Time the pruned start of a student beside the training steps of that student, in one run.
 
     python benchmarks/start_time.py [--patch 40 56 40] [--channels 1] [--reduction 4 8] [--patches 8] [--repeats 3]
 
-A start of ``nnUNetTrainerKD`` is fitted to one patch for each 120 that the training sees
-(``nnunet_kd.training.start.TRAINED_PATCHES``). The last column is the share of such a training's steps that the
-start takes: forward and backward passes, without the loading and augmentation that every step needs too.
+``nnUNetTrainerKD`` fits the initial weights to one patch for every ``nnunet_kd.training.start.TRAINED_PATCHES`` patches
+that the training sees. The last number is the time of the fit relative to the forward and backward passes of such a
+training, without the loading and augmentation that every step needs too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTHS = (32, 64, 128, 256)
 
 
 def unet(widths: Sequence[int], channels: int) -> nn.Module:
-    """Build nnU-Net's plain network of four stages."""
+    """Build nnU-Net's plain U-Net with four stages."""
     return PlainConvUNet(
         channels, 4, widths, nn.Conv3d, 3, [1, 2, 2, 2], 2, 3, 2, True, nn.InstanceNorm3d, {"affine": True}, None, None,
         nn.LeakyReLU, {"inplace": True}, deep_supervision=True,
@@ -34,7 +34,7 @@ def unet(widths: Sequence[int], channels: int) -> nn.Module:
 
 
 def main() -> None:
-    """Print the seconds per patch, and the share."""
+    """Print the seconds per patch and the share for every reduction."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
     options.add_argument("--channels", type=int, default=1)

@@ -1,8 +1,8 @@
-"""What the start-up file costs every start of the interpreter.
+"""Time what the start-up file adds to every start of the interpreter.
 
     python benchmarks/start_up.py [--repeats 60]
 
-Starts Python on a site folder made for the purpose, in turn one that holds ``nnunet_kd.pth`` and one that does not.
+The script starts Python with a temporary site folder, alternately one with ``nnunet_kd.pth`` and one without.
 """
 
 from __future__ import annotations

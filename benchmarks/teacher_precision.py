@@ -1,9 +1,9 @@
-"""A training step on the CPU with the teacher in float32 and in bfloat16, all in one run.
+"""Time a training step on the CPU with the teacher in float32 and in bfloat16, in one run.
 
     python benchmarks/teacher_precision.py [--patch 48 48 32] [--batch 2] [--methods LogitsKD DCD] [--repeats 7]
 
-The teacher's forward pass and the whole step; a ratio above 1 means that bfloat16 is faster. It is so on CPUs that
-have instructions for it (Linux: ``avx512_bf16`` or ``amx_bf16`` in /proc/cpuinfo).
+The script times the teacher's forward pass and the whole step. A ratio above 1 means that bfloat16 is faster, as on
+CPUs that have instructions for it (Linux: ``avx512_bf16`` or ``amx_bf16`` in /proc/cpuinfo).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from train_step import random_batch, scratch_experiment, trainer
 
 
 def main() -> None:
-    """Print milliseconds and the ratio."""
+    """Print milliseconds and ratio for every method."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[48, 48, 32])
     options.add_argument("--batch", type=int, default=2)

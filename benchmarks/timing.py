@@ -1,4 +1,4 @@
-"""Timing for the benchmarks: both sides in turn, warm-up first, the median."""
+"""Timing for the benchmarks: a warm-up, then both sides in turn, and their medians."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 def medians(candidates: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each candidate. They take turns, so a machine that slows down slows them all."""
+    """Return the median seconds of each candidate; they take turns, so that a slower machine slows all of them."""
     for _ in range(warm_up):
         for run in candidates.values():
             run()

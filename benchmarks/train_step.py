@@ -1,12 +1,13 @@
-"""What distillation adds to a training step, on the CPU, all sides in one run.
+"""Time what distillation adds to a training step on the CPU, all sides in one run.
 
     python benchmarks/train_step.py [--patch 64 64 64] [--batch 1] [--repeats 5]
 
-A step of a distilled student is set beside the step of the same student alone plus the forward pass of what the
-method needs of the teacher: its encoder for features, all of it for logits. Both run the trainer's own
-``train_step``, on random images. "FreeKD prompts" is a step of the epochs in which prompts are tuned: the teacher's
-decoder runs once more, forward and backward. Self-distillation has no teacher; its step is set beside that of the same
-network alone, at full and at a quarter of the width, in time and in peak memory (each in a process of its own).
+The step of a distilled student is compared with the step of the same student alone plus the forward pass of the part of
+the teacher that the method needs: the encoder for features, the whole network for logits. Both sides run the trainer's
+own ``train_step`` on random images. "FreeKD prompts" is a step of the epochs in which the prompts are tuned and the
+teacher's decoder runs once more, forward and backward. Self-distillation has no teacher. Its step is compared with that
+of the same network alone, at full width and at a quarter of it, in time and in peak memory (each in a process of its
+own).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")
 
 
 def plans(patch: list[int], batch: int) -> dict[str, Any]:
-    """Plain U-Net plans with nnU-Net's widths and four poolings."""
+    """Return plans of a plain U-Net with nnU-Net's widths and four downsampling steps."""
     stages, triple = 5, [3, 3, 3]
     arguments = {
         "n_stages": stages,
@@ -84,7 +85,7 @@ DATASET_JSON = {
 
 
 def trainer(name: str, patch: list[int], batch: int, reduction: float | None = None) -> Any:
-    """An initialised trainer; without a reduction, the width it takes by itself."""
+    """Return an initialised trainer, with its own default width unless a reduction is given."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     kind = recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}")
@@ -100,7 +101,7 @@ def trainer(name: str, patch: list[int], batch: int, reduction: float | None = N
 
 
 def main() -> None:
-    """Print seconds and the ratio."""
+    """Read the arguments, and run the benchmark in a temporary experiment."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64])
     options.add_argument("--batch", type=int, default=1)
@@ -112,7 +113,7 @@ def main() -> None:
 
 @contextmanager
 def scratch_experiment(patch: list[int], batch: int) -> Iterator[None]:
-    """nnU-Net's folders, with a teacher of random weights, for as long as it is open."""
+    """Provide nnU-Net's folders with a teacher of random weights while the context is open."""
     with tempfile.TemporaryDirectory() as scratch:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = Path(scratch) / variable / DATASET
@@ -134,7 +135,7 @@ def scratch_experiment(patch: list[int], batch: int) -> Iterator[None]:
 
 
 def run(patch: list[int], batch: int, repeats: int) -> None:
-    """Train steps of NoKD and every method beside it."""
+    """Time a training step of every method beside NoKD, and print seconds and ratios."""
     alone = trainer("NoKD", patch, batch)
     distilled = {name: trainer(name, patch, batch) for name in METHODS}
     distilled["FreeKD prompts"] = trainer("FreeKD", patch, batch)
@@ -161,14 +162,14 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
 
 
 def random_batch(patch: list[int], batch: int) -> dict[str, Any]:
-    """Images and targets of every resolution."""
+    """Return a batch of random images, with targets at every scale of deep supervision."""
     scales = [[size // 2**level for size in patch] for level in range(4)]
     targets = [torch.randint(0, 4, (batch, 1, *scale)).float() for scale in scales]
     return {"data": torch.randn(batch, 4, *patch), "target": targets}
 
 
 def compare_self_distillation(patch: list[int], batch: int, repeats: int, reduction: float, widths: str) -> None:
-    """Print time and memory of a step with and without it."""
+    """Print time and memory of a training step with and without self-distillation."""
     names = ("NoKD", "DualSelfKD")
     step = random_batch(patch, batch)
     trainers = {name: trainer(name, patch, batch, reduction) for name in names}
@@ -185,7 +186,7 @@ def compare_self_distillation(patch: list[int], batch: int, repeats: int, reduct
 
 
 def peak_of_a_step(name: str, patch: list[int], batch: int, reduction: float) -> int:
-    """Bytes three steps take at most beyond what the process had with the network made."""
+    """Return the peak bytes of three steps beyond what the process held once the network existed."""
     from nnunet_kd.evaluation.measure import peak_memory, start_of_peak
 
     one, step = trainer(name, patch, batch, reduction), random_batch(patch, batch)

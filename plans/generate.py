@@ -1,9 +1,9 @@
-"""Write the plan files of this folder: nnU-Net's own ResEnc planner on the published geometry of two data sets.
+"""Write the plans files of this folder with nnU-Net's ResEnc planner, from the published geometry of two data sets.
 
     python plans/generate.py
 
-The planner needs a data set's fingerprint; here it is written from the numbers below instead of from images, so no
-data are needed. Both data sets are z-scored per case, so no intensity statistics enter the plans.
+The planner needs a data set's fingerprint. This script writes one from the numbers below, so that no images are
+needed. Both data sets are z-scored per case, so no intensity statistics enter the plans.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.planning import student_plans
+from nnunet_kd.nnunet.planning import student_plans
 
 PLANS = Path(__file__).parent
 TEACHER = "nnUNetResEncUNetPlans"
 REDUCTION = 4
 
-# Channels, labels, cases, and a typical image after cropping to the brain: voxels and spacing (mm), z y x. The shapes
-# are chosen within that so that nnU-Net plans the strides of the paper's networks (its parameter counts fix them).
+# Channels, labels, number of cases, and a typical image after cropping to the brain: voxels and spacing (mm), z y x.
+# Within what is typical, the shapes are those for which nnU-Net plans the strides of the paper's networks, which its
+# parameter counts determine.
 DATASETS: dict[str, dict[str, Any]] = {
     "Dataset501_BraTS2024GLI": {
         "channel_names": {"0": "T1N", "1": "T1C", "2": "T2W", "3": "T2F"},
@@ -43,7 +44,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Plan both data sets and write the plans of teacher and student."""
+    """Plan both data sets, and write the plans of teacher and student."""
     with tempfile.TemporaryDirectory() as scratch:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = str(Path(scratch) / variable)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def plan(scratch: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Plans of nnU-Net's ResEnc planner."""
+    """Return the plans that nnU-Net's ResEnc planner makes for a data set."""
     import SimpleITK
     from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
         ResEncUNetPlanner,
@@ -83,7 +84,7 @@ def plan(scratch: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(dataset: str, plans: dict[str, Any]) -> None:
-    """One plans file, in the folder of its data set."""
+    """Write one plans file into the folder of its data set."""
     folder = PLANS / dataset
     folder.mkdir(exist_ok=True)
     (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=4) + "\n")

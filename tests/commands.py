@@ -1,7 +1,8 @@
-"""Installed commands, nnU-Net's and ours, in processes forked from one that has imported nnU-Net.
+"""Run installed commands, nnU-Net's and ours, in processes forked from one that has imported nnU-Net.
 
-Importing it takes ten seconds, again in every process it starts. Here a command begins within a fraction of a second,
-and so do its own processes; it is the command's function with its arguments, variables, output and exit code.
+The import takes ten seconds, and as long again in every process that a command starts. Here a command and its own
+processes begin within a fraction of a second. What runs is the command's function, with its arguments, variables,
+output and exit code.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ import segment_anything
 from tests.killing import kill_group, run_killed, start
 from tests.small_networks import tiny_sam
 
-SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # a variable: voxels of its images' sides
-LONGEST = 600.0  # seconds a command may take
+SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
+LONGEST = 600.0  # seconds after which a command is killed
 
 
 def run_command(
     words: Sequence[str], environment: Mapping[str, str] | None = None, limit: float = LONGEST
 ) -> subprocess.CompletedProcess[str]:
-    """A command to its end; what it prints to either stream is in ``stdout``.
+    """Run a command to its end; ``stdout`` of the result has what it prints to either stream.
 
     Args:
         words: The command with its arguments.
-        environment: Its variables instead of this process's.
-        limit: It is killed, with all it has started, after so many seconds; its exit code is below 0 then.
+        environment: The command's variables instead of this process's.
+        limit: The number of seconds after which the command and all it has started are killed; its exit code is then
+            below 0.
     """
     command = ForkedCommand(words, env=environment)
     killer = threading.Timer(limit, command.terminate)
@@ -53,11 +55,11 @@ def run_command(
 
 
 class ForkedCommand:
-    """Of :class:`subprocess.Popen` what running a command needs: its output in a pipe, and its end.
+    """The part of :class:`subprocess.Popen` that running a command needs: its output in a pipe, and its end.
 
     Args:
         words: A command of an installed package with its arguments, possibly below a supervisor.
-        env: Its variables instead of this process's.
+        env: The command's variables instead of this process's.
     """
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str] | None = None, **_: Any) -> None:
@@ -68,12 +70,12 @@ class ForkedCommand:
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self._process = start(path, env, entry_point, (names[first], *words[first + 1 :]))
-        os.set_blocking(reader, True)  # now that somebody writes
+        os.set_blocking(reader, True)  # the writer is there now
         self.stdout = open(reader, errors="replace")  # noqa: SIM115
         self.stdin = io.StringIO()
 
     def wait(self) -> int:
-        """Its exit code; whoever has closed its input has ended it."""
+        """Wait for the end, and return the exit code; a command whose input was closed is ended first."""
         if self.stdin.closed:
             self.terminate()
         self._process.join()
@@ -83,12 +85,12 @@ class ForkedCommand:
         return self._process.exitcode
 
     def terminate(self) -> None:
-        """End it and what it has started."""
+        """End the command and everything it has started."""
         kill_group(self._process.pid)
 
 
 def entry_point(name: str, *words: str) -> int | None:
-    """What an installed command does; processes it wants to be spawned are forked, and it knows a tiny SAM."""
+    """Call the function of an installed command, which knows a tiny SAM; its own processes are forked, not spawned."""
     _fork_always()
     size = int(os.environ.get(SIZE_OF_TINY_SAM, 64))
     segment_anything.sam_model_registry["tiny"] = functools.partial(tiny_sam, image_size=size)
@@ -98,7 +100,7 @@ def entry_point(name: str, *words: str) -> int | None:
 
 
 def printed_command(printed: str, name: str, **given: Any) -> list[str]:
-    """The words of a printed command, with what a person puts in the place of its words in capitals."""
+    """Split a printed command into words, with its capitalised words replaced as a person would replace them."""
     (line,) = (line for line in printed.splitlines() if name in line)
     words = shlex.split(line[line.index(name) :].split(" for ")[0])
     assert not [word for word in words if word.isupper() and word not in given], words
@@ -106,11 +108,11 @@ def printed_command(printed: str, name: str, **given: Any) -> list[str]:
 
 
 def plan_and_preprocess(number: int, *configurations: str) -> None:
-    """What nnUNetv2_plan_and_preprocess --verify_dataset_integrity calls, with a smaller sample of intensities.
+    """Do what nnUNetv2_plan_and_preprocess --verify_dataset_integrity does, with a smaller sample of intensities.
 
-    nnU-Net draws a hundred million voxels of every channel, however small the data set is.
+    nnU-Net draws a hundred million voxels per channel, however small the data set is.
     """
-    variables = {**os.environ, "nnUNet_n_proc_DA": "1"}  # its planner divides by it
+    variables = {**os.environ, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planner divides by it
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         ended = run_killed(_plan_and_preprocess, number, configurations, log=log, environment=variables)
@@ -144,6 +146,6 @@ def _fork_always() -> None:
 
 @pytest.fixture
 def forked_commands(monkeypatch):
-    """``nnunet_kd``'s own commands start nnU-Net's like this."""
+    """Let the commands of ``nnunet_kd`` start nnU-Net's commands as forks."""
     changed = SimpleNamespace(Popen=ForkedCommand, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr("nnunet_kd.study.commands.subprocess", changed)

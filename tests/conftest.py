@@ -1,4 +1,4 @@
-"""A tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained on it for two iterations."""
+"""Fixtures: a tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained for two iterations."""
 
 import json
 import os
@@ -32,14 +32,14 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
-    """Spare nnU-Net's plot of every epoch, which takes longer than the epochs here; the mark ``draws`` keeps it."""
+    """Skip nnU-Net's plot after every epoch, which takes longer than the epochs here, unless a test has ``draws``."""
     if "draws" not in request.keywords:
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
 
 
 @dataclass
 class Workspace:
-    """nnU-Net's three folders with one data set and, for some, a teacher in them."""
+    """nnU-Net's three folders with one data set and, in some workspaces, a teacher."""
 
     root: Path
     dataset: str = DATASET
@@ -65,7 +65,7 @@ class Workspace:
         return json.loads((self.preprocessed / "dataset.json").read_text())
 
     def plans(self, name: str = "nnUNetPlans", **block) -> dict:
-        """The teacher's plans under another name, with an ``nnunet_kd`` block, written beside them too."""
+        """Return the teacher's plans with another name and an ``nnunet_kd`` block, and write them to their place."""
         plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
         plans["plans_name"] = name
         if block:
@@ -74,16 +74,16 @@ class Workspace:
         return plans
 
     def environment(self) -> dict:
-        """For a command started in this workspace."""
+        """Return the variables of a command that is started in this workspace."""
         folders = {name: str(self.root / name) for name in FOLDERS}
         return {**os.environ, **folders, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
 
     def command(self, *words: str, **changes: str) -> str:
-        """Run an installed command by a fork; it must end well. Returns what it printed."""
+        """Run an installed command in a forked process, require that it succeeds, and return what it printed."""
         return _output(run_command(words, {**self.environment(), **changes}))
 
     def process(self, *words: str, **changes: str) -> str:
-        """The same in a process as a user starts it."""
+        """Run an installed command in a new process as a user does, require that it succeeds, and return its output."""
         program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
         environment = {**self.environment(), **changes}
         return _output(
@@ -97,21 +97,21 @@ def _output(done: subprocess.CompletedProcess) -> str:
 
 
 def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configuration="3d_fullres", resume=False):
-    """A trainer as nnU-Net's command makes it."""
+    """Construct a trainer as nnU-Net's command does."""
     return kind(
         {**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu")
     )
 
 
 def note_validated(fold: Path, cases: Sequence[str]) -> None:
-    """What nnU-Net leaves where it has validated a model on these cases."""
+    """Write the files that nnU-Net leaves when it has validated a model on these cases."""
     (fold / "validation").mkdir(exist_ok=True)
     listed = [{"prediction_file": str(fold / "validation" / f"{case}.nii.gz")} for case in cases]
     (fold / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": listed}))
 
 
 def stop_within(trainer, steps: int) -> None:
-    """Train for so many steps, and break off in the next one, as a kill would."""
+    """Train for the given number of steps, and break off in the next one, as a kill would."""
     left = iter(range(steps))
     step = trainer.train_step
 
@@ -126,7 +126,7 @@ def stop_within(trainer, steps: int) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """Makes disks of so many bytes (tmpfs); needs the right to mount."""
+    """Return a function that mounts a disk of a given size in bytes (tmpfs); skip if mounting is not allowed."""
     mounted = []
 
     def mount(size: int) -> Path:
@@ -136,7 +136,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
         try:
             subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"a disk of our own cannot be mounted here: {error}")
+            pytest.skip(f"no disk can be mounted here: {error}")
         mounted.append(folder)
         return folder
 
@@ -147,7 +147,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture
 def read_only(small_disk) -> Callable[[Path], Path]:
-    """Copies a folder to a disk nobody may write to, root neither."""
+    """Return a function that copies a folder to a disk nobody can write to, not even root."""
 
     def copy(folder: Path) -> Path:
         disk = small_disk(2**26)
@@ -173,7 +173,7 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 
 @pytest.fixture(scope="session")
 def trained_workspace(tmp_path_factory) -> Workspace:
-    """Made once; tests get copies of it."""
+    """Return the workspace with a teacher, made once; tests get copies of it."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from nnunet_kd.datasets.synthetic import make_dataset
@@ -198,13 +198,13 @@ def trained_workspace(tmp_path_factory) -> Workspace:
 
 @pytest.fixture
 def workspace(trained_workspace, tmp_path, monkeypatch) -> Workspace:
-    """A copy a test may spoil; the preprocessed arrays are linked."""
+    """Return a copy that a test can change; the preprocessed arrays are linked."""
     return _copy(trained_workspace, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def preprocessed_modalities(tmp_path_factory) -> Workspace:
-    """Made once; tests get copies of it."""
+    """Return the workspace of four modalities, made once; tests get copies of it."""
     from tests.modalities import make_modalities
 
     return _preprocessed_slices(tmp_path_factory, "Dataset596_FourModalities", make_modalities, 10, 4)
@@ -212,13 +212,13 @@ def preprocessed_modalities(tmp_path_factory) -> Workspace:
 
 @pytest.fixture
 def modalities(preprocessed_modalities, tmp_path, monkeypatch) -> Workspace:
-    """A copy of a data set of four modalities; there is no teacher."""
+    """Return a copy of the data set of four modalities, which has no teacher."""
     return _copy(preprocessed_modalities, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def preprocessed_pictures(tmp_path_factory) -> Workspace:
-    """Made once; tests get copies of it."""
+    """Return the workspace of RGB pictures, made once; tests get copies of it."""
     from tests.pictures import make_pictures
 
     return _preprocessed_slices(tmp_path_factory, "Dataset597_TinyPictures", make_pictures, 8, 2)
@@ -226,7 +226,7 @@ def preprocessed_pictures(tmp_path_factory) -> Workspace:
 
 @pytest.fixture
 def pictures(preprocessed_pictures, tmp_path, monkeypatch) -> Workspace:
-    """A copy of a data set of RGB pictures; there is no teacher."""
+    """Return a copy of the data set of RGB pictures, which has no teacher."""
     return _copy(preprocessed_pictures, tmp_path, monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""Disks on which there is little space left."""
+"""Disks with little space left."""
 
 import os
 import re
@@ -8,7 +8,7 @@ PAGE = 4096
 
 
 def leave(disk: Path, free: int) -> None:
-    """Fill a disk but for so many bytes; an earlier filling is replaced."""
+    """Fill a disk up to ``free`` bytes, replacing an earlier filling."""
     filler = disk / "filler"
     filler.unlink(missing_ok=True)
     state = os.statvfs(disk)
@@ -16,7 +16,7 @@ def leave(disk: Path, free: int) -> None:
 
 
 def names_one_file(printed: str) -> bool:
-    """Whether a command's last line says which file could not be written, and why; nothing is said twice."""
+    """Return whether a command's last line names the file that could not be written and the cause, only once."""
     last = printed.strip().splitlines()[-1]
     sentence = r"nnunet_kd: cannot write /\S+( whole)?: the disk (is full|was full, or is damaged)"
     sentence += r"(; .* is whole|, /\S+ needs .* GiB)?"

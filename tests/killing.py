@@ -1,6 +1,6 @@
-"""Functions run in processes that are killed, at a time or at a place.
+"""Run functions in processes that are killed at a given time or a given rename.
 
-A process is forked from one that has imported what takes long already, and begins within a fraction of a second.
+Every process is forked from one that has already imported the slow packages, and begins within a fraction of a second.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PRELOADED = (
     "nnunet_kd.teachers.sources",
     "nnunet_kd.training.trainer",
 )
-SLOW = 120.0  # seconds, in which the first process has imported all that
+SLOW = 120.0  # seconds within which the first process has imported all of them
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
@@ -46,10 +46,10 @@ class Ended:
     """How a process ended.
 
     Attributes:
-        finished: Whether it came to its own end.
-        exit_code: What the function returned, 1 where it raised; below 0 the signal that killed it.
-        seconds: From the function's beginning.
-        output: All it printed.
+        finished: Whether the process ended by itself.
+        exit_code: The value that the function returned, 1 if it raised, or minus the signal that killed the process.
+        seconds: The time since the function began.
+        output: Everything the process printed.
     """
 
     finished: bool
@@ -68,11 +68,11 @@ def run_killed(
     """Run a function in a process of its own, and kill it with all processes of its group.
 
     Args:
-        function: Of a module, so that its name says what it is; what it returns is the exit code.
-        arguments: Its arguments.
-        log: What it prints is appended to this file.
-        after: So many seconds after it began; ``None``: it runs to its end.
-        environment: Its variables instead of this process's.
+        function: A function at the top level of a module, so that it can be pickled; it returns the exit code.
+        arguments: The arguments of the function.
+        log: The file to which everything printed is appended.
+        after: The number of seconds after which the process is killed; ``None`` lets it run to its end.
+        environment: The variables of the process instead of this process's.
     """
     earlier = log.stat().st_size if log.is_file() else 0
     process = start(log, environment, function, arguments)
@@ -80,7 +80,7 @@ def run_killed(
     try:
         process.join(after)
         seconds = time.perf_counter() - begun
-    finally:  # also what a function that has finished left behind
+    finally:  # a finished function can have left processes behind
         kill_group(process.pid)
         process.join()
     with log.open("rb") as file:
@@ -92,7 +92,7 @@ def run_killed(
 def start(
     log: Path, environment: Mapping[str, str] | None, function: Callable[..., int | None], arguments: Sequence[Any]
 ) -> Any:
-    """The process of :func:`run_killed`, in which the function has begun."""
+    """Start the process of :func:`run_killed`, and return it once the function has begun."""
     context = preloaded()
     begun, begins = context.Pipe(duplex=False)
     variables = dict(os.environ if environment is None else environment)
@@ -106,7 +106,7 @@ def start(
 
 
 def times_of_all_phases(count: int, longest: float, seed: int) -> list[float]:
-    """Random times, one in each of so many equal parts of the longest, in random order."""
+    """Divide the longest time into ``count`` equal parts; return a random time of each, in random order."""
     generator = random.Random(seed)
     times = [longest * (number + generator.random()) / count for number in range(count)]
     generator.shuffle(times)
@@ -114,13 +114,13 @@ def times_of_all_phases(count: int, longest: float, seed: int) -> list[float]:
 
 
 def killed_at_rename(number: int, afterwards: bool, function: Callable[..., int | None], *arguments: Any) -> int | None:
-    """Run a function; when it renames or replaces a file or folder for the given time, the process is killed.
+    """Run a function, and kill the process at one of its renames or replacements of a file or folder.
 
     Args:
-        number: From 0.
-        afterwards: Right after it, not right before.
-        function: What is run.
-        arguments: Its arguments.
+        number: The number of the rename, counted from 0.
+        afterwards: Whether to kill right after the rename instead of right before it.
+        function: The function to run.
+        arguments: The arguments of the function.
     """
     left = iter(range(number))
 
@@ -143,7 +143,7 @@ def killed_at_rename(number: int, afterwards: bool, function: Callable[..., int 
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -151,7 +151,7 @@ def is_alive(process: int) -> bool:
 
 
 def wait_until_alone(name: str, value: str, seconds: float = 30.0) -> None:
-    """Until no program runs that was started with this variable; where ``/proc`` says so."""
+    """Wait until no program runs that was started with this variable, as far as ``/proc`` tells."""
     wanted = f"{name}={value}".encode()
     stop = time.monotonic() + seconds
     while running := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if wanted in _variables(path)]:
@@ -168,7 +168,7 @@ def _variables(path: Path) -> set[bytes]:
 
 @cache
 def preloaded() -> Any:
-    """The context of processes that are forked from the one that has imported all that."""
+    """Return the context of processes that are forked from the one that has imported the slow packages."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
@@ -177,26 +177,28 @@ def preloaded() -> Any:
 def _run(
     begins: Any, log: Path, variables: dict[str, str], function: Callable[..., int | None], arguments: Any
 ) -> None:
-    """In the new process."""
+    """Prepare the new process, and run the function in it."""
     os.setsid()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # before a traceback, as where Python ends by itself
+    sys.stdout.reconfigure(
+        line_buffering=True
+    )  # so that output precedes a traceback, as it does when Python ends normally
     os.environ.clear()
     os.environ.update(variables)
-    multiprocessing.set_start_method("fork", force=True)  # the method of this process would be handed on
-    sys.modules["__main__"] = ModuleType("__main__")  # else processes of its own would import pytest
+    multiprocessing.set_start_method("fork", force=True)  # else it would inherit this process's method
+    sys.modules["__main__"] = ModuleType("__main__")  # else its own processes would import pytest
     import torch
 
-    torch.set_num_threads(1)  # OMP_NUM_THREADS was read before
+    torch.set_num_threads(1)  # OMP_NUM_THREADS was read earlier
     begins.send(None)
     begins.close()
     sys.exit(function(*arguments))
 
 
 def kill_group(leader: int) -> None:
-    """A process that has a group of its own, and all in that."""
+    """Kill all processes of the group that a process leads."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Files that another process holds."""
+"""Locks that another process holds."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ time.sleep(60)
 
 @contextmanager
 def held(path):
-    """Have another process hold a file, and give its number."""
+    """Let another process hold the lock of a file, and yield the number of that process."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"held\n"
         yield process.pid
     finally:
-        process.kill()  # the system frees it
+        process.kill()  # the system releases its lock
         process.communicate()

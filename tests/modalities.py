@@ -1,4 +1,4 @@
-"""A data set of small brains in four modalities, with a lesion whose parts no single modality shows."""
+"""A data set of small brains in four modalities, with a lesion that no single modality shows completely."""
 
 import json
 
@@ -11,7 +11,7 @@ LABELS = {"background": 0, "oedema": 1, "core": 2}
 
 
 def make_brain(generator, shape=(5, 40, 36)):
-    """Images ``(4, z, y, x)``, labels ``(z, y, x)``: oedema is bright in T2 and FLAIR, the core in T1CE and T2."""
+    """Return images ``(4, z, y, x)`` and labels ``(z, y, x)``: T2 and FLAIR show oedema, T1CE and T2 the core."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     brain = (y / 0.9) ** 2 + (x / 0.85) ** 2 < 1
     centre = generator.uniform(-0.35, 0.35, 2)
@@ -30,7 +30,7 @@ def make_brain(generator, shape=(5, 40, 36)):
 
 
 def make_modalities(folder, training, test, seed=0):
-    """Write them in nnU-Net's raw format, the test cases' labels in ``labelsTs``."""
+    """Write brains in nnU-Net's raw format, with the labels of test cases in ``labelsTs``."""
     generator = np.random.default_rng(seed)
     for index in range(training + test):
         split = "Tr" if index < training else "Ts"

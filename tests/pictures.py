@@ -1,4 +1,4 @@
-"""A data set of small RGB pictures: two kinds of spots on skin."""
+"""A data set of small RGB pictures with two kinds of spots on skin."""
 
 import json
 
@@ -10,7 +10,7 @@ LABELS = {"background": 0, "dark": 1, "red": 2}
 
 
 def make_picture(generator, height, width):
-    """A picture ``(y, x, 3)`` and its labels ``(y, x)``, uint8."""
+    """Return a picture ``(y, x, 3)`` and its labels ``(y, x)``, both uint8."""
     rows, columns = np.mgrid[:height, :width]
     picture = np.array([210.0, 170, 150]) + 20 * np.sin(columns / 9 + generator.uniform(0, 6))[..., None]
     labels = np.zeros((height, width), np.uint8)
@@ -23,7 +23,7 @@ def make_picture(generator, height, width):
 
 
 def make_pictures(folder, training, test, seed=0):
-    """Write them in nnU-Net's raw format, as photographs whose colours it brings to 0..1."""
+    """Write pictures in nnU-Net's raw format, with channels that nnU-Net scales from 0..255 to 0..1."""
     generator = np.random.default_rng(seed)
     for index in range(training + test):
         split = "Tr" if index < training else "Ts"

@@ -5,14 +5,14 @@ from torch import nn
 
 
 def unet(width=4):
-    """A 2-D nnU-Net of three stages, two channels in, three classes out."""
+    """Return a 2-D U-Net of nnU-Net's with three stages, two input channels and three classes."""
     widths, strides = [width, 2 * width, 4 * width], [[1, 1], [2, 2], [2, 2]]
     norm = {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
     return PlainConvUNet(2, 3, widths, nn.Conv2d, 3, strides, 1, 3, 1, conv_bias=True, deep_supervision=True, **norm)
 
 
 def tiny_sam(checkpoint=None, image_size=64):
-    """The published classes of SAM at a width of 32, for small frames."""
+    """Build SAM from its published classes with a width of 32, for small images."""
     from functools import partial
 
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer

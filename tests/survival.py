@@ -1,4 +1,4 @@
-"""Commands that are killed and started again: in the end everything is as if nothing had happened."""
+"""Checks that a command which is killed and started again makes the same files as one that is not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.small_networks import tiny_sam
 
 Tree = dict[str, bytes]
 
-MARK = "NNUNET_KD_SURVIVOR"  # a variable by which its processes are found
-ROUNDS = 8  # of kills; a busy machine may be in one state all the while
+MARK = "NNUNET_KD_SURVIVOR"  # environment variable by which the processes of a command are found
+ROUNDS = 8  # of kills, since all kills of a round can meet the same state on a busy machine
 
 
 def tree(*folders: Path) -> Tree:
-    """Content of all files below folders; hidden ones too."""
+    """Return the content of all files below folders, including hidden ones."""
     return {
         f"{folder.name}/{path.relative_to(folder)}": path.read_bytes()
         for folder in folders
@@ -30,22 +30,22 @@ def tree(*folders: Path) -> Tree:
 
 
 def run_command(*words: str) -> int:
-    """``nnunet_kd``, which knows a tiny SAM."""
+    """Run ``nnunet_kd`` with a tiny SAM."""
     segment_anything.sam_model_registry["tiny"] = tiny_sam
     return main(words)
 
 
 @dataclass
 class Survivor:
-    """A command, and what it makes.
+    """A command that has to survive kills, and the files it makes.
 
     Attributes:
-        words: Of the command, to be started again with the same.
-        folders: All it writes to.
-        log: For its output.
-        environment: Its variables; nnU-Net's folders among them.
-        whole: Says of a tree, as a kill left it, what in it would be taken for whole.
-        same: Whether two finished trees are the same.
+        words: The words of the command, with which it is also started again.
+        folders: All folders that the command writes to.
+        log: The file for its output.
+        environment: Its variables, including those of nnU-Net's folders.
+        whole: Function that returns the files of a tree, as a kill left it, that would be taken for complete.
+        same: Function that returns whether two finished trees are the same.
     """
 
     words: tuple[str, ...]
@@ -56,7 +56,7 @@ class Survivor:
     same: Callable[[Tree, Tree], Any] = lambda one, other: one == other
 
     def run(self, after: float | None = None) -> Ended:
-        """In a process that is killed after so many seconds."""
+        """Run the command in a process that is killed after the given seconds, if any."""
         return run_killed(run_command, *self.words, log=self.log, after=after, environment=self._variables)
 
     @property
@@ -64,7 +64,7 @@ class Survivor:
         return {**self.environment, MARK: str(self.log)}
 
     def undisturbed(self) -> tuple[Tree, float]:
-        """What it makes when it is left alone, and how long that takes; nothing of it stays."""
+        """Return what the command makes without a kill, and how long that takes; remove the files again."""
         before = tree(*self.folders)
         ended = self.run()
         assert ended.exit_code == 0, ended.output
@@ -73,7 +73,7 @@ class Survivor:
         return made, ended.seconds
 
     def restore(self, before: Tree) -> None:
-        """Remove what it made."""
+        """Remove everything that was not there before."""
         for folder in self.folders:
             for path in sorted(folder.rglob("*"), reverse=True):
                 if path.is_dir() and not any(path.iterdir()):
@@ -82,7 +82,7 @@ class Survivor:
                     path.unlink()
 
     def survives_random_kills(self, kills: int, different: int = 1) -> None:
-        """Kill it so often, at times of all its phases, and again until it was found in so many different states."""
+        """Kill the command in all its phases, in rounds of ``kills``, until ``different`` states were found."""
         before = tree(*self.folders)
         expected, seconds = self.undisturbed()
         states: set[int] = set()
@@ -90,7 +90,7 @@ class Survivor:
             times = times_of_all_phases(kills, seconds, seed)
             while times:
                 ended = self.run(times[-1])
-                if ended.finished:  # what was done before is not done again, and the machine may be faster now
+                if ended.finished:  # finished work is not repeated, and the machine can be faster now
                     self._check_end(ended, expected)
                     self.restore(before)
                     times[-1] *= 0.9
@@ -99,12 +99,12 @@ class Survivor:
                 states.add(self._check(expected))
             if len(states) >= different:
                 break
-        assert len(states) >= different, f"found in {len(states)} states in {ROUNDS * kills} kills"
+        assert len(states) >= different, f"found {len(states)} states in {ROUNDS * kills} kills"
         self._finish(expected)
         self.restore(before)
 
     def survives_kills_at_renames(self) -> int:
-        """Kill it right before and right after each file or folder gets its name; returns how many there are."""
+        """Kill the command right before and right after each rename, and return the number of renames."""
         before = tree(*self.folders)
         expected, _ = self.undisturbed()
         number = 0
@@ -135,13 +135,13 @@ class Survivor:
         self._check_end(self.run(), expected)
 
     def _check_end(self, ended: Ended, expected: Tree) -> None:
-        # A kill after the last name was given leaves a finished data set, which is not made again.
+        # A kill after the last rename leaves a finished data set, which is not made again.
         assert ended.exit_code == 0 or "is there already" in ended.output, ended.output
         assert self.same(tree(*self.folders), expected), ended.output
 
 
 def convert(root: Path, name: str, layout: Callable[[Path], None], workers: int) -> Survivor:
-    """``nnunet_kd dataset`` on a few synthetic files."""
+    """Return ``nnunet_kd dataset`` on a few synthetic files."""
     source = root / "source"
     source.mkdir()
     layout(source)
@@ -158,12 +158,12 @@ def convert(root: Path, name: str, layout: Callable[[Path], None], workers: int)
 
 
 def store(workspace: Any, weights: Path, *words: str) -> Survivor:
-    """``nnunet_kd soft-labels`` with a tiny SAM, always to be continued."""
+    """Return ``nnunet_kd soft-labels --continue`` with a tiny SAM."""
     folder = workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam"
     folder.mkdir()
 
     def whole(left: Tree) -> Tree:
-        """A case is there where its record is."""
+        """Keep the cases that have a record."""
         recorded = {name.removesuffix(".json") for name in left if name.endswith(".json")}
         return {
             name: content

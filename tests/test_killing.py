@@ -1,4 +1,4 @@
-"""The tests' own means: a process is killed when it should be, and all of its group."""
+"""Tests of the tests' own tools: a process is killed when it should be, with its whole group."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def two_files(folder):
     return 0
 
 
-def test_a_function_that_finishes_says_its_exit_code(tmp_path):
+def test_a_finished_function_gives_its_exit_code(tmp_path):
     log = tmp_path / "log"
     for status in (0, 3):
         ended = run_killed(quick, status, log=log, after=30, environment={"PLACE": "a test"})
@@ -38,7 +38,7 @@ def test_a_function_that_finishes_says_its_exit_code(tmp_path):
     assert ended.exit_code == 1 and "KeyError: 'PLACE'" in ended.output
 
 
-def test_a_kill_takes_the_children_along(tmp_path):
+def test_a_kill_includes_children(tmp_path):
     ended = run_killed(slow, tmp_path / "pids", log=tmp_path / "log", after=1)
     assert (ended.finished, ended.exit_code) == (False, -9) and 1 <= ended.seconds < 10
     time.sleep(0.2)
@@ -61,13 +61,13 @@ def test_kills_at_a_rename(tmp_path):
     assert run_killed(killed_at_rename, 2, False, two_files, folder, log=tmp_path / "log").finished
 
 
-def test_times_lie_in_all_phases_and_repeat():
+def test_times_cover_all_phases_and_repeat():
     times = times_of_all_phases(20, 4.0, seed=0)
     assert times == times_of_all_phases(20, 4.0, seed=0) != sorted(times)
     assert [int(time * 5) for time in sorted(times)] == list(range(20))
 
 
 def test_a_command_that_takes_too_long_is_killed():
-    """A test that hangs would say nothing."""
+    """Without the limit a hanging command would hang the test."""
     ended = run_command(["nnunet_kd", "--help"], limit=0.0)
     assert ended.returncode == -signal.SIGKILL

@@ -23,7 +23,7 @@ DATASETS = {
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_parameters_are_those_of_table_3(name):
+def test_parameters_equal_those_of_table_3(name):
     channels, labels, teacher, student = DATASETS[name]
     dataset_json = {
         "channel_names": {str(i): str(i) for i in range(channels)},
@@ -46,7 +46,7 @@ def test_student_is_the_reduced_teacher(name):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys):
-    """The commands of plans/README.md, in its order, as far as the trainings; what these look for is there."""
+    """Run the commands of plans/README.md in order up to the trainings, and check that these find what they need."""
     for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(folder, str(tmp_path / folder))
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""What the README says of settings is what the code has."""
+"""The README states the settings that the code has."""
 
 import json
 import re
@@ -50,9 +50,9 @@ def test_defaults_of_trainers_with_settings_of_their_own(settings):
     assert plain(asdict(settings)) in blocks
 
 
-def test_the_recipe_is_what_a_newcomer_finds():
-    start = README.index("## Use it")
-    quick = README[start : README.index("| trainer |", start)]
+def test_newcomers_find_the_recipe():
+    start = README.index("## Quick start")
+    quick = README[start : README.index("## What to expect", start)]
     given = parser().parse_args(["export", "nnunet", "-d", "501", "-o", "student.zip"])
     for text in (quick, parser().format_help(), given.tr, usual_trainer(PLANS, "2d")):
         assert RECIPE in text and "nnUNetTrainerDCD" not in text

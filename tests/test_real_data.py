@@ -1,4 +1,4 @@
-"""The real teachers, where they lie beside the checkout; everything else is tested on data made for the purpose."""
+"""Tests with real teachers, if they lie beside the checkout; all other tests use synthetic data."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not TEACHERS.is_dir(), reason=f"no real teachers
 
 @pytest.mark.parametrize(("dataset", "channels"), [("Dataset004_Hippocampus", 1), ("Dataset021_BraTSPatches", 4)])
 def test_a_real_teacher_teaches(dataset, channels):
-    """Read without running code, found to fit, and its features give a finite loss with gradients."""
+    """A real teacher is read without running code and fits, and its features give a finite loss with gradients."""
     folder = TEACHERS / dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     plans = student_plans(json.loads((folder / "plans.json").read_text()), 4)
     plans["nnunet_kd"]["teacher"] = {"folder": str(folder)}
@@ -50,7 +50,7 @@ def test_a_real_teacher_teaches(dataset, channels):
 
 @pytest.mark.skipif(not LABELS.is_dir(), reason=f"no real labels in {LABELS}")
 def test_surface_metrics_of_real_shapes_against_brute_force():
-    """Hippocampi against themselves, shifted and eroded, on a spacing they do not have."""
+    """Compare hippocampi with shifted and eroded copies of themselves, at a spacing of the test's own."""
     for path in sorted(LABELS.glob("*.nii.gz"))[:4]:
         labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
         for value in (1, 2):

@@ -1,4 +1,4 @@
-"""The record, the sentences and the page of benchmarks/study; what it calls is tested where it is."""
+"""The record, the sentences and the page of benchmarks/study."""
 
 import json
 import math
@@ -38,7 +38,7 @@ SHIFTS = {"one": -0.1, "two": 0.1}
 
 
 def compared(folder, dice):
-    """What ``nnunet_kd compare`` leaves of two cases: every method's Dice, no HD95 in one of them."""
+    """Write the metrics of two cases as ``nnunet_kd compare`` does, with a missing HD95 in one of them."""
     folder.mkdir(exist_ok=True)
     rows = [
         Row(method, case, "tumour", {**dict.fromkeys(METRICS, 0.5), "dice": value + shift, "hd95": hd95})
@@ -50,21 +50,21 @@ def compared(folder, dice):
 
 
 def filled(name, folder, dice, seeds):
-    """A record with a run of every row and seed; methods that are not named have the baseline's Dice."""
+    """Fill a record with a run of every row and seed; methods that ``dice`` does not name get the baseline's Dice."""
     for seed in seeds:
         record = Record(name, folder / "study" / "runs")
         each = {row: dice.get(row, dice["NoKD"]) + 0.02 * seed for row in record.missing(seed)}
         record.add(compared(folder / "compared", {"teacher": dice["teacher"], **each}), seed, 40)
 
 
-def test_a_record_goes_on_where_it_was(tmp_path):
+def test_a_record_continues_where_it_was(tmp_path):
     record = Record("ablation", tmp_path)
     rows = list(PARTS["ablation"].rows)
     assert record.missing(0) == rows and record.state() == f"0 of {3 * len(rows)} runs"
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}), 0, 40)
     record = Record("ablation", tmp_path)
     assert record.missing(0) == rows[2:] and record.missing(1) == rows and record.whole_seeds() == []
-    assert '"x"' not in record.path.read_text()  # where it lay on the machine
+    assert '"x"' not in record.path.read_text()  # the path on the machine
     assert record.scores() is None
     record.add(compared(tmp_path / "compared", {"teacher": 0.7, **dict.fromkeys(rows[2:], 0.4)}), 0, 40)
     record = Record("ablation", tmp_path)
@@ -74,7 +74,7 @@ def test_a_record_goes_on_where_it_was(tmp_path):
     assert two.values["dice"] == 0.7 and math.isnan(two.values["hd95"])
 
 
-def test_a_run_of_two_parts_is_trained_once(tmp_path):
+def test_a_run_that_two_parts_share_is_trained_once(tmp_path):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, STRONG: 0.6}, [0])
     record = Record("ablation", tmp_path / "study" / "runs")
     assert record.missing(0) == list(record.part.rows)[2:] and record.rows(STRONG, 0)[0].values["dice"] == 0.5
@@ -88,7 +88,7 @@ def measured(seconds, parameters=16_000_000, peak=2**20):
     return Measured(Cost(parameters, 10**9, 10**6), 8.0, seconds, peak, "CPU, 2 threads", 2)
 
 
-def test_costs_are_of_a_network_whichever_part_measured_them(tmp_path):
+def test_parts_with_the_same_network_share_its_costs(tmp_path):
     record = Record("ablation", tmp_path)
     assert record.costs() is None
     record.add_costs(measured(2.0), measured(0.5, 10**6))
@@ -103,7 +103,7 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="runs has runs of DCD's ablation, .* with another teacher: remove them"):
         filled("ablation", tmp_path, {"teacher": 0.71, "NoKD": 0.5}, [1])
     record, summary = Record("ablation", tmp_path / "study" / "runs"), tmp_path / "validation" / "summary.json"
-    record.check_teacher(tmp_path, 40)  # nnU-Net has not validated it
+    record.check_teacher(tmp_path, 40)  # not validated by nnU-Net
     summary.parent.mkdir()
     for dice, epochs, right in ((0.7, 40, True), (0.71, 40, False), (0.7, 60, False)):
         cases = [{"metrics": {"1": {"Dice": value}}} for value in (dice - 0.1, dice + 0.1, math.nan)]
@@ -119,7 +119,7 @@ def test_a_record_knows_its_teacher_and_its_settings(tmp_path, monkeypatch):
     assert Record("ablation", tmp_path / "study" / "runs").missing(0) == [STRONG]
 
 
-def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
+def test_a_changed_default_makes_another_run(tmp_path, monkeypatch):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     lower = methods.FITNETS.changed({"weight": methods.FITNETS.numbers["weight"] / 2})
     changes = {"nnUNetTrainerFitNets": {"terms": (lower,)}, "nnUNetTrainerKD": {"recipe": {"ema_decay": 0.5}}}
@@ -133,7 +133,7 @@ def test_a_changed_default_is_another_run(tmp_path, monkeypatch):
     assert record.part.description("NoKD") == "nnUNetTrainerNoKD"
 
 
-def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
+def test_a_run_without_a_teacher_has_no_teacher_precision():
     part = replace(PARTS["brats_r4"], precision="bfloat16")
     with_precision = {name for name in METHODS if "precision" in part.settings(name)}
     assert {*METHODS} - with_precision == {"NoKD", "NoKD, averaged", "DualSelfKD", "KD"}
@@ -143,7 +143,7 @@ def test_a_run_without_a_teacher_beside_it_has_no_precision_of_one():
 
 @pytest.fixture
 def readme(tmp_path):
-    """One with a table of before."""
+    """Return a README with an outdated table."""
     path = tmp_path / "README.md"
     path.write_text("before\n\n" + "\n| old |\n\n".join(README_MARKS) + "\nafter\n")
     return path
@@ -153,7 +153,7 @@ def section_in(readme):
     return readme.read_text().partition(README_MARKS[0])[2].partition(README_MARKS[1])[0].strip()
 
 
-def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
+def test_page_and_picture_of_the_complete_seeds(tmp_path, readme):
     write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
     assert "|" not in text and "study.png" not in text and not (tmp_path / "study.png").exists()
@@ -163,7 +163,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     filled("ablation", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0, 2])
     Record("ablation", tmp_path / "study" / "runs").add_costs(measured(2.0), measured(0.5, 10**6))
     with pytest.raises(StaleFindingError, match="do not show that DCD, weight 1, CWD, DCD and FreeKD are the losses"):
-        write_page(tmp_path, readme)  # of the hippocampus, whose seeds are all there; the rest is written
+        write_page(tmp_path, readme)  # the hippocampus has all seeds; the rest is written
     text = (tmp_path / "study.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     short = f"{PARTS['brats_r4'].short}, 1 seed", f"{PARTS['hippocampus_r8'].short}, 3 seeds"
@@ -175,7 +175,7 @@ def test_page_and_picture_of_the_seeds_that_are_whole(tmp_path, readme):
     assert table["DCD"] == ["60.00 ± 10.00", "50 [50, 50]", "62.00 ± 10.00", "0 [0, 0]"]
     assert table["CWD"] == ["50.00 ± 10.00", "0 [0, 0]", "57.00 ± 10.00", "-28 [-31, -25]"]
     count = len(METHODS)
-    assert f"{PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two of the ablation's
+    assert f"{PARTS['brats_r4'].title} ({count + 2} of {3 * count} runs); " in text  # two come from the ablation
     assert f"{PARTS['hippocampus_r8'].title} (" not in text
     assert text.count("\n### Accuracy\n") == 3 and text.count("\n### Seeds\n") == 2 and "Further" not in text
     assert ["CWD", "55.00", "57.00", "59.00", "2.00", "-5.00", "-"] in lines and "seed 0, 2" in text
@@ -211,8 +211,8 @@ def test_the_readme_has_the_first_table_of_the_page(tmp_path, readme):
         with_section("no marks", "| new |")
 
 
-def test_ours_say_what_is_kept():
-    """``python -m benchmarks.study`` would change nothing."""
+def test_our_page_is_up_to_date():
+    """Running ``python -m benchmarks.study`` would change nothing."""
     records = {name: Record(name) for name in PARTS}
     findings = find(records)
     assert not findings.stale and findings.above_table and findings.below_table
@@ -223,7 +223,7 @@ def test_ours_say_what_is_kept():
     assert drawn == json.loads(json.dumps(differences(records)))
 
 
-def test_a_part_of_one_seed_is_finished_with_it(tmp_path, readme):
+def test_a_part_of_one_seed_is_finished_after_that_seed(tmp_path, readme):
     filled("tuning", tmp_path, {"teacher": 0.7, "NoKD": 0.5}, [0])
     write_page(tmp_path, readme)
     text = (tmp_path / "study.md").read_text()
@@ -232,7 +232,7 @@ def test_a_part_of_one_seed_is_finished_with_it(tmp_path, readme):
     assert PARTS["spread"].title in unfinished
 
 
-def test_the_ablation_is_that_of_compare():
+def test_the_ablation_equals_that_of_compare():
     rows = {f"{STRONG}, {row.name.removeprefix('DCD ')}": row.settings["method"] for row in rows_of_ablation("dcd")}
     part = {name: row["method"] for name, row in PARTS["ablation"].rows.items() if name not in METHODS}
     assert part == {name: {**at_once(1.0), **method} for name, method in rows.items()}
@@ -249,7 +249,7 @@ def test_sentences_follow_the_runs(tmp_path):
     )
 
 
-def test_figures_that_a_sentence_cannot_have():
+def test_figures_that_contradict_a_sentence():
     assert each([3.86, 0.0, -0.04]) == "3.9, 0.0 and 0.0" and each_signed([1, -0.04, -2.55]) == "+1.0, 0.0 and -2.5"
     with pytest.raises(StaleFindingError, match=r"-0\.100 .*not negative"):
         each([1.0, -0.1])
@@ -258,13 +258,13 @@ def test_figures_that_a_sentence_cannot_have():
         require(False, "it helps")
 
 
-def test_lines_of_paragraphs():
+def test_paragraphs_are_wrapped():
     text = wrapped(["word " * 30, "- item " + "word " * 30, "- item", f"{'word ' * 22}word `a b c`", "89 %"])
     assert max(map(len, text.splitlines())) <= 120 and "\n  word" in text and "\n`a b c`" in text
     assert text.count("\n\n") == 3 and "\n- item\n\n" in text
 
 
-def test_a_gap_that_is_passed_by_far_is_not_shown_in_per_cent():
+def test_a_share_far_below_zero_is_not_shown_as_a_number():
     assert shown_gap(Interval(0.734, 0.47, 0.956)) == "73 [47, 96]"
     assert shown_gap(Interval(-1.0, -2.5, 0.2)) == "-100 [-250, 20]"
     assert shown_gap(Interval(-4.54, -8.06, -0.24)) == "below -100"

@@ -1,4 +1,4 @@
-"""What benchmarks/study runs: its command, and the work it does in nnU-Net's folders."""
+"""The command of benchmarks/study, and its work in nnU-Net's folders."""
 
 import shutil
 import sys
@@ -29,7 +29,7 @@ def teachers_of(workspace, folder):
 
 
 def in_process(_, *words):
-    """A command of the study."""
+    """Run a command of the study in this process or a fork."""
     code = main(words[1:]) if words[0] == "nnunet_kd" else run_command(words).returncode
     assert code == 0, words
 
@@ -37,8 +37,8 @@ def in_process(_, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--raw", "."], "--raw and --work go together"),
-        (["--raw", ".", "--work", "work"], "there is no Dataset"),
+        (["--raw", "."], "--raw and --work must be given together"),
+        (["--raw", ".", "--work", "work"], "the folder Dataset"),
         (["--parts", "brats"], "invalid choice: 'brats'"),
     ],
 )
@@ -75,13 +75,13 @@ def test_teacher_and_student_are_measured_in_turn(workspace, tmp_path, monkeypat
     assert [path for path, _ in order] == [order[0][0], order[1][0]] * 3
     assert teacher.network == order[0][1].network and student.network == order[1][1].network
     assert student.network.parameters < teacher.network.parameters / 8 and student.passes == teacher.passes
-    workplace.measure_costs("tiny", record)  # is known
+    workplace.measure_costs("tiny", record)  # already measured
     assert len(order) == 6
 
 
 @pytest.mark.slow
-def test_the_study_is_run_and_goes_on(workspace, tmp_path, monkeypatch, forked_commands):
-    """Of two rows, with the teacher of the workspace; the second time there is nothing to do."""
+def test_the_study_runs_and_continues(workspace, tmp_path, monkeypatch, forked_commands):
+    """A study of two rows with the workspace's teacher; a second run has nothing to do."""
     data = tiny_data(workspace)
     part = Part("Tiny", "Tiny", "tiny", 4, {name: METHODS[name] for name in ("NoKD", "DCD")}, seeds=(3,))
     monkeypatch.setitem(PARTS, "tiny", part)

@@ -125,7 +125,7 @@ def test_ptwt_agrees_on_haar():
 
 @pytest.mark.parametrize("wavelet", WAVELETS)
 def test_a_constant_has_no_details(wavelet):
-    """At every level, odd axes included: what remains of it is one constant in the coarsest band."""
+    """At every level, including odd axes: only a constant in the coarsest band is left."""
     for shape in SOME:
         transformed = dwt(torch.full((1, 1, *shape), 3.0, dtype=torch.float64), wavelet, levels=3)
         for level in transformed.details:
@@ -173,8 +173,8 @@ def test_input_errors():
         analysis_matrix(0)
 
 
-def test_what_is_kept_for_later_calls_can_be_trained_with():
-    """Of a size that was first seen without gradients to come, or on another default device."""
+def test_cached_matrices_support_training():
+    """Matrices first cached in inference mode, or with another default device, support gradients later."""
     x = torch.randn(1, 1, 22, 26)
     with torch.inference_mode():
         project_details(x, "sym3", 2)

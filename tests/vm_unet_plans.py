@@ -1,4 +1,4 @@
-"""Plans of a VM-UNet that is small enough to be trained in a test."""
+"""Plans of a VM-UNet that is small enough to train in a test."""
 
 import json
 
@@ -9,7 +9,7 @@ NAME = "nnUNetPlans_vm_unet"
 
 
 def plans_for(workspace, training=None):
-    """Write plans of a small VM-UNet, and return them."""
+    """Write the plans of a small VM-UNet, and return them."""
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     plans = student_plans(plans, 12, 4, name=NAME, network="vm_unet")
     content = plans["configurations"]["2d"]

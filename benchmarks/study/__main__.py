@@ -1,16 +1,16 @@
-"""The study of study.md: real volumes, every method, several seeds, through ``nnunet_kd compare``.
+"""Run the study of study.md: every method on real volumes with several seeds, through ``nnunet_kd compare``.
 
     python -m benchmarks.study --raw nnUNet_raw --work WORK [--teachers FOLDER] [--parts tuning brats_r4 ...]
 
-Preprocesses, trains the teachers that are missing, writes plans of the students, compares, keeps every case's metrics
-in the folder runs/ beside this file, and writes ../study.md, ../study.png and the README's section from what is kept,
-tables and sentences alike. It ends with an error where a sentence says what the kept runs do not show.
-Stop it and start it again as you like, on another machine too: what is kept is not trained again. ``--raw`` holds
-Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results folders
-of stock teachers of fold 0 by data set. Without both, the page is written again.
+The command preprocesses the data, trains missing teachers, writes the students' plans, compares the methods, and keeps
+the metrics of every case in the folder runs/ beside this file. From these runs it writes the tables and sentences of
+../study.md, ../study.png and the README's section, and fails if the runs do not show what a sentence says.
+It can be stopped and started again at any time, on another machine too: kept runs are not trained again. ``--raw``
+holds Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results
+folders of stock teachers of fold 0 by data set. Without ``--raw`` and ``--work`` it only writes the page again.
 
-Defaults are decided in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the others report
-fold 0. Only the length of the hippocampus schedule was set on a reported fold, by NoKD's curve.
+Defaults are chosen in the part ``tuning``, on fold 1 of one data set with a teacher of that fold; the other parts
+report fold 0. Only the length of the hippocampus schedule was set on a reported fold, by NoKD's curve.
 """
 
 from __future__ import annotations
@@ -29,36 +29,43 @@ from benchmarks.study.workplace import Workplace
 
 
 def main() -> None:
-    """Carry out what is missing of the parts, then write the page."""
+    """Carry out the missing runs of the chosen parts, then write the page."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--raw", type=Path, help="nnUNet_raw")
-    options.add_argument("--work", type=Path, help="folder for everything that is made")
+    options.add_argument("--raw", type=Path, help="nnU-Net's folder nnUNet_raw")
+    options.add_argument("--work", type=Path, help="folder for plans, preprocessed data and results")
     options.add_argument("--teachers", type=Path, help="results folders of stock teachers of fold 0")
     options.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=str(list(PARTS))
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=f"parts to run; default: all of {', '.join(PARTS)}",
     )
-    options.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="default: all")
+    options.add_argument(
+        "--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="seeds to run; default: all"
+    )
     options.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     chosen = options.parse_args()
     if (chosen.raw is None) != (chosen.work is None):
-        options.error("--raw and --work go together")
+        options.error("--raw and --work must be given together")
     if chosen.raw is not None:
         for data in {PARTS[name].data: DATA[PARTS[name].data] for name in chosen.parts}.values():
             for folder in (chosen.raw, *([chosen.teachers] if chosen.teachers else [])):
                 if not (folder / data.folder).is_dir():
-                    options.error(f"there is no {folder / data.folder}")
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # with the command that runs
+                    options.error(f"the folder {folder / data.folder} does not exist")
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the running command too
         workplace = Workplace(chosen.raw, chosen.work, chosen.teachers, chosen.device)
         for name in chosen.parts:
             workplace.measure_costs(name, Record(name))
         for seed in chosen.seeds:
             for name in (name for name in chosen.parts if seed in PARTS[name].seeds):
                 workplace.compare(name, seed, Record(name))
-                with suppress(StaleFindingError):  # which is said at the end
+                with suppress(StaleFindingError):  # reported at the end
                     write_page()
     try:
         write_page()

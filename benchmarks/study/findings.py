@@ -1,4 +1,4 @@
-"""All that the study says in words: its paragraphs, computed from the kept runs and wrapped as Markdown."""
+"""The study's paragraphs: computed from the kept runs and wrapped as Markdown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.study.record import Record
 
 @dataclass
 class Findings:
-    """Markdown about the parts that are finished.
+    """Markdown about the finished parts.
 
     Attributes:
-        above_table: In the README, above its table; empty while a part that it is about is not finished.
-        below_table: In the README, below it, likewise.
-        notes: Part -> what is above its tables on the page.
-        stale: What the sentences say and the kept runs do not show; the paragraphs with these sentences are left out.
+        above_table: Text above the README's table; empty until every part that it describes is finished.
+        below_table: Text below the README's table, under the same condition.
+        notes: Part -> text above its tables on the page.
+        stale: Claims that the kept runs do not show; the paragraphs with these claims are left out.
     """
 
     above_table: str = ""
@@ -31,10 +31,10 @@ class Findings:
 
 
 def find(records: Mapping[str, Record]) -> Findings:
-    """Write the paragraphs about everything that is finished.
+    """Write the paragraphs about all finished parts.
 
     Args:
-        records: What was measured of each part.
+        records: The record of each part.
     """
     found = Findings()
     finished = {name: PartFigures(record) for name, record in records.items() if record.is_finished()}
@@ -57,9 +57,9 @@ def find(records: Mapping[str, Record]) -> Findings:
 
 
 def wrapped(paragraphs: Sequence[str]) -> str:
-    """Paragraphs as lines of at most 120 characters; one that begins with a dash is an item of a list.
+    """Wrap paragraphs into lines of at most 120 characters; a paragraph that begins with a dash is a list item.
 
-    Code and per cent signs stay on the line they begin on.
+    Code and per cent signs are not split across lines.
     """
     text = ""
     for number, paragraph in enumerate(paragraphs):

@@ -1,4 +1,4 @@
-"""The page and the picture of the study, and its section in the README."""
+"""The study's page, its picture, and its section in the README."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from nnunet_kd.study.runs import TEACHER
 
 BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"
-README_MARKS = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of what it writes -->\n"
+README_MARKS = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of the generated section -->\n"
 README_PICTURE = f"![Difference of every method to {BASELINE}](benchmarks/study.png)"
 ABOUT_OVERVIEW = (
-    "Mean over the seeds, ± its standard error over the cases. Intervals (95 %) are over cases and, where there are "
-    "several, seeds; of two or three seeds a bootstrap makes them too narrow: they hold less often than 95 times in a "
-    "hundred. All of a data set have one teacher and one fold: the intervals say nothing of another teacher or split. "
-    "A share below -100 % is of a gap too small for it to mean much; the parts have differences in points. 'Averaged' "
-    "is the moving average of the weights (EMA, 0.99). KD has no distillation loss: it is the pruned teacher, trained "
-    "with averaged weights."
+    "Means over the seeds, ± the standard error over the cases. Intervals (95 %) are over cases and, if there are "
+    "several, seeds. With two or three seeds the bootstrap makes them too narrow: they contain the true value less "
+    "than 95 % of the time. All rows of a data set share one teacher and one fold, so the intervals do not cover "
+    "another teacher or split. A share below -100 % means a gap too small for the share to say much; the sections "
+    "below give differences in points. 'Averaged' means the moving average of the weights (EMA, 0.99). KD has no "
+    "distillation loss: it is the pruned teacher, trained with averaged weights."
 )
 ABOUT_COSTS = (
-    "of a student of this width, whichever way it was trained. Teacher and student were measured in turn, several "
-    "times; medians. Peak memory is the process's, libraries included"
+    "for a student of this width, whatever its training. Teacher and student were measured several times in turn; the "
+    "table gives medians. Peak memory is that of the process, including libraries"
 )
-LIMITS = -8, 10  # of the picture, points
+LIMITS = -8, 10  # ends of the picture's axis, in points
 
 
 def overview(records: Mapping[str, Record]) -> str:
-    """A row a method, two columns a part: mean Dice with its standard error, and the gap closed with its interval."""
+    """Tabulate, per method and part, the mean Dice with its standard error and the gap closed with its interval."""
     parts = shown(records)
     rows = {method: [method] for method in (TEACHER, *METHODS)}
     for scores in parts.values():
@@ -55,7 +55,7 @@ def overview(records: Mapping[str, Record]) -> str:
 
 
 def shown_gap(gap: Interval) -> str:
-    """Per cent; ``"-"`` where there is no gap."""
+    """Format a gap in per cent, or as ``"-"`` if there is none."""
     if math.isnan(gap.value):
         return "-"
     value, low, high = (round(100 * number) for number in (gap.value, gap.low, gap.high))
@@ -63,7 +63,7 @@ def shown_gap(gap: Interval) -> str:
 
 
 def shown(records: Mapping[str, Record]) -> dict[str, Scores]:
-    """What the first table and the picture show, by the heading of the part."""
+    """Return the scores that the first table and the picture show, by the heading of the part."""
     parts = {}
     for record in records.values():
         if record.part.short and (scores := record.scores()) is not None:
@@ -73,7 +73,7 @@ def shown(records: Mapping[str, Record]) -> dict[str, Scores]:
 
 
 def report(record: Record) -> str:
-    """Tables of the whole seeds, as of ``nnunet_kd compare`` (Markdown)."""
+    """Return the tables of the complete seeds in Markdown, as ``nnunet_kd compare`` writes them."""
     seeds, data = record.whole_seeds(), DATA[record.part.data]
     patients, cases = data.patients(record.teacher["cases"]), len(record.teacher["cases"])
     grouped = f", {patients} patients, whose {cases} cases count as independent" if patients < cases else ""
@@ -84,14 +84,14 @@ def report(record: Record) -> str:
         title=record.part.title,
         facts={
             "Data": f"{data.folder}, {CONFIGURATION}, widths of the teacher divided by {record.part.reduction}",
-            "Cases": f"validation cases of fold {record.part.fold}, which no student and no teacher has seen{grouped}",
+            "Cases": f"validation cases of fold {record.part.fold}, which no student or teacher has seen{grouped}",
             "Teacher": "{} epochs of {num_iterations_per_epoch} iterations".format(
                 record.teacher["epochs"], **data.teachers[record.part.fold]
             ),
             "Schedule": "{num_epochs} epochs of {num_iterations_per_epoch} iterations".format(**record.part.schedule)
             + f", each of 2 patches of {data.patch} voxels, {trained} cases, seed {', '.join(map(str, seeds))}",
             **(
-                {"Precision": f"teacher in {record.part.precision}, for speed; what it changes was not measured"}
+                {"Precision": f"teacher in {record.part.precision}, for speed; its effect on accuracy was not measured"}
                 if record.part.precision
                 else {}
             ),
@@ -115,12 +115,12 @@ def report(record: Record) -> str:
 
 
 def page(records: Mapping[str, Record], findings: Findings) -> str:
-    """Tables of all parts of which every row was run with some seed, and what they show."""
+    """Return the page: tables and findings of every part of which at least one seed is complete."""
     sections = [
         "# A study on real volumes",
-        "Made by `python -m benchmarks.study`, which trains with nnU-Net's own commands through `nnunet_kd compare`. "
-        "Defaults are chosen in the part on tuning, on cases and with a teacher of another fold. The metrics of every "
-        "run and case are in [study/runs/](study/runs).",
+        "This page is written by `python -m benchmarks.study`, which trains with nnU-Net's own commands through "
+        "`nnunet_kd compare`. Defaults are chosen in the part on tuning, on the cases and with the teacher of another "
+        "fold. The metrics of every run and case are in [study/runs/](study/runs).",
     ]
     left = [f"{record.part.title} ({record.state()})" for record in records.values() if not record.is_finished()]
     sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
@@ -134,7 +134,7 @@ def page(records: Mapping[str, Record], findings: Findings) -> str:
 
 
 def differences(records: Mapping[str, Record]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """What the picture shows: part -> method -> difference to the baseline, its lower and its upper end (points)."""
+    """Return what the picture shows: part -> method -> difference to the baseline and its interval (points)."""
     return {
         name: {
             method: tuple(round(100 * number, 2) for number in astuple(result.difference))
@@ -145,7 +145,7 @@ def differences(records: Mapping[str, Record]) -> dict[str, dict[str, tuple[floa
 
 
 def picture(parts: Mapping[str, Mapping[str, tuple[float, float, float]]], target: Path) -> None:
-    """A panel a part, a line a method. The file holds the numbers too (JSON), as its description."""
+    """Draw one panel per part and one line per method, and store the numbers as the file's description (JSON)."""
     from matplotlib.figure import Figure
 
     if not parts:
@@ -178,7 +178,7 @@ def picture(parts: Mapping[str, Mapping[str, tuple[float, float, float]]], targe
 
 
 def readme_section(records: Mapping[str, Record], findings: Findings) -> str:
-    """The table, the picture, and what they show; empty while there is nothing to show."""
+    """Return the README's section: table, picture and findings, or nothing while there is nothing to show."""
     if not shown(records):
         return ""
     parts = findings.above_table, overview(records), README_PICTURE, findings.below_table
@@ -186,10 +186,10 @@ def readme_section(records: Mapping[str, Record], findings: Findings) -> str:
 
 
 def with_section(readme: str, section: str) -> str:
-    """The text with another section between its two marks.
+    """Return the README with another section between the two marks.
 
     Raises:
-        ValueError: Where the marks are not there.
+        ValueError: If the marks are missing.
     """
     begin, end = README_MARKS
     if begin not in readme or end not in readme.partition(begin)[2]:
@@ -199,11 +199,11 @@ def with_section(readme: str, section: str) -> str:
 
 
 def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
-    """``study.md``, ``study.png`` and the README's section from what is kept in ``study/runs``.
+    """Write ``study.md``, ``study.png`` and the README's section from the runs kept in ``study/runs``.
 
     Raises:
-        StaleFindingError: Where the kept runs do not show what a sentence says. Everything else is written first,
-            without the paragraph that has the sentence.
+        StaleFindingError: If the kept runs do not show what a sentence says. Everything else is written first,
+            without the paragraph that contains the sentence.
     """
     records = {name: Record(name, folder / "study" / "runs") for name in PARTS}
     findings = find(records)

@@ -1,4 +1,4 @@
-"""What the study runs: data sets, schedules and rows, with the sweep from which the defaults were chosen."""
+"""The parts of the study: data sets, schedules and rows, and the sweep from which the defaults were chosen."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ STRONG = "DCD, weight 1"
 
 @cache
 def trainer_class(method: str) -> Any:
-    """The trainer of a method, for which nnU-Net searches all of its own files each time."""
+    """Return the trainer class of a method, cached because nnU-Net searches all of its files for it each time."""
     return find_trainer(f"nnUNetTrainer{method}")
 
 
 def at_once(weight: float) -> dict[str, Any]:
-    """A method's settings, with this weight from the first epoch."""
+    """Return settings that give a method its full weight from the first epoch."""
     return {"weight": weight, "ramp": None}
 
 
 METHODS: dict[str, Any] = {
     BASELINE: {"trainer": BASELINE},
-    "NoKD, averaged": {"trainer": BASELINE, "training": {"ema_decay": 0.99}},  # as KD's weights are
+    "NoKD, averaged": {"trainer": BASELINE, "training": {"ema_decay": 0.99}},  # as in KD's recipe
     **{name: {"trainer": name} for name in ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")},
     STRONG: {"trainer": "DCD", "method": at_once(1.0)},
     "DualSelfKD": {"trainer": "DualSelfKD"},
@@ -41,16 +41,16 @@ LOGITS = {"name": "logits", "temperature": 1.0, "weight": 0.5}
 
 @dataclass(frozen=True)
 class Data:
-    """A data set.
+    """A data set of the study.
 
     Attributes:
-        folder: Its name.
-        cases: How many it has.
-        patch: What a network is trained on, in voxels.
-        teachers: Schedule of the teacher of every fold that is used.
-        student: Schedule of every student.
-        patient_ends: What follows a patient's name in those of his or her cases; empty: a case is a patient.
-        about_distances: What a reader has to know of them.
+        folder: The name of its folder.
+        cases: The number of its cases.
+        patch: The patch size of training, in voxels.
+        teachers: The schedule of the teacher of every fold that is used.
+        student: The schedule of every student.
+        patient_ends: The text that follows a patient's name in the names of cases; empty if every case is a patient.
+        about_distances: A note on surface distances, for the report.
     """
 
     folder: str
@@ -62,24 +62,24 @@ class Data:
     about_distances: str = ""
 
     def patients(self, cases: Sequence[str]) -> int:
-        """How many these cases are of."""
+        """Return the number of patients that these cases belong to."""
         return len({case.partition(self.patient_ends)[0] if self.patient_ends else case for case in cases})
 
 
 @dataclass(frozen=True)
 class Part:
-    """A data set, a reduction, and rows.
+    """A part of the study: a data set, a reduction, and rows.
 
     Attributes:
-        title: In study.md.
-        short: In its first table; empty: not there.
-        data: Key of :data:`DATA`.
-        reduction: Of the student's widths.
-        rows: As in a file for ``--rows``; the first is the baseline.
-        fold: Of the cases that are evaluated.
-        seeds: Of the page.
-        training: Schedule where it differs from that of the data set's students.
-        precision: Of the teacher, while a student trains; ``None``: as the student's.
+        title: The title in study.md.
+        short: The heading in the first table of study.md; empty if the part is not in that table.
+        data: The key of :data:`DATA`.
+        reduction: The factor by which the student's widths are reduced.
+        rows: The rows, as in a file for ``--rows``; the first is the baseline.
+        fold: The fold whose cases are evaluated.
+        seeds: The seeds of every row.
+        training: The schedule where it differs from that of the data set's students.
+        precision: The teacher's precision while a student trains; ``None`` for the student's.
     """
 
     title: str
@@ -99,11 +99,11 @@ class Part:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """Of every student, where its row says nothing else."""
+        """The schedule of every student whose row sets no other."""
         return {**DATA[self.data].student, **self.training}
 
     def settings(self, row: str) -> dict[str, Any]:
-        """What its runs depend on, the defaults of its trainer included: a changed one makes it another run."""
+        """Return all settings of a row, including its trainer's defaults: a changed default makes another run."""
         trainer, method = trainer_class(self.rows[row]["trainer"]), self.rows[row].get("method", {})
         recipe = {} if "terms" in method else trainer.recipe
         training = {**recipe, **self.schedule, **self.rows[row].get("training", {})}
@@ -115,7 +115,7 @@ class Part:
         return settings
 
     def description(self, row: str) -> str:
-        """Trainer, terms, and what differs from the schedule."""
+        """Return trainer, terms, and what differs from the schedule as text."""
         settings = self.settings(row)
         different = {key: value for key, value in settings["training"].items() if self.schedule.get(key) != value}
         words = [f"{key} {value}" for key, value in different.items()]
@@ -141,7 +141,7 @@ IFVD_TENTH = [
     {"name": "ifvd", "weight": 20.0},
     {"name": "logits", "weight": 1.0, "temperature": 1.0, "scales": "full", "convex": False},
 ]
-HALF = {"num_epochs": 20}  # schedule
+HALF = {"num_epochs": 20}  # half the schedule
 FITTED = {"initial_weights": "reconstructed"}
 PRUNED = {"initial_weights": "pruned"}
 TUNING = {
@@ -175,7 +175,7 @@ TUNING = {
     "reconstructed + DCD 0.3": {"trainer": "DCD", "method": {"weight": 0.3}, "training": FITTED},
     "reconstructed + FitNets": {"trainer": "FitNets", "training": FITTED},
     "reconstructed + CWD": {"trainer": "CWD", "method": {"weight": 3.0}, "training": FITTED},
-    # The authors' weights, which are for 2-D natural images, and lower ones.
+    # The authors' weights, which are meant for 2-D natural images, and lower ones.
     **{
         f"{name} {weight:g}": {"trainer": name, "method": {"weight": weight}}
         for name, weights in (
@@ -208,7 +208,7 @@ TUNING = {
     "pruned + DCD 1, no ramp": {"trainer": "DCD", "method": at_once(1.0), "training": PRUNED},
 }
 SPREAD = {name: TUNING[name] for name in (BASELINE, "reconstructed", "pruned")}
-ABLATION = {  # of a DCD that has an effect
+ABLATION = {  # at a weight of DCD that has an effect
     **{name: METHODS[name] for name in (STRONG, BASELINE)},
     **{
         f"{STRONG}, {name}": {"trainer": "DCD", "method": {**at_once(1.0), **keywords}}

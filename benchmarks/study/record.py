@@ -1,4 +1,4 @@
-"""What was measured: a line for every run, and what the networks cost, kept beside the code that made it."""
+"""The record of the study: one line per run, and the costs of the networks, kept beside the code."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from nnunet_kd.study.runs import TEACHER
 
 RUNS = Path(__file__).parent / "runs"
 STUDENT = "student"
-SHOWN = ("dice", "hd95", "nsd")  # what is kept of METRICS
-SAME = 1e-4  # difference of mean Dice that another processor may make
+SHOWN = ("dice", "hd95", "nsd")  # the metrics that are kept
+SAME = 1e-4  # largest difference of mean Dice that another processor can make
 
 
 def mean_dice(entry: Mapping[str, Any]) -> float:
-    """Over the structures and cases that have one."""
+    """Return the mean Dice of a record's line over the structures and cases that have one."""
     values = [value for values in entry["scores"]["dice"].values() for value in values if value is not None]
     return float(sum(values) / len(values))
 
 
 def validated_dice(summary: Path) -> float:
-    """The same of nnU-Net's summary."""
+    """Return the mean Dice in nnU-Net's summary of a validation."""
     cases = json.loads(summary.read_text())["metric_per_case"]
     values = [structure["Dice"] for case in cases for structure in case["metrics"].values()]
     known = [value for value in values if not math.isnan(value)]
@@ -40,32 +40,32 @@ def validated_dice(summary: Path) -> float:
 
 
 class Record:
-    """What was measured of a part: a file with a line (JSON) for the teacher and for every run.
+    """The measurements of one part: a file with one line (JSON) for the teacher and one for every run.
 
     Args:
-        name: Of the part.
-        folder: Where the file is, or will be.
+        name: The name of the part.
+        folder: The folder of the file.
     """
 
     def __init__(self, name: str, folder: Path = RUNS) -> None:
         self.name, self.part, self.folder = name, PARTS[name], folder
         self._settings = {TEACHER: {}, **{row: self.part.settings(row) for row in self.part.rows}}
         self._entries: dict[tuple[str, int | None], dict[str, Any]] = {}
-        for other, part in PARTS.items():  # a run of two parts is trained once
+        for other, part in PARTS.items():  # a run that two parts share is trained once
             if (part.data, part.reduction, part.fold) == (self.part.data, self.part.reduction, self.part.fold):
                 self._entries |= self._read(other)
         self._own = self._read(name)
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file of this part."""
         return self._path(self.name)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
 
     def _read(self, name: str) -> dict[tuple[str, int | None], dict[str, Any]]:
-        """What a file has that is still as the rows of this part are."""
+        """Return the entries of a file whose settings equal those of this part's rows."""
         entries = map(json.loads, self._lines(name))
         return {(e["method"], e["seed"]): e for e in entries if e["settings"] == self._settings.get(e["method"])}
 
@@ -73,31 +73,31 @@ class Record:
         return self._path(name).read_text().splitlines() if self._path(name).is_file() else []
 
     def missing(self, seed: int) -> list[str]:
-        """Rows without a run of this seed."""
+        """Return the rows without a run of this seed."""
         return [row for row in self.part.rows if (row, seed) not in self._entries]
 
     def whole_seeds(self) -> list[int]:
-        """Those that all rows have."""
+        """Return the seeds with a run of every row."""
         return sorted({seed for _, seed in self._entries if seed is not None and not self.missing(seed)})
 
     def is_finished(self) -> bool:
-        """Whether all rows have all seeds of the part."""
+        """Return whether every row has a run of every seed of the part."""
         return {*self.part.seeds} <= {*self.whole_seeds()}
 
     def state(self) -> str:
-        """How much of it is there."""
+        """Return the number of runs that are there, as text."""
         wanted = [(row, seed) for row in self.part.rows for seed in self.part.seeds]
         return f"{sum(key in self._entries for key in wanted)} of {len(wanted)} runs"
 
     def check_teacher(self, fold: Path, epochs: int) -> None:
-        """That a teacher is the one whose students are kept, before others are trained.
+        """Check, before students are trained, that their teacher is the one of the kept runs.
 
         Args:
-            fold: Its results, where nnU-Net's validation of it may be.
-            epochs: For how many it was trained.
+            fold: The teacher's results, which can hold nnU-Net's validation.
+            epochs: The number of epochs it was trained for.
 
         Raises:
-            ValueError: Where it is another, as far as these tell.
+            ValueError: If epochs or validation show that it is another teacher.
         """
         known = self._entries.get((TEACHER, None))
         summary = fold / "validation" / "summary.json"
@@ -110,15 +110,15 @@ class Record:
         return ValueError(f"{self.folder} has runs of {self.part.title} with another teacher: remove them")
 
     def add(self, folder: Path, seed: int, teacher_epochs: int) -> None:
-        """What ``nnunet_kd compare`` has written to its folder, of one seed.
+        """Add the runs of one seed that ``nnunet_kd compare`` has evaluated.
 
         Args:
-            folder: Its ``-o``.
-            seed: Of the runs.
-            teacher_epochs: For how many the teacher was trained.
+            folder: The folder given to ``nnunet_kd compare -o``.
+            seed: The seed of the runs.
+            teacher_epochs: The number of epochs the teacher was trained for.
 
         Raises:
-            ValueError: Where another teacher was measured before.
+            ValueError: If another teacher was measured before.
         """
         by_method: dict[str, list[dict[str, Any]]] = {}
         for line in json.loads((folder / "metrics.json").read_text()):
@@ -151,11 +151,11 @@ class Record:
 
     @property
     def teacher(self) -> Mapping[str, Any]:
-        """Its line: ``epochs`` it was trained for, ``cases`` that are evaluated, and what all lines have."""
+        """The teacher's line: what all lines hold, the ``epochs`` of its training, and the evaluated ``cases``."""
         return self._entries[TEACHER, None]
 
     def rows(self, method: str, seed: int | None) -> list[Row]:
-        """Metrics of one run."""
+        """Return the metrics of one run."""
         scores, cases = self._entries[method, seed]["scores"], self.teacher["cases"]
         unknown = dict.fromkeys(METRICS, math.nan)
         return [
@@ -171,21 +171,21 @@ class Record:
         ]
 
     def scores(self) -> Scores | None:
-        """Of :meth:`all_rows`; ``None``: there is no whole seed."""
+        """Return the scores of :meth:`all_rows`, or ``None`` while no seed is complete."""
         return Scores(self.all_rows()) if self.whole_seeds() else None
 
     def all_rows(self) -> list[Row]:
-        """Metrics of the teacher and of all runs of the whole seeds."""
+        """Return the metrics of the teacher and of all runs of the complete seeds."""
         runs = [(method, seed) for method in self.part.rows for seed in self.whole_seeds()]
         return [row for run in ((TEACHER, None), *runs) for row in self.rows(*run)]
 
     def versions(self) -> list[dict[str, str]]:
-        """Of the packages that made its runs."""
+        """Return the versions of the packages that made the runs."""
         different = {json.dumps(entry["versions"]): entry["versions"] for entry in self._entries.values()}
         return list(different.values())
 
     def costs(self) -> dict[str, Measured] | None:
-        """Of the teacher and of the students, all the same network; ``None`` before they are measured."""
+        """Return the costs of the teacher and of its students' network, or ``None`` before they are measured."""
         known = json.loads(self._costs.read_text()) if self._costs.is_file() else {}
         entry = known.get(self._network)
         if entry is None:
@@ -193,7 +193,7 @@ class Record:
         return {who: Measured(**{**cost, "network": Cost(**cost["network"])}) for who, cost in entry.items()}
 
     def add_costs(self, teacher: Measured, student: Measured) -> None:
-        """Measured in turn."""
+        """Keep the costs of the teacher and of its students' network."""
         known = json.loads(self._costs.read_text()) if self._costs.is_file() else {}
         known[self._network] = {TEACHER: asdict(teacher), STUDENT: asdict(student)}
         self._costs.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What was decided in the tuning part of the study and why, in sentences whose figures are computed from its runs."""
+"""The sentences about the decisions made in the tuning part of the study, with figures computed from its runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ AT_ONCE = "DCD 1, no ramp"  # DCD of weight 1 from the first epoch
 
 
 def tuning(parts: Mapping[str, PartFigures]) -> list[str]:
-    """The decisions, one paragraph each."""
+    """Return the decisions, one paragraph each."""
     part, spread = parts["tuning"], parts["spread"]
     return [
         _opening(part, spread),
-        "- **What was seen before.** The values were chosen on these cases alone. But three of the sweeps were begun "
-        "when some runs of fold 0 at r = 4, since replaced, had shown a need: dual self-distillation's (44.6 with its "
-        "authors' weight), DCD's (59.9, where NoKD had 59.8) and that of the pruned start (62.4, and 62.8 with the "
-        "fitted one). The runs at r = 8 and of the hippocampus came after all choices.",
+        "- **What was seen before.** The values were chosen on these cases alone. But three of the sweeps were started "
+        "after some runs of fold 0 at r = 4, replaced since then, had shown a need for them: those of dual "
+        "self-distillation (44.6 with its authors' weight), of DCD (59.9, and 59.8 for NoKD) and of the pruned start "
+        "(62.4, and 62.8 with the fitted one). The runs at r = 8 and on the hippocampus came after all choices.",
         _schedule(part),
         _weights(part, spread),
         _dcd(part),
@@ -35,11 +35,11 @@ def _opening(part: PartFigures, spread: PartFigures) -> str:
     random, fitted, pruned = (np.std(spread.dice(row), ddof=1) for row in (BASELINE, "reconstructed", "pruned"))
     require(abs(part.dice(BASELINE)[0] - seeds.min()) < 1e-9, "the seed of the tuning is the lowest of NoKD's")
     return (
-        "These decisions were made on one seed, with the next part in mind: the standard deviation between seeds is "
+        "These decisions were made on one seed, to be read with the next part: the standard deviation between seeds is "
         f"{random:.1f} points of Dice for a student from random weights, {fitted:.1f} for a fitted one and "
-        f"{pruned:.1f} for a pruned one. Gains below are over NoKD with this seed, {seeds.min():.1f}, the lowest of "
-        f"its three, whose mean is {seeds.mean():.1f}: the pruned start gains {each([part.gain('pruned')])} points "
-        f"here and {each([spread.gain('pruned')])} over three seeds."
+        f"{pruned:.1f} for a pruned one. The gains below are over NoKD with this seed, {seeds.min():.1f}, the lowest "
+        f"of its three seeds, whose mean is {seeds.mean():.1f}: the pruned start gains {each([part.gain('pruned')])} "
+        f"points here and {each([spread.gain('pruned')])} over three seeds."
     )
 
 
@@ -49,14 +49,14 @@ def _schedule(part: PartFigures) -> str:
         f"- **Schedule.** A student from random weights gains {each([part.gain(LONGER)])} points from twice the "
         f"schedule and {each([part.gain('reconstructed')])} from the fitted start. With four times the schedule, 80 "
         f"epochs, it comes within {each([-part.gain(LONGEST, TEACHER)])} points of this teacher, which was trained for "
-        f"{part.record.teacher['epochs']}. The reported parts have 40 epochs: more than most rows here, and not enough "
-        f"for NoKD, which gains another {each([more])} points from 40 to 80, {lacking_share(part):.0f} % of what it "
-        "lacks to the teacher. Two CPU cores do not allow much more."
+        f"{part.record.teacher['epochs']}. The reported parts have 40 epochs: more than most rows here, but not enough "
+        f"for NoKD, which gains another {each([more])} points from 40 to 80 epochs, {lacking_share(part):.0f} % of its "
+        "distance to the teacher. Two CPU cores do not allow much more."
     )
 
 
 def lacking_share(part: PartFigures) -> float:
-    """How much of its distance to the teacher NoKD makes up from 40 to 80 epochs (%)."""
+    """Return the share of its distance to the teacher that NoKD closes from 40 to 80 epochs (%)."""
     return 100 * part.gain(LONGEST, LONGER) / part.gain(TEACHER, LONGER)
 
 
@@ -78,10 +78,10 @@ def _weights(part: PartFigures, spread: PartFigures) -> str:
         f"{each([part.gain('DualSelfKD 0.1')])} above and a hundredth {each([part.gain('DualSelfKD 0.01')])}. These "
         "two methods have the best of three weights as their default, since their authors' numbers do harm. The other "
         "methods keep their authors' numbers, which are above NoKD; a tenth is better for FitNets alone, by "
-        f"{each([part.gain('FitNets 0.1', 'FitNets 1')])} points. (IFVD's loss is on every stage here, with a "
-        "divergence summed over the classes, where its authors have one feature map and the mean.) FreeKD and IFVD are "
-        f"{each([part.gain('FreeKD 1'), part.gain('IFVD 200')])} points above NoKD of the same seed; NoKD's own seeds "
-        f"differ by up to {np.ptp(spread.dice(BASELINE)):.1f} points."
+        f"{each([part.gain('FitNets 0.1', 'FitNets 1')])} points. (IFVD's loss is applied to every stage here, "
+        "with a divergence summed over the classes, where its authors use one feature map and the mean.) FreeKD and "
+        f"IFVD are {each([part.gain('FreeKD 1'), part.gain('IFVD 200')])} points above NoKD of the same seed; NoKD's "
+        f"own seeds differ by up to {np.ptp(spread.dice(BASELINE)):.1f} points."
     )
 
 
@@ -90,7 +90,7 @@ def _dcd(part: PartFigures) -> str:
     require(part.gain(AT_ONCE) > max(more), "a weight of 1 is the best of those without a ramp")
     require(part.gain("DCD") < 0.5, "DCD's own weight changes next to nothing")
     return (
-        "- **DCD.** Its own weight of 0.01, under its ramp, changes next to nothing in so short a training: "
+        "- **DCD.** Its published weight of 0.01, under its ramp, has next to no effect in such a short training: "
         f"{signed(part.gain('DCD'))} points. A weight of 1 from the first epoch is {each([part.gain(AT_ONCE)])} points "
         f"above NoKD, and {each([part.gain(f'{AT_ONCE}, twice as long', LONGER)])} with twice the schedule; weights of "
         f"3 and 10 are {span(np.array(more))} points above it. Under the ramp a weight of 1 is "
@@ -116,15 +116,15 @@ def _recipe(part: PartFigures) -> str:
     require(max(map(abs, beside_pruned)) < 0.5, "terms beside the pruned start change little")
     require(part.gain("pruned") > part.gain("reconstructed"), "the pruned start is the best")
     return (
-        "- **Recipe.** Of all that the teacher gives, its weights help most. Copying every 4th channel loses "
+        "- **Recipe.** Of everything the teacher provides, its weights help most. Copying every 4th channel loses "
         f"{each([-part.gain('every 4th channel')])} points. Fitting these channels ('reconstructed') gains "
-        f"{each([part.gain('reconstructed')])}, and fitting those that pruning leaves ('pruned') "
+        f"{each([part.gain('reconstructed')])}, and fitting the channels that pruning keeps ('pruned') "
         f"{each([part.gain('pruned')])}; with averaged weights and twice the schedule they gain {each(starts)} over "
-        "NoKD of that schedule. Terms on top of the fitted start change little or do harm, except for IFVD's, which "
-        f"gains {each([early])} points in 20 epochs and loses {each([-late])} in 40; on top of the pruned start those "
-        f"of IFVD and DCD change Dice by {each_signed(beside_pruned)}. So the recipe is the pruned start and has no "
-        f"term. Averaged weights gained {each([min(averaged)])} to {each([max(averaged)])} points where there was no "
-        "term, and cost nothing, so the recipe has them. It was chosen among some twenty starts and mixtures, DCD's "
-        "weight of 1 among seven settings, and the other methods' weights among two or three; the reported parts have "
-        "NoKD with averaged weights too."
+        "NoKD with that schedule. Terms added to the fitted start change little or do harm, except for IFVD's, which "
+        f"gains {each([early])} points in 20 epochs and loses {each([-late])} in 40. Added to the pruned start, the "
+        f"terms of IFVD and DCD change Dice by {each_signed(beside_pruned)}. So the recipe is the pruned start without "
+        f"a term. Averaged weights gained {each([min(averaged)])} to {each([max(averaged)])} points without a term, "
+        "and cost nothing, so the recipe has them. It was chosen from about twenty starts and mixtures, DCD's weight "
+        "of 1 from seven settings, and the other methods' weights from two or three. The reported parts include NoKD "
+        "with averaged weights too."
     )

@@ -1,4 +1,4 @@
-"""nnU-Net's folders and commands, as the study needs them."""
+"""nnU-Net's folders and commands for the study."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 
-AT_ONCE = 3  # rows that one comparison trains; what is done is kept after each
+AT_ONCE = 3  # rows per comparison; its runs are kept when it ends
 CONFIGURATION = "3d_fullres"
 TEACHER_PLANS = "study_teacher"
-MEASURED = 3  # times each, in turn
+MEASURED = 3  # measurements of each network, in turn
 FASTER = {
-    # glibc otherwise gives the memory of tensors back after every step and asks for it again.
+    # Otherwise glibc returns the memory of tensors after every step and requests it again.
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    # A thread that waits for another otherwise keeps its core from the process that makes the batches.
+    # Otherwise a waiting thread keeps its core from the process that makes the batches.
     "OMP_WAIT_POLICY": "passive",
 }
 
 
 class Workplace:
-    """nnU-Net's folders, and what is needed before students can be compared.
+    """nnU-Net's folders, and the work that precedes a comparison of students.
 
     Args:
-        raw: ``nnUNet_raw``.
-        work: Folder for everything that is made.
-        teachers: Results folders of stock teachers by data set; ``None``: all are trained here.
+        raw: The folder ``nnUNet_raw``.
+        work: The folder for plans, preprocessed data and results.
+        teachers: The folder with results of stock teachers by data set; ``None`` to train all teachers.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -62,14 +62,14 @@ class Workplace:
             os.environ.setdefault(name, value)
 
     def command(self, *words: str) -> None:
-        """One that must succeed."""
+        """Run a command, and exit if it fails."""
         print("$ " + " ".join(words), flush=True)
         ended = subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]])
         if ended.returncode:
-            sys.exit(f"{words[0]} failed; started again, the study goes on here")
+            sys.exit(f"{words[0]} failed; the study continues from here when it is started again")
 
     def preprocess(self, data: Data) -> None:
-        """By the given teacher's plans, or by nnU-Net's own with batches of two."""
+        """Preprocess with the given teacher's plans, or with nnU-Net's own plans and batches of two."""
         folder = self.preprocessed / data.folder
         plans = folder / "nnUNetPlans.json"
         if (folder / "preprocessed").is_file():
@@ -94,13 +94,13 @@ class Workplace:
         (folder / "preprocessed").touch()
 
     def given_teacher(self, data: Data) -> Path | None:
-        """Its results folder."""
+        """Return the results folder of the teacher that was given for a data set, or ``None``."""
         folder = f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
         path = self.teachers and self.teachers / data.folder / folder
         return path if path and path.is_dir() else None
 
     def teacher(self, data: Data, fold: int) -> dict[str, str]:
-        """Trained where none is given for the fold; the ``teacher`` of plans."""
+        """Train the teacher of a fold if none is given, and return the ``teacher`` section of its students' plans."""
         if fold == 0 and self.given_teacher(data) is not None:
             return {"trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
         trainer = "nnUNetTrainerNoKD"
@@ -114,19 +114,22 @@ class Workplace:
         return {"trainer": trainer, "plans": TEACHER_PLANS}
 
     def results_of(self, data: Data, teacher: Mapping[str, str], fold: int) -> Path:
-        """A teacher's fold."""
+        """Return the results folder of a teacher's fold."""
         folder = f"{teacher['trainer']}__{teacher['plans']}__{CONFIGURATION}"
         return self.results / data.folder / folder / f"fold_{fold}"
 
     def write_plans(self, data: Data, name: str, reduction: int, block: Mapping[str, Any]) -> None:
-        """Plans of a student with settings."""
+        """Write plans of a student with the given settings."""
         folder = self.preprocessed / data.folder
         plans = student_plans(json.loads((folder / "nnUNetPlans.json").read_text()), reduction, name=name)
         plans["nnunet_kd"].update(block)
         (folder / f"{name}.json").write_text(json.dumps(plans, indent=4))
 
     def measure_costs(self, name: str, record: Record) -> None:
-        """Of teacher and student in turn, so that both meet the same machine; a student's weights are random."""
+        """Measure teacher and student in turn, so that the machine is equally busy for both.
+
+        The student's weights are random, since they do not change its costs.
+        """
         if record.costs() is not None:
             return
         part, data = PARTS[name], DATA[PARTS[name].data]
@@ -139,7 +142,7 @@ class Workplace:
         record.add_costs(*(_middle(each) for each in zip(*rounds, strict=True)))
 
     def untrained_student(self, teacher: Path, reduction: int) -> Path:
-        """A checkpoint of a student as this teacher's (a fold's results), in results of its own."""
+        """Write a checkpoint of an untrained student of this teacher (a fold's results), and return its path."""
         plans = student_plans(
             read_plans(teacher.parent / "plans.json"), reduction, name=f"study_untrained_r{reduction}"
         )
@@ -156,7 +159,7 @@ class Workplace:
         return folder / "fold_0" / "checkpoint_final.pth"
 
     def compare(self, name: str, seed: int, record: Record) -> None:
-        """Trains and measures what the record has not, a few rows at a time."""
+        """Train and evaluate the rows that the record lacks, a few at a time."""
         if not record.missing(seed):
             return
         part, data = PARTS[name], DATA[PARTS[name].data]
@@ -182,6 +185,6 @@ class Workplace:
 
 
 def _middle(rounds: Sequence[Measured]) -> Measured:
-    """Of several measurements of one network, the medians."""
+    """Return the medians of several measurements of one network."""
     seconds, peak = (median(getattr(each, name) for each in rounds) for name in ("seconds", "peak_bytes"))
     return replace(rounds[0], seconds=seconds, peak_bytes=peak)

@@ -1,4 +1,4 @@
-"""Twenty kills of every command that takes long, at times of all its phases."""
+"""Twenty kills of every long command, spread over all its phases."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_soft_labels(workspace):
 
 
 def tables(made):
-    """All of a study that does not depend on the machine's mood."""
+    """Return the tables and files of a study that do not depend on the speed of the machine."""
     report = made["study/report.md"].decode()
     measured = report[report.index("## Cost") : report.index("## Further metrics")]
     lines = [line for line in report.replace(measured, "").splitlines() if line.startswith("|")]
@@ -36,7 +36,7 @@ def tables(made):
 
 
 def test_a_study(workspace):
-    """Trainings, predictions, measurements and tables, with nnU-Net's own commands."""
+    """Kill a study that trains, predicts, measures and tabulates with nnU-Net's own commands."""
     short = {**SHORT, "num_iterations_per_epoch": 1}
     workspace.plans("tiny", training=short, teacher={"plans": "nnUNetPlans"}, method={})
     study = workspace.root / "study"

@@ -1,4 +1,4 @@
-"""Trainings killed twenty times, and shared by other numbers of processes."""
+"""Trainings that are killed twenty times, and trainings that continue with another number of processes."""
 
 import pytest
 
