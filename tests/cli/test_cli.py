@@ -110,11 +110,11 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
         (["-d", "598", "-p", "other"], "no plans .*other.json. Fix: choose one of .*nnUNetPlans.* with -p$"),
         (["-d", "598", "-c", "3d"], "the student's plans have no configuration 3d: choose one of 2d, 3d_fullres with"),
         (["-d", "598", "--network", "vm_unet", "-c", "3d_fullres"], "no configuration 3d_fullres: choose one of 2d wi"),
-        (["-d", "598", "-o", "sub/plans"], "a name of plans has letters, digits, .* only, got 'sub/plans'"),
+        (["-d", "598", "-o", "sub/plans"], "the name of plans can have letters, digits, .* only, got 'sub/plans'"),
         (["-d", "598", "-r", "inf"], "student.reduction must be finite, got inf"),
-        (["-d", "Dataset"], "a data set is given by its number or its name, as 501 or .*, got 'Dataset'"),
+        (["-d", "Dataset"], "give a data set by its number or its name, such as 501 or .*, got 'Dataset'"),
         (["-d", "597"], "nnU-Net knows no data set 597"),
-        (["-d", "heads"], "a data set is given by its number or its name, as 501 or .*, got 'heads'"),
+        (["-d", "heads"], "give a data set by its number or its name, such as 501 or .*, got 'heads'"),
         (["-d", "598", "--widths", "8", "9"], "configuration 3d_fullres has . stages, got 2 widths"),
         (["-d", "598", "-r", "0"], "student.reduction must be at least 1, got 0"),
     ],
@@ -229,7 +229,7 @@ def test_doctor_finds_all_well(workspace, capsys):
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerDCD"]) == 0
     assert "the teacher is there and fits: 3 stages shared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 0
-    assert "all values of 6 cases are numbers, all labels known" in capsys.readouterr().out
+    assert "all values of 6 cases are finite, and all labels are declared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
 
 
@@ -258,7 +258,9 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(workspace, capsys, monkeyp
     doctor_says(capsys, "calls itself nnUNetPlans: set plans_name to copy", "-d", "598", "-p", "copy")
     fingerprint = workspace.preprocessed / "dataset_fingerprint.json"
     fingerprint.rename(workspace.root / "away.json")
-    message = f"there is no {fingerprint}, without which no training begins. Fix: nnUNetv2_extract_fingerprint -d 598"
+    message = (
+        f"there is no {fingerprint}, without which no training can start. Fix: nnUNetv2_extract_fingerprint -d 598"
+    )
     doctor_says(capsys, message, "-d", "598")
     (workspace.root / "away.json").rename(fingerprint)
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")

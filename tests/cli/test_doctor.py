@@ -86,7 +86,7 @@ def test_doctor_builds_the_network(workspace, capsys, trainer):
 def test_doctor_knows_what_nnunet_cannot_train_on(workspace, capsys):
     change(workspace, DATASET, labels={"background": 0, "a": 1, "b": 3})
     (wrong,) = doctor(capsys)
-    assert "dataset.json are 0, 1, 3, and nnU-Net trains on labels without a gap" in wrong
+    assert "dataset.json are 0, 1, 3, but nnU-Net needs consecutive labels" in wrong
     change(workspace, DATASET, labels={"background": 0, "a": 1, "b": 2}, channel_names={})
     (wrong,) = doctor(capsys)
     assert "dataset.json has no 'channel_names'" in wrong
@@ -115,7 +115,7 @@ def test_doctor_finds_results_that_cannot_be_written(workspace, capsys, small_di
     read_only(disk)
     wrong = doctor(capsys, "-tr", "nnUNetTrainer")
     assert wrong == [
-        f"FAIL  nnUNet_results={disk} cannot be written to: it is read-only, or not yours. "
+        f"FAIL  nnUNet_results={disk} cannot be written to: it is read-only or belongs to another user. "
         "Fix: export nnUNet_results=/path/to/a/folder/of/yours"
     ]
 

@@ -103,7 +103,7 @@ def test_parts_interruption_and_continuation_give_the_same_files(workspace, sam,
     assert capsys.readouterr().err.endswith("nnunet_kd: stopped\n")
     monkeypatch.setattr(SoftLabelStore, "write", write)
     assert make(*sam, "-num_parts", "2") == 1
-    assert "has 1 of 3 cases already: add --continue" in capsys.readouterr().err
+    assert "has 1 of 3 cases already: compute the others with --continue" in capsys.readouterr().err
     assert make(*sam, "--continue") == 0
     whole = files_of(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_whole")
     assert files_of(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam") == whole
