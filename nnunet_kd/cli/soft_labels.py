@@ -73,7 +73,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "-f",
         metavar="FOLD",
-        help="with --teacher: fold that predicts all cases, a number or all (default: for each case, one that has not seen it)",
+        help="with --teacher: number of the fold for all cases, or all (default: a fold that has not seen the case)",
     )
     command.add_argument(
         "--disable_tta",

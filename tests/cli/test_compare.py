@@ -231,7 +231,7 @@ def test_only_one_comparison_works_in_a_folder(workspace, capsys):
     with held(study / "compare.lock") as other:
         assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     error = capsys.readouterr().err
-    assert f"another nnunet_kd compare works in {study} now (process {other}): run this one again when" in error
+    assert f"another nnunet_kd compare is running in {study} (process {other}): run this command again when" in error
     assert [path.name for path in study.iterdir()] == ["compare.lock"]
 
 
@@ -245,7 +245,7 @@ def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, ca
     torn = fold / "checkpoint_latest.pth"
     torn.write_bytes(b"half of it")
     with held(fold / "training.lock") as other:
-        message = f"another process trains in {fold} now (process {other}): run this again when it has ended; whatever"
+        message = f"another process is training in {fold} (process {other}): run this command again when it has ended;"
         assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
         assert message in capsys.readouterr().err
         assert trainings.models == [] and not (workspace.root / "study").exists()
@@ -304,7 +304,7 @@ def test_a_case_of_two_folds_is_refused(workspace, capsys):
     path.write_text(json.dumps(splits))
     workspace.plans("tiny", training=SHORT)
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "-f", "0", "1") == 1
-    assert f"{case} is a validation case of folds 0 and 1: compare them one at a time" in capsys.readouterr().err
+    assert f"{case} is a validation case of folds 0 and 1: compare one fold at a time" in capsys.readouterr().err
 
 
 def test_folds_that_have_changed_are_refused(workspace, capsys):
@@ -323,7 +323,7 @@ def test_folds_that_have_changed_are_refused(workspace, capsys):
     assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     error = capsys.readouterr().err
     seen = f"1 of 2 validation cases of fold 0 ({case}): restore"
-    assert f"{workspace.teacher} was trained without keeping back {seen}" in error
+    assert f"{workspace.teacher} was trained without holding out {seen}" in error
     assert not (workspace.root / "study" / "logs").exists()
 
 
@@ -345,7 +345,7 @@ def test_a_cascade_is_refused(workspace, capsys):
         (["-m", "NoKD", "-p", "other"], "there are no plans"),
         (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
-        (["-m", "NoKD", "-f", "0", "7"], "has 5 folds, there is no fold 7"),
+        (["-m", "NoKD", "-f", "0", "7"], "has 5 folds, but no fold 7"),
         (["-m", "NoKD", "SAMKD"], "there are no soft labels in"),
         (["-m", "NoKD", "BrainSegDMIF", "-c", "2d"], "would train different networks (PlainConvUNet, ["),
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),

@@ -37,7 +37,7 @@ def test_install(students, tmp_path, capsys, monkeypatch):
     assert f"installed {tmp_path / 'results' / folder}" in capsys.readouterr().out
     before = (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns
     assert main(["install", str(path)]) == 1
-    assert "is there already: remove it" in capsys.readouterr().err
+    assert "already exists: remove it" in capsys.readouterr().err
     assert (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns == before
     assert [entry.name for entry in (tmp_path / "results").iterdir()] == [DATASET]
 
@@ -59,11 +59,11 @@ def test_an_archive_with_a_link(tmp_path):
 
 
 def test_archives_that_are_none(tmp_path):
-    for names, message in ((("readme.txt",), "is no exported model: it holds 'readme.txt'"), ((), "it is empty")):
+    for names, message in ((("readme.txt",), "is not an exported model: it holds 'readme.txt'"), ((), "it is empty")):
         with pytest.raises(ValueError, match=message):
             install_stock(archive_of(tmp_path / "model.zip", *names), tmp_path / "results")
     (tmp_path / "model.zip").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="is no zip file, or damaged"):
+    with pytest.raises(ValueError, match="is not a zip file, or it is damaged"):
         install_stock(tmp_path / "model.zip", tmp_path / "results")
     path = archive_of(tmp_path / "model.zip", f"{MODEL}/plans.json")
     path.write_bytes(path.read_bytes().replace(b"content", b"CONTENT"))
@@ -80,11 +80,11 @@ def test_archives_that_are_none(tmp_path):
         ((f"{MODEL}/C:evil",), "would write outside"),
         (("C:\\\\evil",), "would write outside"),
         ((f"{MODEL}/a\nb",), "would write outside"),
-        ((MODEL,), "is no exported model: it holds"),
-        (("Dataset001_X/./a__b__c/plans.json",), "is no exported model: it holds"),
-        (("Dataset001_X//a__b__c/plans.json",), "is no exported model: it holds"),
-        (("Dataset001_X/plans.json",), "is no exported model: it holds"),
-        (("",), "is no exported model: it holds"),
+        ((MODEL,), "is not an exported model: it holds"),
+        (("Dataset001_X/./a__b__c/plans.json",), "is not an exported model: it holds"),
+        (("Dataset001_X//a__b__c/plans.json",), "is not an exported model: it holds"),
+        (("Dataset001_X/plans.json",), "is not an exported model: it holds"),
+        (("",), "is not an exported model: it holds"),
         ((f"{MODEL}/a", f"{MODEL}/a/b"), "is damaged"),
         (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it holds 10001 files"),
     ],

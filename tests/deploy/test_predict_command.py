@@ -103,7 +103,7 @@ def test_interrupted_leaves_whole_files_only(onnx_models, images, tmp_path, caps
     ("words", "message"),
     [
         (("--engine", "tensorrt"), "an engine is one of auto, openvino, onnxruntime, got 'tensorrt'"),
-        (("-step_size", "0"), "the step size is above 0 and at most 1, got 0"),
+        (("-step_size", "0"), "the step size must be above 0 and at most 1, got 0"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("-i", "nowhere"), "there is no nowhere"),

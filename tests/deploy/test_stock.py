@@ -150,7 +150,7 @@ def test_plans_that_would_leave_their_folder(students, tmp_path, name):
     model = read_trained(results(students), ["0"])
     if not name:
         model.experiment.plans["plans_name"] = "../.."
-    with pytest.raises(ValueError, match="plans are named with letters"):
+    with pytest.raises(ValueError, match="the name of plans can have letters"):
         export_stock(model, tmp_path / "model.zip", plans_name=name or None)
     assert not list(tmp_path.iterdir())
 
@@ -160,7 +160,7 @@ def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
     shutil.copytree(results(students), copy)
     plans = json.loads((copy / "plans.json").read_text())
     (copy / "plans.json").write_text(json.dumps({**plans, "dataset_name": "../../Dataset001_X"}))
-    with pytest.raises(ValueError, match=r"'\.\./\.\./Dataset001_X' in .* is no name of a folder"):
+    with pytest.raises(ValueError, match=r"'\.\./\.\./Dataset001_X' in .* is not a valid folder name"):
         read_trained(copy, ["0"])
 
 
@@ -175,8 +175,8 @@ def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
         (("onnx", "-o", "x", "--plans-name", "y"), "--plans-name belongs to export nnunet"),
         (("onnx", "-o", "x", "--images", "y"), "--images and --labels belong together"),
         (("onnx", "-o", "x", "--images", ".", "--labels", "y"), "there is no folder y"),
-        (("onnx", "-o", "x", "--precision", "fp8"), "a precision is one of fp32, fp16, int8, got 'fp8'"),
-        (("onnx", "-o", "."), "is there already"),
+        (("onnx", "-o", "x", "--precision", "fp8"), "the precision must be one of fp32, fp16, int8, got 'fp8'"),
+        (("onnx", "-o", "."), "already exists"),
     ],
 )
 def test_wrong_arguments(students, tmp_path, monkeypatch, capsys, words, message):

@@ -31,7 +31,7 @@ def test_trainers_have_their_prefix_or_not(tmp_path):
     ]
     (row,) = rows_of_file(written(tmp_path / "rows.json", {"mine": {"trainer": "nnUNetTrainerKD"}}))
     assert row.trainer == "nnUNetTrainerKD"
-    with pytest.raises(ValueError, match="there are two rows KD"):
+    with pytest.raises(ValueError, match="two rows are called KD"):
         list_runs("P", rows_of_methods(["KD", "nnUNetTrainerKD"]), [0], [None])
 
 
@@ -73,8 +73,8 @@ def test_rows_of_a_file(tmp_path):
         ({"a": {"trainer": "DCD", "methods": {}}}, "unknown key 'methods' in .*row 'a': did you mean 'method'"),
         ({"a": {"trainer": "DCD", "method": 3}}, "row 'a': method must be an object, got 3"),
         ({"λ": {"trainer": "DCD"}}, "row 'λ': a name needs a letter or a digit"),
-        ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name has no slash, .* and is not teacher"),
-        ({"/a": {"trainer": "DCD"}}, "row '/a': a name has no slash"),
+        ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name cannot contain a slash, .* or be teacher"),
+        ({"/a": {"trainer": "DCD"}}, "row '/a': a name cannot contain a slash"),
         ([], "is no JSON object"),
     ],
 )
@@ -86,9 +86,12 @@ def test_a_file_that_is_wrong(tmp_path, rows, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"NoKD": {"trainer": "DCD"}}, "there are two rows NoKD"),
+        ({"NoKD": {"trainer": "DCD"}}, "two rows are called NoKD"),
         ({"none": {"trainer": "NoKD"}}, "the rows NoKD and none would have the same plans P$"),
-        ({"DCD a": {"trainer": "DCD"}, "dcd_a": {"trainer": "KD"}}, "the rows DCD a and dcd_a would have one folder"),
+        (
+            {"DCD a": {"trainer": "DCD"}, "dcd_a": {"trainer": "KD"}},
+            "the rows DCD a and dcd_a would have the same folder",
+        ),
         (
             {"a b": {"trainer": "DCD", "method": {"levels": 1}}, "A-b": {"trainer": "KD", "method": {"levels": 2}}},
             "the rows a b and A-b would have the same plans P_a-b",

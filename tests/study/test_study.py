@@ -45,7 +45,7 @@ def test_plans_of_a_run_keep_the_teacher_and_change_seed_and_numbers(workspace):
     assert plans["nnunet_kd"]["method"] == {"levels": 2}  # the given ones stay
     study.write_plans([run])
     other = study_of(workspace, workspace.plans("nnUNetPlans", training=SHORT))
-    with pytest.raises(FileExistsError, match="is there with other settings"):
+    with pytest.raises(FileExistsError, match="exists with other settings"):
         other.write_plans([run])
 
 
@@ -83,7 +83,7 @@ def test_cases_and_images_of_a_fold(workspace):
     images = sorted(path.name for path in study.images_of(0).iterdir())
     assert len(images) == 3 * len(splits[0]["val"]) and images[0].endswith("_0000.nii.gz")
     study.images_of(0)  # a second time
-    with pytest.raises(ValueError, match="has 5 folds, there is no fold 9"):
+    with pytest.raises(ValueError, match="has 5 folds, but no fold 9"):
         study.folds.cases_of(9)
     (workspace.raw / "imagesTr" / images[0]).unlink()
     (study.out / "images" / "fold_0" / images[0]).unlink()
@@ -183,7 +183,7 @@ def test_folds_are_nnunets_and_written_whole(workspace):
     study.folds.write()
     assert json.loads(path.read_text()) == json.loads(nnunets)
     path.write_text(nnunets[:30])
-    with pytest.raises(ValueError, match="cannot read .*splits_final.json, which a killed training has left perhaps"):
+    with pytest.raises(ValueError, match="cannot read .*splits_final.json, perhaps because a training was killed"):
         study.folds.write()
     assert path.read_text() == nnunets[:30]  # a person may have written it
 
