@@ -195,8 +195,8 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
         if network != networks[first]:
             raise ValueError(
                 f"{first} and {method} would train different networks ({network_in_words(networks[first])}; "
-                f"{network_in_words(network)}): write the plans of one student with nnunet_kd plan -d {study.dataset} -r "
-                "FACTOR, and give them with -p"
+                f"{network_in_words(network)}): write the plans of one student with nnunet_kd plan -d {study.dataset} "
+                "-r FACTOR, and give them with -p"
             )
     return needed
 

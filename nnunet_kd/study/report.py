@@ -141,7 +141,14 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
 
 
 def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
-    header = ["method", "parameters (M)", "GFLOPs a patch", "GFLOPs a case", "peak memory (MiB)", "seconds a case"]
+    header = [
+        "method",
+        "parameters (M)",
+        "GFLOPs per patch",
+        "GFLOPs per case",
+        "peak memory (MiB)",
+        "seconds per case",
+    ]
     rows = []
     reference = costs.get(teacher) if teacher is not None else None
     for method, cost in costs.items():

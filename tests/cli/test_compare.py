@@ -73,7 +73,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     ]
     assert len(costs) == 6 and costs[3] == costs[4] == costs[5] != costs[2]  # one network; the teacher's
     assert "Too few cases for a test: of 2, Wilcoxon's cannot give a p below 0.5000" in report
-    assert "gap closed" in report and "GFLOPs a case" in report and "LEAKAGE" not in report
+    assert "gap closed" in report and "GFLOPs per case" in report and "LEAKAGE" not in report
     methods = {row["method"] for row in json.loads((study / "metrics.json").read_text())}
     assert methods == {"teacher", "NoKD", "LogitsKD", "both"}
     page = (study / "report.html").read_text()
