@@ -1,4 +1,4 @@
-"""Files of an ONNX model that are missing or altered are named."""
+"""Missing and altered files of an ONNX model are named."""
 
 import json
 

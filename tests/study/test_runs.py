@@ -22,7 +22,7 @@ def test_runs_come_fold_by_fold():
     assert [run.plans for run in list_runs("P", rows_of_methods(["DCD"]), [0], [0, 7])] == ["P_seed0", "P_seed7"]
 
 
-def test_trainers_have_their_prefix_or_not(tmp_path):
+def test_trainers_are_given_with_or_without_their_prefix(tmp_path):
     rows = rows_of_methods(["KD", "nnUNetTrainerNoKD", "nnUNetTrainer"])
     assert [(row.name, row.trainer) for row in rows] == [
         ("KD", "nnUNetTrainerKD"),
@@ -45,7 +45,7 @@ def test_rows_of_an_ablation_are_settings_of_its_method(name):
         TERMS[name].changed(run.settings["method"], "here").build(1000, "here")
 
 
-def test_an_ablation_that_is_not_there():
+def test_an_unknown_ablation():
     with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
         rows_of_ablation("dc")
 
@@ -78,7 +78,7 @@ def test_rows_of_a_file(tmp_path):
         ([], "is no JSON object"),
     ],
 )
-def test_a_file_that_is_wrong(tmp_path, rows, message):
+def test_wrong_files_of_rows(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         rows_of_file(written(tmp_path / "rows.json", rows))
 
@@ -98,7 +98,7 @@ def test_a_file_that_is_wrong(tmp_path, rows, message):
         ),
     ],
 )
-def test_rows_are_told_apart(tmp_path, rows, message):
+def test_rows_must_differ(tmp_path, rows, message):
     listed = rows_of_methods(["NoKD"]) + rows_of_file(written(tmp_path / "rows.json", rows))
     with pytest.raises(ValueError, match=message):
         list_runs("P", listed, [0], [None])
