@@ -61,17 +61,17 @@ def _compare(
     failed = _train(study, runs)
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]
-    whole = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
-    if baseline not in whole:
+    complete = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
+    if baseline not in complete:
         raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
-    done = [run for run in done if run.method in whole]
+    done = [run for run in done if run.method in complete]
 
     warnings = [*_leaks(study, done), *failed]
     rows = evaluate_cases(study, done, teachers, tolerance, workers, warnings.append)
     costs = study_costs(study, done, teachers, trust)
-    methods = [TEACHER, *whole]
+    methods = [TEACHER, *complete]
     report = Report(
-        title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
+        title=f"{study.dataset}, {study.configuration}: {', '.join(complete)}",
         facts=_facts(study, runs, tolerance),
         warnings=warnings,
         rows=sorted(rows, key=lambda row: methods.index(row.method)),

@@ -227,7 +227,7 @@ def test_doctor_finds_no_problems(workspace, capsys):
     assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("no problems found\n")
     assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerDCD"]) == 0
-    assert "the teacher is there and fits: 3 stages shared" in capsys.readouterr().out
+    assert "the teacher was found and fits: 3 stages shared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 0
     assert "all values of 6 cases are finite, and all labels are declared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
@@ -297,7 +297,7 @@ def test_doctor_reports_soft_labels_that_leak(workspace, capsys):
     assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD"]) == 0
-    assert "needs no teacher, the soft labels 'nnunet' are there and fit" in capsys.readouterr().out
+    assert "needs no teacher, the soft labels 'nnunet' were found and fit" in capsys.readouterr().out
     words = ["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1"]
     assert main(words) == 1
     found = re.search(r"Fix: nnunet_kd (soft-labels .*), and in the plans \"nnunet_kd\": (.*)", capsys.readouterr().out)
@@ -305,7 +305,7 @@ def test_doctor_reports_soft_labels_that_leak(workspace, capsys):
     assert main([*shlex.split(found[1]), "--disable_tta", "-device", "cpu"]) == 0
     workspace.plans("nnUNetPlans", **json.loads(found[2]))
     assert main(words) == 0
-    assert "the soft labels 'fold_1' are there and fit" in capsys.readouterr().out
+    assert "the soft labels 'fold_1' were found and fit" in capsys.readouterr().out
 
 
 def test_doctor_reports_initial_weights_that_leak(workspace, capsys):

@@ -216,7 +216,7 @@ class ExperimentChecks:
             raise ValueError(
                 f"there are no weights of SAM in {weights}. Fix: name them in the plans as nnunet_kd.method.checkpoint"
             )
-        stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
+        stored = "" if store is None else f", the soft labels '{store.name}' were found and fit"
         fix = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
         files = [] if store is None else soft_label_teachers(preparation, store)
         if preparation.starts_from_teacher:
@@ -232,7 +232,7 @@ class ExperimentChecks:
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
             raise ValueError(f"{attached.leakage} {fix}")
-        found = "the teacher is there and fits"
+        found = "the teacher was found and fits"
         if attached.teacher.stages is not None and attached.stages:
             widths = list(attached.teacher.stages.widths)
             found += f": {len(attached.stages)} stages shared, widths {widths}"
