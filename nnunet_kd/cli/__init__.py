@@ -1,4 +1,4 @@
-"""The command ``nnunet_kd``: arguments to one call. Nothing heavy is imported before a command runs."""
+"""The command ``nnunet_kd``. A command imports what it needs when it runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from nnunet_kd import __version__
 from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
 from nnunet_kd.storage.writing import is_full
 
-_ORDER = """in the order of the work:
-  nnunet_kd dataset BraTS2024GLI FOLDER                        a data set of the papers; or put yours into nnUNet_raw
-  nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres
-  nnUNetv2_train 501 3d_fullres 0                              the teacher
-  nnunet_kd doctor -d 501                                      is all in place for a student?
-  nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerKD          a student of a quarter of the width
-  nnUNetv2_predict -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerKD -i IN -o OUT
-  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerKD -o student.zip
+_DESCRIPTION = """\
+Knowledge distillation for stock nnU-Net v2. You train and predict with nnU-Net's own commands; the commands below
+prepare data and plans, check an experiment, compare methods and export students. Every one of them explains itself
+with examples: nnunet_kd COMMAND --help
+"""
+
+_ORDER = """from the data to a student, step by step:
+  nnunet_kd dataset BraTS2024GLI FOLDER                   convert a data set of the papers, or add yours to nnUNet_raw
+  nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres       plan and preprocess it
+  nnUNetv2_train 501 3d_fullres 0                         train the teacher
+  nnunet_kd doctor -d 501                                 check that everything is ready for a student
+  nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerKD     train a student with a quarter of the teacher's width
+  nnUNetv2_predict -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerKD -i IN -o OUT      segment images with it
+  nnunet_kd export nnunet -d 501 -tr nnUNetTrainerKD -o student.zip                share it with users of stock nnU-Net
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+    """Return the parser of all commands."""
     top = argparse.ArgumentParser(
         prog="nnunet_kd",
-        description="Knowledge distillation for stock nnU-Net v2. Training and prediction are nnU-Net's own commands.",
+        description=_DESCRIPTION,
         epilog=_ORDER,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status. What a person can get wrong is one line on standard error."""
+    """Run one command and return its exit status. A user's mistake becomes one line on standard error."""
     chosen = parser().parse_args(arguments)
     try:
         status: int = chosen.run(chosen)
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _in_words(error: OSError) -> str:
-    """Put an error into words: ours is a sentence already, the system's has a number and mostly a file."""
+    """Describe an error in words: our own is a sentence already, one of the system has a number and often a file."""
     if error.errno is None:
         return str(error)
     named = error.filename2 or error.filename

@@ -1,4 +1,4 @@
-"""``nnunet_kd compare``: train methods with stock commands, evaluate them, write the report."""
+"""``nnunet_kd compare``: train methods with stock commands, evaluate them and write a report."""
 
 from __future__ import annotations
 
@@ -12,61 +12,87 @@ from nnunet_kd.storage.writing import check_writable_folder
 from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
 
 _DESCRIPTION = """\
-Train the same student by several methods with nnU-Net's own commands, segment the validation cases of each fold,
-evaluate them, and write one report: tables in the papers' layout, tests, costs, pictures, curves. What is trained
-already is not trained again; a study that was stopped goes on where it was; a method that fails is named in the
-report and does not stop the others. Segmentations are those of nnU-Net's own validation where it is whole: it writes
-those of --val_best into the same folder, which you remove for those of the last checkpoint.
+Train the same student with several methods, using nnU-Net's own commands, segment the validation cases of each fold,
+evaluate them, and write one report: tables in the layout of the papers, statistical tests, costs, pictures and loss
+curves. Finished trainings are not repeated, a stopped study resumes where it stopped, and a method that fails is named
+in the report and does not stop the others. Complete segmentations of nnU-Net's own validation are used as they are. If
+you ran nnU-Net with --val_best, remove its validation folder: it holds the segmentations of another checkpoint.
 
   nnunet_kd compare -d 501 -c 3d_fullres -f 0 -p nnUNetPlans -m NoKD KD LogitsKD FitNets CWD IFVD FreeKD DCD -o study
-      trains fold 0 of each, writes study/report.html and study/report.md; the teacher of the fold is there already
+      train fold 0 of each method and write study/report.html and study/report.md; the teacher of that fold must be
+      trained already
   nnunet_kd compare ... -f 0 1 2 3 4 --seeds 0 1 2
-      five folds, three seeds each (plans nnUNetPlans_seed0, ...)
+      train five folds with three seeds each, using the plans nnUNetPlans_seed0 and so on
   nnunet_kd compare ... -m NoKD DCD --ablation dcd
-      the rows of DCD's ablation beside them; dual_self has those of dual self-distillation
+      add the rows of DCD's ablation study; dual_self adds those of dual self-distillation
   nnunet_kd compare ... -m NoKD DCD --rows rows.json
-      rows of your own: {"DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
-                         "DCD, weight 0.1": {"trainer": "DCD", "method": {"weight": 0.1}},
-                         "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
-      method and training are those of the plans' nnunet_kd block, and change what the plans have
+      add your own rows, for example from a rows.json with this content:
+      {"DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
+       "DCD, weight 0.1": {"trainer": "DCD", "method": {"weight": 0.1}},
+       "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
+      "method" and "training" take the keys of the plans' nnunet_kd block and override its values
 
--m are trainers, with or without their prefix nnUNetTrainer. The first row is the baseline. The schedule is that of the
-plans (nnunet_kd.training), so it is the same for all, and so must the networks be: where the plans name no student,
-some trainers take a quarter of the width and others all of it, and the study is refused. Only one comparison at a time
-works in a folder.
+A method is a trainer, with or without the prefix nnUNetTrainer. The first row is the baseline. All methods share the
+schedule of the plans (nnunet_kd.training) and must train the same network. Without a student in the plans, some
+trainers would train a quarter of the width and others the full width, and the study is refused: write the student's
+plans with nnunet_kd plan first. Only one comparison can run in a folder at a time.
 """
 
 WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json")
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``compare`` and its arguments."""
     command = commands.add_parser(
         "compare",
-        help="train methods, evaluate them, write the report",
+        help="train and evaluate several methods, and write one report",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
-    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
-    command.add_argument("-f", metavar="FOLD", type=int, nargs="+", default=[0], help="folds (default: 0)")
-    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
-    command.add_argument("-m", metavar="METHOD", nargs="+", default=[], help="methods; the first row is the baseline")
-    command.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="train every method with each of these")
-    command.add_argument("--ablation", metavar="NAME", help=f"add the rows of an ablation: {', '.join(ABLATIONS)}")
-    command.add_argument("--rows", metavar="FILE", type=Path, help="add the rows of a file (JSON)")
-    command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder for the report, logs, predictions")
-    command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    command.add_argument("--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD (default: 1)")
-    command.add_argument("-np", metavar="N", type=int, default=2, help="processes of the evaluation (default: 2)")
+    command.add_argument("-d", metavar="ID", required=True, help="number or name of the data set")
     command.add_argument(
-        "--trust", action="store_true", help="plans may name networks of any package, results hold code"
+        "-c", metavar="CONFIG", default="3d_fullres", help="nnU-Net configuration (default: 3d_fullres)"
+    )
+    command.add_argument("-f", metavar="FOLD", type=int, nargs="+", default=[0], help="folds to train (default: 0)")
+    command.add_argument(
+        "-p", metavar="PLANS", default="nnUNetPlans", help="name of the student's plans (default: nnUNetPlans)"
+    )
+    command.add_argument(
+        "-m", metavar="METHOD", nargs="+", default=[], help="methods to train; the first is the baseline"
+    )
+    command.add_argument(
+        "--seeds",
+        metavar="SEED",
+        type=int,
+        nargs="+",
+        help="train every method once per seed (default: the seed of the plans)",
+    )
+    command.add_argument(
+        "--ablation", metavar="NAME", help=f"add the rows of an ablation study: {' or '.join(ABLATIONS)}"
+    )
+    command.add_argument("--rows", metavar="FILE", type=Path, help="add the rows of a JSON file, as in the example")
+    command.add_argument(
+        "-o", metavar="DIR", type=Path, required=True, help="folder for the report, logs and predictions"
+    )
+    command.add_argument(
+        "-device", metavar="DEVICE", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)"
+    )
+    command.add_argument(
+        "--tolerance", metavar="MM", type=float, default=1.0, help="tolerance of the NSD in mm (default: 1)"
+    )
+    command.add_argument(
+        "-np", metavar="N", type=int, default=2, help="worker processes of the evaluation (default: 2)"
+    )
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="allow plans to name networks of any package, and existing results to hold code",
     )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the study; returns 1 where a method failed."""
+    """Run the study; return 1 if a method failed, else 0."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -16,25 +16,26 @@ if TYPE_CHECKING:
     from nnunet_kd.datasets.options import Option
 
 _DESCRIPTION = """\
-Convert a data set of the papers, as it was published, to nnU-Net's raw format. Nothing is downloaded: you get the data
-where --list says, under their own terms.
+Convert a published data set to nnU-Net's raw format. This command downloads nothing: obtain the files yourself, under
+their own terms, from the address that --list shows.
 
   nnunet_kd dataset --list
-      shows numbers, names, what the data sets hold, where to get them and which files are expected
+      show the number, name, content, address and expected files of every data set
   nnunet_kd dataset BraTS2024GLI /data/BraTS2024-training --regions
-      makes Dataset501_BraTS2024GLI in nnUNet_raw; then run nnUNetv2_plan_and_preprocess -d 501
+      create Dataset501_BraTS2024GLI in nnUNet_raw; then run nnUNetv2_plan_and_preprocess -d 501
   nnunet_kd dataset ISLES2022 /data/ISLES-2022 --grid dwi -d 602 --skip-bad
-      uses another number; lists and leaves out the cases that cannot be converted
+      use another number, and list and leave out the cases that cannot be converted
 
-The data set appears once it is complete. Slices, visits and pictures of one patient stay on one side of every split, as
-far as file names tell. Official test sets are kept; where a paper prints only how many cases it held out, as many are
-drawn by their names, in whole patients, the same ones each time. Files that nnU-Net can read as they are become hard
-links where the disk allows it: whoever edits such a file in place edits the published one.
+The folder appears only when the data set is complete. All slices, visits and images of a patient fall on the same side
+of every split, as far as file names identify the patient. An official test set remains the test set. If a paper
+reports only the number of cases it held out, the same number is drawn reproducibly by name, patient by patient. Files
+that nnU-Net can read unchanged become hard links if the disk supports them: editing such a file in place edits the
+published one as well.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Declares the data sets' own options when the command is parsed or explained.
+    """A parser that declares the options of single data sets only when it parses or prints help.
 
     The files that declare them import NumPy and SimpleITK, which no other command should wait for.
     """
@@ -42,12 +43,12 @@ class _Parser(argparse.ArgumentParser):
     _complete = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Declare the options, and parse."""
+        """Declare the options of the data sets and parse the arguments."""
         self._declare_options()
         return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
-        """Declare the options, and explain them."""
+        """Declare the options of the data sets and return the help text."""
         self._declare_options()
         return super().format_help()
 
@@ -55,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
         if self._complete:
             return
         self._complete = True
-        group = self.add_argument_group("options of single data sets")
+        group = self.add_argument_group("options of particular data sets")
         for option, datasets in _options().items():
             explained = f"{', '.join(datasets)}: {option.help}"
             if option.choices:
@@ -66,22 +67,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
-    listed = commands.add_parser("dataset", help="convert a data set of the papers to nnU-Net's raw format")
+    """Add the command ``dataset`` and its arguments."""
+    listed = commands.add_parser("dataset", help="convert a published data set to nnU-Net's raw format")
     command = _Parser(prog=listed.prog, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands.choices["dataset"] = command
-    command.add_argument("name", metavar="NAME", nargs="?", help="name of the data set, see --list")
-    command.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="folder with the published files")
-    command.add_argument("--list", action="store_true", help="show which data sets there are")
-    command.add_argument("-d", metavar="ID", type=int, help="number in nnU-Net (default: see --list)")
-    command.add_argument("--raw", metavar="DIR", type=Path, help="folder to use instead of nnUNet_raw")
-    command.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be converted")
-    command.add_argument("-np", metavar="N", type=int, default=2, help="number of processes (default: 2)")
+    command.add_argument("name", metavar="NAME", nargs="?", help="name of the data set, as --list shows it")
+    command.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="folder that holds the published files")
+    command.add_argument("--list", action="store_true", help="describe all data sets and exit")
+    command.add_argument(
+        "-d", metavar="ID", type=int, help="number of the data set in nnU-Net (default: the one in --list)"
+    )
+    command.add_argument("--raw", metavar="DIR", type=Path, help="folder to write to (default: $nnUNet_raw)")
+    command.add_argument("--skip-bad", action="store_true", help="list and leave out cases that cannot be converted")
+    command.add_argument("-np", metavar="N", type=int, default=2, help="number of worker processes (default: 2)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert a data set or list them all; return the exit status."""
+    """Convert one data set, or list all of them; return the exit status."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
     from nnunet_kd.cli.dataset_folder import required
@@ -132,7 +135,7 @@ def _options() -> dict[Option, list[str]]:
 
 
 def _chosen(arguments: argparse.Namespace, datasets: Mapping[str, type[Dataset]]) -> Dataset:
-    """Return the data set of this name, in any case, with the options that were given."""
+    """Return the data set that the arguments name, with its options; upper and lower case are equal."""
     kind = _named(arguments.name, datasets)
     given = {}
     for option, takers in _options().items():
@@ -189,9 +192,9 @@ def _report(made: Converted, number: int, raw: Path | None) -> None:
     if made.placed is not None:
         print(f"its splits are in {made.placed}, where nnU-Net looks for them")
     elif made.splits:
-        print(f"copy {made.folder / 'splits_final.json'} into its folder of nnUNet_preprocessed before training")
+        print(f"before training, copy {made.folder / 'splits_final.json'} into its folder in nnUNet_preprocessed")
     if made.other_splits is not None:
-        print(f"{made.other_splits} is there and has other cases or folds, which nnU-Net would use: remove it")
+        print(f"{made.other_splits} has other cases or folds, and nnU-Net would use them: remove that file")
     where = "" if raw is None else f"nnUNet_raw={quote(str(raw.absolute()))} "
     print(f"next: {where}nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")
 

@@ -1,4 +1,4 @@
-"""From what a person gives with ``-d``, ``-p`` and ``-c`` to a preprocessed data set and its experiment."""
+"""Find the preprocessed data set and open the experiment that ``-d``, ``-p`` and ``-c`` name."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def dataset_name(dataset: str) -> str:
     """Return the name of a data set.
 
     Args:
-        dataset: Its number, as ``501``, or its name, as ``Dataset501_Name`` or ``Dataset501``.
+        dataset: The number, such as ``501``, or the name, such as ``Dataset501_Name`` or ``Dataset501``.
 
     Raises:
-        ValueError: If it is neither, or nnU-Net knows no data set of this number, or several.
+        ValueError: If it is neither, or if nnU-Net knows no data set with this number, or several.
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
     if is_dataset_name(dataset):
         return dataset
     if not dataset.isdecimal():
-        raise ValueError(f"a data set is given by its number or its name, as 501 or Dataset501_Name, got {dataset!r}")
+        raise ValueError(f"give a data set by its number or its name, such as 501 or Dataset501_Name, got {dataset!r}")
     names = [str(name) for name in find_candidate_datasets(int(dataset))]
     if not names:
         raise ValueError(f"nnU-Net knows no data set {dataset} in its three folders")
@@ -43,10 +43,10 @@ def required(folder: Any, or_else: str = "") -> Path:
 
     Args:
         folder: One of the folders in ``nnunetv2.paths``.
-        or_else: What a person can do instead of setting its variable; the end of the message.
+        or_else: An alternative to setting the variable, appended to the message.
 
     Raises:
-        ValueError: If its variable is not set.
+        ValueError: If the variable of the folder is not set.
     """
     if not folder.is_set():
         name = folder.env_var_name
@@ -58,7 +58,7 @@ def preprocessed_folder(dataset: str) -> Path:
     """Return the folder of a data set in ``nnUNet_preprocessed``.
 
     Args:
-        dataset: Its number or name.
+        dataset: The number or name of the data set.
 
     Raises:
         ValueError: As from :func:`required` and :func:`dataset_name`.
@@ -69,18 +69,18 @@ def preprocessed_folder(dataset: str) -> Path:
 
 
 def open_experiment(dataset: str, plans: str, configuration: str | None, trust: bool = False) -> Experiment:
-    """Open plans of a preprocessed data set: every command reads and checks them here.
+    """Open the plans of a preprocessed data set; every command reads and checks them here.
 
     Args:
-        dataset: As for :func:`dataset_name`.
-        plans: Their name, which is that of their file too.
+        dataset: The number or name of the data set.
+        plans: The name of the plans, which is also that of their file.
         configuration: As for :meth:`nnunet_kd.nnunet.experiment.Experiment.open`.
-        trust: The plans may name any network, or nothing is built from them.
+        trust: Allow the plans to name any network; also for a caller that builds none.
 
     Raises:
-        FileNotFoundError: Where there are no such plans, with the command that makes them.
-        ValueError: As :func:`preprocessed_folder` and :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`, for plans
-            of another name, and for settings that are not valid.
+        FileNotFoundError: If there are no such plans; the message has the command that makes them.
+        ValueError: As from :func:`preprocessed_folder` and :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`; also
+            if the plans call themselves otherwise or their settings are not valid.
     """
     path = preprocessed_folder(dataset) / f"{plans}.json"
     if not path.is_file():
@@ -99,10 +99,10 @@ def open_experiment(dataset: str, plans: str, configuration: str | None, trust: 
 
 
 def no_plans(path: Path) -> str:
-    """Say that plans are not there, with the command that makes them, as far as their name tells.
+    """Say that plans are missing, with the command that makes them as far as their name tells.
 
     Args:
-        path: The plans, in the folder of the data set.
+        path: The missing file in the folder of the data set.
     """
     return f"there are no plans {path}. Fix: {_command_for(path)}"
 

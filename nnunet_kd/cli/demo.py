@@ -1,4 +1,4 @@
-"""``nnunet_kd demo``: the whole job on data it makes itself."""
+"""``nnunet_kd demo``: every step from data to distilled student, on synthetic data."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ from nnunet_kd.storage.writing import check_writable_folder, new_folder, write_w
 from nnunet_kd.study.commands import Commands
 
 _DESCRIPTION = """\
-The whole job in a few minutes, on the CPU where there is no GPU: makes a data set of synthetic heads with small
-lesions, plans and preprocesses it, trains a teacher, a quarter-width student without distillation (NoKD) and the same
-student with DCD, predicts held-out cases, and prints a table. Every step is a stock nnU-Net command, shown as it
-runs. A second run continues where the first was stopped.
+Run every step in a few minutes, on a GPU or a CPU: create a data set of synthetic heads with small lesions, plan and
+preprocess it, train a teacher, a quarter-width student without distillation (NoKD) and the same student with DCD,
+segment held-out cases, and print a table. Each step is a stock nnU-Net command and is shown as it runs. If you stop
+the demo, the next run resumes where it stopped.
 
-The training is far too short for the numbers to say anything about the methods: it shows that everything works.
+  nnunet_kd demo
+      write everything to the folder demo
+  nnunet_kd demo --out /tmp/demo
+      write everything to another folder
+
+The demo shows that your installation works. Its trainings are far too short to say anything about the methods.
 """
 
 NAME = "Dataset599_SyntheticHeads"
 TEACHER_PLANS, STUDENT_PLANS = "nnUNetPlans_teacher", "nnUNetPlans_r4"
-# The students' steps are cheap, and they need more of them. The learning rate is high because there are so few.
+# A student needs more steps than its teacher, and they are cheaper. The learning rate is high for so short a training.
 SCHEDULES: dict[str, dict[str, Any]] = {
     TEACHER_PLANS: {"num_epochs": 7, "num_iterations_per_epoch": 25},
     STUDENT_PLANS: {"num_epochs": 8, "num_iterations_per_epoch": 36},
 }
 for _schedule in SCHEDULES.values():
     _schedule.update(num_val_iterations_per_epoch=4, initial_lr=0.03)
-# Column -> trainer and plans. The teacher is a student whose widths are divided by 1, for a schedule of our own.
+# Row of the table -> trainer and plans. The teacher is a student with widths divided by 1: it takes our schedule.
 MODELS = {
     "teacher": ("nnUNetTrainerNoKD", TEACHER_PLANS),
     "NoKD": ("nnUNetTrainerNoKD", STUDENT_PLANS),
@@ -42,19 +47,21 @@ MODELS = {
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``demo`` and its arguments."""
     command = commands.add_parser(
         "demo",
-        help="run the whole job on synthetic data, in a few minutes",
+        help="run every step on synthetic data in a few minutes",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything")
+    command.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything (default: demo)"
+    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what has not been run yet, then print the table; returns the exit status."""
+    """Run the steps that are not done yet and print the table; return the exit status."""
     check_writable_folder(arguments.out)
     demo = _Demo(arguments.out.resolve())
     demo.prepare()
@@ -68,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Demo:
-    """The steps; each leaves a file by which the next run knows that it is done."""
+    """The steps of the demo; each leaves a file that tells the next run that it is done."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -81,16 +88,16 @@ class _Demo:
         for name, folder in self.folders.items():
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[name] = str(folder)
-        # nnU-Net starts eight exporting processes for eight small cases unless told otherwise.
+        # By default, nnU-Net would start eight export processes for eight small cases.
         os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, min(4, (os.cpu_count() or 2) - 1))))
         os.environ.setdefault("nnUNet_def_n_proc", "2")
 
     def prepare(self) -> None:
-        """Make the data, then nnU-Net's own planning and preprocessing."""
+        """Create the data, and plan and preprocess them with nnU-Net."""
         from nnunet_kd.datasets.synthetic import make_dataset
 
         if not self.raw.is_dir():
-            self.say(f"making 24 training and 8 test cases in {self.raw}")
+            self.say(f"creating 24 training and 8 test cases in {self.raw}")
             with new_folder(self.raw) as unfinished:
                 make_dataset(unfinished)
         if not (self.preprocessed / "preprocessed").is_file():
@@ -99,7 +106,7 @@ class _Demo:
             (self.preprocessed / "preprocessed").touch()
 
     def plan(self) -> None:
-        """Plans of teacher and student with a short schedule and batches of two."""
+        """Write the plans of teacher and student, with a short schedule and batches of two."""
         from nnunet_kd.nnunet.planning import student_plans
 
         plans = read_plans(self.preprocessed / "nnUNetPlans.json")
@@ -115,7 +122,7 @@ class _Demo:
         return self.folders["nnUNet_results"] / NAME / f"{trainer}__{plans}__3d_fullres"
 
     def train(self, model: str) -> None:
-        """Fold 0 with nnUNetv2_train."""
+        """Train fold 0 of a model with ``nnUNetv2_train``."""
         trainer, plans = MODELS[model]
         fold = self.model_folder(model) / "fold_0"
         if (fold / "validation" / "summary.json").is_file():
@@ -125,7 +132,7 @@ class _Demo:
         self.command(f"train_{model}", "nnUNetv2_train", *options, epochs=SCHEDULES[plans]["num_epochs"])
 
     def predict(self, model: str) -> None:
-        """Segment the held-out cases with nnUNetv2_predict."""
+        """Segment the held-out cases with ``nnUNetv2_predict``."""
         trainer, plans = MODELS[model]
         output = self.out / "predictions" / model
         cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
@@ -136,28 +143,28 @@ class _Demo:
         self.command(f"predict_{model}", "nnUNetv2_predict", *data, "-tr", trainer, "-p", plans, *workers)
 
     def report(self) -> None:
-        """Write the table and the picture."""
+        """Write and print the table, and draw the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
         from nnunet_kd.evaluation.measure import Model, measure_models
         from nnunet_kd.study.study import FINAL
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
-        lines = [head + f"{'parameters':>14}{'seconds a case':>16}"]
+        lines = [head + f"{'parameters':>14}{'seconds per case':>18}"]
         models = {model: Model(self.model_folder(model) / "fold_0" / FINAL, "3d_fullres") for model in MODELS}
         for model, cost in measure_models(models, self.raw / "imagesTs", default_device()).items():
             dice = self.dice(model, list(foreground))
             scores = "".join(f"{dice[value]:>16.3f}" for value in foreground)
-            lines.append(f"{model:<10}{scores}{cost.network.parameters:>14,}{cost.seconds:>16.2f}")
+            lines.append(f"{model:<10}{scores}{cost.network.parameters:>14,}{cost.seconds:>18.2f}")
         table = "\n".join(lines)
         (self.out / "table.txt").write_text(table + "\n")
         picture = self.out / "comparison.png"
         self.draw(picture, foreground)
-        self.say(f"8 held-out cases, one short training each; seconds in the network, mirroring on\n\n{table}\n")
+        self.say(f"8 held-out cases, one short training per model; seconds in the network with mirroring\n\n{table}\n")
         print(f"picture {picture}\ntable   {self.out / 'table.txt'}\ndone in {self.commands.minutes:.1f} minutes")
 
     def dice(self, model: str, labels: list[int]) -> dict[int, float]:
-        """Mean Dice per class over the held-out cases, by nnU-Net's own evaluation."""
+        """Return the mean Dice of every label over the held-out cases, from nnU-Net's own evaluation."""
         from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
         from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -168,7 +175,7 @@ class _Demo:
         return {label: float(metrics["mean"][label]["Dice"]) for label in labels}
 
     def draw(self, picture: Path, foreground: dict[int, str]) -> None:
-        """Image, reference and every model on the busiest slice of three cases."""
+        """Draw image, reference and every segmentation on the busiest slice of three cases."""
         import SimpleITK
 
         from nnunet_kd.evaluation.pictures import busiest_slice, draw_comparison

@@ -1,10 +1,10 @@
-"""The device that commands use where none is given."""
+"""The device that a command uses by default."""
 
 from __future__ import annotations
 
 
 def default_device() -> str:
-    """``"cuda"`` where there is such a device, else ``"cpu"``."""
+    """Return ``"cuda"`` if PyTorch finds such a device, else ``"cpu"``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""``nnunet_kd evaluate``: metrics of segmentations, case by case, and their statistics."""
+"""``nnunet_kd evaluate``: metrics of segmentations for every case, and statistical tests between methods."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from nnunet_kd.storage.writing import check_writable_folder
 
 RESULTS = ("metrics.csv", "metrics.json", "summary.md")
 _DESCRIPTION = """\
-Compare one or more folders of segmentations with a folder of references: Dice, IoU, precision, sensitivity,
-specificity, accuracy, HD95 (mm), NSD and volume difference of every case and structure (label or region).
+Compare one or more folders of segmentations with reference segmentations. For every case and structure (a label or a
+region), measure Dice, IoU, precision, sensitivity, specificity, accuracy, HD95 (mm), NSD and volume difference.
 
   nnunet_kd evaluate -ref labelsTs -pred DIR_NoKD -pred DIR_DCD -djfile dataset.json -pfile plans.json -o OUT
-      writes OUT/metrics.csv and OUT/metrics.json (every case) and OUT/summary.md (means and tests)
+      write every value to OUT/metrics.csv and OUT/metrics.json, and means and tests to OUT/summary.md
   nnunet_kd evaluate ... -pred NoKD=DIR1 -pred DCD=DIR2 --tolerance 2 --tolerance core=1
-      names the methods; a tolerance of the NSD for all structures, and another for one
-
+      name the methods; set one NSD tolerance for all structures and another one for the structure "core"
   nnunet_kd evaluate -pred DIR -djfile nnUNet_raw/Dataset501_X/dataset.json -o OUT
-      references are the labels that dataset.json lists under "dataset", of the cases that DIR has
+      take the references that dataset.json lists under "dataset", for the cases in DIR
 
-The first -pred is the baseline the others are tested against. Predictions without a reference are left out, and a
-warning says so; a reference without a prediction is an error. A structure that is missing in both images has no
-value; one that is missing in one of them scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared as
-they lie in the files; where direction or origin say that they lie elsewhere, a warning does too. Images that hold
-several values per voxel, as colour pictures do, are no segmentations and are refused.
+The first -pred is the baseline, against which the others are tested. A prediction without a reference is left out with
+a warning; a reference without a prediction is an error. A structure that is absent from both images has no value; if it
+is absent from only one, it scores Dice 0, NSD 0 and the image's diagonal as HD95. Voxels are compared by their position
+in the arrays; a warning tells you if the direction or origin of two images differ. Images with several values per
+voxel, such as colour images, are not segmentations and are refused.
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``evaluate`` and its arguments."""
     command = commands.add_parser(
         "evaluate",
-        help="measure segmentations and compare methods",
+        help="measure segmentations and test methods against each other",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,21 +43,30 @@ def add_parser(commands: Any) -> None:
         "-ref", metavar="DIR", type=Path, help="folder of references (default: the labels that dataset.json lists)"
     )
     command.add_argument(
-        "-pred", metavar="[NAME=]DIR", action="append", required=True, help="folder of segmentations; may be repeated"
+        "-pred",
+        metavar="[NAME=]DIR",
+        action="append",
+        required=True,
+        help="folder of segmentations; repeat it to compare methods",
     )
     command.add_argument("-djfile", metavar="FILE", type=Path, required=True, help="the data set's dataset.json")
-    command.add_argument("-pfile", metavar="FILE", type=Path, help="plans.json: says how images are read")
-    command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder to write to")
     command.add_argument(
-        "--tolerance", metavar="[NAME=]MM", action="append", default=[], help="tolerance of the NSD (default: 1)"
+        "-pfile",
+        metavar="FILE",
+        type=Path,
+        help="plans.json, which names the image reader (default: a reader that fits the files)",
     )
-    command.add_argument("-np", metavar="N", type=int, default=2, help="processes (default: 2)")
-    command.add_argument("--overwrite", action="store_true", help="replace the results that are in the folder -o")
+    command.add_argument("-o", metavar="DIR", type=Path, required=True, help="folder for the results")
+    command.add_argument(
+        "--tolerance", metavar="[NAME=]MM", action="append", default=[], help="tolerance of the NSD in mm (default: 1)"
+    )
+    command.add_argument("-np", metavar="N", type=int, default=2, help="number of worker processes (default: 2)")
+    command.add_argument("--overwrite", action="store_true", help="replace earlier results in the folder -o")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; returns the exit status."""
+    """Evaluate the segmentations and write the results; return the exit status."""
     predictions = _named_folders(arguments.pred)
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
@@ -68,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_kept(inputs, [arguments.o / name for name in RESULTS], "Give another folder with -o")
     for path in (arguments.o / name for name in RESULTS):
         if path.exists() and not arguments.overwrite:
-            raise FileExistsError(f"{path} is there already: give another folder with -o, or --overwrite to replace it")
+            raise FileExistsError(f"{path} already exists: give another folder with -o, or replace it with --overwrite")
     dataset_json = read_dataset_json(arguments.djfile)
     plans = None if arguments.pfile is None else read_plans(arguments.pfile)
     reference = arguments.ref or _listed_references(arguments.djfile, dataset_json)
@@ -87,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     for case, path in files.items():
         if not isinstance(reference, Path) and not path.is_file():
             raise FileNotFoundError(
-                f"case {case}: there is no {path}, which {arguments.djfile} lists: paths that are not absolute begin "
-                "at the folder of that file, so give the dataset.json of the raw data set"
+                f"case {case}: there is no {path}, which {arguments.djfile} lists: relative paths start from the "
+                "folder of that file, so give the dataset.json of the raw data set"
             )
     evaluation = read_evaluation(dataset_json, plans, files[cases[0]], tolerances.pop("", 1.0), tolerances)
     rows = evaluate_folders(
@@ -107,29 +115,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _listed_references(path: Path, dataset_json: dict[str, Any]) -> dict[str, Path]:
-    """Case -> label that ``dataset.json`` lists; its paths may begin at its own folder."""
+    """Map each case to the label that ``dataset.json`` lists; relative paths start from the folder of that file."""
     if not lists_cases(dataset_json):
         raise ValueError(f'give a folder of references with -ref: {path} lists no cases under "dataset"')
     return training_labels(path.parent, dataset_json)
 
 
 def _named_folders(given: list[str]) -> dict[str, Path]:
-    """Method -> folder; a folder without a name is called after its last part."""
+    """Map each method to its folder; without a given name, the name of the folder is that of the method."""
     named: dict[str, Path] = {}
     for entry in given:
         name, equals, folder = ("", "", entry) if Path(entry).is_dir() else entry.partition("=")
         path = Path(folder if equals else entry)
         name = name if equals else path.resolve().name
         if not name:
-            raise ValueError(f"a folder needs a method's name, -pred NAME=DIR, got {entry!r}")
+            raise ValueError(f"name the method, as in -pred NAME=DIR, got {entry!r}")
         if name in named:
-            raise ValueError(f"two folders are called {name!r}: name them, -pred NAME=DIR")
+            raise ValueError(f"two methods are called {name!r}: name them, as in -pred NAME=DIR")
         named[name] = path
     return named
 
 
 def _tolerances(given: list[str]) -> dict[str, float]:
-    """Structure -> mm; the key "" is for all others."""
+    """Map each structure to its tolerance in mm; the key "" holds the tolerance of all others."""
     tolerances = {}
     for entry in given:
         name, equals, number = entry.rpartition("=")

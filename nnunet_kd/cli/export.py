@@ -1,4 +1,4 @@
-"""``nnunet_kd export`` and ``nnunet_kd install``: hand a student on."""
+"""``nnunet_kd export`` and ``nnunet_kd install``: share a trained student and install a shared one."""
 
 from __future__ import annotations
 
@@ -10,70 +10,92 @@ from typing import Any
 from nnunet_kd.storage.writing import check_writable
 
 _EXPORT = """\
-Hand a trained student on.
+Export a trained student, either for stock nnU-Net or as ONNX.
 
   nnunet_kd export nnunet -d 501 -tr nnUNetTrainerKD -o student.zip
-      a model of stock nnU-Net: nnUNetv2_install_pretrained_model_from_zip student.zip, then nnUNetv2_predict, on a
-      machine without this package. Weights, the student's plans and where it comes from (provenance.json), nothing
-      to resume with. Its plans get the method's name, so that nothing is installed over the teacher.
+      write a model of stock nnU-Net. Another machine needs only nnU-Net, not this package, to install it with
+      nnUNetv2_install_pretrained_model_from_zip student.zip and to predict with nnUNetv2_predict. The file holds the
+      weights, the student's plans and a record of its origin (provenance.json), but no state to resume training from.
+      The method becomes part of the plans' name, so that the installation does not replace the teacher.
   nnunet_kd export onnx -d 501 -tr nnUNetTrainerKD -o student_onnx
-      a folder for nnunet_kd predict: OpenVINO or ONNX Runtime on a CPU (pip install 'nnunet_kd[onnx,openvino]')
+      write a folder for nnunet_kd predict, which runs on a CPU with OpenVINO or ONNX Runtime
+      (pip install 'nnunet_kd[onnx,openvino]')
   nnunet_kd export onnx ... --precision int8 --images imagesTs --labels labelsTs
-      smaller weights, and what they cost in Dice on these cases
+      store smaller weights and measure on these cases how much Dice they cost
 """
 
 _INSTALL = """\
-Unpack a model that was exported as a zip file, by this package or by nnU-Net, into nnUNet_results. Does what
-nnUNetv2_install_pretrained_model_from_zip does, and refuses to replace a model that is there or to write elsewhere.
-It refuses as well what nnUNetv2_predict would run: checkpoints that hold more than weights and numbers, and plans that
-name networks of other packages than PyTorch, nnU-Net and this one; --trust installs them.
+Install a model from a zip file that this package or nnU-Net exported. Like nnUNetv2_install_pretrained_model_from_zip,
+it unpacks the file into nnUNet_results, but it never replaces an installed model and never writes elsewhere. It also
+refuses models whose code nnUNetv2_predict would run: checkpoints that hold more than weights and numbers, and plans
+that name networks from packages other than PyTorch, nnU-Net and this one. Use --trust to install them all the same.
 
   nnunet_kd install student.zip
+      unpack student.zip into nnUNet_results and print the folder of the model
 """
 
 
-_TRUST = "run whatever code the model's files hold: classes in its checkpoints, networks its plans name"
+_TRUST = "allow any code in the model's files to run: classes in its checkpoints, networks that its plans name"
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the commands ``export`` and ``install`` and their arguments."""
     export = commands.add_parser(
         "export",
-        help="turn a trained student into a model of stock nnU-Net, or into ONNX",
+        help="export a trained student for stock nnU-Net or as ONNX",
         description=_EXPORT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    export.add_argument("kind", choices=("nnunet", "onnx"), help="what it becomes")
-    export.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
-    export.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerKD", help="default: nnUNetTrainerKD")
-    export.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
-    export.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
-    export.add_argument("-f", metavar="FOLD", nargs="+", default=["0"], help="folds, or all (default: 0)")
     export.add_argument(
-        "-chk", metavar="FILE", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)"
+        "kind", choices=("nnunet", "onnx"), help="a model of stock nnU-Net (nnunet) or an ONNX model (onnx)"
     )
-    export.add_argument("-o", metavar="PATH", type=Path, required=True, help="zip file (nnunet) or folder (onnx)")
-    export.add_argument("--licence", metavar="TEXT", help="under which it is handed on, for its provenance")
-    export.add_argument("--plans-name", metavar="NAME", help="nnunet: of the exported plans (default: PLANS_METHOD)")
-    export.add_argument("--precision", metavar="KIND", help="onnx: fp32, fp16 or int8 (default: fp32)")
-    export.add_argument("--images", metavar="DIR", type=Path, help="onnx: cases to measure Dice on")
-    export.add_argument("--labels", metavar="DIR", type=Path, help="onnx: their references")
+    export.add_argument("-d", metavar="ID", required=True, help="number or name of the data set")
+    export.add_argument(
+        "-tr", metavar="TRAINER", default="nnUNetTrainerKD", help="trainer of the student (default: nnUNetTrainerKD)"
+    )
+    export.add_argument(
+        "-p", metavar="PLANS", default="nnUNetPlans", help="name of the student's plans (default: nnUNetPlans)"
+    )
+    export.add_argument(
+        "-c", metavar="CONFIG", default="3d_fullres", help="nnU-Net configuration (default: 3d_fullres)"
+    )
+    export.add_argument(
+        "-f", metavar="FOLD", nargs="+", default=["0"], help="folds to export, numbers or all (default: 0)"
+    )
+    export.add_argument(
+        "-chk",
+        metavar="FILE",
+        default="checkpoint_final.pth",
+        help="checkpoint to export (default: checkpoint_final.pth)",
+    )
+    export.add_argument(
+        "-o", metavar="PATH", type=Path, required=True, help="zip file (nnunet) or folder (onnx) to write"
+    )
+    export.add_argument(
+        "--licence", metavar="TEXT", help="licence of the model, noted in its provenance (default: none)"
+    )
+    export.add_argument(
+        "--plans-name", metavar="NAME", help="nnunet only: name of the exported plans (default: PLANS_METHOD)"
+    )
+    export.add_argument("--precision", metavar="KIND", help="onnx only: fp32, fp16 or int8 weights (default: fp32)")
+    export.add_argument("--images", metavar="DIR", type=Path, help="onnx only: images of cases to measure Dice on")
+    export.add_argument("--labels", metavar="DIR", type=Path, help="onnx only: reference segmentations of these cases")
     export.add_argument("--trust", action="store_true", help=_TRUST)
     export.set_defaults(run=run_export)
 
     install = commands.add_parser(
         "install",
-        help="unpack an exported zip file into nnUNet_results",
+        help="install an exported model into nnUNet_results",
         description=_INSTALL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    install.add_argument("zip", metavar="ZIP", type=Path, help="the file")
+    install.add_argument("zip", metavar="ZIP", type=Path, help="zip file of the model")
     install.add_argument("--trust", action="store_true", help=_TRUST)
     install.set_defaults(run=run_install)
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Export; returns the exit status."""
+    """Export the student; return the exit status."""
     from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
@@ -146,7 +168,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def run_install(arguments: argparse.Namespace) -> int:
-    """Install; returns the exit status."""
+    """Install the models in the zip file; return the exit status."""
     from nnunetv2.paths import nnUNet_results
 
     from nnunet_kd.cli.dataset_folder import required

@@ -1,4 +1,4 @@
-"""``nnunet_kd plan``: write plans of a student, and show what it costs beside its teacher."""
+"""``nnunet_kd plan``: write the plans of a student, and compare its cost with the teacher's."""
 
 from __future__ import annotations
 
@@ -11,61 +11,71 @@ from nnunet_kd.nnunet.planning import NETWORKS, RECIPE
 from nnunet_kd.nnunet.reading import plans_errors
 
 _DESCRIPTION = """\
-Write plans of a student: the teacher's plans with smaller widths in every configuration. Everything else stays, so
-the student trains on the data that are preprocessed already. Prints parameters, FLOPs (of convolutions and matrix
-products, a multiply-add is two) and activation memory of teacher and student.
+Write the plans of a student: the teacher's plans with smaller widths in every configuration. Nothing else changes, so
+the student trains on the data that you have preprocessed already. The command prints the parameters, FLOPs
+(convolutions and matrix products; a multiply-add counts as two) and activation memory of teacher and student.
 
   nnunet_kd plan -d 501 -r 4
-      writes nnUNetPlans_r4.json; train it with
+      write nnUNetPlans_r4.json with all widths divided by 4, and train that student with
       nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerKD -p nnUNetPlans_r4
   nnunet_kd plan -d 501 -c 3d_fullres --widths 8 16 32 64 80 80 -o nnUNetPlans_mine
-      sets the widths of one configuration by hand; the others are divided by -r
+      set the widths of one configuration by hand; those of the others are divided by -r
   nnunet_kd plan -d 501 --network dra_unet
-      writes nnUNetPlans_dra_unet_r4.json: another network with the teacher's stages; any trainer can train it, stock
-      nnUNetTrainer too
+      write nnUNetPlans_dra_unet_r4.json: another network with the teacher's stages, for any trainer, including
+      stock nnUNetTrainer
   nnunet_kd plan -d 501 --network kd_sam
-      writes nnUNetPlans_kd_sam.json: KD-SAM in the 2d configuration, at its own size whatever -r says. Put SAM's
-      weights into it, "nnunet_kd": {..., "method": {"checkpoint": "sam_vit_h_4b8939.pth"}}, and train it with
+      write nnUNetPlans_kd_sam.json: KD-SAM in the 2d configuration, whose size -r does not change. Name SAM's weights
+      in that file, "nnunet_kd": {..., "method": {"checkpoint": "sam_vit_h_4b8939.pth"}}, and train with
       nnUNetv2_train 501 2d 0 -tr nnUNetTrainerKDSAM -p nnUNetPlans_kd_sam
   nnunet_kd plan -d 501 --network vm_unet
-      writes nnUNetPlans_vm_unet.json: VM-UNet in the 2d configuration at its paper's widths, the patch enlarged to
-      multiples of 32, AdamW in the settings. -r 4 divides its widths.
+      write nnUNetPlans_vm_unet.json: VM-UNet in the 2d configuration with the widths of its paper, a patch rounded up
+      to multiples of 32, and AdamW. Add -r 4 to divide its widths.
 """
 
-OTHERWISE = "nnUNetTrainerDCD"  # for students that cannot start from their teacher
+OTHERWISE = "nnUNetTrainerDCD"  # for a student that cannot start from its teacher
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``plan`` and its arguments."""
     command = commands.add_parser(
         "plan",
-        help="write plans of a student",
+        help="write the plans of a student",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
+    command.add_argument("-d", metavar="ID", required=True, help="number or name of the data set")
     command.add_argument(
-        "-p", metavar="PLANS", default="nnUNetPlans", help="the teacher's plans (default: nnUNetPlans)"
+        "-p", metavar="PLANS", default="nnUNetPlans", help="name of the teacher's plans (default: nnUNetPlans)"
     )
     command.add_argument(
-        "-r", metavar="FACTOR", type=float, help="divide every width by this (default: 4; 1 for vm_unet)"
+        "-r", metavar="FACTOR", type=float, help="divide every width by this factor (default: 4; 1 for vm_unet)"
     )
-    command.add_argument("--min-features", metavar="N", type=int, default=8, help="least width of a stage (default: 8)")
-    command.add_argument("--widths", metavar="N", type=int, nargs="+", help="widths of the stages of configuration -c")
+    command.add_argument(
+        "--min-features", metavar="N", type=int, default=8, help="smallest width of a stage (default: 8)"
+    )
+    command.add_argument(
+        "--widths",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="widths of the stages in the configuration -c (default: divide by -r)",
+    )
     command.add_argument(
         "-c",
         metavar="CONFIG",
-        help="configuration --widths is for (default: 3d_fullres, or what there is; 2d for networks of slices)",
+        help="configuration of --widths (default: 3d_fullres if planned; 2d for networks of slices)",
     )
-    command.add_argument("--network", choices=sorted(NETWORKS), help="a network of this package instead of nnU-Net's")
+    command.add_argument(
+        "--network", choices=sorted(NETWORKS), help="use a network of this package (default: nnU-Net's)"
+    )
     command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK][_rFACTOR])")
-    command.add_argument("--force", action="store_true", help="replace a plans file of that name")
-    command.add_argument("--trust", action="store_true", help="the plans may name networks of any package")
+    command.add_argument("--force", action="store_true", help="replace existing plans of that name")
+    command.add_argument("--trust", action="store_true", help="allow the plans to name networks of any package")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the plans; returns the exit status."""
+    """Write the plans of a student; return the exit status."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_kd.cli.dataset_folder import is_plans, open_experiment, preprocessed_folder
@@ -85,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     reduction = usual if arguments.r is None else arguments.r
     name = arguments.o or student_name(arguments.p, arguments.network, reduction, arguments.widths)
     if not re.fullmatch(r"[\w.+-]+", name):
-        raise ValueError(f"a name of plans has letters, digits, _, -, + and . only, got {name!r}")
+        raise ValueError(f"the name of plans can have letters, digits, _, -, + and . only, got {name!r}")
     target = folder / f"{name}.json"
     if target == source or (target.exists() and target.samefile(source)):
         raise ValueError(f"the student's plans need a name of their own, not {name}")
@@ -123,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _obstacle(
     plans: dict[str, Any], student: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> str | None:
-    """Why the recipe cannot start a student from the teacher; ``None``: it can."""
+    """Return why the recipe cannot start a student from its teacher, or ``None`` if it can."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 

@@ -14,45 +14,63 @@ if TYPE_CHECKING:
     from nnunet_kd.deploy.predictor import OnnxPredictor, PredictionCase
 
 _DESCRIPTION = """\
-Segment images with a model of nnunet_kd export onnx, on the CPU. Files are named as for nnUNetv2_predict, and so are
-the options both have; what is written is the same.
+Segment images on the CPU with a model from nnunet_kd export onnx. Image names, shared options and written files are
+those of nnUNetv2_predict.
 
   nnunet_kd predict -m student_onnx -i imagesTs -o segmentations
+      segment every case in the folder imagesTs
   nnunet_kd predict -m student_onnx -i case_0000.nii.gz -o case.nii.gz --disable_tta
-  nnunet_kd predict ... --continue_prediction           after an interruption: cases that are there are left out
-  nnunet_kd predict ... -num_parts 2 -part_id 0         share the cases among machines
+      segment one case without mirroring
+  nnunet_kd predict ... --continue_prediction
+      resume after an interruption: finished cases are skipped
+  nnunet_kd predict ... -num_parts 2 -part_id 0
+      segment the first half of the cases; run -part_id 1 on another machine
 
-Segmentations may lie beside the images, as case.nii.gz beside case_0000.nii.gz, but nothing that is read is written
-over, and nothing else in the folder of the images is.
+You can write segmentations beside the images, such as case.nii.gz beside case_0000.nii.gz. No input is ever
+overwritten.
 
-The engine is OpenVINO where it is installed (pip install 'nnunet_kd[openvino]'), else ONNX Runtime.
+The engine is OpenVINO if it is installed (pip install 'nnunet_kd[openvino]'), otherwise ONNX Runtime.
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``predict`` and its arguments."""
     command = commands.add_parser(
         "predict",
         help="segment images with an ONNX model",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-m", metavar="DIR", type=Path, required=True, help="folder of the model")
+    command.add_argument("-m", metavar="DIR", type=Path, required=True, help="folder of the exported model")
     command.add_argument("-i", metavar="PATH", type=Path, required=True, help="folder of images, or one image")
-    command.add_argument("-o", metavar="PATH", type=Path, required=True, help="folder of segmentations, or one file")
-    command.add_argument("--disable_tta", action="store_true", help="no mirrored copies: faster, a little less exact")
-    command.add_argument("-step_size", metavar="S", type=float, default=0.5, help="of the window (default: 0.5)")
-    command.add_argument("--save_probabilities", action="store_true", help="write them too, as nnU-Net does")
-    command.add_argument("--continue_prediction", action="store_true", help="leave out cases that are there")
-    command.add_argument("-num_parts", metavar="N", type=int, default=1, help="share the cases among N commands")
-    command.add_argument("-part_id", metavar="K", type=int, default=0, help="which of them this is, from 0")
-    command.add_argument("--engine", metavar="NAME", default="auto", help="auto, openvino or onnxruntime")
-    command.add_argument("--threads", metavar="N", type=int, help="default: all cores this process may use")
+    command.add_argument(
+        "-o", metavar="PATH", type=Path, required=True, help="folder for the segmentations, or one file"
+    )
+    command.add_argument(
+        "--disable_tta", action="store_true", help="predict without mirroring (faster, slightly less accurate)"
+    )
+    command.add_argument(
+        "-step_size", metavar="S", type=float, default=0.5, help="step of the sliding window, in patches (default: 0.5)"
+    )
+    command.add_argument(
+        "--save_probabilities", action="store_true", help="also write the probabilities, as nnU-Net does"
+    )
+    command.add_argument("--continue_prediction", action="store_true", help="skip cases that are segmented already")
+    command.add_argument(
+        "-num_parts", metavar="N", type=int, default=1, help="split the cases into N parts (default: 1)"
+    )
+    command.add_argument("-part_id", metavar="K", type=int, default=0, help="part to segment, from 0 (default: 0)")
+    command.add_argument(
+        "--engine", metavar="NAME", default="auto", help="auto, openvino or onnxruntime (default: auto)"
+    )
+    command.add_argument(
+        "--threads", metavar="N", type=int, help="CPU threads (default: all cores available to the process)"
+    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict; returns the exit status."""
+    """Segment the images; return the exit status."""
     if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
         raise ValueError(f"-part_id must be from 0 to {arguments.num_parts - 1}, got {arguments.part_id}")
     if arguments.threads is not None and arguments.threads < 1:
@@ -78,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     def written(some: list[PredictionCase]) -> list[Path]:
         return [file for case in some for file in predictor.files_of(case, arguments.save_probabilities)]
 
-    check_kept(images, written(cases), elsewhere)  # all cases: another part's too, or one that seems to be there
+    check_kept(images, written(cases), elsewhere)  # of all cases, also those of other parts and those already done
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
         endings = [predictor.file_ending, *([".npz"] if arguments.save_probabilities else [])]
@@ -114,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _near(arguments: argparse.Namespace, predictor: OnnxPredictor, cases: list[PredictionCase]) -> list[Path]:
-    """What lies beside the images and must stay too: references, perhaps; unless -o names the very file."""
+    """Return what else must be kept: files beside the images can be references. A file that -o names is excepted."""
     if arguments.i.is_dir():
         return [arguments.i, arguments.i.resolve().parent / "dataset.json"]
     named = any(predictor.files_of(case, False)[0] == arguments.o for case in cases)
@@ -122,7 +140,7 @@ def _near(arguments: argparse.Namespace, predictor: OnnxPredictor, cases: list[P
 
 
 def _beside(folder: Path, predictor: OnnxPredictor) -> dict[Path, str]:
-    """What nnU-Net writes beside segmentations, where it is not there yet."""
+    """Return the files that nnU-Net writes beside segmentations and that do not exist yet."""
     content = {"dataset.json": predictor.dataset_json, "plans.json": predictor.plans}
     wanted = {folder / name: json.dumps(values, indent=1) for name, values in content.items()}
     return {path: text for path, text in wanted.items() if not _holds(path, text)}
@@ -136,7 +154,7 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _name_strangers(names: Sequence[str], ending: str) -> None:
-    """Say which files of the folder of images are not segmented."""
+    """Tell which files in the folder of images are not segmented."""
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         print(f"nnunet_kd: {', '.join(names[:3])}{more} left out: images are named CASE_0000{ending}", file=sys.stderr)

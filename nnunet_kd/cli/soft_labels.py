@@ -1,4 +1,4 @@
-"""``nnunet_kd soft-labels``: compute a teacher's logits or embeddings of every training case once, and store them."""
+"""``nnunet_kd soft-labels``: compute a teacher's logits or embeddings of every training case once and store them."""
 
 from __future__ import annotations
 
@@ -9,71 +9,91 @@ from typing import Any
 from nnunet_kd.storage.writing import check_writable_folder
 
 _DESCRIPTION = """\
-Store a teacher's logits of every preprocessed training case, for nnUNetTrainerSAMKD. They are computed once, and
-follow each case through nnU-Net's augmentation during training. There is one file per case, in a folder beside the
-preprocessed data, with a manifest; a file is written completely or not at all.
+Compute a teacher's logits of every preprocessed training case once and store them, for nnUNetTrainerSAMKD. During
+training, nnU-Net augments them together with the case. The store is a folder beside the preprocessed data, with one
+file per case and a manifest; every file is complete or absent.
 
   nnunet_kd soft-labels -d 501 -c 3d_fullres --sam vit_b --checkpoint sam_vit_b_01ec64.pth
-      asks SAM slice by slice, across the axis of the largest voxels; a box around every connected component of the
-      training labels is its prompt.
+      SAM segments every volume slice by slice, along the axis with the largest voxel spacing. Its prompts are boxes
+      around the connected components of the training labels.
   nnunet_kd soft-labels -d 501 -c 2d --sam vit_h --checkpoint FILE --channels 0 1 3 --prompt points
-      three of the input channels as red, green and blue; a point in every component instead of a box
+      Three input channels serve as red, green and blue, and each component is prompted by a point instead of a box.
   nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher
-      an nnU-Net teacher instead, the one the plans name (nnunet_kd.teacher, by default nnUNetTrainer with the same
-      plans); each case by the fold that was not trained on it, whatever folds the plans name
+      An nnU-Net teacher predicts instead: the one that the plans name as nnunet_kd.teacher, by default nnUNetTrainer
+      with the same plans. Each case is predicted by the fold that was not trained on it, whatever folds the plans name.
   nnunet_kd soft-labels -d 501 -c 3d_fullres --teacher -f 0 --name fold_0
-      fold 0 does all cases, for students of fold 0; -f all does them for students of fold all. Other folds have seen a
-      student's validation cases: a student that learns from any of them, as from the store above, has that said with
-      its results.
+      Fold 0 predicts all cases, for students of fold 0; -f all does the same for students of fold all. Any other fold
+      has seen validation cases of these students. A student that learns from such a fold, as from the store of the
+      previous example, has this leakage recorded with its results.
   nnunet_kd soft-labels -d 501 -c 2d --embeddings --sam vit_h --checkpoint sam_vit_h_4b8939.pth
-      instead of logits SAM's image embeddings, for nnUNetTrainerKDSAM: of every patch nnU-Net's sliding window cuts
-      from a slice, 2 MiB each before compression; no prompts. Name the store in the plans:
-      "nnunet_kd": {"method": {"embeddings": "sam", ...}}
-  nnunet_kd soft-labels ... -num_parts 4 -part_id 0        (and 1, 2, 3 on other machines)
-  nnunet_kd soft-labels ... --continue                     after an interruption, or where a file was damaged
+      SAM's image embeddings are stored instead of logits, for nnUNetTrainerKDSAM: one for every patch that nnU-Net's
+      sliding window cuts from a slice, each 2 MiB before compression. There are no prompts. Name the store in the
+      plans: "nnunet_kd": {"method": {"embeddings": "sam", ...}}
+  nnunet_kd soft-labels ... -num_parts 4 -part_id 0
+      Compute the first of four parts; run -part_id 1, 2 and 3 on other machines.
+  nnunet_kd soft-labels ... --continue
+      Compute what is missing or damaged, for example after an interruption.
 
-Intensities between the 0.5th and the 99.5th percentile of a channel (of voxels inside the body, as nnU-Net crops it)
-are what SAM sees; with --embeddings, those percentiles of the patch, and photographs in their own colours.
+SAM sees the intensities between the 0.5th and the 99.5th percentile of each channel, over the voxels inside the body as
+nnU-Net crops it. With --embeddings, the percentiles are those of the patch, and photographs keep their own colours.
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``soft-labels`` and its arguments."""
     command = commands.add_parser(
         "soft-labels",
-        help="store a teacher's logits (SAM's, or an nnU-Net's) or SAM's embeddings of every training case",
+        help="store logits of SAM or an nnU-Net, or embeddings of SAM, for every training case",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-d", metavar="ID", required=True, help="data set, as a number or a name")
-    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
-    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
+    command.add_argument("-d", metavar="ID", required=True, help="number or name of the data set")
+    command.add_argument(
+        "-c", metavar="CONFIG", default="3d_fullres", help="nnU-Net configuration (default: 3d_fullres)"
+    )
+    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="name of the plans (default: nnUNetPlans)")
     teacher = command.add_mutually_exclusive_group(required=True)
-    teacher.add_argument("--sam", metavar="TYPE", help="SAM of this size: vit_b, vit_l, vit_h")
-    teacher.add_argument("--teacher", action="store_true", help="the nnU-Net teacher the plans name")
-    command.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights of SAM")
-    command.add_argument("--embeddings", action="store_true", help="with --sam: store its image embeddings")
+    teacher.add_argument("--sam", metavar="TYPE", help="use SAM of this size: vit_b, vit_l or vit_h")
+    teacher.add_argument("--teacher", action="store_true", help="use the nnU-Net teacher that the plans name")
+    command.add_argument("--checkpoint", metavar="FILE", type=Path, help="with --sam, required: its weights")
+    command.add_argument(
+        "--embeddings", action="store_true", help="with --sam: store image embeddings instead of logits"
+    )
     command.add_argument(
         "--channels",
         metavar="N",
         type=int,
         nargs="+",
-        help="one to three input channels for SAM (default: the first three)",
+        help="with --sam: the one to three input channels that it sees (default: the first three)",
     )
-    command.add_argument("--prompt", metavar="KIND", help="box or points (default: box)")
-    command.add_argument("--margin", metavar="N", type=int, help="voxels added to a box on each side (default: 2)")
-    command.add_argument("-f", metavar="FOLD", help="with --teacher: this fold for all cases; a number or all")
-    command.add_argument("--disable_tta", action="store_true", help="with --teacher: no mirrored copies")
-    command.add_argument("--name", metavar="NAME", help="of the store (default: sam or nnunet)")
-    command.add_argument("-num_parts", metavar="N", type=int, default=1, help="share the cases among N commands")
-    command.add_argument("-part_id", metavar="K", type=int, default=0, help="which of them this is, from 0")
-    command.add_argument("--continue", dest="resume", action="store_true", help="make what is not there yet")
-    command.add_argument("-device", metavar="DEVICE", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--prompt", metavar="KIND", help="with --sam: box or points (default: box)")
+    command.add_argument(
+        "--margin", metavar="N", type=int, help="with --sam: voxels added to each side of a box (default: 2)"
+    )
+    command.add_argument(
+        "-f",
+        metavar="FOLD",
+        help="with --teacher: number of the fold for all cases, or all (default: a fold that has not seen the case)",
+    )
+    command.add_argument(
+        "--disable_tta",
+        action="store_true",
+        help="with --teacher: predict without mirroring (faster, slightly less accurate)",
+    )
+    command.add_argument("--name", metavar="NAME", help="name of the store (default: sam or nnunet)")
+    command.add_argument(
+        "-num_parts", metavar="N", type=int, default=1, help="split the cases into N parts (default: 1)"
+    )
+    command.add_argument("-part_id", metavar="K", type=int, default=0, help="part to compute, from 0 (default: 0)")
+    command.add_argument("--continue", dest="resume", action="store_true", help="compute what is missing or damaged")
+    command.add_argument(
+        "-device", metavar="DEVICE", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)"
+    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the store; returns the exit status."""
+    """Compute and store the soft labels; return the exit status."""
     import torch
     from tqdm import tqdm
 
@@ -101,8 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
     todo = [case for case in mine if store.fault(case, cases, thorough=arguments.resume) is not None]
     if len(todo) < len(mine) and not arguments.resume:
         raise FileExistsError(
-            f"{store.folder} has {len(mine) - len(todo)} of {len(mine)} cases already: add --continue to make the "
-            "others, or remove it"
+            f"{store.folder} has {len(mine) - len(todo)} of {len(mine)} cases already: compute the others with "
+            "--continue, or remove the folder"
         )
     device = torch.device(arguments.device or default_device())
     source: Source
@@ -134,9 +154,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.f is not None and arguments.f != "all" and not arguments.f.isdecimal():
         raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     if arguments.embeddings and not arguments.sam:
-        raise ValueError("--embeddings are SAM's: give --sam")
+        raise ValueError("only SAM has --embeddings: give --sam")
     if arguments.embeddings and (arguments.prompt is not None or arguments.margin is not None):
-        raise ValueError("--prompt and --margin do not belong to --embeddings: no prompt is given")
+        raise ValueError("--prompt and --margin do not belong to --embeddings, which need no prompt")
     of_sam = (arguments.checkpoint, arguments.channels, arguments.prompt, arguments.margin)
     if arguments.teacher and any(value is not None for value in of_sam):
         raise ValueError("--checkpoint, --channels, --prompt and --margin belong to --sam")

@@ -1,1 +1,1 @@
-"""From a trained student to where it runs: a model of stock nnU-Net, or ONNX with its own predictor."""
+"""Export a trained student as a model of stock nnU-Net or as ONNX, and predict with the ONNX model."""

@@ -1,4 +1,4 @@
-"""What an exported zip file holds: its models and ensembles, checked before stock nnU-Net would run them."""
+"""Check the models and ensembles of an exported zip file before stock nnU-Net can run them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nnunet_kd.nnunet.trust.architectures import load_network
 from nnunet_kd.nnunet.trust.archives import check_entries
 from nnunet_kd.nnunet.trust.postprocessing import is_postprocessing
 
-_DATASET = "Dataset[^/]*"  # as nnU-Net: any name that begins so is a data set's
-# What nnU-Net's own export adds where ensembles were evaluated.
+_DATASET = "Dataset[^/]*"  # like nnU-Net, take any name with this prefix for a data set
+# The files that nnU-Net's own export adds if ensembles were evaluated.
 _ENSEMBLES = rf"{_DATASET}/(ensembles/[^/]+/[^/]+|inference_information\.(json|txt))"
 
 
 def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
-    """List the folders of the models in an archive, whose entries all lie in one or belong to nnU-Net's ensembles.
+    """List the folders of the models in an archive; any other entry must belong to nnU-Net's ensembles.
 
     Raises:
-        ValueError: As :func:`nnunet_kd.nnunet.trust.archives.check_entries`, or where it is no exported model.
+        ValueError: As from :func:`nnunet_kd.nnunet.trust.archives.check_entries`, or if it is not an exported model.
     """
     check_entries(archive, path)
     models = []
@@ -31,41 +31,41 @@ def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
         if re.match(rf"{_DATASET}/[^/]+?__[^/]+?__[^/]+/", entry.filename) and parts[1].count("__") == 2:
             models.append(f"{parts[0]}/{parts[1]}")
         elif not entry.filename.endswith("/") and not re.fullmatch(_ENSEMBLES, entry.filename):
-            raise ValueError(f"{path} is no exported model: it holds {entry.filename[:200]!r}")
+            raise ValueError(f"{path} is not an exported model: it holds {entry.filename[:200]!r}")
     if not models:
-        raise ValueError(f"{path} is no exported model: it is empty")
+        raise ValueError(f"{path} is not an exported model: it is empty")
     return list(dict.fromkeys(models))
 
 
 def of_ensembles(folder: Path) -> list[Path]:
-    """List what an unpacked archive holds beside models, relative to its folder: ensembles, and how they predict."""
+    """List the ensembles of an unpacked archive and the records of how they predict, relative to its folder."""
     found = [*folder.glob("Dataset*/ensembles/*"), *folder.glob("Dataset*/inference_information.*")]
     return sorted(path.relative_to(folder) for path in found)
 
 
 def check_model(folder: Path) -> None:
-    """Refuse a model of which stock nnU-Net would run more than weights.
+    """Refuse a model whose files could make stock nnU-Net run code.
 
     Raises:
-        ValueError: Naming the file.
-        FileNotFoundError: Where its plans are missing.
+        ValueError: If a file could; the message names it.
+        FileNotFoundError: If the plans of the model are missing.
     """
     experiment = Experiment.of_results(folder)
     for file in sorted(folder.rglob("*.pth")):
         content = read_checkpoint(file, remedy=TRUST_MODEL, configuration=experiment.configuration)
         try:
             trainer = find_trainer(content["trainer_name"])
-        except ValueError:  # nnU-Net will not find it either, unless it is installed later
+        except ValueError:  # nnU-Net cannot find it either, unless it is installed later
             continue
         load_network(partial(build_network, trainer, experiment), content["network_weights"], file)
     check_postprocessing(folder)
 
 
 def check_postprocessing(folder: Path) -> None:
-    """Refuse pickles in a folder that are not nnU-Net's postprocessing; nothing that they name is run.
+    """Refuse pickles in a folder that hold more than nnU-Net's postprocessing, without running what they name.
 
     Raises:
-        ValueError: Naming the file.
+        ValueError: If there is such a pickle; the message names it.
     """
     for file in sorted(folder.rglob("*.pkl")):
         if not is_postprocessing(file):

@@ -1,4 +1,4 @@
-"""Mean Dice of an ONNX model on cases with references."""
+"""The mean Dice of an ONNX model on cases with references."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nnunet_kd.nnunet.images import link_cases
 
 
 def mean_dice(model: Path, images: Path, labels: Path) -> float:
-    """Predict cases with a model and average Dice over them and their structures.
+    """Predict cases with a model and return the mean Dice over all cases and structures.
 
     Args:
-        model: Folder of the model.
-        images: As for prediction.
-        labels: References of the same cases.
+        model: The folder of the model.
+        images: The folder of images, named as for prediction.
+        labels: The folder of reference segmentations of the same cases.
 
     Raises:
-        ValueError: For a case without a reference.
+        ValueError: If a case has no reference.
     """
     predictor = OnnxPredictor(model, choose_engine("auto"), available_threads())
     with tempfile.TemporaryDirectory() as scratch:

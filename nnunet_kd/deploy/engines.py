@@ -1,4 +1,4 @@
-"""What runs an ONNX network on the CPU: ONNX Runtime or OpenVINO, with one interface."""
+"""Run an ONNX network on the CPU with ONNX Runtime or OpenVINO, through one interface."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 
 from nnunet_kd.nnunet.library_errors import reason
 
-# Patches in, logits out: float32 (B, channels, *patch) -> (B, heads, *patch).
+# Maps patches to logits: float32 (B, channels, *patch) -> (B, heads, *patch).
 Engine = Callable[[np.ndarray], np.ndarray]
 
-ENGINES = ("openvino", "onnxruntime")  # the faster first
+ENGINES = ("openvino", "onnxruntime")  # the faster one first
 
 
 def available_threads() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process can use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_engine(name: str) -> str:
-    """The engine that will be used: ``"auto"`` takes the fastest that is installed.
+    """Return the engine to use; ``"auto"`` chooses the fastest one that is installed.
 
     Raises:
-        ValueError: For an unknown name.
-        ImportError: Where it, or none, is installed.
+        ValueError: If the name is unknown.
+        ImportError: If the engine is not installed; for ``"auto"``, if none is.
     """
     if name not in (*ENGINES, "auto"):
         raise ValueError(f"an engine is one of auto, {', '.join(ENGINES)}, got {name!r}")
@@ -43,20 +43,21 @@ def choose_engine(name: str) -> str:
 
 
 def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
-    """A network, ready to run.
+    """Load a network into an engine.
 
     Args:
         name: One of :data:`ENGINES`.
         file: The ONNX file.
-        shape: ``(B, channels, *patch)`` of every call, which may be prepared for; ``None``: calls differ.
-        threads: To use.
+        shape: The shape ``(B, channels, *patch)`` of every call, for which the engine can optimise; ``None`` if calls
+            differ.
+        threads: The number of CPU threads.
 
     Raises:
-        ValueError: For a file the engine cannot read.
+        ValueError: If the engine cannot read the file.
     """
     try:
         return _OPEN[name](file, shape, threads)
-    except Exception as error:  # each engine has its own
+    except Exception as error:  # each engine has exceptions of its own
         raise ValueError(f"{name} cannot read {file}: {reason(error)}") from error
 
 
@@ -66,7 +67,7 @@ def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engin
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Not by its path, which is to be in UTF-8 there.
+    # Pass the content: ONNX Runtime accepts only paths in UTF-8.
     session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def run(patches: np.ndarray) -> np.ndarray:
@@ -85,7 +86,7 @@ def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
         network.reshape(list(shape))
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16 otherwise
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise, some processors compute in bfloat16
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(network, "CPU", settings).create_infer_request()

@@ -1,7 +1,7 @@
-"""The folder of an ONNX model: what it holds, and that nothing of it is missing or altered.
+"""The folder of an ONNX model: write its description, and read it with a check that every file is intact.
 
-- ``model.json``: what the predictor needs to know, where the model comes from, size and SHA-256 of every other file,
-- ``plans.json``, ``dataset.json``, ``dataset_fingerprint.json``: nnU-Net's,
+- ``model.json``: the settings of the predictor, the provenance, and the size and SHA-256 of every other file,
+- ``plans.json``, ``dataset.json``, ``dataset_fingerprint.json``: the files of nnU-Net,
 - ``fold_X.onnx``: one network per fold, whose logits are averaged.
 """
 
@@ -26,19 +26,20 @@ LARGEST_PATCH = 2**30  # voxels
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What ``model.json`` says.
+    """The content of ``model.json``.
 
     Attributes:
-        configuration: nnU-Net's.
-        patch_size: Voxels, of the sliding window.
-        mirroring: Axes of the patch, for test-time augmentation; ``None``: none.
-        networks: Files, one per network.
-        opset: Of ONNX.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, of the weights.
-        multiples: A spatial axis may have any multiple of these many voxels; ``None``: the patch's alone.
-        difference: Largest absolute difference of the logits from PyTorch's, relative to their largest value.
-        dice: Measured on given cases: mean Dice in fp32 and in ``precision``; ``None``: not measured.
-        provenance: See :func:`nnunet_kd.deploy.trained.provenance`.
+        configuration: The nnU-Net configuration.
+        patch_size: The size of the sliding window in voxels.
+        mirroring: The axes of the patch that test-time augmentation mirrors; ``None`` without mirroring.
+        networks: The names of the ONNX files, one per network.
+        opset: The ONNX opset.
+        precision: The precision of the weights: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        multiples: For each spatial axis, the number of voxels that its size must be a multiple of; ``None`` if the
+            networks take the patch size only.
+        difference: The largest absolute difference from PyTorch's logits, relative to their largest value.
+        dice: The mean Dice in fp32 and in ``precision`` on given cases; ``None`` if it was not measured.
+        provenance: The origin of the model, see :func:`nnunet_kd.deploy.trained.provenance`.
     """
 
     configuration: str
@@ -54,7 +55,7 @@ class ModelDescription:
 
 
 def write_description(folder: Path, description: ModelDescription) -> None:
-    """Write ``model.json`` for what the folder holds now."""
+    """Write ``model.json`` for the present content of a folder."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)}
         for file in sorted(folder.iterdir())
@@ -65,21 +66,24 @@ def write_description(folder: Path, description: ModelDescription) -> None:
 
 
 def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str, Any]]:
-    """Description, plans and ``dataset.json`` of a model, all files checked.
+    """Check all files of a model, and return its description, plans and ``dataset.json``.
 
     Raises:
-        FileNotFoundError: Where there is no model.
-        ValueError: Naming a file that is missing, altered or outside the folder, or what is wrong with the description.
+        FileNotFoundError: If there is no model in the folder.
+        ValueError: If a file is missing, altered or outside the folder, or the description is wrong; the message names
+            it.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no model in {folder}: it has no {DESCRIPTION}. "
-            f"Make one: nnunet_kd export onnx -d ID -tr TRAINER -o {quote(str(folder))}"
+            f"Export one: nnunet_kd export onnx -d ID -tr TRAINER -o {quote(str(folder))}"
         )
     content = read_json(path)
     if content.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {content.get('format')!r}, this nnunet_kd reads {FORMAT}")
+        raise ValueError(
+            f"{path} has format {content.get('format')!r}, but this version of nnunet_kd reads format {FORMAT}"
+        )
     try:
         files = content["files"]
         description = ModelDescription(**{key: content[key] for key in ModelDescription.__dataclass_fields__})
@@ -94,7 +98,7 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
 
 
 def _check_numbers(description: ModelDescription, path: Path) -> None:
-    """What memory is reserved for, or is looked up, before any network is read."""
+    """Check the values that allocate memory or index axes before any network is read."""
     patch = description.patch_size
     sides = isinstance(patch, list) and all(isinstance(side, int) and side > 0 for side in patch)
     if not sides or len(patch) not in (2, 3) or math.prod(patch) > LARGEST_PATCH:
@@ -112,6 +116,6 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"{folder / DESCRIPTION} names a file outside its folder: {name!r}")
         file = folder / name
         if not file.is_file():
-            raise ValueError(f"the model {folder} is not whole: {name} is missing")
+            raise ValueError(f"the model {folder} is incomplete: {name} is missing")
         if file.stat().st_size != known["bytes"] or file_digest(file) != known["sha256"]:
             raise ValueError(f"the model {folder} has been altered: {name} is not the file that was exported")

@@ -1,4 +1,4 @@
-"""A student as a folder of ONNX: the network of each fold, compared with PyTorch, and what its predictor needs."""
+"""Export a student as ONNX: the network of each fold, compared with PyTorch, and the settings of the predictor."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ def export_onnx(
 ) -> ModelDescription:
     """Write the folder of an ONNX model.
 
-    The batch is dynamic, and so are the spatial axes, in multiples of what the network halves them to, where the
-    network can be exported so; else they are the patch's.
+    The batch size is dynamic. Spatial axes are dynamic too, in multiples of the network's total stride, if the network
+    can be exported that way; otherwise they have the size of the patch.
 
     Args:
-        model: What was trained.
-        path: Of the folder, which is written completely or not at all.
-        precision: Of the weights: ``"fp32"``; ``"fp16"``: half the size; ``"int8"``: a quarter, dynamically quantized.
-        licence: For the provenance.
-        measure: Mean Dice of a folder's model on some cases; called for fp32 and for ``precision``.
-        say: Called with a line about each step.
+        model: The trained student.
+        path: The folder to write; it is complete or absent.
+        precision: The precision of the weights: ``"fp32"``; ``"fp16"``, half the size; or ``"int8"``, a quarter of the
+            size with dynamic quantization.
+        licence: The licence to note in the provenance.
+        measure: A function that returns the mean Dice of the model in a folder; called for fp32 and for ``precision``.
+        say: A function that is called with one line about each step.
 
     Raises:
-        FileExistsError: Where ``path`` is there already.
-        NotImplementedError: For the second stage of a cascade, or a network that ONNX cannot express.
-        ValueError: Where ONNX gives other logits than PyTorch.
-        ImportError: Where onnx, onnxscript or onnxruntime are missing.
+        FileExistsError: If ``path`` exists.
+        NotImplementedError: If the model is the second stage of a cascade, or ONNX cannot express its network.
+        ValueError: If the logits of ONNX differ from those of PyTorch.
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"a precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     plans = PlansManager(model.experiment.plans)
     configuration = plans.get_configuration(model.experiment.configuration)
     if not model.has_onnx_form:
@@ -61,7 +62,7 @@ def export_onnx(
     multiples: list[int] | None = [int(n) for n in np.prod(configuration.pool_op_kernel_sizes, axis=0)]
     channels = determine_num_input_channels(plans, configuration, model.experiment.dataset_json)
     if path.exists():
-        raise FileExistsError(f"{path} is there already: remove it, or give another with -o")
+        raise FileExistsError(f"{path} already exists: remove it, or give another path with -o")
     with new_folder(path) as folder:
         (folder / "plans.json").write_text(json.dumps(model.experiment.plans, indent=1))
         (folder / "dataset.json").write_text(json.dumps(model.experiment.dataset_json, indent=1))

@@ -1,4 +1,4 @@
-"""One network as ONNX: exported, compared with PyTorch, its weights reduced to half precision or eight bits."""
+"""Export one network to ONNX, compare it with PyTorch, and reduce its weights to half precision or eight bits."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from nnunet_kd.storage.writing import is_full
 
 OPSET = 18
 
-# Largest absolute difference from PyTorch's logits, relative to their largest value, above which nothing is written.
+# The largest tolerated difference from PyTorch's logits, relative to their largest absolute value.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": float("inf")}
 
 
 def export_network(
     network: nn.Module, channels: int, patch: Sequence[int], multiples: list[int] | None, file: Path
 ) -> list[int] | None:
-    """Write one network in single precision, with free spatial axes where it can be exported so.
+    """Write one network in single precision, with dynamic spatial axes if it can be exported that way.
 
     Args:
-        network: In evaluation mode.
-        channels: Of its images.
-        patch: Voxels of its patch, one number per axis.
-        multiples: What the free axes would have to be multiples of, in voxels; ``None``: they are the patch's.
-        file: Where it is written.
+        network: The network in evaluation mode.
+        channels: The number of image channels.
+        patch: The patch size in voxels, one number per axis.
+        multiples: The voxels that each dynamic axis must be a multiple of; ``None`` to fix the axes to the patch size.
+        file: The file to write.
 
     Returns:
-        The multiples of its spatial axes; ``None`` where they are the patch's alone.
+        The multiples of the dynamic axes, or ``None`` if the axes are fixed.
     """
     if multiples is not None and not getattr(network, "resizes", False):
         try:
             _write_program(network, channels, patch, multiples, file)
-            check_network(network, file, channels, patch, multiples, "fp32")  # the exporter's word is not enough
+            check_network(network, file, channels, patch, multiples, "fp32")  # exporters can succeed and be wrong
             return multiples
-        except Exception as error:  # whatever keeps a network from having free axes
+        except Exception as error:  # exporters fail on dynamic axes in many ways
             if is_full(error, file.parent):
                 raise
             logging.getLogger(__name__).info("spatial axes are fixed: %s", error)
@@ -59,7 +59,7 @@ def _write_program(
     for axis, multiple in enumerate(multiples or ()):
         free = Dim(f"n{axis}", min=1)
         axes[2 + axis] = multiple * free if multiple > 1 else free
-    example = torch.zeros(2, channels, *patch)  # a batch of one would be taken for a constant
+    example = torch.zeros(2, channels, *patch)  # the exporter would specialise a batch size of one
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -80,21 +80,21 @@ def _write_program(
 def check_network(
     network: nn.Module, file: Path, channels: int, patch: Sequence[int], multiples: Sequence[int] | None, precision: str
 ) -> float:
-    """Compare a file with the network it was made from, on batches and sizes of all kinds.
+    """Compare an ONNX file with its network on several batch and image sizes.
 
     Args:
-        network: In evaluation mode.
-        file: The network in ONNX.
-        channels: Of its images.
-        patch: Voxels of its patch, one number per axis.
-        multiples: As :func:`export_network` returns them.
-        precision: Of the file, for the tolerance.
+        network: The network in evaluation mode.
+        file: The ONNX file.
+        channels: The number of image channels.
+        patch: The patch size in voxels, one number per axis.
+        multiples: The value that :func:`export_network` returned.
+        precision: The precision of the file, which determines the tolerance.
 
     Returns:
         The largest absolute difference from PyTorch's logits, relative to their largest value.
 
     Raises:
-        ValueError: For logits that are not finite, or that differ by more than the tolerance.
+        ValueError: If logits are not finite or differ by more than the tolerance.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, *patch), (3, *patch)]

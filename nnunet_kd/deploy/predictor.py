@@ -1,9 +1,9 @@
-"""Prediction with an ONNX model: nnU-Net's preprocessing, sliding window and export around another engine.
+"""Predict with an ONNX model: nnU-Net's preprocessing, sliding window and export around another engine.
 
-Reading, cropping, normalising, resampling and writing are nnU-Net's own functions. The sliding window is theirs too,
-steps, Gaussian weights and mirroring, in NumPy and single precision. nnU-Net sums in half precision: a voxel where two
-classes are equal to three digits may come out otherwise, as may the outermost corners of a volume, where the weights
-vanish in half precision.
+Reading, cropping, normalisation, resampling and writing use nnU-Net's own functions. The sliding window has the same
+steps, Gaussian weights and mirroring, but runs in NumPy and single precision, while nnU-Net sums in half precision. The
+segmentations can therefore differ in voxels where two classes agree to three digits, and in the outermost corners of a
+volume, where the weights vanish in half precision.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class PredictionCase:
     """One case to predict.
 
     Attributes:
-        name: Its own.
-        images: File of every channel.
-        target: Path of its segmentation, without the ending.
+        name: The name of the case.
+        images: The image file of every channel.
+        target: The path of the segmentation without its file ending.
     """
 
     name: str
@@ -54,23 +54,23 @@ class PredictionCase:
 
 
 class OnnxPredictor:
-    """Predicts cases with the model of a folder.
+    """A predictor that segments cases with an ONNX model.
 
     Args:
-        folder: From ``nnunet_kd export onnx``.
+        folder: The folder that ``nnunet_kd export onnx`` wrote.
         engine: One of :data:`nnunet_kd.deploy.engines.ENGINES`.
-        threads: For the engine.
-        step_size: Of the sliding window, in patches.
-        mirroring: Average over mirrored copies, along the axes the training mirrored along.
+        threads: The number of CPU threads.
+        step_size: The step of the sliding window, in patches.
+        mirroring: Average the logits over mirrored copies, along the axes that the training mirrored.
 
     Raises:
-        FileNotFoundError: Where there is no model.
-        ValueError: Where it is not whole or altered, or a setting is wrong.
+        FileNotFoundError: If there is no model in the folder.
+        ValueError: If the model is incomplete or altered, or a setting is wrong.
     """
 
     def __init__(self, folder: Path, engine: str, threads: int, step_size: float = 0.5, mirroring: bool = True) -> None:
         if not 0 < step_size <= 1:
-            raise ValueError(f"the step size is above 0 and at most 1, got {step_size:g}")
+            raise ValueError(f"the step size must be above 0 and at most 1, got {step_size:g}")
         self.model: ModelDescription
         self.model, self.plans, self.dataset_json = read_model(folder)
         self.threads = threads
@@ -98,10 +98,13 @@ class OnnxPredictor:
         return ending
 
     def preprocess(self, case: PredictionCase) -> tuple[np.ndarray, dict[str, Any]]:
-        """nnU-Net's: ``(channels, z, y, x)`` and the properties that lead back.
+        """Preprocess a case as nnU-Net does.
+
+        Returns:
+            The image ``(channels, z, y, x)``, and the properties that map it back to the original grid.
 
         Raises:
-            ValueError: Naming the case, where its images cannot be read or do not belong together.
+            ValueError: If images cannot be read or do not belong together; the message names the case.
         """
         files = [str(path) for path in case.images]
         try:
@@ -112,31 +115,31 @@ class OnnxPredictor:
             )
             if len(data) != self.channels:
                 raise ValueError(f"they have {len(data)} channels, but the model takes {self.channels}")
-            if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:  # nnU-Net reads it
+            if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:  # nnU-Net can read it
                 raise ValueError(
                     "nnU-Net writes no segmentation of a 4-D image: save each channel as a 3-D image of its own, "
                     f"{case.name}_0000{self.file_ending} and so on"
                 )
-        except Exception as error:  # of whatever library reads the format
+        except Exception as error:  # each image library has exceptions of its own
             fault = self._fault(case) or f"cannot preprocess {', '.join(files)}: {reason(error)}"
             raise ValueError(f"case {case.name}: {fault}") from error
         return data, properties
 
     def _fault(self, case: PredictionCase) -> str | None:
-        """Which image of a case keeps it from being preprocessed, and why; ``None`` where none does by itself."""
+        """Say which image prevents preprocessing and why, or return ``None`` if no single image is at fault."""
         channels = 0
         first: tuple[tuple[int, ...], Sequence[float]] | None = None
         for path in case.images:
             try:
                 check_whole(path)
                 data, properties = self._reader().read_images([str(path)])
-            except Exception as error:  # of whatever library reads the format
+            except Exception as error:  # each image library has exceptions of its own
                 return f"cannot read {path}: {reason(error, path)}"
             size, spacing = data.shape[1:], properties["spacing"]
             first = first or (size, spacing)
             if size != first[0]:
                 return f"{path} has {_times(size)} voxels, but {case.images[0]} has {_times(first[0])}"
-            if not np.allclose(spacing, first[1]):  # as nnU-Net compares them
+            if not np.allclose(spacing, first[1]):  # nnU-Net compares spacings this way
                 return f"{path} has voxels of {_times(spacing)} mm, but {case.images[0]} of {_times(first[1])} mm"
             channels += len(data)
         if channels == self.channels:
@@ -149,25 +152,25 @@ class OnnxPredictor:
 
     @property
     def _reader(self) -> Any:
-        """nnU-Net's class that reads the images and writes the segmentations."""
+        """The nnU-Net class that reads images and writes segmentations."""
         return self._manager.image_reader_writer_class
 
     def files_of(self, case: PredictionCase, probabilities: bool) -> list[Path]:
-        """What is written for a case, the segmentation first."""
+        """List the files that are written for a case, the segmentation first."""
         beside = [".npz", ".pkl"] if probabilities else []
-        if issubclass(self._reader, Tiff3DIO):  # the voxel size
+        if issubclass(self._reader, Tiff3DIO):  # it stores the voxel size separately
             beside.append(".json")
         return [Path(f"{case.target}{ending}") for ending in (self.file_ending, *beside)]
 
     def logits(self, data: np.ndarray, progress: Progress = lambda work, _: work) -> np.ndarray:
-        """Sliding window over a preprocessed case.
+        """Compute the logits of a preprocessed case with a sliding window.
 
         Args:
-            data: ``(channels, z, y, x)``.
-            progress: Shows the work on the patches.
+            data: The image ``(channels, z, y, x)``.
+            progress: A function that wraps the patches to show progress.
 
         Returns:
-            float32 ``(heads, z, y, x)``.
+            The logits in float32, ``(heads, z, y, x)``.
         """
         padded, unpadded = pad_nd_image(
             np.ascontiguousarray(data, dtype=np.float32), self._patch, "constant", {"constant_values": 0}, True, None
@@ -184,7 +187,7 @@ class OnnxPredictor:
         return np.ascontiguousarray(total[inside])
 
     def _places(self, size: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        """Index of every patch; slice by slice where patches are 2-D."""
+        """Yield the index of every patch, slice by slice if patches are 2-D."""
         steps = compute_steps_for_sliding_window(tuple(size[-len(self._patch) :]), self._patch, self._step_size)
         slices: Iterable[tuple[Any, ...]] = [()] if len(size) == len(self._patch) else [(i,) for i in range(size[0])]
         for leading, starts in itertools.product(slices, itertools.product(*steps)):
@@ -192,7 +195,7 @@ class OnnxPredictor:
             yield (slice(None), *leading, *window)
 
     def _mean_over_copies(self, patch: np.ndarray) -> np.ndarray:
-        """Logits of a patch, averaged over mirrored copies and folds."""
+        """Return the logits of a patch, averaged over mirrored copies and folds."""
         total: np.ndarray | None = None
         for axes in self._flips:
             flipped = tuple(axis + 2 for axis in axes)
@@ -208,14 +211,14 @@ class OnnxPredictor:
         """Resample to the original grid, undo the crop and write, as nnU-Net does; files are complete or absent.
 
         Args:
-            case: Where to.
-            logits: ``(heads, z, y, x)``.
-            properties: From :meth:`preprocess`.
-            probabilities: Write those too.
+            case: The case, which says where to write.
+            logits: The logits ``(heads, z, y, x)``.
+            properties: The properties that :meth:`preprocess` returned.
+            probabilities: Write the probabilities as well.
 
         Raises:
-            UnwritableError: Where its folder cannot be written to.
-            DiskFullError: Where there is no space for them.
+            UnwritableError: If the folder cannot be written to.
+            DiskFullError: If there is no space for the files.
         """
         path = Path(f"{case.target}{self.file_ending}")
         with scratch_folder(path) as folder, naming_full_disk(path, replaced=True):
@@ -231,20 +234,20 @@ class OnnxPredictor:
                 probabilities,
                 num_threads_torch=self.threads,
             )
-            if not self._reads(segmentation):  # SimpleITK says nothing where the disk is full
+            if not self._reads(segmentation):  # SimpleITK reports no error on a full disk
                 raise not_written(path)
             beside = [".pkl", ".npz"] if probabilities else []
-            if Path(f"{unfinished}.json").is_file():  # the voxel size of a 3-D TIFF file
+            if Path(f"{unfinished}.json").is_file():  # it holds the voxel size of a 3-D TIFF file
                 beside.append(".json")
             for ending in beside:
                 put_in_place(Path(f"{unfinished}{ending}"), Path(f"{case.target}{ending}"))
-            put_in_place(segmentation, path)  # the last: where it is, all is
+            put_in_place(segmentation, path)  # last, so that its presence means that all files are complete
 
     def _reads(self, segmentation: Path) -> bool:
         try:
             check_whole(segmentation)
             self._reader().read_seg(str(segmentation))
-        except Exception:  # of whatever library reads the format
+        except Exception:  # each image library has exceptions of its own
             return False
         return True
 
@@ -255,11 +258,17 @@ class OnnxPredictor:
         progress: Progress = lambda work, _: work,
         patches: Progress = lambda work, _: work,
     ) -> None:
-        """Predict and write cases; while one runs, the next is read and the last is written.
+        """Predict and write cases; while one is predicted, the next is read and the previous one is written.
+
+        Args:
+            cases: The cases to predict.
+            probabilities: Write the probabilities as well.
+            progress: A function that wraps the cases to show progress.
+            patches: A function that wraps the patches of each case to show progress.
 
         Raises:
-            ValueError: For a file that would be written over an image, before anything is read; or naming a case that
-                cannot be read: those before it are written.
+            ValueError: If a file would overwrite an image, before anything is read; or if a case cannot be read, after
+                the cases before it are written.
         """
         images = [path for case in cases for path in case.images]
         check_kept(images, (path for case in cases for path in self.files_of(case, probabilities)), ELSEWHERE)
@@ -285,7 +294,7 @@ class OnnxPredictor:
 
 
 def _importance(patch: Sequence[int]) -> np.ndarray:
-    """nnU-Net's Gaussian weights of a patch."""
+    """Return nnU-Net's Gaussian weights of a patch."""
     weights: np.ndarray = compute_gaussian(
         tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, dtype=torch.float32, device=torch.device("cpu")
     ).numpy()
@@ -297,18 +306,18 @@ def _times(sizes: Iterable[float]) -> str:
 
 
 def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[PredictionCase]:
-    """Cases of a folder in nnU-Net's naming, or of one file.
+    """Find the cases in a folder that follows nnU-Net's naming, or the case of one file.
 
     Args:
-        images: Folder of ``CASE_0000ENDING`` files, or one file: the first channel of a case, named so, or any image
-            that holds all channels.
-        output: Folder of the segmentations; for one file its own path will do, with the ending.
-        ending: Of the files.
-        channels: How many a case has.
+        images: A folder of ``CASE_0000ENDING`` files, or one file: either the first channel of a case with such a name,
+            or any image that holds all channels.
+        output: The folder of the segmentations; for one file, it can be the path of the segmentation.
+        ending: The file ending of images and segmentations.
+        channels: The number of channels of a case.
 
     Raises:
-        FileNotFoundError: Where there are no images.
-        ValueError: Naming a case with a missing or additional channel.
+        FileNotFoundError: If there are no images.
+        ValueError: If a case has a missing or additional channel; the message names it.
     """
     if images.is_file():
         return [_case_of_file(images, output, ending, channels)]

@@ -1,4 +1,4 @@
-"""A student as a model of stock nnU-Net: installed from a zip file, predicted without this package."""
+"""Export a student as a model of stock nnU-Net, which predicts without this package, and install such a model."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ STOCK = nnUNetTrainer.__name__
 
 
 def stock_plans_name(model: TrainedModel) -> str:
-    """Name of the exported plans: with the method, so that nothing is installed over the teacher's results."""
+    """Return the name of the exported plans, with the method, so that the model is not installed over its teacher."""
     return f"{model.experiment.plans['plans_name']}_{model.trainer.removeprefix(STOCK) or 'exported'}"
 
 
 def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None, licence: str | None = None) -> str:
     """Write a zip file for ``nnUNetv2_install_pretrained_model_from_zip``.
 
-    In it: plans of the student, weights under the name of the stock trainer, no optimizer state, ``provenance.json``.
+    It holds the student's plans, its weights under the name of the stock trainer, and ``provenance.json``, but no
+    optimizer state.
 
     Args:
-        model: What was trained.
-        path: Of the zip file, which is written completely or not at all.
-        plans_name: Of the exported plans, by default :func:`stock_plans_name`.
-        licence: For the provenance.
+        model: The trained student.
+        path: The zip file to write; it is complete or absent.
+        plans_name: The name of the exported plans; by default that of :func:`stock_plans_name`.
+        licence: The licence to note in the provenance.
 
     Returns:
-        The folder it will be installed to, relative to ``nnUNet_results``.
+        The folder that it will be installed to, relative to ``nnUNet_results``.
 
     Raises:
-        NotImplementedError: For a network stock nnU-Net does not have.
-        ValueError: For a name that is none, or a network the stock trainer builds otherwise.
+        NotImplementedError: If stock nnU-Net does not have the network.
+        ValueError: If the name is not valid, or the stock trainer builds a different network.
     """
     if not model.is_stock:
         raise NotImplementedError(
@@ -51,7 +52,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
         )
     name = plans_name or stock_plans_name(model)
     if re.fullmatch(r"[\w.-]*\w", name) is None or "__" in name:
-        raise ValueError(f"plans are named with letters, digits, '_', '-' and '.', without '__': got {name!r}")
+        raise ValueError(f"the name of plans can have letters, digits, '_', '-' and '.', but no '__', got {name!r}")
     for fold in model.weights:
         try:
             model.network(fold, trainer=STOCK)
@@ -77,7 +78,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
 
 
 def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
-    """Make a checkpoint of what nnU-Net's predictor reads, without what a training would resume from."""
+    """Return a checkpoint with what nnU-Net's predictor reads, without the state to resume a training."""
     content = {
         "network_weights": dict(model.weights[fold]),
         "trainer_name": STOCK,
@@ -97,34 +98,37 @@ def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:
 
 
 def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
-    """Unpack a model that was exported, by this package or by nnU-Net, into ``nnUNet_results``.
+    """Unpack a model that this package or nnU-Net exported into ``nnUNet_results``.
 
-    Unlike nnU-Net's command, it replaces nothing, leaves nothing behind where it fails, and refuses what stock
-    nnU-Net would run: checkpoints that hold more than weights and numbers, networks of other packages. What nnU-Net
-    adds about ensembles comes along where there is none of that name.
+    Unlike nnU-Net's command, this function replaces nothing, leaves nothing behind if it fails, and refuses code that
+    stock nnU-Net would run: checkpoints that hold more than weights and numbers, and networks from other packages. It
+    also installs the records of ensembles that nnU-Net exports, unless there are records of the same name.
 
     Args:
         path: The zip file.
-        results: ``nnUNet_results``.
-        trust: Install it whatever nnU-Net would run.
+        results: The folder ``nnUNet_results``.
+        trust: Install the model even if nnU-Net would run its code.
 
     Returns:
-        Folders of the models, relative to ``results``.
+        The folders of the models, relative to ``results``.
 
     Raises:
-        FileExistsError: Where a model of that name is there.
-        UnwritableError: Where its folder cannot be written to.
-        ValueError: For a file that is no such zip file, is damaged, would write outside its folders, or could run code.
+        FileExistsError: If a model of that name is installed.
+        UnwritableError: If its folder cannot be written to.
+        ValueError: If the file is not an exported model, is damaged, would write outside its folders, or could run
+            code.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no zip file, or damaged") from error
+        raise ValueError(f"{path} is not a zip file, or it is damaged") from error
     with archive:
         models = models_in(archive, path)
         for model in models:
             if (results / model).exists():
-                raise FileExistsError(f"{results / model} is there already: remove it, or export under another name")
+                raise FileExistsError(
+                    f"{results / model} already exists: remove it, or export the model under another name"
+                )
             check_writable(results / model)
         with scratch_folder(results / models[0].replace("/", "_")) as unpacked:
             extract(archive, path, unpacked)

@@ -1,4 +1,4 @@
-"""A finished training in ``nnUNet_results``, read to be handed on; and the record of where it comes from."""
+"""Read a finished training from ``nnUNet_results`` for export, and record its provenance."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PACKAGES = ("nnunet_kd", "nnunetv2", "torch")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One results folder and the folds that are handed on.
+    """A trained model: one results folder and the folds to export.
 
     Attributes:
-        folder: ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
-        experiment: Its plans, configuration and ``dataset.json``.
-        trainer: Name of the trainer class.
-        checkpoints: Fold -> file.
-        weights: Fold -> ``network_weights``, the plain student's.
-        mirroring: Axes the training mirrored along, for test-time augmentation; ``None``: none.
-        trust: Its network may be any that can be imported, and of any size.
+        folder: The folder ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
+        experiment: The plans, configuration and ``dataset.json`` of the model.
+        trainer: The name of the trainer class.
+        checkpoints: The checkpoint file of each fold.
+        weights: The ``network_weights`` of each fold, those of the plain student.
+        mirroring: The axes that the training mirrored, for test-time augmentation; ``None`` without mirroring.
+        trust: Allow any network that can be imported, of any size.
     """
 
     folder: Path
@@ -49,39 +49,39 @@ class TrainedModel:
 
     @property
     def dataset(self) -> str:
-        """``DatasetXXX_Name``."""
+        """The name of the data set, ``DatasetXXX_Name``."""
         return str(self.experiment.plans["dataset_name"])
 
     @property
     def architecture(self) -> str:
-        """Class of the network, with its module."""
+        """The class of the network with its module."""
         plans = PlansManager(self.experiment.plans)
         return str(plans.get_configuration(self.experiment.configuration).network_arch_class_name)
 
     @property
     def network_name(self) -> str:
-        """Class of the network alone."""
+        """The class of the network without its module."""
         return self.architecture.rsplit(".", 1)[-1]
 
     @property
     def previous_stage(self) -> str | None:
-        """The configuration whose segmentations it needs: it is the second stage of a cascade."""
+        """The configuration whose segmentations it needs as the second stage of a cascade, else ``None``."""
         plans = PlansManager(self.experiment.plans)
         stage: str | None = plans.get_configuration(self.experiment.configuration).previous_stage_name
         return stage
 
     @property
     def is_stock(self) -> bool:
-        """Whether stock nnU-Net can build its network."""
+        """Whether stock nnU-Net can build the network."""
         return self.architecture.split(".")[0] != __name__.split(".")[0]
 
     @property
     def has_onnx_form(self) -> bool:
-        """Whether ONNX can express its network, and the predictor of ONNX models run it."""
+        """Whether ONNX can express the network and the ONNX predictor can run it."""
         return self.previous_stage is None and getattr(pydoc.locate(self.architecture), "has_onnx_form", True)
 
     def other_way(self) -> str:
-        """How to hand it on where an export cannot, with the command."""
+        """Return a sentence that names another way to share the model, with the command."""
         trainer, plans, configuration = self.folder.name.split("__")
         checkpoint = next(iter(self.checkpoints.values())).name
         chosen = f"-d {self.folder.parent.name} -tr {trainer} -p {plans} -c {configuration} -f {' '.join(self.weights)}"
@@ -91,19 +91,19 @@ class TrainedModel:
         if self.has_onnx_form:
             return f"Export it as ONNX: nnunet_kd export onnx {chosen} -o student_onnx"
         return (
-            "Hand it on to where this package is installed, for nnunet_kd install there: "
+            "Share it with a machine that has this package, and run nnunet_kd install there: "
             f"nnUNetv2_export_model_to_zip {chosen} -o student.zip"
         )
 
     def network(self, fold: str, trainer: str | None = None) -> nn.Module:
-        """The network of a fold, in evaluation mode, without deep supervision.
+        """Build the network of a fold, in evaluation mode and without deep supervision.
 
         Args:
-            fold: One of ``weights``.
-            trainer: Trainer class that builds it, if not its own.
+            fold: A key of ``weights``.
+            trainer: The trainer class that builds the network; by default the model's own.
 
         Raises:
-            ValueError: Where it builds another, or none.
+            ValueError: If the trainer builds a different network or none.
         """
         network = load_network(
             lambda: build_network(find_trainer(trainer or self.trainer), self.experiment),
@@ -115,24 +115,24 @@ class TrainedModel:
 
 
 def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = FINAL, trust: bool = False) -> TrainedModel:
-    """Read and check what a training has left.
+    """Read and check the results of a training.
 
     Args:
         folder: The results folder.
-        folds: Numbers, or ``"all"``.
-        checkpoint: File name in each fold's folder.
-        trust: Unpickle whatever the checkpoints hold and build whatever the plans name. That runs code in them.
+        folds: The folds to read, numbers or ``"all"``.
+        checkpoint: The name of the checkpoint file in each fold's folder.
+        trust: Unpickle anything in the checkpoints and build any network that the plans name, which runs their code.
 
     Raises:
-        FileNotFoundError: Where folder, fold or checkpoint are missing.
-        ValueError: For a checkpoint that cannot be read, does not belong to the plans beside it, or could run code.
+        FileNotFoundError: If the folder, a fold or a checkpoint is missing.
+        ValueError: If a checkpoint cannot be read, does not belong to the plans beside it, or could run code.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no trained model in {folder}")
     experiment = Experiment.of_results(folder, trust)
     for name in (experiment.plans["dataset_name"], folder.name, *folds):
         if not name or Path(name).name != name:
-            raise ValueError(f"{name!r} in {folder} is no name of a folder")
+            raise ValueError(f"{name!r} in {folder} is not a valid folder name")
     files: dict[str, Path] = {}
     weights: dict[str, Any] = {}
     mirroring: tuple[int, ...] | None = None
@@ -145,7 +145,7 @@ def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = FINAL, tr
         content = read_checkpoint(path, trust, TRUST_MODEL, experiment.configuration)
         axes = mirroring_axes(content, path)
         if files and (content["trainer_name"] != trainer or mirroring != axes):
-            raise ValueError(f"{path} was trained by another trainer or with other mirroring than fold {folds[0]}")
+            raise ValueError(f"{path} was trained with another trainer or other mirroring than fold {folds[0]}")
         trainer, mirroring = content["trainer_name"], axes
         files[str(fold)], weights[str(fold)] = path, content["network_weights"]
     model = TrainedModel(folder, experiment, trainer, files, weights, mirroring, trust)
@@ -157,11 +157,11 @@ def read_trained(folder: Path, folds: Sequence[str], checkpoint: str = FINAL, tr
 
 
 def provenance(model: TrainedModel, licence: str | None) -> dict[str, Any]:
-    """Where a model comes from: what taught it, with which method, how well it did, what it was made with.
+    """Record the origin of a model: its teacher and method, its validation scores, and the versions of packages.
 
     Args:
         model: The model.
-        licence: Under which it is handed on.
+        licence: The licence under which the model is shared.
     """
     distilled = _distillation(model)
     network = model.network(next(iter(model.weights)))
@@ -183,7 +183,7 @@ def provenance(model: TrainedModel, licence: str | None) -> dict[str, Any]:
 
 
 def _distillation(model: TrainedModel) -> dict[str, Any]:
-    """Terms and teachers of a training of ours; ``None`` for others."""
+    """Return the terms and teachers of a training; they are ``None`` if its trainer is not of this package."""
     from nnunet_kd.training.preparation import prepare
     from nnunet_kd.training.trainer import DistillationTrainer
 
@@ -205,7 +205,7 @@ def _fold(name: str) -> int | str:
 
 
 def _validation(fold: Path) -> dict[str, Any] | None:
-    """nnU-Net's figures of the fold's validation cases, where it has made them."""
+    """Return nnU-Net's scores on the validation cases of a fold, or ``None`` if it has not computed them."""
     path = fold / "validation" / "summary.json"
     if not path.is_file():
         return None
@@ -217,4 +217,4 @@ def _validation(fold: Path) -> dict[str, Any] | None:
             "cases": len(summary["metric_per_case"]),
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no summary of nnU-Net") from error
+        raise ValueError(f"{path} is not a summary by nnU-Net") from error

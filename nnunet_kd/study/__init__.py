@@ -1,1 +1,1 @@
-"""Studies of several trainings: which there are, how they run, how they compare."""
+"""Studies that train several methods, run them with nnU-Net's commands, and compare their results."""

@@ -1,4 +1,4 @@
-"""Run nnU-Net's own commands: their epochs as progress, everything they print in a log file."""
+"""Run nnU-Net's own commands, show their epochs as progress, and log everything they print."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nnunet_kd.study import supervisor
 
 
 class Commands:
-    """Runs commands one after the other and says how long it has been.
+    """A runner of commands, one after the other, which reports progress with the elapsed time.
 
     Args:
-        logs: Folder of the log files.
+        logs: The folder of the log files.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -27,28 +27,28 @@ class Commands:
 
     @property
     def minutes(self) -> float:
-        """Since the start."""
+        """The minutes since the runner was created."""
         return (time.monotonic() - self.started) / 60
 
     def say(self, text: str) -> None:
-        """A line of progress."""
+        """Print a line of progress with the elapsed time."""
         elapsed = int(time.monotonic() - self.started)
         print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
 
     def run(self, log: str, *words: str, epochs: int | None = None) -> None:
-        """One command. It ends, with every process it started, when this process does, even if that is killed.
+        """Run one command, which ends with all its processes when this process ends, even by a kill.
 
-        It starts no more processes than there are cores, unless nnU-Net's variables say how many.
+        The command starts at most one process per core, unless nnU-Net's variables set another number.
 
         Args:
-            log: Name of its log file, without ending; an older one is kept, the new output goes below.
+            log: The name of the log file without ``.log``; the output is appended to an older file.
             words: The command and its arguments.
-            epochs: How many it will train, for the progress.
+            epochs: The number of epochs that the command will train, for the progress.
 
         Raises:
-            FileNotFoundError: Where the command is not installed.
-            RuntimeError: Where it fails, with its last line and the log file.
-            DiskFullError: Where that is because the disk is full.
+            FileNotFoundError: If the command is not installed.
+            RuntimeError: If the command fails; the message has its last line and the log file.
+            DiskFullError: If it fails because the disk is full.
         """
         program = Path(sys.executable).parent / words[0]
         found = str(program) if program.is_file() else shutil.which(words[0])
@@ -59,7 +59,7 @@ class Commands:
         path = self.logs / f"{log}.log"
         last = ""
         supervised = [sys.executable, "-I", "-S", supervisor.__file__] if os.name == "posix" else []
-        with naming_full_disk(path), path.open("a", buffering=1) as file:  # a line at a time, for who watches it
+        with naming_full_disk(path), path.open("a", buffering=1) as file:  # line by line, for users who follow the log
             process = subprocess.Popen(
                 [*supervised, found, *words[1:]],
                 stdin=subprocess.PIPE,
@@ -67,7 +67,7 @@ class Commands:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                # Without the last of them epochs are told some fifteen at a time.
+                # Buffered output would report about fifteen epochs at once.
                 env={**os.environ, **process_limits(), "PYTHONUNBUFFERED": "1"},
             )
             assert process.stdin is not None and process.stdout is not None

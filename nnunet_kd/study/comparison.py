@@ -1,4 +1,4 @@
-"""Carry out a study: train, predict, evaluate, measure, report."""
+"""Run a study: train, predict, evaluate, measure and report."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ from nnunet_kd.training.record import changes, record_of, records
 def compare_methods(
     study: Study, runs: Sequence[Run], tolerance: float, workers: int, trust: bool = False
 ) -> list[str]:
-    """All of it; returns a sentence per training that failed.
+    """Check and run a whole study, and return one sentence per failed training.
 
     Args:
-        study: What is compared.
-        runs: Its trainings.
-        tolerance: Of the NSD, in mm.
-        workers: Processes of the evaluation.
-        trust: Results that are there already may hold code.
+        study: The study.
+        runs: The trainings of the study.
+        tolerance: The tolerance of the NSD in mm.
+        workers: The number of processes for the evaluation.
+        trust: Allow existing results to hold code.
 
     Raises:
-        ValueError: For settings or teachers that do not fit, or results that could run code, before anything is
-            trained.
-        RuntimeError: Where the baseline could not be trained: there is nothing to compare with.
-        BusyError: Where another comparison works in the study's folder, or another process trains one of the runs.
+        ValueError: If settings or teachers do not fit, or existing results could run code; nothing is trained then.
+        RuntimeError: If the baseline could not be trained, so that there is nothing to compare with.
+        BusyError: If another comparison is running in the study's folder, or another process is training a run.
     """
     teachers = study_teachers(study, runs, needed=_check_trainers(study, runs))
     check_results(study, runs, trust)
@@ -58,21 +57,21 @@ def compare_methods(
 def _compare(
     study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int, trust: bool
 ) -> list[str]:
-    """What is left when all is checked: train, evaluate, measure, report."""
+    """Train, evaluate, measure and report, after all checks have passed."""
     failed = _train(study, runs)
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]
-    whole = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
-    if baseline not in whole:
+    complete = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
+    if baseline not in complete:
         raise RuntimeError(f"the baseline {baseline} is not trained: {' '.join(failed)}")
-    done = [run for run in done if run.method in whole]
+    done = [run for run in done if run.method in complete]
 
     warnings = [*_leaks(study, done), *failed]
     rows = evaluate_cases(study, done, teachers, tolerance, workers, warnings.append)
     costs = study_costs(study, done, teachers, trust)
-    methods = [TEACHER, *whole]
+    methods = [TEACHER, *complete]
     report = Report(
-        title=f"{study.dataset}, {study.configuration}: {', '.join(whole)}",
+        title=f"{study.dataset}, {study.configuration}: {', '.join(complete)}",
         facts=_facts(study, runs, tolerance),
         warnings=warnings,
         rows=sorted(rows, key=lambda row: methods.index(row.method)),
@@ -89,12 +88,12 @@ def _compare(
 
 
 def check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
-    """Check results that are there already.
+    """Check the results that exist before the study trains.
 
     Raises:
-        ValueError: Where they could run code, which stock nnU-Net runs when it predicts, or were trained with other
-            settings than they would be now.
-        BusyError: Where another process trains them.
+        ValueError: If they hold code, which stock nnU-Net would run when it predicts, or were trained with settings
+            that have changed since.
+        BusyError: If another process is training them.
     """
     for run in runs:
         study.check_idle(run)
@@ -108,9 +107,9 @@ def check_results(study: Study, runs: Sequence[Run], trust: bool) -> None:
 
 
 def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) -> None:
-    """That a training had, as far as it is, the settings it would have now, defaults of its trainer included.
+    """Check that a finished or stopped training had the settings it would have now, including its trainer's defaults.
 
-    There are no records of a stock training, and of one of an earlier version.
+    Trainings with stock trainers or earlier versions of this package have no records and are not checked.
     """
     preparation = study.prepared(run) if before else None
     if preparation is None:
@@ -123,16 +122,16 @@ def _check_records(study: Study, run: Run, before: Sequence[Mapping[str, Any]]) 
         verb = "trained" if study.is_trained(run) and number == len(before) else "begun"
         raise ValueError(
             f"{study.folder_of(run)} was {verb} with other settings than {run.method} has now: {changed}. Remove it, "
-            "or give -p plans of another name"
+            "or give plans of another name with -p"
         )
 
 
 def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> None:
-    """That every fold is there, with images and labels, as it was for what is trained already.
+    """Check that every fold has its images and labels, and is the same as for existing trainings.
 
     Raises:
-        ValueError: For a fold nnU-Net's splits do not have or that has changed, a case of two folds, one without one
-            of its files, or a reference that is no segmentation.
+        ValueError: If a fold does not exist or has changed, a case belongs to two folds or lacks a file, or a
+            reference is not a segmentation.
     """
     if not study.folds.path.is_file():
         return  # nnU-Net will say that nothing is preprocessed
@@ -142,7 +141,7 @@ def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, Teach
         for case in study.folds.cases_of(fold):
             if fold_of.setdefault(case, fold) != fold:
                 raise ValueError(
-                    f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare them one at a time"
+                    f"{case} is a validation case of folds {fold_of[case]} and {fold}: compare one fold at a time"
                 )
     reader = PlansManager(study.plans).image_reader_writer_class
     for fold in folds:
@@ -156,7 +155,7 @@ def _check_cases(study: Study, runs: Sequence[Run], teachers: Mapping[int, Teach
 
 
 def _leaks(study: Study, runs: Sequence[Run]) -> list[str]:
-    """What the results say of teachers that have seen validation cases, once each."""
+    """Return the notes in the results about teachers that have seen validation cases, each note once."""
     notes = []
     for run in runs:
         plans = read_plans(study.folder_of(run) / "plans.json")
@@ -169,7 +168,7 @@ def _methods(runs: Iterable[Run]) -> list[str]:
 
 
 def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
-    """Whether any run needs a teacher; that all train the same network."""
+    """Check that all runs train the same network, and return whether any of them needs a teacher."""
     from nnunet_kd.training.sources import attach_soft_labels
 
     needed = False
@@ -182,11 +181,11 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
         try:
             preparation = study.prepared(run)
         except ValueError:
-            continue  # its training will say so and not stop the others
+            continue  # its training will fail with this message without stopping the others
         plans = study.plans_of(run)
         if preparation is not None:
             needed |= preparation.uses_teacher
-            if not study.is_trained(run):  # of the same data whatever the seed; these plans are written already
+            if not study.is_trained(run):  # soft labels do not depend on the seed, and only these plans exist
                 given = Experiment(study.plans, study.configuration, study.dataset_json)
                 attach_soft_labels(replace(preparation, student=given))
             plans = preparation.student.plans
@@ -196,16 +195,16 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
         if network != networks[first]:
             raise ValueError(
                 f"{first} and {method} would train different networks ({network_in_words(networks[first])}; "
-                f"{network_in_words(network)}): write plans of one student, nnunet_kd plan -d {study.dataset} -r R, "
-                "and give them with -p"
+                f"{network_in_words(network)}): write the plans of one student with nnunet_kd plan -d {study.dataset} "
+                "-r FACTOR, and give them with -p"
             )
     return needed
 
 
 def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
-    """Fold -> its teacher; empty where, in any fold, several teach together or another fold's does.
+    """Return the teacher of each fold; the result is empty if any fold has several teachers or that of another fold.
 
-    A teacher that cannot be loaded, or is not trusted, is none where no method needs one.
+    It is also empty if no method needs a teacher and one cannot be loaded or trusted.
     """
     settings = read_settings(study.plans).teachers
     found = {}
@@ -213,7 +212,7 @@ def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
         student = Experiment(study.plans, study.configuration, study.dataset_json)
         try:
             files = find_teachers(settings, student, fold)
-            for teacher in files:  # which stock commands will run
+            for teacher in files:  # because stock commands will run it
                 load_plain(teacher)
         except (FileNotFoundError, ValueError):
             if needed:
@@ -241,7 +240,7 @@ def _train(study: Study, runs: Sequence[Run]) -> list[str]:
 
 
 def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[str, list[float]]]:
-    """Logged terms of one run a method: the first fold and seed."""
+    """Return the logged terms of one run per method, that of the first fold and seed."""
     curves: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         if run.method in curves:
@@ -269,6 +268,6 @@ def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str
         f"seed {', '.join(str(training.seed if seed is None else seed) for seed in seeds)}",
         **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
         "NSD": f"tolerance {tolerance:g} mm",
-        "Cost": "networks that are the same are measured once, and all of them in turn on each case",
+        "Cost": "equal networks are measured once, and all networks take turns on each case",
         "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),
     }

@@ -1,4 +1,4 @@
-"""What the networks of a study cost, measured once and kept with it."""
+"""The cost of a study's networks, measured once and kept with the study."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nnunet_kd.teachers.find import TeacherFiles
 def study_costs(
     study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], trust: bool
 ) -> dict[str, Measured]:
-    """Of one model per method, on cases of the first fold.
+    """Measure one model per method on cases of the first fold, and return the cost of each method.
 
-    They are kept in ``costs.json`` for as long as networks, cases and device are the same. Where one is not, all are
-    measured, so that the figures that stand beside each other are of the same hour.
+    The costs are kept in ``costs.json`` while networks, cases and device remain the same. If one changes, all networks
+    are measured again, so that figures in one table come from the same run.
     """
     fold = runs[0].fold
     models = {}

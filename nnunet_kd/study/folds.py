@@ -1,4 +1,4 @@
-"""nnU-Net's folds of a data set, written whole before the first training, and their validation cases."""
+"""nnU-Net's folds of a data set, written before the first training, and their validation cases."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Folds:
 
     Args:
         preprocessed: The data set's folder in ``nnUNet_preprocessed``.
-        plans: Plans whose cases are split where there is no file yet.
-        configuration: One of theirs.
+        plans: The plans whose cases are split if there is no file yet.
+        configuration: A configuration of the plans.
     """
 
     def __init__(self, preprocessed: Path, plans: dict[str, Any], configuration: str) -> None:
@@ -24,14 +24,14 @@ class Folds:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file that holds the folds."""
         return self.preprocessed / "splits_final.json"
 
     def write(self) -> None:
-        """nnU-Net's folds, where there are none yet; whole or absent, unlike the file nnU-Net would write.
+        """Write nnU-Net's folds unless they exist; a kill leaves no partial file, unlike in nnU-Net.
 
         Raises:
-            ValueError: Where the file that is there cannot be read, or there are no cases to split.
+            ValueError: If the existing file cannot be read, or there are no cases to split.
         """
         from nnunetv2.utilities.crossval_split import generate_crossval_split
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -44,41 +44,41 @@ class Folds:
         identifier = PlansManager(self.plans).get_configuration(self.configuration).data_identifier
         folder = self.preprocessed / identifier
         if not folder.is_dir():
-            return  # nnU-Net says that nothing is preprocessed
+            return  # nnU-Net will say that nothing is preprocessed
         cases = dataset_class(folder).get_identifiers(str(folder))
         splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
         write_whole(self.path, json.dumps(_plain(splits), indent=4))
 
     def read(self) -> Any:
-        """The folds.
+        """Read the folds.
 
         Raises:
-            ValueError: Where the file cannot be read.
+            ValueError: If the file cannot be read.
         """
         try:
             return read_splits(self.path)
         except ValueError as error:
             raise ValueError(
-                f"cannot read {self.path}, which a killed training has left perhaps: remove it, and nnU-Net's folds "
-                "are made again; restore it, if the folds were others"
+                f"cannot read {self.path}, perhaps because a training was killed while writing it: remove the file to "
+                "have nnU-Net's default folds written again, or restore it if you had folds of your own"
             ) from error
 
     def cases_of(self, fold: int) -> list[str]:
-        """The fold's validation cases: no student of that fold has seen them.
+        """Return the validation cases of a fold, which no student of that fold has seen.
 
         Raises:
-            ValueError: Where nnU-Net has not split the data set yet, or has no such fold.
+            ValueError: If nnU-Net has not split the data set yet, or there is no such fold.
         """
         if not self.path.is_file():
             raise ValueError(
-                f"there is no {self.path}: nnU-Net makes it when the first training of the data set begins"
+                f"there is no {self.path}: nnU-Net writes it when the first training of the data set starts"
             )
         splits = self.read()
         if not 0 <= fold < len(splits):
-            raise ValueError(f"{self.path} has {len(splits)} folds, there is no fold {fold}")
+            raise ValueError(f"{self.path} has {len(splits)} folds, but no fold {fold}")
         return sorted(splits[fold]["val"])
 
 
 def _plain(splits: Any) -> Any:
-    """Without NumPy's strings and arrays."""
+    """Return the splits with plain strings and lists instead of those of NumPy."""
     return [{part: [str(case) for case in cases] for part, cases in split.items()} for split in splits]

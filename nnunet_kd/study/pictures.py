@@ -1,4 +1,4 @@
-"""Pictures of a study's validation cases: the worst, the median and the best one, as every method segments them."""
+"""Pictures of the worst, the median and the best validation case of a study, as every method segments them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
-    """Worst, median and best case of the last method by its Dice minus the baseline's."""
-    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice  # and matplotlib
+    """Draw the worst, median and best case of the last method, ranked by its Dice minus that of the baseline."""
+    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice  # imports matplotlib
 
     scores = Scores(rows)
     shown = runs[-1].method
@@ -37,7 +37,7 @@ def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline:
     for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         case = scores.cases[index]
         image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
-        if evaluation.ignore_label is not None:  # nobody is wrong where nothing is known
+        if evaluation.ignore_label is not None:  # segmentations cannot be wrong in voxels without a label
             known = reference != evaluation.ignore_label
             reference, labels = reference * known, {name: found * known for name, found in labels.items()}
         axis = int(np.argmax(spacing))
@@ -57,7 +57,7 @@ def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline:
 def _read_case(
     study: Study, runs: Sequence[Run], case: str, with_teacher: bool
 ) -> tuple[Any, Any, dict[str, Any], list[float]]:
-    """First image, reference and segmentations ``(z, y, x)`` of one case, and the voxel size."""
+    """Return the first image, the reference and the segmentations of one case, ``(z, y, x)``, and its voxel size."""
     reader = PlansManager(study.plans).image_reader_writer_class
     ending = study.dataset_json["file_ending"]
     fold = next(run.fold for run in runs if case in study.folds.cases_of(run.fold))

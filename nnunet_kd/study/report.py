@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs nothing else, and the same tables as Markdown."""
+"""The report of a study: one self-contained HTML file, and the same tables in Markdown."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ img { max-width: 100%; } .warning { background: #fff3cd; border-left: 4px solid 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of.
+    """The content of a report.
 
     Attributes:
-        title: Of the page.
-        facts: What was compared, as name and text.
-        warnings: What a reader has to know before any number: leakage, methods that failed. What the rows themselves
-            tell, as too few cases, is added to them.
-        rows: Metrics of every case and seed.
-        baseline: The method the others are compared with.
-        teacher: The teacher's name among the methods, if it is among them.
-        costs: Method -> what its network costs.
-        curves: Method -> logged name -> one value an epoch.
-        pictures: Caption -> figure.
+        title: The title of the page.
+        facts: The facts about the comparison, as name and text.
+        warnings: The warnings that a reader needs before any number, such as leakage and failed methods. The report
+            adds those that follow from the rows, such as too few cases.
+        rows: The metrics of every case and seed.
+        baseline: The method that the others are compared with.
+        teacher: The teacher's name among the methods, or ``None`` without a teacher.
+        costs: The cost of each method's network.
+        curves: The logged values of each method: method -> name -> one value per epoch.
+        pictures: The figures by caption.
     """
 
     title: str
@@ -71,14 +71,14 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """``report.html`` and ``report.md``; each is complete or absent. Names are text in both, whatever they hold."""
+    """Write ``report.html`` and ``report.md``, each complete or absent; names are escaped in both."""
     write_whole(folder / "report.html", _in_html(report))
     write_whole(folder / "report.md", report_in_markdown(report))
     return [folder / "report.html", folder / "report.md"]
 
 
 def report_in_markdown(report: Report) -> str:
-    """The text of ``report.md``."""
+    """Return the text of ``report.md``."""
     lines = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in _warnings(report))]
     lines.append("\n".join(f"- {in_markdown(fact)}" for fact in _facts(report)))
     for title, note, tables in _sections(report):
@@ -87,7 +87,7 @@ def report_in_markdown(report: Report) -> str:
 
 
 def _in_html(report: Report) -> str:
-    """The text of ``report.html``, with its figures."""
+    """Return the text of ``report.html`` with its figures."""
     page = [f"<h1>{in_html(report.title)}</h1>"]
     page += [f'<p class="warning">{in_html(warning)}</p>' for warning in _warnings(report)]
     page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in _facts(report)) + "</ul>")
@@ -98,7 +98,7 @@ def _in_html(report: Report) -> str:
     if report.costs:
         figures["Accuracy against cost"] = draw_accuracy_against_cost(Scores(report.rows), report.costs)
     if report.curves:
-        figures["Loss terms, unweighted, mean of an epoch"] = draw_curves(report.curves)
+        figures["Loss terms, unweighted, mean per epoch"] = draw_curves(report.curves)
     for caption, figure in figures.items():
         page += [f"<h2>{in_html(caption)}</h2>", _image(figure, caption)]
     head = f'<meta charset="utf-8"><title>{in_html(report.title)}</title><style>{_STYLE}</style>'
@@ -132,8 +132,8 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
     if report.costs:
         device = next(iter(report.costs.values())).device
         note = (
-            f"A case: nnU-Net's predictor with mirroring, in the network alone, on {device}. FLOPs are those of "
-            "convolutions and matrix products."
+            f"Seconds and FLOPs per case are those of the network in nnU-Net's predictor with mirroring, on {device}. "
+            "FLOPs count convolutions and matrix products."
         )
         sections.append(("Cost", note, [_cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
@@ -141,7 +141,14 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
 
 
 def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
-    header = ["method", "parameters (M)", "GFLOPs a patch", "GFLOPs a case", "peak memory (MiB)", "seconds a case"]
+    header = [
+        "method",
+        "parameters (M)",
+        "GFLOPs per patch",
+        "GFLOPs per case",
+        "peak memory (MiB)",
+        "seconds per case",
+    ]
     rows = []
     reference = costs.get(teacher) if teacher is not None else None
     for method, cost in costs.items():
@@ -157,7 +164,7 @@ def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
 
 
 def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool) -> str:
-    """A figure and, for a student, how many times less or more than the teacher's it is."""
+    """Return a figure as text and, for a student, its ratio to the teacher's figure."""
     text = f"{shown:,.3f}" if shown < 100 else f"{shown:,.0f}"
     if is_teacher or not teacher or not value:
         return text
@@ -165,14 +172,14 @@ def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool)
 
 
 def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) -> Figure:
-    """Mean Dice over parameters and over FLOPs a case, a point a method."""
+    """Draw mean Dice against parameters and against FLOPs per case, with one point per method."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator
 
     figure = Figure(figsize=(11, 4.2))
     quantities = {
         "parameters": {method: float(cost.network.parameters) for method, cost in costs.items()},
-        "FLOPs a case": {method: cost.flops for method, cost in costs.items()},
+        "FLOPs per case": {method: cost.flops for method, cost in costs.items()},
     }
     for axes, (label, quantity) in zip(figure.subplots(1, 2), quantities.items(), strict=True):
         for number, method in enumerate(costs):
@@ -194,7 +201,7 @@ def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) ->
 
 
 def draw_curves(curves: Curves) -> Figure:
-    """A panel a logged name, a line a method that has it."""
+    """Draw one panel per logged name, with one line per method that has it."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""What a study compares: its rows, and the trainings of each."""
+"""The rows that a study compares, and the trainings of each row."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import check_keys
 
-TEACHER = "teacher"  # its name beside those of the methods
-PREFIX = "nnUNetTrainer"  # of the names of trainers
+TEACHER = "teacher"  # the teacher's name among the methods
+PREFIX = "nnUNetTrainer"  # of every trainer's name
 
 Settings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A row of the tables.
+    """A method in the tables of a study.
 
     Attributes:
-        name: In the tables.
-        trainer: Class name.
-        suffix: Of the plans that hold its settings; empty where there are none.
-        settings: Of the sections ``method`` and ``training`` of the plans' ``nnunet_kd`` block: what differs.
+        name: The name of the row in the tables.
+        trainer: The class name of the trainer.
+        suffix: The suffix of the plans that hold the settings; empty without settings.
+        settings: The values that differ from ``method`` and ``training`` in the plans' ``nnunet_kd`` block.
     """
 
     name: str
@@ -36,15 +36,15 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training of a study.
 
     Attributes:
-        method: Its row in the tables.
-        trainer: Class name.
-        plans: ``plans_name``.
-        fold: Of the cross-validation.
-        seed: ``None``: the plans'.
-        settings: See :class:`MethodRow`.
+        method: The name of its row in the tables.
+        trainer: The class name of the trainer.
+        plans: The name of the plans.
+        fold: The fold of the cross-validation.
+        seed: The seed; ``None`` for that of the plans.
+        settings: The settings of the row, see :class:`MethodRow`.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Run:
     settings: Settings
 
 
-# Rows of the papers' ablation tables: name -> keywords of the method's loss.
+# The rows of the papers' ablation tables: name -> method, and for each row the keywords of its loss.
 ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "dcd": (
         "DCD",
@@ -73,15 +73,15 @@ ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 
 
 def rows_of_methods(methods: Sequence[str]) -> list[MethodRow]:
-    """Trainers with or without their prefix, with the settings of the plans."""
+    """Return rows for trainers, given with or without their prefix, with the settings of the plans."""
     return [MethodRow(method.removeprefix(PREFIX) or PREFIX, trainer_of(method)) for method in methods]
 
 
 def rows_of_ablation(name: str) -> list[MethodRow]:
-    """One of :data:`ABLATIONS`.
+    """Return the rows of an ablation study in :data:`ABLATIONS`.
 
     Raises:
-        ValueError: For an unknown one.
+        ValueError: If the name is unknown.
     """
     if name not in ABLATIONS:
         raise ValueError(f"there is no ablation {name!r}: choose one of {', '.join(ABLATIONS)}")
@@ -93,14 +93,14 @@ def rows_of_ablation(name: str) -> list[MethodRow]:
 
 
 def rows_of_file(path: Path) -> list[MethodRow]:
-    """Rows listed in a file (JSON)::
+    """Read rows from a JSON file such as this::
 
         {"DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
          "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        ValueError: For a file that does not look like that, naming the row.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not have this form; the message names the row.
     """
     rows: list[MethodRow] = []
     for name, entry in read_json(path).items():
@@ -114,9 +114,11 @@ def rows_of_file(path: Path) -> list[MethodRow]:
                 raise ValueError(f"{where}: {key} must be an object, got {value!r}")
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         if not slug or not name.isprintable():
-            raise ValueError(f"{where}: a name needs a letter or a digit, plans are named after it")
+            raise ValueError(f"{where}: a name needs a letter or a digit, because plans are named after it")
         if "/" in name or "\\" in name or name == TEACHER:
-            raise ValueError(f"{where}: a name has no slash, folders are named after it, and is not {TEACHER}")
+            raise ValueError(
+                f"{where}: a name cannot contain a slash, because folders are named after it, or be {TEACHER}"
+            )
         rows.append(
             MethodRow(name, trainer_of(entry["trainer"]), f"_{slug}" if any(settings.values()) else "", settings)
         )
@@ -124,27 +126,29 @@ def rows_of_file(path: Path) -> list[MethodRow]:
 
 
 def trainer_of(method: str) -> str:
-    """Class name of a trainer that is given with or without its prefix."""
+    """Return the class name of a trainer that is given with or without its prefix."""
     return f"{PREFIX}{method.removeprefix(PREFIX)}"
 
 
 def folder_of(name: str) -> str:
-    """The name of a row in names of folders."""
+    """Return the name of a row as part of a folder name."""
     return name.replace(" ", "_")
 
 
 def list_runs(plans: str, rows: Sequence[MethodRow], folds: Sequence[int], seeds: Sequence[int | None]) -> list[Run]:
-    """All trainings of a study, fold by fold, so that a stopped study has whole folds.
+    """List all trainings of a study, fold by fold, so that a stopped study has complete folds.
 
     Raises:
-        ValueError: Where two rows have one name, or would have one folder or file of plans, or are the same.
+        ValueError: If two rows are the same, or have the same name, folder or plans.
     """
     for number, row in enumerate(rows):
         for other in rows[:number]:
             if row.name == other.name:
-                raise ValueError(f"there are two rows {row.name}")
-            if folder_of(row.name).lower() == folder_of(other.name).lower():  # disks may not tell capitals apart
-                raise ValueError(f"the rows {other.name} and {row.name} would have one folder {folder_of(row.name)}")
+                raise ValueError(f"two rows are called {row.name}")
+            if folder_of(row.name).lower() == folder_of(other.name).lower():  # some file systems ignore case
+                raise ValueError(
+                    f"the rows {other.name} and {row.name} would have the same folder {folder_of(row.name)}"
+                )
             if row.suffix == other.suffix and (row.suffix or row.trainer == other.trainer):
                 raise ValueError(f"the rows {other.name} and {row.name} would have the same plans {plans}{row.suffix}")
     return [

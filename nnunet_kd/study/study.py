@@ -1,7 +1,7 @@
-"""A study: the same student by several methods, on the same folds and seeds, trained with stock nnU-Net.
+"""A study: one student trained by several methods with stock nnU-Net, on the same folds and seeds.
 
-Every run is an ordinary nnU-Net training in ``nnUNet_results``. What a run differs in beside its trainer, a seed or
-settings of its row, is written into plans of its own, ``PLANS_seed0`` or ``PLANS_dcd-lll``, beside the given ones.
+Every run is an ordinary nnU-Net training in ``nnUNet_results``. A run with its own seed or settings has its own plans,
+such as ``PLANS_seed0`` or ``PLANS_dcd-lll``, beside the given ones.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FINAL = "checkpoint_final.pth"
 
 
 class Study:
-    """Trains, and knows where everything lies.
+    """The trainings and folders of a study.
 
     Args:
-        dataset: ``DatasetXXX_Name``.
-        configuration: nnU-Net's.
+        dataset: The name of the data set, ``DatasetXXX_Name``.
+        configuration: The nnU-Net configuration.
         plans: The student's plans as a dictionary.
-        folders: nnU-Net's three: raw, preprocessed, results.
-        out: Folder for predictions, logs and the report.
-        device: ``"cpu"`` or ``"cuda"``.
+        folders: nnU-Net's folders for raw data, preprocessed data and results.
+        out: The folder for predictions, logs and the report.
+        device: The device, ``"cpu"`` or ``"cuda"``.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Study:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other comparisons out of the folder, which is removed at the end where it was made for nothing.
+        """Lock the folder against other comparisons; remove it at the end if it was created and is still empty.
 
         Raises:
-            BusyError: Where another one works there.
+            BusyError: If another comparison is running there.
         """
         made = not self.out.exists()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Study:
             lock = FileLock(self.out / "compare.lock")
         except BusyError as error:
             raise BusyError(
-                f"another nnunet_kd compare works in {self.out} now (process {error}): run this one again when that "
+                f"another nnunet_kd compare is running in {self.out} (process {error}): run this command again when it "
                 "has ended, or give another folder with -o"
             ) from None
         try:
@@ -91,7 +91,7 @@ class Study:
     # ---- plans
 
     def plans_of(self, run: Run) -> dict[str, Any]:
-        """The given plans with the run's seed and settings; teacher and width are those of the given plans."""
+        """Return the plans of a run: the given plans, teacher and widths included, with the run's seed and settings."""
         plans = deepcopy(self.plans)
         if run.plans == plans["plans_name"]:
             return plans
@@ -99,7 +99,9 @@ class Study:
         source = (settings.student.source_plans if settings.student else None) or plans["plans_name"]
         block = plans.setdefault(BLOCK, {})
         if settings.student is not None and settings.student.source_plans == self.plans["plans_name"]:
-            block["student"]["source_plans"] = None  # still to be reduced, under whatever name
+            block["student"]["source_plans"] = (
+                None  # not reduced yet, so the training must reduce it under its own name
+            )
         teachers = block.setdefault("teacher", {})
         for teacher in teachers if isinstance(teachers, list) else [teachers]:
             if teacher.get("plans") is None and teacher.get("folder") is None:
@@ -112,10 +114,10 @@ class Study:
         return plans
 
     def prepared(self, run: Run) -> Preparation | None:
-        """What its training reads first; ``None``: its trainer is not of this package.
+        """Return the preparation of a run's training, or ``None`` if its trainer is not of this package.
 
         Raises:
-            ValueError: For settings that are not valid, or a trainer nnU-Net does not find.
+            ValueError: If settings are not valid, or nnU-Net does not find the trainer.
         """
         from nnunet_kd.training.preparation import prepare
         from nnunet_kd.training.trainer import DistillationTrainer
@@ -126,7 +128,7 @@ class Study:
         return prepare(trainer, Experiment(self.plans_of(run), self.configuration, self.dataset_json), run.fold)
 
     def schedule_of(self, run: Run) -> TrainingSettings:
-        """Of its plans and its trainer; ``None`` is nnU-Net's own."""
+        """Return the schedule of a run from its plans and trainer; a value of ``None`` means nnU-Net's own."""
         try:
             preparation = self.prepared(run)
         except ValueError:  # its training will say so
@@ -134,18 +136,18 @@ class Study:
         return (read_settings(self.plans_of(run)) if preparation is None else preparation.settings).training
 
     def write_plans(self, runs: Sequence[Run]) -> None:
-        """Plans of all runs that need their own; complete or not there.
+        """Write the plans of all runs that need their own; each file is complete or absent.
 
         Raises:
-            FileExistsError: Where other plans have the name.
+            FileExistsError: If a file of that name holds other plans.
         """
         wanted = {run.plans: self.plans_of(run) for run in runs if run.plans != self.plans["plans_name"]}
         for name, plans in wanted.items():
             path = self.preprocessed / f"{name}.json"
             if path.is_file() and read_json(path) != plans:
                 raise FileExistsError(
-                    f"{path} is there with other settings, of an earlier study perhaps: remove it with the results "
-                    f"that belong to it, or give -p another name"
+                    f"{path} exists with other settings, perhaps from an earlier study: remove it together with its "
+                    f"results, or give plans of another name with -p"
                 )
         for name, plans in wanted.items():
             if not (self.preprocessed / f"{name}.json").is_file():
@@ -154,39 +156,39 @@ class Study:
     # ---- models
 
     def folder_of(self, run: Run) -> Path:
-        """Results of a run, all folds."""
+        """Return the results folder of a run, which holds all folds."""
         return self.results / f"{run.trainer}__{run.plans}__{self.configuration}"
 
     def is_trained(self, run: Run) -> bool:
-        """Whether its last checkpoint is there, and whole: nnU-Net's own trainers are killed while they write it."""
+        """Return whether a run's final checkpoint is complete; a kill can truncate those of nnU-Net's own trainers."""
         return zipfile.is_zipfile(self.folder_of(run) / f"fold_{run.fold}" / FINAL)
 
     def last_checkpoint(self, run: Run) -> Path | None:
-        """What its training ended with, or would go on from, where that is whole."""
+        """Return the complete checkpoint that a run ended with or would resume from, or ``None``."""
         fold = self.folder_of(run) / f"fold_{run.fold}"
         checkpoints = (fold / name for name in (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth"))
         return next((path for path in checkpoints if zipfile.is_zipfile(path)), None)
 
     def check_idle(self, run: Run) -> None:
-        """That no other process trains it now, as far as trainers of this package say.
+        """Check that no other process is training a run; only trainers of this package tell.
 
         Raises:
-            BusyError: Where one does.
+            BusyError: If another process is training it.
         """
         fold = self.folder_of(run) / f"fold_{run.fold}"
         if (holder := holder_of(fold / LOCK)) is not None:
             raise BusyError(
-                f"another process trains in {fold} now (process {holder}): run this again when it has ended; whatever "
-                "is trained by then is kept"
+                f"another process is training in {fold} (process {holder}): run this command again when it has ended; "
+                "finished trainings are kept"
             )
 
     def train(self, run: Run) -> None:
-        """With nnUNetv2_train; goes on where it was stopped, does nothing where it has ended.
+        """Train a run with ``nnUNetv2_train``, resume it if it was stopped, or do nothing if it has finished.
 
         Raises:
-            RuntimeError: Where the command fails.
-            UnwritableError: Where the results cannot be written.
-            BusyError: Where that is because another process trains it.
+            RuntimeError: If the command fails.
+            UnwritableError: If the results cannot be written.
+            BusyError: If another process is training the run.
         """
         if self.is_trained(run):
             return
@@ -194,8 +196,8 @@ class Study:
         fold = self.folder_of(run) / f"fold_{run.fold}"
         check_writable_folder(fold)
         for path in fold.glob("checkpoint_*.pth"):
-            if not zipfile.is_zipfile(path):  # the directory of the archive is its end
-                self.commands.say(f"{path} is cut off: removed")
+            if not zipfile.is_zipfile(path):  # a zip archive ends with its directory
+                self.commands.say(f"removed {path}, which was truncated")
                 path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
@@ -211,28 +213,28 @@ class Study:
                 epochs=epochs,
             )
         except RuntimeError:
-            self.check_idle(run)  # another process may have been faster
+            self.check_idle(run)  # another process could have started first
             raise
 
     # ---- cases
 
     def check_validated(self, model_folder: Path, fold: int) -> None:
-        """That a model was not trained on a validation case of its fold, as far as nnU-Net has noted what it validated.
+        """Check that a model was not trained on a validation case of its fold, as far as nnU-Net has recorded them.
 
         Raises:
-            ValueError: Where the fold has one it did not have then.
+            ValueError: If the fold has a validation case that it did not have during the training.
         """
         new = not_kept_back(validated_cases(model_folder / f"fold_{fold}"), self.folds.cases_of(fold), fold)
         if new is not None:
             raise ValueError(
-                f"{model_folder} was trained without keeping back {new}: restore {self.folds.path}, or train it again"
+                f"{model_folder} was trained without holding out {new}: restore {self.folds.path}, or train it again"
             )
 
     def images_of(self, fold: int) -> Path:
-        """A folder of links to the raw images of the fold's validation cases.
+        """Return a folder of links to the raw images of a fold's validation cases.
 
         Raises:
-            ValueError: Where a case has no image.
+            ValueError: If a case has no image.
         """
         images = training_images(self.raw, self.dataset_json, self.folds.cases_of(fold))
         ending = self.dataset_json["file_ending"]

@@ -1,7 +1,7 @@
-"""A program between a command and the process that wants it done: all of the command ends with either.
+"""A program that runs a command for a parent process and ends all processes of the command when either ends.
 
-Run as a file, with the command as arguments; its standard input is the other process's hold on it. A command of
-nnU-Net starts processes of its own, which would go on writing, or wait for ever, where it is killed.
+Run this file with the command as its arguments. The parent holds its standard input open; the command ends when that
+closes. Without this program, the worker processes of a killed nnU-Net command would keep writing or wait for ever.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-GRACE = 10.0  # seconds to save the last epoch of a training, and to clean up shared memory
+GRACE = 10.0  # seconds for a training to save its last epoch and for cleaning up shared memory
 
 
 def supervise(words: Sequence[str]) -> int:
-    """Run a command in a group of its own, to its end or that of standard input; returns its exit status."""
+    """Run a command in its own process group until it or standard input ends; return its exit status."""
     signal.signal(signal.SIGTERM, _stop)
     command = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -41,7 +41,7 @@ def _end_with_input(group: int) -> None:
 
 
 def _end(group: int) -> None:
-    """All processes of a group, politely first."""
+    """End all processes of a group: ask them to stop, wait, then kill them."""
     try:
         os.killpg(group, signal.SIGTERM)
         stop = time.monotonic() + GRACE

@@ -1,4 +1,4 @@
-"""The validation cases of a study: references and all segmentations side by side, and their metrics."""
+"""Evaluate the validation cases of a study: link references and segmentations, and compute metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluate_cases(
     workers: int,
     warn: Callable[[str], None],
 ) -> list[Row]:
-    """Of every run and case."""
+    """Predict and evaluate the validation cases of every run and teacher; return one row per case and structure."""
     from tqdm import tqdm
 
     rows: list[Row] = []
@@ -50,23 +50,23 @@ def evaluate_cases(
 
 
 def key_of(run: Run) -> str:
-    """The name of a run's segmentations."""
+    """Return the name under which the segmentations of a run are kept."""
     return f"{run.method} seed {run.seed}"
 
 
 def evaluation_of(study: Study, example: Path, tolerance: float) -> Evaluation:
-    """What is evaluated of the data set; ``tolerance`` is that of the NSD in mm."""
+    """Return the structures and settings of the evaluation; ``tolerance`` is that of the NSD in mm."""
     return read_evaluation(study.dataset_json, study.plans, example, tolerance)
 
 
 def references(study: Study, fold: int) -> Path:
-    """A folder of links to the labels of the fold's validation cases."""
+    """Return a folder of links to the labels of a fold's validation cases."""
     labels = training_labels(study.raw, study.dataset_json, study.folds.cases_of(fold))
     return _links(study.out / "references" / f"fold_{fold}", labels, study)
 
 
 def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, Path]:
-    """The same for predictions, whose folders may hold more than segmentations."""
+    """Link the predictions of every method, because their folders can hold other files as well."""
     ending = study.dataset_json["file_ending"]
     cases = study.folds.cases_of(fold)
     return {
@@ -76,11 +76,11 @@ def _linked(study: Study, folders: Mapping[str, Path], fold: int) -> dict[str, P
 
 
 def segmentations(study: Study, name: str, fold: int) -> Path:
-    """A folder of links to the predictions of the fold's validation cases.
+    """Return the folder of links to the predictions of a fold's validation cases.
 
     Args:
-        study: Has predicted them.
-        name: Of the method and seed.
+        study: The study that predicted them.
+        name: The name of the method and seed.
         fold: The fold.
     """
     return study.out / "segmentations" / f"{folder_of(name)}_fold_{fold}"

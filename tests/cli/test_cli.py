@@ -55,7 +55,7 @@ def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
     assert 10 < ratio < 17
 
 
-def test_least_width_of_plans(workspace):
+def test_plan_keeps_a_smallest_width(workspace):
     whole = workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
     for least in (2, 20):
         assert main(["plan", "-d", "598", "-r", "16", "--min-features", str(least), "-o", f"least_{least}"]) == 0
@@ -66,7 +66,7 @@ def test_least_width_of_plans(workspace):
 
 @pytest.mark.slow
 def test_plan_of_another_network_that_stock_nnunet_trains_and_predicts(workspace, capsys):
-    """DRA-UNet in 3-D and 2-D, by nnU-Net's own trainer; nothing but the plans names it."""
+    """nnU-Net's own trainer trains DRA-UNet in 3-D and 2-D, because the plans name it."""
     assert main(["plan", "-d", "598", "--network", "dra_unet"]) == 0
     assert "wrote" in capsys.readouterr().out
     plans = json.loads((workspace.preprocessed / "nnUNetPlans_dra_unet_r4.json").read_text())
@@ -110,11 +110,11 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
         (["-d", "598", "-p", "other"], "no plans .*other.json. Fix: choose one of .*nnUNetPlans.* with -p$"),
         (["-d", "598", "-c", "3d"], "the student's plans have no configuration 3d: choose one of 2d, 3d_fullres with"),
         (["-d", "598", "--network", "vm_unet", "-c", "3d_fullres"], "no configuration 3d_fullres: choose one of 2d wi"),
-        (["-d", "598", "-o", "sub/plans"], "a name of plans has letters, digits, .* only, got 'sub/plans'"),
+        (["-d", "598", "-o", "sub/plans"], "the name of plans can have letters, digits, .* only, got 'sub/plans'"),
         (["-d", "598", "-r", "inf"], "student.reduction must be finite, got inf"),
-        (["-d", "Dataset"], "a data set is given by its number or its name, as 501 or .*, got 'Dataset'"),
+        (["-d", "Dataset"], "give a data set by its number or its name, such as 501 or .*, got 'Dataset'"),
         (["-d", "597"], "nnU-Net knows no data set 597"),
-        (["-d", "heads"], "a data set is given by its number or its name, as 501 or .*, got 'heads'"),
+        (["-d", "heads"], "give a data set by its number or its name, such as 501 or .*, got 'heads'"),
         (["-d", "598", "--widths", "8", "9"], "configuration 3d_fullres has . stages, got 2 widths"),
         (["-d", "598", "-r", "0"], "student.reduction must be at least 1, got 0"),
     ],
@@ -141,7 +141,7 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
         ("nnUNetPlans_r8", "nnunet_kd plan -d 598 -r 8"),
         ("nnUNetPlans_kd_sam", "nnunet_kd plan -d 598 --network kd_sam"),
         ("nnUNetPlans_dra_unet_r2.5", "nnunet_kd plan -d 598 --network dra_unet -r 2.5"),
-        ("nnUNetPlans_dra_unet", "choose one of mine, nnUNetPlans with -p"),  # which no command makes
+        ("nnUNetPlans_dra_unet", "choose one of mine, nnUNetPlans with -p"),  # no command makes these
         ("nnUNetPlans_kd_sam_r4", "choose one of mine, nnUNetPlans with -p"),
         ("mine_r8", "nnunet_kd plan -d 598 -p mine -r 8"),
         ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl nnUNetPlannerResEncL"),
@@ -149,7 +149,7 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
         ("other", "choose one of mine, nnUNetPlans with -p"),
     ],
 )
-def test_plans_that_are_not_there(workspace, tmp_path, plans, command):
+def test_missing_plans_name_the_command_that_makes_them(workspace, tmp_path, plans, command):
     folder = tmp_path / workspace.preprocessed.name
     folder.mkdir()
     for name in ("nnUNetPlans", "mine"):
@@ -158,7 +158,7 @@ def test_plans_that_are_not_there(workspace, tmp_path, plans, command):
     assert no_plans(folder / f"{plans}.json") == f"there are no plans {folder}/{plans}.json. Fix: {command}"
 
 
-def test_no_plans_at_all(workspace, tmp_path):
+def test_a_data_set_without_plans(workspace, tmp_path):
     folder = tmp_path / workspace.preprocessed.name
     folder.mkdir()
     for plans in ("nnUNetPlans", "nnUNetPlans_r8"):  # planning takes no name of a data set
@@ -189,7 +189,7 @@ BAD_PLANS = {
 
 
 @pytest.mark.parametrize("what", BAD_PLANS)
-def test_plans_that_are_none_are_one_line(workspace, capsys, what):
+def test_files_that_are_not_plans_give_one_line(workspace, capsys, what):
     change, message = BAD_PLANS[what]
     path = workspace.preprocessed / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
@@ -202,7 +202,7 @@ def test_plans_that_are_none_are_one_line(workspace, capsys, what):
     assert main(["doctor", "-d", "598", "-c", "3d_fullres", "-f", "0"]) == 1
 
 
-def test_plans_that_inherit_from_each_other_end(workspace, capsys):
+def test_plans_that_inherit_from_each_other_do_not_recurse(workspace, capsys):
     path = workspace.preprocessed / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     plans["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
@@ -218,7 +218,7 @@ def test_plan_replaces_only_when_forced(workspace, capsys):
     assert main(["plan", "-d", "598", "--force"]) == 0
 
 
-def test_doctor_finds_all_well(workspace, capsys):
+def test_doctor_finds_no_problems(workspace, capsys):
     assert main(["doctor", "-d", "598"]) == 0
     printed = capsys.readouterr().out
     names = ("BrainSegDMIF", "CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "KDSAM", "LogitsKD", "NoKD")
@@ -227,9 +227,9 @@ def test_doctor_finds_all_well(workspace, capsys):
     assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("no problems found\n")
     assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerDCD"]) == 0
-    assert "the teacher is there and fits: 3 stages shared" in capsys.readouterr().out
+    assert "the teacher was found and fits: 3 stages shared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases"]) == 0
-    assert "all values of 6 cases are numbers, all labels known" in capsys.readouterr().out
+    assert "all values of 6 cases are finite, and all labels are declared" in capsys.readouterr().out
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainer"]) == 0
 
 
@@ -258,7 +258,9 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(workspace, capsys, monkeyp
     doctor_says(capsys, "calls itself nnUNetPlans: set plans_name to copy", "-d", "598", "-p", "copy")
     fingerprint = workspace.preprocessed / "dataset_fingerprint.json"
     fingerprint.rename(workspace.root / "away.json")
-    message = f"there is no {fingerprint}, without which no training begins. Fix: nnUNetv2_extract_fingerprint -d 598"
+    message = (
+        f"there is no {fingerprint}, without which no training can start. Fix: nnUNetv2_extract_fingerprint -d 598"
+    )
     doctor_says(capsys, message, "-d", "598")
     (workspace.root / "away.json").rename(fingerprint)
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
@@ -268,14 +270,14 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(workspace, capsys, monkeyp
     monkeypatch.undo()
 
 
-def test_doctor_reads_all_cases_whatever_one_is_like(workspace, capsys):
+def test_doctor_reads_all_cases_even_if_one_is_broken(workspace, capsys):
     folder = next(workspace.preprocessed.glob("*3d_fullres"))
     cases = sorted(path.stem for path in folder.glob("*.pkl"))
     words = ("-d", "598", "-tr", "nnUNetTrainerNoKD", "--cases")
     for case in (cases[0], cases[2]):
         path = folder / f"{case}.b2nd"
         content = path.read_bytes()
-        path.unlink()  # it is linked to that of other tests
+        path.unlink()  # the file is a link shared with other tests
         path.write_bytes(content[: len(content) // 2])
     assert main(["doctor", *words]) == 1
     printed = capsys.readouterr().out
@@ -290,12 +292,12 @@ def test_doctor_reads_all_cases_whatever_one_is_like(workspace, capsys):
     assert f"1 preprocessed cases in {folder}, dataset.json says 6" in capsys.readouterr().out
 
 
-def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
-    """The command that it prints makes others, which do not."""
+def test_doctor_reports_soft_labels_that_leak(workspace, capsys):
+    """The command in its message makes soft labels that do not leak."""
     assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD"]) == 0
-    assert "needs no teacher, the soft labels 'nnunet' are there and fit" in capsys.readouterr().out
+    assert "needs no teacher, the soft labels 'nnunet' were found and fit" in capsys.readouterr().out
     words = ["doctor", "-d", "598", "-tr", "nnUNetTrainerSAMKD", "-f", "1"]
     assert main(words) == 1
     found = re.search(r"Fix: nnunet_kd (soft-labels .*), and in the plans \"nnunet_kd\": (.*)", capsys.readouterr().out)
@@ -303,10 +305,10 @@ def test_doctor_tells_of_soft_labels_that_leak(workspace, capsys):
     assert main([*shlex.split(found[1]), "--disable_tta", "-device", "cpu"]) == 0
     workspace.plans("nnUNetPlans", **json.loads(found[2]))
     assert main(words) == 0
-    assert "the soft labels 'fold_1' are there and fit" in capsys.readouterr().out
+    assert "the soft labels 'fold_1' were found and fit" in capsys.readouterr().out
 
 
-def test_doctor_tells_of_initial_weights_that_leak(workspace, capsys):
+def test_doctor_reports_initial_weights_that_leak(workspace, capsys):
     workspace.plans("start", training={"initial_weights": "teacher"}, teacher={"plans": "nnUNetPlans"})
     words = ("-d", "598", "-tr", "nnUNetTrainerNoKD", "-p", "start")
     assert main(["doctor", *words]) == 0
@@ -336,8 +338,8 @@ def test_a_variable_that_is_not_set(monkeypatch, capsys, words, name):
     assert f"nnunet_kd: {name} is not set: export {name}=/path/to/{name}" in capsys.readouterr().err
 
 
-def test_data_of_the_demo_are_whole_or_not_there(tmp_path, monkeypatch, capsys):
-    """Else the next run would take what a full disk left for done."""
+def test_data_of_the_demo_are_complete_or_absent(tmp_path, monkeypatch, capsys):
+    """Otherwise the next run would accept the partial data that a full disk left."""
     from nnunet_kd.datasets import synthetic
 
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -355,7 +357,7 @@ def test_data_of_the_demo_are_whole_or_not_there(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_demo_runs_to_its_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch, forked_commands):
+def test_demo_prints_its_table_and_resumes_where_it_stopped(tmp_path, capsys, monkeypatch, forked_commands):
     from nnunet_kd.cli import demo
     from nnunet_kd.datasets import synthetic
 

@@ -29,10 +29,10 @@ def compare(workspace, *words):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypatch, forked_commands):
-    """Two methods train, one fails; stopped before the second, then to the end, then written again.
+def test_a_stopped_study_resumes_and_reports(workspace, capsys, monkeypatch, forked_commands):
+    """Of four methods one fails; the study stops before the last one, resumes to the end, and is written again.
 
-    Their teacher is the best of its training, in a folder of a name that is not nnU-Net's.
+    The teacher is a best checkpoint in a folder that does not have a name of nnU-Net's.
     """
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     folder = workspace.teacher.rename(workspace.root / "heads")
@@ -71,16 +71,18 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     costs = [
         line.split("|")[2:] for line in report.partition("## Cost")[2].partition("##")[0].splitlines() if "|" in line
     ]
-    assert len(costs) == 6 and costs[3] == costs[4] == costs[5] != costs[2]  # one network; the teacher's
+    assert (
+        len(costs) == 6 and costs[3] == costs[4] == costs[5] != costs[2]
+    )  # the students share one network, the teacher has another
     assert "Too few cases for a test: of 2, Wilcoxon's cannot give a p below 0.5000" in report
-    assert "gap closed" in report and "GFLOPs a case" in report and "LEAKAGE" not in report
+    assert "gap closed" in report and "GFLOPs per case" in report and "LEAKAGE" not in report
     methods = {row["method"] for row in json.loads((study / "metrics.json").read_text())}
     assert methods == {"teacher", "NoKD", "LogitsKD", "both"}
     page = (study / "report.html").read_text()
     assert page.count("<img ") == 3 and "worst" not in page.split("<img")[0]
 
     rows.write_text(json.dumps({"NoKD": {"trainer": "NoKD"}, "LogitsKD": {"trainer": "LogitsKD"}, **both}))
-    assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 0  # the same from a file alone
+    assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 0  # the same rows, all from a file
     again = (study / "report.md").read_text()
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert [line for line in again.splitlines() if line.startswith("|")] == tables
@@ -94,7 +96,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
     )
     assert (study / "report.md").read_text() == again
 
-    # A default of the package is another than when the training ran.
+    # A default of the package has changed since the training ran.
     workspace.plans("tiny", training=TINY, teacher=teacher, method={})
     monkeypatch.setattr("nnunet_kd.training.preparation.build_terms", lambda *_: [])
     assert compare(workspace, "-p", "tiny", "--rows", str(rows)) == 1
@@ -104,7 +106,7 @@ def test_a_study_that_is_stopped_goes_on_and_reports(workspace, capsys, monkeypa
 
 
 class Trainings:
-    """Stands for nnU-Net's commands: the n-th model leaves out the first n voxels of every case's first label."""
+    """A fake of nnU-Net's commands, whose n-th model misses the first n voxels of every case's first label."""
 
     def __init__(self, workspace):
         self.workspace = workspace
@@ -173,7 +175,7 @@ def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
 
 
 def list_files(workspace, monkeypatch):
-    """Move images and labels to where only dataset.json says they are, under other names."""
+    """Move and rename images and labels, so that only ``dataset.json`` says where they are."""
     monkeypatch.setenv("HOSPITAL", str(workspace.root / "hospital"))
     listed = {}
     for path in sorted((workspace.raw / "labelsTr").iterdir()):
@@ -189,8 +191,8 @@ def list_files(workspace, monkeypatch):
         (folder / "dataset.json").write_text(json.dumps({**workspace.dataset_json, "dataset": listed}))
 
 
-def test_files_that_are_listed(workspace, monkeypatch):
-    """The same study, wherever dataset.json says that images and labels are."""
+def test_files_that_dataset_json_lists(workspace, monkeypatch):
+    """A study is the same wherever ``dataset.json`` says that images and labels are."""
     monkeypatch.setattr("nnunet_kd.evaluation.measure.measure_in_turn", lambda models, *_: [MEASURED for _ in models])
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
     found = []
@@ -211,32 +213,32 @@ def test_files_that_are_listed(workspace, monkeypatch):
 
 
 def test_a_reference_of_several_values_is_refused_before_training(workspace, capsys):
-    """nnU-Net's reader gives the first volume of a series, which would be evaluated when all is trained."""
+    """nnU-Net's reader returns only the first volume of a series, and the study would evaluate that after training."""
     workspace.plans("tiny", training=SHORT)
     case = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["val"][0]
     path = workspace.raw / "labelsTr" / f"{case}.nii.gz"
     volume = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    path.unlink()  # it is linked to that of other tests
+    path.unlink()  # the file is a link shared with other tests
     sitk.WriteImage(sitk.GetImageFromArray(np.stack([volume, volume]), isVector=False), str(path))
     assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     assert f"{path} has 2 values per voxel" in capsys.readouterr().err
     assert not (workspace.root / "study" / "logs").exists()
 
 
-def test_only_one_comparison_works_in_a_folder(workspace, capsys):
-    """The second would call a training that is under way failed, and write a report without it."""
+def test_only_one_comparison_runs_in_a_folder(workspace, capsys):
+    """A second one would call an unfinished training failed and leave it out of the report."""
     workspace.plans("tiny", training=SHORT)
     study = workspace.root / "study"
     study.mkdir()
     with held(study / "compare.lock") as other:
         assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     error = capsys.readouterr().err
-    assert f"another nnunet_kd compare works in {study} now (process {other}): run this one again when" in error
+    assert f"another nnunet_kd compare is running in {study} (process {other}): run this command again when" in error
     assert [path.name for path in study.iterdir()] == ["compare.lock"]
 
 
-def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, capsys):
-    """Whether it is there when the study begins, or comes to be while that trains the row before."""
+def test_a_training_in_another_process_does_not_count_as_failed(workspace, monkeypatch, capsys):
+    """It can start before the study, or while the study trains the previous row."""
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})
     trainings = Trainings(workspace)
     monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
@@ -245,7 +247,7 @@ def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, ca
     torn = fold / "checkpoint_latest.pth"
     torn.write_bytes(b"half of it")
     with held(fold / "training.lock") as other:
-        message = f"another process trains in {fold} now (process {other}): run this again when it has ended; whatever"
+        message = f"another process is training in {fold} (process {other}): run this command again when it has ended;"
         assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 1
         assert message in capsys.readouterr().err
         assert trainings.models == [] and not (workspace.root / "study").exists()
@@ -260,14 +262,14 @@ def test_a_training_of_another_process_has_not_failed(workspace, monkeypatch, ca
 
 @pytest.mark.slow
 def test_colour_pictures(pictures, monkeypatch, forked_commands):
-    """One file a case, three channels."""
+    """Each case is one file with three channels."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     pictures.plans("tiny", training=TINY, student={"source_plans": "nnUNetPlans"})
     assert compare(pictures, "-d", "597", "-c", "2d", "-p", "tiny", "-m", "NoKD") == 0
     assert "| NoKD " in (pictures.root / "study" / "report.md").read_text()
 
 
-def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, capsys):
+def test_a_training_that_began_with_other_settings_is_refused(workspace, capsys):
     plans = workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"}, method={"weight": 0.1})
     trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
     stop_within(trainer, 3)
@@ -278,8 +280,8 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(workspace, cap
     assert not (workspace.root / "study").exists()
 
 
-def test_students_of_a_teacher_that_was_trained_anew_are_refused(workspace, capsys):
-    """Under its old name: the students of both would be in one table."""
+def test_students_of_a_retrained_teacher_are_refused(workspace, capsys):
+    """The new teacher has the name of the old one, so one table would mix students of both."""
     plans = workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"})
     for kind in (nnUNetTrainerLogitsKD, nnUNetTrainerNoKD):
         stop_within(make_trainer(kind, plans, workspace), 3)
@@ -296,7 +298,7 @@ def test_students_of_a_teacher_that_was_trained_anew_are_refused(workspace, caps
 
 
 def test_a_case_of_two_folds_is_refused(workspace, capsys):
-    """Its values would be those of one of them."""
+    """The report would have its values from only one of the folds."""
     path = workspace.preprocessed / "splits_final.json"
     splits = json.loads(path.read_text())
     case = splits[0]["val"][0]
@@ -304,11 +306,11 @@ def test_a_case_of_two_folds_is_refused(workspace, capsys):
     path.write_text(json.dumps(splits))
     workspace.plans("tiny", training=SHORT)
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "-f", "0", "1") == 1
-    assert f"{case} is a validation case of folds 0 and 1: compare them one at a time" in capsys.readouterr().err
+    assert f"{case} is a validation case of folds 0 and 1: compare one fold at a time" in capsys.readouterr().err
 
 
 def test_folds_that_have_changed_are_refused(workspace, capsys):
-    """What is trained on the old ones, a teacher too, has seen a new validation case. One less is no harm."""
+    """Models of the old folds, teachers included, have seen a new validation case; a missing case does no harm."""
     path = workspace.preprocessed / "splits_final.json"
     splits = json.loads(path.read_text())
     note_validated(workspace.teacher / "fold_0", splits[0]["val"])
@@ -323,7 +325,7 @@ def test_folds_that_have_changed_are_refused(workspace, capsys):
     assert compare(workspace, "-p", "tiny", "-m", "NoKD") == 1
     error = capsys.readouterr().err
     seen = f"1 of 2 validation cases of fold 0 ({case}): restore"
-    assert f"{workspace.teacher} was trained without keeping back {seen}" in error
+    assert f"{workspace.teacher} was trained without holding out {seen}" in error
     assert not (workspace.root / "study" / "logs").exists()
 
 
@@ -345,7 +347,7 @@ def test_a_cascade_is_refused(workspace, capsys):
         (["-m", "NoKD", "-p", "other"], "there are no plans"),
         (["-m", "NoKD", "-c", "3d_lowres"], "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (["-m", "NoKD", "DCD", "-f", "3"], "has fold_0, but not fold_3. Train it: nnUNetv2_train"),
-        (["-m", "NoKD", "-f", "0", "7"], "has 5 folds, there is no fold 7"),
+        (["-m", "NoKD", "-f", "0", "7"], "has 5 folds, but no fold 7"),
         (["-m", "NoKD", "SAMKD"], "there are no soft labels in"),
         (["-m", "NoKD", "BrainSegDMIF", "-c", "2d"], "would train different networks (PlainConvUNet, ["),
         (["-m", "NoKD", "--ablation", "x"], "there is no ablation 'x'"),

@@ -1,4 +1,4 @@
-"""What doctor and the commands after it say of files nnU-Net cannot use; and whether what they print can be done."""
+"""Doctor and later commands explain files that nnU-Net cannot use, and the commands that they print work."""
 
 import json
 import re
@@ -12,11 +12,11 @@ from nnunet_kd.cli import main
 from tests.conftest import SHORT
 
 DATASET, PLANS = "dataset.json", "nnUNetPlans.json"
-FOLDS = [((0, 1, 2), (3, 4, 5)), ((3, 4, 5), (0, 1, 2))]  # numbers of training and validation cases
+FOLDS = [((0, 1, 2), (3, 4, 5)), ((3, 4, 5), (0, 1, 2))]  # numbers of the training and validation cases
 
 
 def change(workspace, name, **entries):
-    """Entries of ``dataset.json``, or of a configuration of the plans."""
+    """Change entries of ``dataset.json``, or of a configuration in the plans."""
     path = workspace.preprocessed / name
     content = json.loads(path.read_text())
     (content if name == DATASET else content["configurations"]["3d_fullres"]).update(entries)
@@ -31,7 +31,7 @@ def arguments_of_network(workspace, **changes):
 
 
 def doctor(capsys, *words):
-    """Its lines that begin with "no"."""
+    """Run ``doctor``, and return its lines that begin with FAIL."""
     capsys.readouterr()
     status = main(["doctor", "-d", "598", *words])
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL ")]
@@ -83,10 +83,10 @@ def test_doctor_builds_the_network(workspace, capsys, trainer):
     assert "cannot take its patch of [13, 20, 16] voxels: Sizes of tensors must match" in wrong
 
 
-def test_doctor_knows_what_nnunet_cannot_train_on(workspace, capsys):
+def test_doctor_finds_what_nnunet_cannot_train_on(workspace, capsys):
     change(workspace, DATASET, labels={"background": 0, "a": 1, "b": 3})
     (wrong,) = doctor(capsys)
-    assert "dataset.json are 0, 1, 3, and nnU-Net trains on labels without a gap" in wrong
+    assert "dataset.json are 0, 1, 3, but nnU-Net needs consecutive labels" in wrong
     change(workspace, DATASET, labels={"background": 0, "a": 1, "b": 2}, channel_names={})
     (wrong,) = doctor(capsys)
     assert "dataset.json has no 'channel_names'" in wrong
@@ -115,12 +115,12 @@ def test_doctor_finds_results_that_cannot_be_written(workspace, capsys, small_di
     read_only(disk)
     wrong = doctor(capsys, "-tr", "nnUNetTrainer")
     assert wrong == [
-        f"FAIL  nnUNet_results={disk} cannot be written to: it is read-only, or not yours. "
+        f"FAIL  nnUNet_results={disk} cannot be written to: it is read-only or belongs to another user. "
         "Fix: export nnUNet_results=/path/to/a/folder/of/yours"
     ]
 
 
-def test_preprocessed_data_may_be_read_only_once_they_are_split(workspace, capsys, small_disk, monkeypatch):
+def test_preprocessed_data_can_be_read_only_once_they_are_split(workspace, capsys, small_disk, monkeypatch):
     disk = small_disk(2**25)
     folder = disk / workspace.dataset
     shutil.copytree(workspace.preprocessed, folder)
@@ -140,7 +140,7 @@ def test_preprocessed_data_may_be_read_only_once_they_are_split(workspace, capsy
 @pytest.mark.parametrize(
     ("words", "trainer"), [((), "KD"), (("--network", "dra_unet"), "DCD"), (("--network", "vm_unet"), "DualSelfKD")]
 )
-def test_doctor_finds_what_plan_says_to_train(workspace, capsys, words, trainer):
+def test_doctor_accepts_what_plan_says_to_train(workspace, capsys, words, trainer):
     assert main(["plan", "-d", "598", *words]) == 0
     command = re.search(r"train it: nnUNetv2_train 598 (\w+) 0 -tr (\w+) -p (\w+)", capsys.readouterr().out)
     configuration, named, plans = command.groups()
@@ -151,8 +151,8 @@ def test_doctor_finds_what_plan_says_to_train(workspace, capsys, words, trainer)
     assert f"ok    trainer {named}\n" in capsys.readouterr().out
 
 
-def test_plan_recommends_no_recipe_that_cannot_begin(workspace, capsys):
-    """Stages of equal width have no projection between them."""
+def test_plan_recommends_no_recipe_that_cannot_start(workspace, capsys):
+    """Adjacent residual stages of equal width have no projection."""
     plans = workspace.plans("residual")
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"

@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence says which file, nothing torn is taken for whole, and it goes on with space."""
+"""On a full disk, one sentence names the file, no partial file counts as complete, and work resumes with space."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from tests.survival import run_command, tree
 
 @pytest.fixture
 def crowded(workspace, small_disk, monkeypatch):
-    """The preprocessed data on a small disk; the words that make soft labels of them."""
+    """Move the preprocessed data to a small disk; return the command that makes their soft labels."""
     disk = small_disk(2**25)
     shutil.copytree(workspace.preprocessed, disk / workspace.dataset)
     monkeypatch.setenv("nnUNet_preprocessed", str(disk))
@@ -76,8 +76,8 @@ def test_tables_of_an_evaluation(small_disk, tmp_path, capsys):
     assert main(words) == 0
 
 
-def test_segmentations_that_are_cut_off_are_not_evaluated(tmp_path, capsys):
-    """SimpleITK reads zeros where there is nothing."""
+def test_truncated_segmentations_are_not_evaluated(tmp_path, capsys):
+    """SimpleITK reads zeros in place of missing data."""
     labels = np.random.default_rng(0).integers(0, 2, (4, 9, 8)).astype(np.uint8)
     for folder in ("reference", "predicted"):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Soft labels are whole or not there, wherever their making is killed, and --continue makes the rest."""
+"""Soft labels are complete or absent after a kill at any moment, and --continue makes the rest."""
 
 import pytest
 import torch
@@ -23,5 +23,5 @@ def test_random_kills(workspace, weights):
 
 
 def test_kills_at_every_rename(workspace, weights):
-    """The manifest, then data and record of each case of a part."""
+    """The renames are those of the manifest, and of the data and record of each case of a part."""
     assert store(workspace, weights, "-num_parts", "3").survives_kills_at_renames() == 5

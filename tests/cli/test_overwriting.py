@@ -1,4 +1,4 @@
-"""No command writes over what it reads, whatever name leads to it; nothing is read or written before that is said."""
+"""No command overwrites its inputs under any name, and it refuses before it reads or writes anything."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def refused(folder, capsys, *words) -> str:
-    """The one line of a command that ends so and leaves every file as it was."""
+    """Run a command that must fail and leave every file as it was; return its one line."""
     before = content_of(folder)
     assert main(list(map(str, words))) == 1
     assert content_of(folder) == before
@@ -41,7 +41,7 @@ def test_compare_keeps_its_rows(workspace, capsys):
 
 
 def test_plan_keeps_the_teachers_plans(workspace, capsys):
-    """A disk that does not tell capitals apart shows them so."""
+    """A file system that ignores case finds them under this name."""
     os.link(workspace.preprocessed / "nnUNetPlans.json", workspace.preprocessed / "NNUNETPLANS.json")
     error = refused(workspace.root, capsys, "plan", "-d", "598", "-o", "NNUNETPLANS", "--force")
     assert "the student's plans need a name of their own, not NNUNETPLANS" in error
@@ -57,7 +57,7 @@ def test_export_keeps_what_was_trained(workspace, capsys, name, link):
 
 
 @pytest.mark.parametrize("option", ["--images", "--labels"])
-def test_export_does_not_advise_to_remove_the_cases(workspace, capsys, option):
+def test_export_does_not_advise_removing_the_cases(workspace, capsys, option):
     folders = {"--images": workspace.raw / "imagesTs", "--labels": workspace.raw / "labelsTs"}
     given = [str(word) for pair in folders.items() for word in pair]
     words = ("-d", "598", "-tr", "nnUNetTrainer", *given, "-o", folders[option])
@@ -82,8 +82,8 @@ def test_dataset_is_not_made_in_its_own_source(workspace, tmp_path, capsys, numb
 
 
 @pytest.mark.parametrize("deeper", ["", "unpacked"])
-def test_dataset_whose_source_is_called_as_it_would_be(workspace, tmp_path, capsys, deeper):
-    """The advice is not to remove it; another number will do, and so will a folder of its own in the source."""
+def test_a_source_that_has_the_name_of_the_data_set(workspace, tmp_path, capsys, deeper):
+    """The message does not advise removing it; another number works, and so does a subfolder of the source."""
     source = tmp_path / "Dataset506_KvasirSEG" / deeper
     layouts.kvasir_seg(source)
     words = ("dataset", "KvasirSEG", str(source), "-np", "1", "--raw")
@@ -93,8 +93,8 @@ def test_dataset_whose_source_is_called_as_it_would_be(workspace, tmp_path, caps
     assert main([*words, str(source / "raw")]) == 0
 
 
-def test_cases_that_differ_in_capitals_alone(workspace, tmp_path, capsys):
-    """On some disks one would be written over the other, and so over the source it is a hard link to."""
+def test_cases_whose_names_differ_only_in_case(workspace, tmp_path, capsys):
+    """On some file systems, one would overwrite the other and thereby the source behind its hard link."""
     source = tmp_path / "source"
     layouts.brats2021(source)
     shutil.copytree(source / "BraTS2021_00001", source / "more" / "brats2021_00001")

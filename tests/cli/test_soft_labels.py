@@ -20,7 +20,7 @@ from tests.training import variants
 
 @pytest.fixture
 def sam(workspace, monkeypatch):
-    """Weights of a tiny SAM; the words that name them."""
+    """Write the weights of a tiny SAM; return the options that name them."""
     monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", tiny_sam)
     torch.manual_seed(0)
     path = workspace.root / "sam.pth"
@@ -29,14 +29,14 @@ def sam(workspace, monkeypatch):
 
 
 def make_own(path):
-    """A copy instead of a link to what other tests use."""
+    """Replace a link shared with other tests by a copy."""
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content)
 
 
 def writable(path):
-    """A preprocessed array, to be changed."""
+    """Open a preprocessed array for changes."""
     make_own(path)
     return blosc2.open(str(path), mode="a")
 
@@ -68,7 +68,7 @@ def test_sams_logits_of_every_case(workspace, sam, capsys, configuration, region
             logits, present = logits[1:], [segmentation == 1, segmentation == 2]
         assert len(logits) == 2
         for one, where in zip(logits, present, strict=True):
-            asked = where.any((1, 2))  # the largest spacing is that of axis 0
+            asked = where.any((1, 2))  # axis 0 has the largest spacing
             assert (one[~asked] == ABSENT).all() and (one[asked] != ABSENT).any((1, 2)).all()
     source = store.manifest["source"]
     assert source["channels"] == [0, 2] and source["prompt"] == "box" and source["axis"] == 0
@@ -85,7 +85,7 @@ def test_margin_and_channels_reach_sam(workspace, sam):
     assert not np.array_equal(*(store.open("head_000")[:] for store in stores))
 
 
-def test_parts_interruption_and_continuation_give_the_same_files(workspace, sam, capsys, monkeypatch):
+def test_parts_and_a_resumed_run_give_the_same_files(workspace, sam, capsys, monkeypatch):
     assert make(*sam, "--name", "whole") == 0
     assert make(*sam, "-num_parts", "2", "-part_id", "1") == 0
     assert "3 of 6 cases" in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_parts_interruption_and_continuation_give_the_same_files(workspace, sam,
     assert capsys.readouterr().err.endswith("nnunet_kd: stopped\n")
     monkeypatch.setattr(SoftLabelStore, "write", write)
     assert make(*sam, "-num_parts", "2") == 1
-    assert "has 1 of 3 cases already: add --continue" in capsys.readouterr().err
+    assert "has 1 of 3 cases already: compute the others with --continue" in capsys.readouterr().err
     assert make(*sam, "--continue") == 0
     whole = files_of(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_whole")
     assert files_of(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam") == whole
@@ -161,7 +161,7 @@ def test_sam_walks_along_the_largest_voxels_and_knows_the_body(workspace, sam, m
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     data = workspace.preprocessed / "nnUNetPlans_3d_fullres"
     for path in data.glob("*_seg.b2nd"):
-        writable(path)[0, :2, 3:] = -1  # as nnU-Net marks what it cropped to the body, and a little of it
+        writable(path)[0, :2, 3:] = -1  # nnU-Net marks voxels outside the body with -1; mark some inside too
     asked = {}
 
     def logits(self, images, structures, body, axis):
@@ -192,7 +192,7 @@ def test_soft_labels_of_a_cascade_are_sams_only(workspace, sam, capsys):
 
 
 @pytest.mark.parametrize("part", ["images", "labels"])
-def test_what_was_made_from_other_images_or_labels_is_made_again(workspace, sam, capsys, part):
+def test_soft_labels_of_other_images_or_labels_are_made_again(workspace, sam, capsys, part):
     assert make(*sam) == 0
     folder = workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_sam"
     before = files_of(folder)
@@ -226,7 +226,7 @@ def test_embeddings_of_other_images_are_made_again(workspace, sam):
 
 
 def test_logits_of_an_nnunet_teacher(workspace, capsys):
-    """Those of nnU-Net's own predictor on the preprocessed case."""
+    """They are those of nnU-Net's own predictor on the preprocessed case."""
     assert make("--teacher", "-f", "0") == 0
     store = SoftLabelStore(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_nnunet")
     assert store.manifest["source"]["folds"] == [0] and not store.manifest["source"]["out_of_fold"]
@@ -240,7 +240,7 @@ def test_logits_of_an_nnunet_teacher(workspace, capsys):
         np.testing.assert_allclose(store.open(case)[:], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_each_case_by_the_fold_that_has_not_seen_it(workspace, capsys, monkeypatch):
+def test_each_case_is_predicted_by_the_fold_that_has_not_seen_it(workspace, capsys, monkeypatch):
     for fold in range(1, 5):
         shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / f"fold_{fold}")
         path = workspace.teacher / f"fold_{fold}" / "checkpoint_final.pth"
@@ -259,7 +259,7 @@ def test_each_case_by_the_fold_that_has_not_seen_it(workspace, capsys, monkeypat
     assert "LEAKAGE" in store.leakage(0) and two.leakage(2) is None
 
 
-def test_the_teacher_of_fold_all_does_all_cases(workspace, capsys):
+def test_the_teacher_of_fold_all_predicts_all_cases(workspace, capsys):
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_all")
     assert make("--teacher", "--disable_tta", "-f", "all") == 0
     store = SoftLabelStore(workspace.preprocessed / "nnUNetPlans_3d_fullres_soft_nnunet")

@@ -1,4 +1,4 @@
-"""Whatever command reads a model from somebody: code in its checkpoint or its plans does not run."""
+"""No command runs code in the checkpoint or the plans of a model from somebody else."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from nnunet_kd.study.study import Study
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests.conftest import DATASET, FOLDERS, SHORT, make_trainer
 
-# Each reads the model in nnUNetTrainer__nnUNetPlans__3d_fullres: as a teacher, or to hand it on.
+# Each command reads the model in nnUNetTrainer__nnUNetPlans__3d_fullres, as a teacher or to export it.
 COMMANDS = {
     "training": None,
     "doctor": ["doctor", "-d", "598"],
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 class Malice:
-    """Makes a folder where it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -41,7 +41,7 @@ class Malice:
 def spoil_checkpoint(workspace, mark):
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "extra": Malice(mark)}, path)
-    with pytest.raises(FileExistsError):  # it does run where it may
+    with pytest.raises(FileExistsError):  # without protection, the code does run
         mark.mkdir()
         torch.load(path, weights_only=False)
     mark.rmdir()
@@ -72,7 +72,7 @@ def spoil_plans(workspace, mark):
 
 
 def spoil_configuration(workspace, mark):
-    """Stock nnU-Net builds the configuration the checkpoint names, whatever the folder is called."""
+    """Stock nnU-Net builds the configuration that the checkpoint names, not the one in the folder's name."""
     plans_file, checkpoint = workspace.teacher / "plans.json", workspace.teacher / "fold_0" / "checkpoint_final.pth"
     plans, content = json.loads(plans_file.read_text()), torch.load(checkpoint, weights_only=False)
     other = json.loads(json.dumps(plans["configurations"]["3d_fullres"]))
@@ -127,7 +127,7 @@ def test_a_spoilt_model_is_refused(workspace, tmp_path, monkeypatch, capsys, com
     "spoil", [spoil_checkpoint, spoil_plans, spoil_configuration, spoil_size], ids=lambda spoil: spoil.__name__
 )
 def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_path, spoil):
-    """Stock nnU-Net would predict with it, and unpickle it."""
+    """Stock nnU-Net would predict with it and thereby unpickle it."""
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     folders = tuple(workspace.root / name for name in FOLDERS)
     study = Study(DATASET, "3d_fullres", plans, folders, tmp_path / "study", "cpu")
@@ -142,7 +142,7 @@ def test_a_study_that_needs_no_teacher_leaves_out_a_spoilt_one(workspace, tmp_pa
 @pytest.mark.parametrize(
     "spoil", [spoil_checkpoint, spoil_plans, spoil_configuration], ids=lambda spoil: spoil.__name__
 )
-def test_spoilt_results_are_not_taken_for_a_training_that_is_done(workspace, tmp_path, capsys, spoil):
+def test_spoilt_results_do_not_count_as_a_finished_training(workspace, tmp_path, capsys, spoil):
     message = spoil(workspace, tmp_path / "mark")
     results = workspace.teacher.with_name("nnUNetTrainerNoKD__nnUNetPlans__3d_fullres")
     workspace.teacher.rename(results)
@@ -153,7 +153,7 @@ def test_spoilt_results_are_not_taken_for_a_training_that_is_done(workspace, tmp
 
 
 def own_network(workspace, folder, monkeypatch):
-    """A teacher whose network is of a package of the user's."""
+    """Give the teacher a network from a package of the user."""
     (folder / "own_networks.py").write_text(
         "from dynamic_network_architectures.architectures.unet import PlainConvUNet\n"
         "class Network(PlainConvUNet):\n    pass\n"
@@ -171,7 +171,7 @@ def test_own_networks_of_a_teacher_are_trusted_in_the_settings(workspace, tmp_pa
     make_trainer(nnUNetTrainerDCD, plans, workspace)
 
 
-def test_own_networks_are_handed_on_with_an_option(workspace, tmp_path, monkeypatch, capsys):
+def test_own_networks_are_exported_with_an_option(workspace, tmp_path, monkeypatch, capsys):
     own_network(workspace, tmp_path, monkeypatch)
     words = ["export", "nnunet", "-d", "598", "-tr", "nnUNetTrainer", "-o", str(tmp_path / "made.zip")]
     assert main(words) == 1

@@ -1,4 +1,4 @@
-"""Folders that cannot be written to: one sentence of every command that writes, and no number of the system."""
+"""Every command that cannot write to a folder says so in one sentence, without an error number."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def refuses(capsys, path, folder, *words):
 
 @pytest.fixture
 def locked(tmp_path, read_only):
-    """An empty folder nobody may write to."""
+    """An empty folder without write permission."""
     (tmp_path / "locked").mkdir()
     return read_only(tmp_path / "locked")
 
@@ -35,7 +35,7 @@ def test_plans_and_soft_labels(workspace, read_only, monkeypatch, capsys):
 
 
 def test_a_comparison(workspace, locked, read_only, monkeypatch, capsys):
-    """Its folder, its plans, its trainings; before anything is trained."""
+    """Its folder, plans and results are checked before anything is trained."""
     workspace.plans("short", training=SHORT)
     words = ("compare", "-d", "598", "-p", "short", "-device", "cpu", "-m", "NoKD", "-o")
     refuses(capsys, locked / "study", locked, *words, locked / "study")

@@ -1,4 +1,4 @@
-"""A student of a few iterations, in both configurations and two folds, and its ONNX models: made once."""
+"""A student trained for a few iterations in both configurations and two folds, and its ONNX models, made once."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
 
 @pytest.fixture(scope="session")
 def students(trained_workspace, tmp_path_factory) -> Workspace:
-    """With nnUNetTrainerDCD (3d_fullres, fold 0) and nnUNetTrainerNoKD (both configurations, folds 0 and 1)."""
+    """Students of nnUNetTrainerDCD (3d_fullres, fold 0) and nnUNetTrainerNoKD (both configurations, folds 0 and 1)."""
     copy = Workspace(tmp_path_factory.mktemp("students"))
     for name in FOLDERS:
         shutil.copytree(trained_workspace.root / name, copy.root / name)
@@ -24,7 +24,7 @@ def students(trained_workspace, tmp_path_factory) -> Workspace:
         plans = copy.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.03})
         distilled = make_trainer(nnUNetTrainerDCD, plans, copy)
         distilled.run_training()
-        distilled.perform_actual_validation()  # as nnU-Net's command does then
+        distilled.perform_actual_validation()  # nnU-Net's command does this after training
         for configuration in ("3d_fullres", "2d"):
             for fold in (0, 1):
                 trainer = make_trainer(nnUNetTrainerNoKD, plans, copy, fold=fold, configuration=configuration)
@@ -38,7 +38,7 @@ def results(students: Workspace, trainer: str = "NoKD", configuration: str = "3d
 
 @pytest.fixture(scope="session")
 def onnx_models(students, tmp_path_factory) -> dict[str, Path]:
-    """Configuration -> folder; both of two folds."""
+    """The folder of the ONNX model of each configuration, with two folds each."""
     root = tmp_path_factory.mktemp("onnx")
     for configuration in ("3d_fullres", "2d"):
         export_onnx(read_trained(results(students, configuration=configuration), ["0", "1"]), root / configuration)
@@ -47,5 +47,5 @@ def onnx_models(students, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def onnx_copy(onnx_models, tmp_path) -> Path:
-    """A copy of the 3-D model that a test may spoil."""
+    """A copy of the 3-D model that a test can damage."""
     return Path(shutil.copytree(onnx_models["3d_fullres"], tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""Files of an ONNX model that are missing or altered are named."""
+"""Missing and altered files of an ONNX model are named."""
 
 import json
 
@@ -14,7 +14,7 @@ def test_missing_and_altered_files_are_named(onnx_copy):
     with pytest.raises(ValueError, match=r"has been altered: fold_1\.onnx is not the file that was exported"):
         read_model(onnx_copy)
     network.unlink()
-    with pytest.raises(ValueError, match=r"is not whole: fold_1\.onnx is missing"):
+    with pytest.raises(ValueError, match=r"is incomplete: fold_1\.onnx is missing"):
         read_model(onnx_copy)
     network.write_bytes(whole)
     read_model(onnx_copy)
@@ -26,7 +26,7 @@ def test_missing_and_altered_files_are_named(onnx_copy):
             "outside its folder",
         ),
         ({"networks": ["../evil.onnx"]}, r"does not list \.\./evil\.onnx"),
-        ({"format": 2}, "is of format 2, this nnunet_kd reads 1"),
+        ({"format": 2}, "has format 2, but this version of nnunet_kd reads format 1"),
         ({"files": None}, "is damaged"),
         ({"patch_size": [10**9, 10**9, 10**9]}, "is damaged: patch_size is"),
         ({"patch_size": [-4, 4, 4]}, "is damaged: patch_size is"),
@@ -42,5 +42,5 @@ def test_missing_and_altered_files_are_named(onnx_copy):
     with pytest.raises(ValueError, match=r"cannot read .*model\.json"):
         read_model(onnx_copy)
     (onnx_copy / "model.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no model in .* Make one: nnunet_kd export onnx"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model in .* Export one: nnunet_kd export onnx"):
         read_model(onnx_copy)

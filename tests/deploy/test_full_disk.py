@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence says which file, nothing torn is taken for whole, and it goes on with space."""
+"""On a full disk, one sentence names the file, no partial file counts as complete, and work resumes with space."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from tests.survival import tree
 
 @pytest.fixture
 def folders(students, monkeypatch):
-    """nnU-Net's, with a student in them."""
+    """nnU-Net's folders with a student in them."""
     for name in FOLDERS:
         monkeypatch.setenv(name, str(students.root / name))
 

@@ -1,4 +1,4 @@
-"""A model comes back from a zip file, and nothing else does: no file elsewhere, no code stock nnU-Net would run."""
+"""Installation unpacks a model and nothing else: no file elsewhere, no code that stock nnU-Net would run."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def test_install(students, tmp_path, capsys, monkeypatch):
     assert f"installed {tmp_path / 'results' / folder}" in capsys.readouterr().out
     before = (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns
     assert main(["install", str(path)]) == 1
-    assert "is there already: remove it" in capsys.readouterr().err
+    assert "already exists: remove it" in capsys.readouterr().err
     assert (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns == before
     assert [entry.name for entry in (tmp_path / "results").iterdir()] == [DATASET]
 
@@ -58,12 +58,12 @@ def test_an_archive_with_a_link(tmp_path):
         install_stock(path, tmp_path / "results")
 
 
-def test_archives_that_are_none(tmp_path):
-    for names, message in ((("readme.txt",), "is no exported model: it holds 'readme.txt'"), ((), "it is empty")):
+def test_files_that_are_not_exported_models(tmp_path):
+    for names, message in ((("readme.txt",), "is not an exported model: it holds 'readme.txt'"), ((), "it is empty")):
         with pytest.raises(ValueError, match=message):
             install_stock(archive_of(tmp_path / "model.zip", *names), tmp_path / "results")
     (tmp_path / "model.zip").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="is no zip file, or damaged"):
+    with pytest.raises(ValueError, match="is not a zip file, or it is damaged"):
         install_stock(tmp_path / "model.zip", tmp_path / "results")
     path = archive_of(tmp_path / "model.zip", f"{MODEL}/plans.json")
     path.write_bytes(path.read_bytes().replace(b"content", b"CONTENT"))
@@ -80,11 +80,11 @@ def test_archives_that_are_none(tmp_path):
         ((f"{MODEL}/C:evil",), "would write outside"),
         (("C:\\\\evil",), "would write outside"),
         ((f"{MODEL}/a\nb",), "would write outside"),
-        ((MODEL,), "is no exported model: it holds"),
-        (("Dataset001_X/./a__b__c/plans.json",), "is no exported model: it holds"),
-        (("Dataset001_X//a__b__c/plans.json",), "is no exported model: it holds"),
-        (("Dataset001_X/plans.json",), "is no exported model: it holds"),
-        (("",), "is no exported model: it holds"),
+        ((MODEL,), "is not an exported model: it holds"),
+        (("Dataset001_X/./a__b__c/plans.json",), "is not an exported model: it holds"),
+        (("Dataset001_X//a__b__c/plans.json",), "is not an exported model: it holds"),
+        (("Dataset001_X/plans.json",), "is not an exported model: it holds"),
+        (("",), "is not an exported model: it holds"),
         ((f"{MODEL}/a", f"{MODEL}/a/b"), "is damaged"),
         (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it holds 10001 files"),
     ],
@@ -101,7 +101,7 @@ def test_archives_with_odd_entries(tmp_path, names, message):
 
 
 def test_a_name_that_ends_early(tmp_path):
-    """Python's own reader cuts it off."""
+    """Python's own reader truncates it."""
     path = archive_of(tmp_path / "model.zip", f"{MODEL}/aXb")
     path.write_bytes(path.read_bytes().replace(b"aXb", b"a\0b"))
     with pytest.raises(ValueError, match="would write outside"):
@@ -114,7 +114,7 @@ def test_an_archive_that_becomes_a_thousand_times_larger(tmp_path):
         archive.writestr(f"{MODEL}/plans.json", b"0" * 50 * 2**20)
     with pytest.raises(ValueError, match=r"its files would have 0\.0 GiB"):
         install_stock(path, tmp_path / "results")
-    # It says that it is small: no more than that is unpacked.
+    # The archive declares a small size; no more than that is unpacked.
     small = tmp_path / "small.zip"
     content, size = path.read_bytes(), (50 * 2**20).to_bytes(4, "little")
     assert content.count(size) == 2
@@ -152,7 +152,7 @@ class Malice:
 
 
 def exported(students, path, name, change):
-    """A student whose file is changed."""
+    """Export a student and change one of its files."""
     whole = path.with_name("whole.zip")
     folder = export_stock(read_trained(results(students), ["0"]), whole)
     with zipfile.ZipFile(whole) as before, zipfile.ZipFile(path, "w") as after:
@@ -235,7 +235,7 @@ def test_what_stock_nnunet_would_run_is_not_installed(students, tmp_path, name):
     assert f"{path}/{folder}/" in str(caught.value) and "\n" not in str(caught.value)
     assert not mark.exists() and not list((tmp_path / "results").iterdir())
     assert install_stock(path, tmp_path / "results", trust=True) == [folder]
-    assert not mark.exists()  # that it may be run does not run it
+    assert not mark.exists()  # installation itself does not run the code
 
 
 def test_nnunets_own_postprocessing_is_installed(students, tmp_path):
@@ -252,7 +252,7 @@ def test_nnunets_own_postprocessing_is_installed(students, tmp_path):
         install_stock(path, tmp_path / f"results_{protocol}")
 
 
-def test_a_model_of_a_trainer_that_is_not_here_is_installed(students, tmp_path):
+def test_a_model_of_an_unknown_trainer_is_installed(students, tmp_path):
     def renamed(content):
         return saved({**torch.load(io.BytesIO(content), weights_only=False), "trainer_name": "nnUNetTrainerElsewhere"})
 
@@ -261,7 +261,7 @@ def test_a_model_of_a_trainer_that_is_not_here_is_installed(students, tmp_path):
 
 
 def test_what_nnunet_exports_beside_models(students, tmp_path):
-    """After ``nnUNetv2_find_best_configuration``; what is there already stays."""
+    """Ensembles of ``nnUNetv2_find_best_configuration`` are installed; existing ones are kept."""
     path, folder = tmp_path / "model.zip", tmp_path / "results"
     model = export_stock(read_trained(results(students), ["0"]), path)
     ensemble = f"{DATASET}/ensembles/ensemble___a__b__2d___a__b__3d_fullres___0"

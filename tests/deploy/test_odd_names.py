@@ -1,4 +1,4 @@
-"""Names of images and models: the longest, those of other letters, and files that systems leave behind."""
+"""Odd names of images and models: very long names, unusual characters, and files that systems leave behind."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from nnunet_kd.deploy.engines import ENGINES
 
 @pytest.fixture
 def images(students, tmp_path):
-    """One case, ``a``."""
+    """The images of one case, ``a``."""
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (students.raw / "imagesTs").glob("*.nii.gz"):
@@ -38,7 +38,7 @@ def test_a_case_with_the_longest_name(onnx_models, images, tmp_path, words):
     assert made == sorted([f"{case}.nii.gz", *beside, "dataset.json", "plans.json"])
 
 
-def test_what_a_killed_prediction_left_is_removed(onnx_models, images, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_prediction_are_removed(onnx_models, images, tmp_path, monkeypatch):
     from nnunet_kd.deploy import predictor
 
     out = tmp_path / "out"
@@ -52,7 +52,7 @@ def test_what_a_killed_prediction_left_is_removed(onnx_models, images, tmp_path,
     assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "dataset.json", "plans.json"]
 
 
-def test_what_systems_leave_is_skipped_and_other_files_are_named(onnx_models, images, tmp_path, capsys):
+def test_system_files_are_skipped_and_other_files_are_named(onnx_models, images, tmp_path, capsys):
     for name in ("._a_0000.nii.gz", "._a_0001.nii.gz", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (images / name).write_bytes(b"\0junk")
     assert predict(onnx_models["3d_fullres"], images, tmp_path / "out") == 0
@@ -67,7 +67,7 @@ def test_what_systems_leave_is_skipped_and_other_files_are_named(onnx_models, im
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_whose_path_python_cannot_decode(onnx_models, images, tmp_path, engine):
-    """As any other path than ASCII where variables say so; SimpleITK ends the process for such a path."""
+    """In some locales this is any path outside ASCII; SimpleITK would crash the process on it."""
     model = os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8l")
     shutil.copytree(onnx_models["3d_fullres"], model)
     assert predict(model, images, tmp_path / "out", "--engine", engine) == 0

@@ -1,4 +1,4 @@
-"""A student is exported as ONNX, or refused before anything is written."""
+"""A student is exported as ONNX or refused before anything is written."""
 
 import json
 
@@ -23,7 +23,7 @@ CONFIGURATIONS = ("3d_fullres", "2d")
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_other_networks(workspace, tmp_path, configuration):
-    """DRA-UNet, which only this package can build, with its batch normalisation and free spatial axes."""
+    """DRA-UNet, which only this package can build, has batch normalisation and dynamic spatial axes."""
     from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
     from tests.conftest import SHORT
 
@@ -40,7 +40,7 @@ def test_other_networks(workspace, tmp_path, configuration):
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.7), ("int8", 0.6)])
-def test_smaller_weights_and_what_they_cost(students, onnx_models, tmp_path, precision, most, capsys, monkeypatch):
+def test_smaller_weights_and_their_cost_in_dice(students, onnx_models, tmp_path, precision, most, capsys, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(students.root / name))
     cases = ("--images", str(students.raw / "imagesTr"), "--labels", str(students.raw / "labelsTr"))
@@ -84,7 +84,7 @@ def test_a_cascade_is_not_exported(workspace, tmp_path):
     assert not list(tmp_path.glob("*model*"))
 
 
-def test_other_logits_than_pytorchs_are_not_written(students, tmp_path, monkeypatch):
+def test_a_network_whose_logits_differ_from_pytorchs_is_not_written(students, tmp_path, monkeypatch):
     monkeypatch.setitem(onnx_network.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(ValueError, match=r"fold_0\.onnx gives other logits than PyTorch"):
         export_onnx(read_trained(results(students), ["0"]), tmp_path / "model")

@@ -1,4 +1,4 @@
-"""One network as ONNX gives the logits that PyTorch gives, on every size that its axes allow."""
+"""A network in ONNX gives PyTorch's logits on every size that its axes allow."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from nnunet_kd.deploy import onnx_network
 from nnunet_kd.deploy.onnx_network import check_network, export_network
 
 
-def test_a_residual_encoder_has_free_axes_too(tmp_path):
+def test_a_residual_encoder_has_dynamic_axes_too(tmp_path):
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
     norm = {"norm_op": torch.nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": torch.nn.LeakyReLU}
@@ -22,7 +22,7 @@ def test_a_residual_encoder_has_free_axes_too(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_no_export(tmp_path, monkeypatch, value):
+def test_a_network_whose_logits_are_not_finite_is_refused(tmp_path, monkeypatch, value):
     network, path = torch.nn.Conv2d(2, 3, 1).eval(), tmp_path / "network.onnx"
     outputs = lambda image: np.full((len(image), 3, *image.shape[2:]), value, np.float32)  # noqa: E731
     monkeypatch.setattr(onnx_network, "open_engine", lambda *_, **__: outputs)
@@ -50,7 +50,7 @@ OURS = {
 
 @pytest.mark.parametrize("name", OURS)
 def test_networks_of_slices_are_exported(tmp_path, name):
-    """With a free batch, for the patch size alone, which the sliding window has."""
+    """They take any batch but only the patch size, which is all that the sliding window needs."""
     import pydoc
 
     torch.manual_seed(0)

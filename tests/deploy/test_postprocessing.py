@@ -14,7 +14,7 @@ from tests.deploy.conftest import results
 
 
 def test_what_nnunets_own_command_writes_is_installed(students, tmp_path, monkeypatch):
-    """Its step for all labels, which are NumPy's integers: each has a voxel far from all others."""
+    """Each label has a distant voxel, so that the command adds a step for all labels, as NumPy integers."""
     predicted, reference = tmp_path / "predicted", tmp_path / "reference"
     predicted.mkdir()
     reference.mkdir()

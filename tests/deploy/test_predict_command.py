@@ -1,4 +1,4 @@
-"""``nnunet_kd predict``: its options, an interruption, images and engines that are not there."""
+"""``nnunet_kd predict``: options, interruption, bad images and missing engines."""
 
 import shutil
 
@@ -34,7 +34,7 @@ def test_options_reach_the_predictor(students, onnx_models, tmp_path, monkeypatc
 
 @pytest.fixture
 def images(students, tmp_path):
-    """Three cases."""
+    """The images of three cases."""
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (students.raw / "imagesTs").glob("*.nii.gz"):
@@ -47,7 +47,7 @@ def predict(model, images, out, *words):
     return main(["predict", "-m", str(model), "-i", str(images), "-o", str(out), "--disable_tta", *words])
 
 
-def test_one_file_parts_and_going_on(onnx_models, images, tmp_path, capsys):
+def test_one_file_parts_and_resuming(onnx_models, images, tmp_path, capsys):
     model, out = onnx_models["3d_fullres"], tmp_path / "out"
     assert predict(model, images, out, "-num_parts", "2", "-part_id", "1") == 0
     assert [path.name for path in out.glob("*.nii.gz")] == ["b.nii.gz"]
@@ -66,7 +66,7 @@ def test_one_file_parts_and_going_on(onnx_models, images, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.nii.gz"]
 
 
-def test_bad_images_are_named_and_what_was_done_stays(onnx_models, images, tmp_path, capsys):
+def test_bad_images_are_named_and_finished_cases_are_kept(onnx_models, images, tmp_path, capsys):
     model, out = onnx_models["3d_fullres"], tmp_path / "out"
     (images / "b_0001.nii.gz").write_bytes(b"no image")
     assert predict(model, images, out) == 1
@@ -82,7 +82,7 @@ def test_bad_images_are_named_and_what_was_done_stays(onnx_models, images, tmp_p
     assert "b_0007.nii.gz is channel 7, there should be 3" in capsys.readouterr().err
 
 
-def test_interrupted_leaves_whole_files_only(onnx_models, images, tmp_path, capsys, monkeypatch):
+def test_an_interruption_leaves_only_complete_files(onnx_models, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     export = predictor_file.export_prediction_from_logits
     written = []
@@ -103,7 +103,7 @@ def test_interrupted_leaves_whole_files_only(onnx_models, images, tmp_path, caps
     ("words", "message"),
     [
         (("--engine", "tensorrt"), "an engine is one of auto, openvino, onnxruntime, got 'tensorrt'"),
-        (("-step_size", "0"), "the step size is above 0 and at most 1, got 0"),
+        (("-step_size", "0"), "the step size must be above 0 and at most 1, got 0"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("-i", "nowhere"), "there is no nowhere"),

@@ -1,4 +1,4 @@
-"""What prediction reads: it is never written over, and what is wrong with it is said with the file's name."""
+"""Prediction never overwrites its inputs, and its messages name the file that is wrong."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def content_of(folder):
 
 @pytest.fixture
 def scans(tmp_path, monkeypatch):
-    """Images that would not be read, but are, by every name they have."""
+    """Image files under every name that can lead to them, including links."""
     monkeypatch.chdir(tmp_path)
     for name in ("scans", "out", "data/imagesTs", "channels"):
         (tmp_path / name).mkdir(parents=True)
@@ -40,7 +40,7 @@ def scans(tmp_path, monkeypatch):
     (tmp_path / "data" / "dataset.json").write_text("{}")
     (tmp_path / "linked").symlink_to("scans")
     os.link("scans/scan.nii.gz", "out/scan.nii.gz")
-    os.link("scans/scan.nii.gz", "scans/SCAN.nii.gz")  # as a disk shows it that does not tell capitals apart
+    os.link("scans/scan.nii.gz", "scans/SCAN.nii.gz")  # the view of a file system that ignores case
     (tmp_path / "out" / "link.nii.gz").symlink_to("../scans/scan.nii.gz")
     return tmp_path
 
@@ -56,9 +56,13 @@ def scans(tmp_path, monkeypatch):
         ("scans/scan.nii.gz", "linked", "linked/scan.nii.gz"),
         ("scans/scan.nii.gz", "out/../scans", "out/../scans/scan.nii.gz"),
         ("linked/scan.nii.gz", "ABSOLUTE/scans", "ABSOLUTE/scans/scan.nii.gz"),
-        ("scans/z_0000.nii.gz", "scans", "scans/z.nii.gz"),  # not read, and a reference perhaps
+        ("scans/z_0000.nii.gz", "scans", "scans/z.nii.gz"),  # not an input, but possibly a reference
         ("channels/c_0000.nii.gz", "channels/c_0001.nii.gz", "channels/c_0001.nii.gz"),
-        ("scans", "linked", "linked/y_0000.nii.gz"),  # of y_0000_0000.nii.gz, where it is an image of y
+        (
+            "scans",
+            "linked",
+            "linked/y_0000.nii.gz",
+        ),  # the segmentation of y_0000_0000.nii.gz would overwrite an image of y
         ("scans", "scans", "scans/y_0000.nii.gz"),
         ("data/imagesTs", "data", "data/dataset.json"),
         ("data/imagesTs/.", "data/imagesTs/..", "data/imagesTs/../dataset.json"),
@@ -68,7 +72,7 @@ def test_no_input_is_written_over(onnx_models, scans, capsys, images, out, named
     before = content_of(scans)
     images, out, named = (word.replace("ABSOLUTE", str(scans)) for word in (images, out, named))
     assert predict(onnx_models["3d_fullres"], images, out, "--save_probabilities") == 1
-    error = capsys.readouterr().err.splitlines()[-1]  # of a folder, what is left out of it comes before
+    error = capsys.readouterr().err.splitlines()[-1]  # for a folder, the files that are left out come first
     assert error.startswith(f"nnunet_kd: cannot write {named}: it is ") and "one of the inputs" in error
     assert error.endswith(". Give another folder with -o")
     assert content_of(scans) == before
@@ -102,7 +106,7 @@ def test_the_predictor_itself_keeps_images(onnx_models, scans):
 
 
 def test_segmentations_beside_images_of_other_names(students, onnx_models, tmp_path, capsys):
-    """As nnU-Net names them; once there, they are not replaced, but a prediction goes on after them."""
+    """They have nnU-Net's names; existing ones are not replaced, and a resumed prediction skips them."""
     images = tmp_path / "images"
     shutil.copytree(students.raw / "imagesTs", images)
     before, model = content_of(images), onnx_models["3d_fullres"]
@@ -117,9 +121,11 @@ def test_segmentations_beside_images_of_other_names(students, onnx_models, tmp_p
     assert predict(model, images, images) == 1
     assert f"cannot write {segmentation}: it is one of the inputs" in capsys.readouterr().err
     segmentation.unlink()
-    assert predict(model, images, images) == 0  # dataset.json and plans.json are its own
+    assert predict(model, images, images) == 0  # dataset.json and plans.json are those of the model
     assert content_of(images) == after
-    assert predict(model, images / "head_006_0000.nii.gz", segmentation) == 0  # by its name
+    assert (
+        predict(model, images / "head_006_0000.nii.gz", segmentation) == 0
+    )  # a file that is named explicitly is replaced
 
 
 # ---- what is wrong with an image
@@ -134,7 +140,7 @@ def _case(students, folder):
 
 def _shear(path):
     content = bytearray(gzip.decompress(path.read_bytes()))
-    struct.pack_into("<hh", content, 252, 0, 2)  # the affine alone, not the quaternion
+    struct.pack_into("<hh", content, 252, 0, 2)  # change the affine but not the quaternion
     struct.pack_into("<12f", content, 280, 1, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
     path.write_bytes(gzip.compress(content))
 
@@ -172,7 +178,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_what_is_wrong_with_an_image_and_which(students, onnx_models, tmp_path, kind):
+def test_messages_say_what_is_wrong_with_which_image(students, onnx_models, tmp_path, kind):
     images = _case(students, tmp_path / "images")
     spoil, message = FAULTS[kind]
     path = images / "b_0001.nii.gz"
@@ -185,7 +191,7 @@ def test_what_is_wrong_with_an_image_and_which(students, onnx_models, tmp_path, 
 
 
 def test_all_channels_in_one_image_of_four_dimensions(students, onnx_models, tmp_path, capsys):
-    """nnU-Net reads it, and fails where it writes."""
+    """nnU-Net reads such an image but fails when it writes the segmentation."""
     images = sorted((students.raw / "imagesTs").glob("*.nii.gz"))
     path = tmp_path / "scan.nii.gz"
     sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(image)) for image in images]), str(path))
@@ -205,7 +211,7 @@ CHANNELS = {
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_a_picture_of_other_channels_than_the_model(onnx_models, tmp_path, channels):
+def test_an_image_with_other_channels_than_the_model(onnx_models, tmp_path, channels):
     predictor = OnnxPredictor(onnx_models["2d"], "onnxruntime", 1)
     predictor.dataset_json["file_ending"] = ".png"
     predictor._manager.plans["image_reader_writer"] = "NaturalImage2DIO"
@@ -219,8 +225,8 @@ def test_a_picture_of_other_channels_than_the_model(onnx_models, tmp_path, chann
     assert len(predictor.preprocess(case)[0]) == 3
 
 
-def test_a_file_that_is_called_compressed_and_is_not(students, onnx_models, tmp_path):
-    """As some tools write it; what is predicted is the same."""
+def test_an_uncompressed_file_with_a_compressed_ending(students, onnx_models, tmp_path):
+    """Some tools write such files; the prediction is the same."""
     images, model = _case(students, tmp_path / "images"), onnx_models["3d_fullres"]
     assert predict(model, images, tmp_path / "packed") == 0
     for path in images.iterdir():

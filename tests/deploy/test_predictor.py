@@ -34,7 +34,7 @@ def stock_predictor(model, folds=(0, 1), mirroring=True, step_size=0.5):
 def single_precision(monkeypatch):
     """Let nnU-Net's predictor sum in single precision, as ours does.
 
-    In half precision its weights vanish in the corners of a patch, where it then has no logits to compare with.
+    In half precision, its weights vanish in the corners of a patch, which then have no logits to compare with.
     """
     original = predict_from_raw_data.compute_gaussian
     exact = partial(original, dtype=torch.float32)
@@ -53,7 +53,7 @@ def read(path):
 def test_logits_are_those_of_nnunets_predictor(
     students, onnx_models, single_precision, configuration, engine, mirroring, step_size
 ):
-    """Two folds, several windows, all mirrored copies."""
+    """The case needs several windows; two folds and all mirrored copies are averaged."""
     model = results(students, configuration=configuration)
     ours = OnnxPredictor(onnx_models[configuration], engine, 1, step_size, mirroring)
     patch = ours.model.patch_size
@@ -69,7 +69,7 @@ def test_logits_are_those_of_nnunets_predictor(
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_files_are_those_of_nnunets_command(students, onnx_models, single_precision, configuration, tmp_path, capsys):
-    """Segmentation, its geometry and probabilities; dataset.json and plans.json beside them."""
+    """Compare segmentations, their geometry, probabilities, ``dataset.json`` and ``plans.json``."""
     out = tmp_path / "ours"
     words = ("-m", str(onnx_models[configuration]), "-i", str(students.raw / "imagesTs"), "-o", str(out))
     assert main(["predict", *words, "--save_probabilities", "--threads", "1"]) == 0
@@ -95,7 +95,7 @@ def test_files_are_those_of_nnunets_command(students, onnx_models, single_precis
 
 @pytest.mark.parametrize("variant", ["use_regions", "use_ignore_label"])
 def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_path):
-    """The stock teacher is exported as well as any student."""
+    """A stock teacher can be exported like any student."""
     if variant == "use_regions":
         variants.use_regions(workspace)
     else:
@@ -114,7 +114,7 @@ def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_p
 
 
 def test_plans_beside_a_model_build_nothing(onnx_copy, tmp_path):
-    """The networks are ONNX: what the plans would have nnU-Net build is not looked at."""
+    """The networks are in ONNX, so the architecture that the plans name is ignored."""
     from nnunet_kd.deploy.folder import write_description
 
     description, plans, _ = read_model(onnx_copy)
@@ -149,7 +149,7 @@ def test_a_network_no_engine_can_read(onnx_copy):
 
 
 def test_the_window_needs_no_torch(onnx_models, monkeypatch):
-    """Between preprocessing and export nothing of PyTorch runs."""
+    """PyTorch does not run between preprocessing and export."""
     predictor = OnnxPredictor(onnx_models["3d_fullres"], "onnxruntime", 1)
     data = np.zeros((3, *(size + 3 for size in predictor.model.patch_size)), np.float32)
 
@@ -164,8 +164,8 @@ def test_the_window_needs_no_torch(onnx_models, monkeypatch):
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_the_voxel_size_of_tiff_files_comes_along(onnx_models, tmp_path, probabilities):
-    """nnU-Net keeps it in a file beside them."""
+def test_the_voxel_size_of_tiff_files_is_kept(onnx_models, tmp_path, probabilities):
+    """nnU-Net keeps it in a JSON file beside the image."""
     predictor = OnnxPredictor(onnx_models["3d_fullres"], choose_engine("auto"), 1)
     predictor.dataset_json["file_ending"] = ".tif"
     predictor._manager.plans["image_reader_writer"] = "Tiff3DIO"

@@ -1,4 +1,4 @@
-"""Commands that a message of ours prints are run here as they are printed."""
+"""The commands in our messages run as printed."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def exported(capsys, *words):
 
 
 def saved(trainer):
-    """What nnU-Net leaves of a training, which is left out."""
+    """Save what nnU-Net leaves after a training, without training."""
     trainer.initialize()
     folder = trainer.output_folder_base
     for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
@@ -34,7 +34,7 @@ def saved(trainer):
 
 
 def test_the_second_stage_of_a_cascade(workspace, tmp_path, capsys, monkeypatch):
-    """It is predicted with the segmentations of the first."""
+    """It predicts with the segmentations of the first stage."""
     monkeypatch.chdir(tmp_path)
     plans = workspace.plans("cascade")
     plans["configurations"]["3d_lowres"] = {**plans["configurations"]["3d_fullres"], "next_stage": "second"}
@@ -61,7 +61,7 @@ def test_the_second_stage_of_a_cascade(workspace, tmp_path, capsys, monkeypatch)
 
 
 def test_vm_unet_which_neither_stock_nnunet_nor_onnx_has(workspace, tmp_path, capsys, monkeypatch):
-    """Both refusals lead to the same way, which leads to a model that is installed and predicts."""
+    """Both refusals name the same command, whose model can be installed and predicts."""
     monkeypatch.chdir(tmp_path)
     saved(make_trainer(nnUNetTrainerNoKD, plans_for(workspace), workspace, configuration="2d"))
     folder = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans_vm_unet__2d"
@@ -87,7 +87,7 @@ def test_vm_unet_which_neither_stock_nnunet_nor_onnx_has(workspace, tmp_path, ca
 
 
 def test_a_network_of_ours_that_onnx_has(workspace, tmp_path, capsys, monkeypatch):
-    """From either message to an ONNX model, and on to a prediction."""
+    """Either message leads to an ONNX model, and that to a prediction."""
     monkeypatch.chdir(tmp_path)
     plans = student_plans(workspace.plans(), 4, name="nnUNetPlans", network="dra_unet")
     saved(make_trainer(nnUNetTrainerNoKD, plans, workspace))
@@ -103,6 +103,6 @@ def test_a_network_of_ours_that_onnx_has(workspace, tmp_path, capsys, monkeypatc
     assert len(list(out.glob("*.nii.gz"))) == 1
 
 
-def test_extras_that_messages_name_are_there():
-    """pip install 'nnunet_kd[onnx]' itself needs the network."""
+def test_extras_that_messages_name_exist():
+    """The test reads the metadata, because pip install 'nnunet_kd[onnx]' needs the network."""
     assert {"onnx", "openvino"} <= {*(distribution("nnunet_kd").metadata.get_all("Provides-Extra") or [])}

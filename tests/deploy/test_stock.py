@@ -1,4 +1,4 @@
-"""A student becomes a model of stock nnU-Net."""
+"""A student is exported as a model of stock nnU-Net."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from tests.commands import printed_command
 from tests.conftest import DATASET
 from tests.deploy.conftest import results
 
-# As on a machine without this package: it cannot be imported, and nnU-Net is not told of its trainers.
+# Simulates a machine without this package: it cannot be imported, and nnU-Net does not know its trainers.
 WITHOUT_US = """
 import sys
 sys.modules["nnunet_kd"] = None
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 
 def stock(students, scratch, module, entry, *words):
-    """One of nnU-Net's commands where this package is not."""
+    """Run one of nnU-Net's commands without this package."""
     (scratch / "stock.py").write_text(WITHOUT_US.format(module=module, entry=entry))
     environment = {**students.environment(), "nnUNet_results": str(scratch / "results"), "nnUNet_extTrainer": ""}
     done = subprocess.run(
@@ -43,7 +43,7 @@ def stock(students, scratch, module, entry, *words):
 
 
 def test_installed_and_predicted_without_this_package(students, tmp_path, capsys, monkeypatch):
-    """Bit by bit what the student itself predicts."""
+    """The segmentations equal those of the student, bit by bit."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(students.root / name))
     path = tmp_path / "student.zip"
@@ -100,7 +100,7 @@ def test_another_checkpoint(students, tmp_path, monkeypatch):
     torch.testing.assert_close(exported, other["network_weights"], rtol=0, atol=0)
 
 
-def test_leakage_is_handed_on(students, tmp_path):
+def test_leakage_is_recorded_in_the_export(students, tmp_path):
     copy = tmp_path / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
     shutil.copytree(results(students), copy)
     assert provenance(read_trained(copy, ["0"]), None)["leakage"] == {}
@@ -109,7 +109,7 @@ def test_leakage_is_handed_on(students, tmp_path):
     assert provenance(read_trained(copy, ["0"]), None)["leakage"] == {"0": "LEAKAGE: the teacher has seen all"}
 
 
-def test_nothing_of_ours_and_nothing_to_resume_with_is_in_it(students, tmp_path):
+def test_an_export_holds_nothing_of_this_package_and_no_state_to_resume(students, tmp_path):
     path = tmp_path / "student.zip"
     folder = export_stock(read_trained(results(students), ["0", "1"]), path, plans_name="small")
     assert folder == f"{DATASET}/nnUNetTrainer__small__3d_fullres"
@@ -150,7 +150,7 @@ def test_plans_that_would_leave_their_folder(students, tmp_path, name):
     model = read_trained(results(students), ["0"])
     if not name:
         model.experiment.plans["plans_name"] = "../.."
-    with pytest.raises(ValueError, match="plans are named with letters"):
+    with pytest.raises(ValueError, match="the name of plans can have letters"):
         export_stock(model, tmp_path / "model.zip", plans_name=name or None)
     assert not list(tmp_path.iterdir())
 
@@ -160,7 +160,7 @@ def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
     shutil.copytree(results(students), copy)
     plans = json.loads((copy / "plans.json").read_text())
     (copy / "plans.json").write_text(json.dumps({**plans, "dataset_name": "../../Dataset001_X"}))
-    with pytest.raises(ValueError, match=r"'\.\./\.\./Dataset001_X' in .* is no name of a folder"):
+    with pytest.raises(ValueError, match=r"'\.\./\.\./Dataset001_X' in .* is not a valid folder name"):
         read_trained(copy, ["0"])
 
 
@@ -175,8 +175,8 @@ def test_a_data_set_that_would_leave_its_folder(students, tmp_path):
         (("onnx", "-o", "x", "--plans-name", "y"), "--plans-name belongs to export nnunet"),
         (("onnx", "-o", "x", "--images", "y"), "--images and --labels belong together"),
         (("onnx", "-o", "x", "--images", ".", "--labels", "y"), "there is no folder y"),
-        (("onnx", "-o", "x", "--precision", "fp8"), "a precision is one of fp32, fp16, int8, got 'fp8'"),
-        (("onnx", "-o", "."), "is there already"),
+        (("onnx", "-o", "x", "--precision", "fp8"), "the precision must be one of fp32, fp16, int8, got 'fp8'"),
+        (("onnx", "-o", "."), "already exists"),
     ],
 )
 def test_wrong_arguments(students, tmp_path, monkeypatch, capsys, words, message):
@@ -208,7 +208,7 @@ def test_broken_weights(students, tmp_path):
 
 
 def test_plans_of_an_older_nnunet_are_exported(students, tmp_path):
-    """They hold no architecture; nnU-Net makes it of what they hold."""
+    """They name no architecture; nnU-Net derives it from their other entries."""
     copy = tmp_path / students.teacher.name
     shutil.copytree(students.teacher, copy)
     plans = json.loads((copy / "plans.json").read_text())

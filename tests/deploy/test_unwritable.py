@@ -1,4 +1,4 @@
-"""Folders that cannot be written to: one sentence, before anything is done."""
+"""A folder that cannot be written to gives one sentence before any work is done."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from tests.conftest import FOLDERS
 
 @pytest.fixture
 def folders(students, monkeypatch):
-    """nnU-Net's, with a student in them."""
+    """nnU-Net's folders with a student in them."""
     for name in FOLDERS:
         monkeypatch.setenv(name, str(students.root / name))
 
 
 @pytest.fixture
 def locked(tmp_path, read_only):
-    """An empty folder nobody may write to."""
+    """An empty folder without write permission."""
     (tmp_path / "locked").mkdir()
     return read_only(tmp_path / "locked")
 

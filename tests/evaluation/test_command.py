@@ -44,7 +44,7 @@ def test_results_are_not_overwritten_unasked(folders, capsys):
     (folders / "out" / "metrics.csv").unlink()
     assert command(folders) == 1
     assert (
-        f"{folders}/out/metrics.json is there already: give another folder with -o, or --overwrite to replace it"
+        f"{folders}/out/metrics.json already exists: give another folder with -o, or replace it with --overwrite"
         in capsys.readouterr().err
     )
     assert not (folders / "out" / "metrics.csv").exists() and (folders / "out" / "metrics.json").read_text()
@@ -72,7 +72,7 @@ def test_methods_are_named(folders, capsys):
     assert command(folders, "-pred", f"again={folders / 'one'}", predictions=("one",)) == 0
     assert "minus one" in capsys.readouterr().out
     assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
-    assert "two folders are called 'one': name them, -pred NAME=DIR" in capsys.readouterr().err
+    assert "two methods are called 'one': name them, as in -pred NAME=DIR" in capsys.readouterr().err
     shutil.copytree(folders / "one", folders / "lr=1" / "preds")
     assert command(folders, "-pred", str(folders / "lr=1" / "preds"), "--overwrite", predictions=("one",)) == 0
 
@@ -119,7 +119,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, mess
         (["-pfile", "dataset.json"], "holds no plans of nnU-Net"),
         (["-pfile", "plans.json"], "the plans name no image_reader_writer"),
         (["-pred", "nowhere"], "there is no folder nowhere"),
-        (["-pred", "=nowhere"], "a folder needs a method's name, -pred NAME=DIR, got '=nowhere'"),
+        (["-pred", "=nowhere"], "name the method, as in -pred NAME=DIR, got '=nowhere'"),
         (["-djfile", "nowhere.json"], "cannot read nowhere.json"),
         (["-o", "dataset.json"], "dataset.json is not a folder"),
     ],

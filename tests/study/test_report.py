@@ -13,7 +13,7 @@ from tests.evaluation.figures import measured, rows
 
 
 class Checker(HTMLParser):
-    """Every tag that opens closes, in order."""
+    """A parser that checks that every opened tag is closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ def report():
     )
 
 
-def test_the_page_needs_nothing_else(report, tmp_path):
+def test_the_page_is_self_contained(report, tmp_path):
     page, markdown = write_report(report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
     checker = Checker()
@@ -65,7 +65,7 @@ def test_the_page_needs_nothing_else(report, tmp_path):
     assert "D<CD" not in page.read_text() and "D&lt;CD" in page.read_text()
 
 
-def test_costs_stand_beside_the_teachers(report, tmp_path):
+def test_costs_are_compared_with_the_teachers(report, tmp_path):
     markdown = write_report(report, tmp_path)[1].read_text()
     (line,) = [line for line in markdown.splitlines() if line.startswith("| NoKD") and "1/16" in line]
     assert [cell.strip() for cell in line.split("|")[2:]] == [
@@ -78,12 +78,12 @@ def test_costs_stand_beside_the_teachers(report, tmp_path):
     ]
 
 
-def test_what_costs_more_than_the_teacher_says_so(report, tmp_path):
+def test_a_student_that_costs_more_than_the_teacher(report, tmp_path):
     slow = replace(report, costs={**report.costs, "NoKD": measured(1_000_000, 6.0)})
     assert "| 6.000 (1.5 times) " in write_report(slow, tmp_path)[1].read_text()
 
 
-def test_seeds_stand_beside_each_other(report, tmp_path):
+def test_seeds_have_a_table(report, tmp_path):
     gains = {("NoKD", 7): 0.01, ("D<CD", 4): 0.02, ("D<CD", 7): 0.05}
     rows = [
         replace(row, values={**row.values, "dice": row.values["dice"] + gains.get((row.method, row.seed), 0.0)})
@@ -120,7 +120,7 @@ def test_slice_with_most_disagreement():
     wrong = reference.copy()
     wrong[3, :2] = 2
     assert worst_slice(reference, {"a": reference, "b": wrong}, 0) == 3
-    assert worst_slice(reference, {"a": reference}, 0) == 1  # nothing wrong: most foreground
+    assert worst_slice(reference, {"a": reference}, 0) == 1  # without errors, the slice with most foreground
 
 
 def test_errors_are_coloured_by_kind():

@@ -22,7 +22,7 @@ def test_runs_come_fold_by_fold():
     assert [run.plans for run in list_runs("P", rows_of_methods(["DCD"]), [0], [0, 7])] == ["P_seed0", "P_seed7"]
 
 
-def test_trainers_have_their_prefix_or_not(tmp_path):
+def test_trainers_are_given_with_or_without_their_prefix(tmp_path):
     rows = rows_of_methods(["KD", "nnUNetTrainerNoKD", "nnUNetTrainer"])
     assert [(row.name, row.trainer) for row in rows] == [
         ("KD", "nnUNetTrainerKD"),
@@ -31,7 +31,7 @@ def test_trainers_have_their_prefix_or_not(tmp_path):
     ]
     (row,) = rows_of_file(written(tmp_path / "rows.json", {"mine": {"trainer": "nnUNetTrainerKD"}}))
     assert row.trainer == "nnUNetTrainerKD"
-    with pytest.raises(ValueError, match="there are two rows KD"):
+    with pytest.raises(ValueError, match="two rows are called KD"):
         list_runs("P", rows_of_methods(["KD", "nnUNetTrainerKD"]), [0], [None])
 
 
@@ -45,7 +45,7 @@ def test_rows_of_an_ablation_are_settings_of_its_method(name):
         TERMS[name].changed(run.settings["method"], "here").build(1000, "here")
 
 
-def test_an_ablation_that_is_not_there():
+def test_an_unknown_ablation():
     with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
         rows_of_ablation("dc")
 
@@ -73,12 +73,12 @@ def test_rows_of_a_file(tmp_path):
         ({"a": {"trainer": "DCD", "methods": {}}}, "unknown key 'methods' in .*row 'a': did you mean 'method'"),
         ({"a": {"trainer": "DCD", "method": 3}}, "row 'a': method must be an object, got 3"),
         ({"λ": {"trainer": "DCD"}}, "row 'λ': a name needs a letter or a digit"),
-        ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name has no slash, .* and is not teacher"),
-        ({"/a": {"trainer": "DCD"}}, "row '/a': a name has no slash"),
+        ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name cannot contain a slash, .* or be teacher"),
+        ({"/a": {"trainer": "DCD"}}, "row '/a': a name cannot contain a slash"),
         ([], "is no JSON object"),
     ],
 )
-def test_a_file_that_is_wrong(tmp_path, rows, message):
+def test_wrong_files_of_rows(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         rows_of_file(written(tmp_path / "rows.json", rows))
 
@@ -86,16 +86,19 @@ def test_a_file_that_is_wrong(tmp_path, rows, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"NoKD": {"trainer": "DCD"}}, "there are two rows NoKD"),
+        ({"NoKD": {"trainer": "DCD"}}, "two rows are called NoKD"),
         ({"none": {"trainer": "NoKD"}}, "the rows NoKD and none would have the same plans P$"),
-        ({"DCD a": {"trainer": "DCD"}, "dcd_a": {"trainer": "KD"}}, "the rows DCD a and dcd_a would have one folder"),
+        (
+            {"DCD a": {"trainer": "DCD"}, "dcd_a": {"trainer": "KD"}},
+            "the rows DCD a and dcd_a would have the same folder",
+        ),
         (
             {"a b": {"trainer": "DCD", "method": {"levels": 1}}, "A-b": {"trainer": "KD", "method": {"levels": 2}}},
             "the rows a b and A-b would have the same plans P_a-b",
         ),
     ],
 )
-def test_rows_are_told_apart(tmp_path, rows, message):
+def test_rows_must_differ(tmp_path, rows, message):
     listed = rows_of_methods(["NoKD"]) + rows_of_file(written(tmp_path / "rows.json", rows))
     with pytest.raises(ValueError, match=message):
         list_runs("P", listed, [0], [None])

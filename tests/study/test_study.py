@@ -42,10 +42,10 @@ def test_plans_of_a_run_keep_the_teacher_and_change_seed_and_numbers(workspace):
     assert settings.training.seed == 5 and settings.training.num_epochs == 2
     assert settings.teachers[0].plans == "nnUNetPlans"
     assert settings.method == {"levels": 2, "reconstruct": False}
-    assert plans["nnunet_kd"]["method"] == {"levels": 2}  # the given ones stay
+    assert plans["nnunet_kd"]["method"] == {"levels": 2}  # the given plans are unchanged
     study.write_plans([run])
     other = study_of(workspace, workspace.plans("nnUNetPlans", training=SHORT))
-    with pytest.raises(FileExistsError, match="is there with other settings"):
+    with pytest.raises(FileExistsError, match="exists with other settings"):
         other.write_plans([run])
 
 
@@ -83,7 +83,7 @@ def test_cases_and_images_of_a_fold(workspace):
     images = sorted(path.name for path in study.images_of(0).iterdir())
     assert len(images) == 3 * len(splits[0]["val"]) and images[0].endswith("_0000.nii.gz")
     study.images_of(0)  # a second time
-    with pytest.raises(ValueError, match="has 5 folds, there is no fold 9"):
+    with pytest.raises(ValueError, match="has 5 folds, but no fold 9"):
         study.folds.cases_of(9)
     (workspace.raw / "imagesTr" / images[0]).unlink()
     (study.out / "images" / "fold_0" / images[0]).unlink()
@@ -103,7 +103,7 @@ def test_an_empty_folder_of_cases_is_not_split(workspace):
 
 
 def test_links_of_an_earlier_split_are_not_kept(workspace):
-    """As where the folds were changed, or the folder is that of another study."""
+    """They remain if the folds were changed, or if the folder belongs to another study."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     before = [references(study, 0), study.images_of(0)]
     splits = json.loads(study.folds.path.read_text())
@@ -118,9 +118,9 @@ def test_links_of_an_earlier_split_are_not_kept(workspace):
 
 
 def test_costs_are_measured_once_per_network(workspace, monkeypatch):
-    """Whatever its weights are; and again for another network, other cases or another device."""
+    """Weights do not matter; another network, other cases or another device are measured again."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
-    for trainer in ("nnUNetTrainerNoKD", "nnUNetTrainerDCD"):  # the teacher's network
+    for trainer in ("nnUNetTrainerNoKD", "nnUNetTrainerDCD"):  # both have the teacher's network
         shutil.copytree(workspace.teacher, workspace.results / f"{trainer}__nnUNetPlans__3d_fullres")
     runs = list_runs("nnUNetPlans", rows_of_methods(["", "NoKD"]), [0], [None])
     study.out.mkdir()
@@ -134,7 +134,7 @@ def test_costs_are_measured_once_per_network(workspace, monkeypatch):
     costs = study_costs(study, runs, {}, False)
     assert costs["nnUNetTrainer"] == costs["NoKD"] and costs["NoKD"].network.parameters == 1
     path = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
-    os.utime(path / "fold_0" / "checkpoint_final.pth", (1e9, 1e9))  # trained anew
+    os.utime(path / "fold_0" / "checkpoint_final.pth", (1e9, 1e9))  # trained again
     more = list_runs("nnUNetPlans", rows_of_methods(["", "NoKD", "DCD"]), [0], [None])
     assert [cost.network.parameters for cost in study_costs(study, more, {}, False).values()] == [1, 1, 1]
     assert begun == [["nnUNetTrainer"]]
@@ -146,7 +146,7 @@ def test_costs_are_measured_once_per_network(workspace, monkeypatch):
     assert [cost.network.flops for cost in costs.values()] == [0, 1, 0]
     checkpoint = torch.load(path / "fold_0" / "checkpoint_final.pth", weights_only=False)
     torch.save({**checkpoint, "inference_allowed_mirroring_axes": None}, path / "fold_0" / "checkpoint_final.pth")
-    study_costs(study, more, {}, False)  # fewer copies
+    study_costs(study, more, {}, False)  # with fewer mirrored copies
     study.device = "cuda"
     assert study_costs(study, more, {}, False)["DCD"].device == "cuda"
     splits = json.loads(study.folds.path.read_text())
@@ -156,8 +156,8 @@ def test_costs_are_measured_once_per_network(workspace, monkeypatch):
     assert begun[1:] == 4 * [["nnUNetTrainer", "nnUNetTrainerNoKD"]]
 
 
-def test_a_teacher_of_some_folds_is_none_of_the_study(workspace):
-    """That teaches the other folds too, whose cases it has seen."""
+def test_a_teacher_of_some_folds_is_not_the_teacher_of_the_study(workspace):
+    """It would teach the other folds as well, whose cases it has seen."""
     study = study_of(workspace, workspace.plans("nnUNetPlans", teacher={"folds": [0]}))
     methods = rows_of_methods(["NoKD"])
     (files,) = study_teachers(study, list_runs("nnUNetPlans", methods, [0], [None]), needed=True).values()
@@ -166,7 +166,7 @@ def test_a_teacher_of_some_folds_is_none_of_the_study(workspace):
 
 
 def test_a_picture_holds_all_channels(workspace):
-    """As nnU-Net stores those in colour; the data set names three channels."""
+    """nnU-Net stores three channels in one colour image, and the data set names all three."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     for path in (workspace.raw / "imagesTr").glob("*_000[12].nii.gz"):
         path.unlink()
@@ -174,8 +174,8 @@ def test_a_picture_holds_all_channels(workspace):
     assert images == [f"{case}_0000.nii.gz" for case in study.folds.cases_of(0)]
 
 
-def test_folds_are_nnunets_and_written_whole(workspace):
-    """Before any training, which would leave a torn file where it is killed."""
+def test_folds_are_nnunets_and_written_completely(workspace):
+    """They are written before any training, because a killed training would leave a partial file."""
     path = workspace.preprocessed / "splits_final.json"
     nnunets = path.read_text()
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
@@ -183,12 +183,12 @@ def test_folds_are_nnunets_and_written_whole(workspace):
     study.folds.write()
     assert json.loads(path.read_text()) == json.loads(nnunets)
     path.write_text(nnunets[:30])
-    with pytest.raises(ValueError, match="cannot read .*splits_final.json, which a killed training has left perhaps"):
+    with pytest.raises(ValueError, match="cannot read .*splits_final.json, perhaps because a training was killed"):
         study.folds.write()
-    assert path.read_text() == nnunets[:30]  # a person may have written it
+    assert path.read_text() == nnunets[:30]  # the user could have written it
 
 
-def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
+def test_truncated_checkpoints_do_not_count(workspace, monkeypatch):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     study = study_of(workspace, plans)
     (run,) = list_runs("nnUNetPlans", rows_of_methods([""]), [0], [None])
@@ -209,8 +209,8 @@ def test_checkpoints_that_are_cut_off_are_none(workspace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, monkeypatch, forked_commands):
-    """nnU-Net leaves out every case whose file is there."""
+def test_a_killed_prediction_resumes_from_complete_files_only(workspace, monkeypatch, forked_commands):
+    """nnU-Net itself skips every case whose file exists."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     ran = []
     run = Commands.run
@@ -225,32 +225,34 @@ def test_a_prediction_that_was_killed_goes_on_with_whole_files_only(workspace, m
     predict(study, workspace.teacher, 0)
     assert [path.read_bytes() for path in files] == whole and files[1].stat().st_mtime_ns == kept and len(ran) == 2
 
-    os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth")  # trained anew
+    os.utime(workspace.teacher / "fold_0" / "checkpoint_final.pth")  # trained again
     predict(study, workspace.teacher, 0)
     assert files[1].stat().st_mtime_ns > kept and len(ran) == 3
 
     other = shutil.copytree(workspace.teacher, workspace.root / "elsewhere" / workspace.teacher.name)
-    assert predict(study, other, 0) == folder and len(ran) == 4  # not the predictions of its namesake
+    assert (
+        predict(study, other, 0) == folder and len(ran) == 4
+    )  # the predictions of the model with the same name are not reused
     predict(study, workspace.teacher, 0)
 
     own = workspace.teacher / "fold_0" / "validation"
     own.mkdir()
     for path in files:
         shutil.copy(path, own)
-    assert predict(study, workspace.teacher, 0) == folder  # no summary: its validation was killed
+    assert predict(study, workspace.teacher, 0) == folder  # without a summary, its validation was killed
     (own / "summary.json").touch()
     assert predict(study, workspace.teacher, 0) == own
-    later = (own / "summary.json").stat().st_mtime + 1  # clocks of file systems are coarse
-    os.utime(own / files[1].name, (later, later))  # validated again, and killed
+    later = (own / "summary.json").stat().st_mtime + 1  # file systems have coarse clocks
+    os.utime(own / files[1].name, (later, later))  # a second validation was killed
     assert predict(study, workspace.teacher, 0) == folder and len(ran) == 5
 
 
 @pytest.mark.slow
-def test_a_prediction_on_a_full_disk_leaves_nothing_torn(workspace, small_disk, forked_commands):
-    """SimpleITK says nothing there, and nnU-Net's command succeeds."""
+def test_a_prediction_on_a_full_disk_leaves_no_partial_files(workspace, small_disk, forked_commands):
+    """SimpleITK reports no error then, and nnU-Net's command succeeds."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     study.out = disk = small_disk(2**20)
-    study.images_of(0)  # links, some of which need a page of their own
+    study.images_of(0)  # creates links, some of which need a disk block of their own
     folder = disk / "predictions" / f"{workspace.teacher.name}_fold_0"
     folder.mkdir(parents=True)
     described = len(json.dumps(study.plans, indent=4)) + len(json.dumps(study.dataset_json, indent=4))
@@ -281,8 +283,8 @@ def test_commands_show_progress_and_keep_their_output(tmp_path, capsys):
         commands.run("log", "nnUNetv2_nothing")
 
 
-def test_an_epoch_is_told_when_it_begins(tmp_path, monkeypatch):
-    """And not when the command's output has filled a buffer."""
+def test_an_epoch_is_reported_when_it_begins(tmp_path, monkeypatch):
+    """The report does not wait until the command's output fills a buffer."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     told = tmp_path / "told"
     commands = Commands(tmp_path)
@@ -296,7 +298,7 @@ def test_an_epoch_is_told_when_it_begins(tmp_path, monkeypatch):
 
 
 def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
-    """Each in its own proportions, and nothing wrong where nobody has said what is right."""
+    """Each picture has its own proportions, and voxels with the ignore label count as correct."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
     study.dataset_json["labels"]["ignore"] = 3
     runs = list_runs("nnUNetPlans", rows_of_methods(["NoKD"]), [0], [None])
@@ -314,7 +316,7 @@ def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
             folder / f"{case}.nii.gz": np.zeros_like(reference),
         }
         for path, array in wanted.items():
-            path.unlink(missing_ok=True)  # it may be linked to that of other tests
+            path.unlink(missing_ok=True)  # the file can be a link shared with other tests
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(spacing)  # x, y, z
             sitk.WriteImage(image, str(path))

@@ -1,4 +1,4 @@
-"""``nnunet_kd doctor``: what is installed, what nnU-Net can find, whether the teacher is there and fits."""
+"""``nnunet_kd doctor``: check the installation, and whether an experiment is ready for its student."""
 
 from __future__ import annotations
 
@@ -12,37 +12,49 @@ from nnunet_kd.cli.doctor.experiment import ExperimentChecks
 from nnunet_kd.cli.doctor.stop import StopError
 
 _DESCRIPTION = """\
-Check the installation and, with -d, one experiment. Every line says what was found; a line that begins with FAIL says
-what is wrong and, where that is known, how to fix it. The exit status is 1 if there is one.
+Check the installation and, with -d, one experiment: its plans, preprocessed data, student and teacher. Each line
+reports one check. A line that begins with FAIL says what is wrong and, after "Fix:", what to do about it. The last line
+counts the problems; the exit status is 1 if there are any.
 
   nnunet_kd doctor
+      check packages, device, nnU-Net's folders and trainers
   nnunet_kd doctor -d 501 -c 3d_fullres -f 0 -tr nnUNetTrainerKD
-  nnunet_kd doctor -d 501 --cases       and read every preprocessed case: are all values numbers, all labels known?
+      check as well that this student can be trained
+  nnunet_kd doctor -d 501 --cases
+      also read every preprocessed case and look for values that are not finite and labels that are not declared
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the arguments."""
+    """Add the command ``doctor`` and its arguments."""
     command = commands.add_parser(
         "doctor",
-        help="check the installation, the plans and the teacher",
+        help="check the installation and an experiment, and say how to fix it",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-d", metavar="ID", help="data set, as a number or a name")
-    command.add_argument("-c", metavar="CONFIG", default="3d_fullres", help="configuration (default: 3d_fullres)")
-    command.add_argument("-f", metavar="FOLD", default="0", help="fold of the student (default: 0)")
-    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
     command.add_argument(
-        "-tr", metavar="TRAINER", help="default: nnUNetTrainerKD, or what nnunet_kd plan --network names for a network"
+        "-d", metavar="ID", help="number or name of the data set (default: check the installation only)"
     )
-    command.add_argument("--trust", action="store_true", help="the plans may name networks of any package")
-    command.add_argument("--cases", action="store_true", help="read every preprocessed case")
+    command.add_argument(
+        "-c", metavar="CONFIG", default="3d_fullres", help="nnU-Net configuration (default: 3d_fullres)"
+    )
+    command.add_argument("-f", metavar="FOLD", default="0", help="fold of the student, a number or all (default: 0)")
+    command.add_argument(
+        "-p", metavar="PLANS", default="nnUNetPlans", help="name of the student's plans (default: nnUNetPlans)"
+    )
+    command.add_argument(
+        "-tr",
+        metavar="TRAINER",
+        help="trainer of the student (default: nnUNetTrainerKD, or the one nnunet_kd plan --network prints)",
+    )
+    command.add_argument("--trust", action="store_true", help="allow the plans to name networks of any package")
+    command.add_argument("--cases", action="store_true", help="read and check every preprocessed case")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; returns 1 if something is wrong."""
+    """Run the checks and print their findings; return 1 if there is a problem, else 0."""
     if arguments.f != "all" and not arguments.f.isdecimal():
         raise ValueError(f"a fold is a number or all, got {arguments.f!r}")
     checks: list[Callable[[], str | None]] = [
@@ -76,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _of_plans(error: Exception, path: Path) -> str:
-    """Say in one sentence what nnU-Net raises over plans that could be read but not used."""
+    """Say in one sentence why nnU-Net cannot use plans that it can read."""
     from nnunet_kd.nnunet.reading import plans_errors
 
     try:

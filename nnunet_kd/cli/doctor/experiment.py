@@ -1,4 +1,4 @@
-"""What ``nnunet_kd doctor -d`` looks at: the plans, the data, the student and the teacher of one training."""
+"""The checks of one experiment: its plans, data, student and teacher."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
 
 OWN_FOLD = 'Fix: set nnunet_kd.teacher.folds to "same" in the plans'
-OTHER_TEACHER = "Fix: train it again, or name another one in the plans as nnunet_kd.teacher"
+OTHER_TEACHER = "Fix: train it again, or name another teacher in the plans as nnunet_kd.teacher"
 
 
 class ExperimentChecks:
-    """The checks of one student, in this order.
+    """The checks of one student, which run in the order of the methods.
+
+    Each check returns what it found, or ``None`` if there is nothing to report, and raises an error that says what is
+    wrong and how to fix it.
 
     Args:
-        arguments: Arguments of the command.
+        arguments: The arguments of the command.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -36,27 +39,27 @@ class ExperimentChecks:
         self.experiment: Experiment
         self.trainer_name = ""
         self.trainer: Any = None
-        self.preparation: Preparation | None = None  # of a student whose network can be built
+        self.preparation: Preparation | None = None  # set once the student's network can be built
 
     @property
     def path(self) -> Path:
-        """The file of the plans."""
+        """The file of the student's plans."""
         return self.folder / f"{self.arguments.p}.json"
 
     @property
     def fold(self) -> int | str:
-        """The student's fold."""
+        """The fold of the student."""
         return self.arguments.f if self.arguments.f == "all" else int(self.arguments.f)
 
     def read_plans(self) -> str:
-        """The plans and ``dataset.json`` are there, can be read, and have the configuration."""
+        """Check that the plans and ``dataset.json`` exist, can be read and have the configuration."""
         from nnunet_kd.cli.dataset_folder import open_experiment, preprocessed_folder
 
         arguments = self.arguments
         try:
             self.folder = preprocessed_folder(arguments.d)
         except ValueError as error:
-            raise StopError(f"{error}. Fix: give the right one with -d, by its name") from error
+            raise StopError(f"{error}. Fix: give the full name of the data set with -d") from error
         try:
             self.experiment = open_experiment(arguments.d, arguments.p, arguments.c, arguments.trust)
         except (ValueError, FileNotFoundError) as error:
@@ -75,7 +78,7 @@ class ExperimentChecks:
         return self.experiment.dataset_json
 
     def description(self) -> str:
-        """``dataset.json`` names channels, and labels that nnU-Net can train on."""
+        """Check that ``dataset.json`` names channels, and labels that nnU-Net can train on."""
         path = self.folder / "dataset.json"
         channels, labels = channel_names(self.dataset_json), self.dataset_json["labels"]
         if not channels:
@@ -84,13 +87,13 @@ class ExperimentChecks:
         values = sorted({value for region in named.values() for value in region})
         if all(len(region) == 1 for region in named.values()) and values != [*range(len(values))]:
             raise StopError(
-                f"the labels in {path} are {', '.join(map(str, values))}, and nnU-Net trains on labels without a gap. "
+                f"the labels in {path} are {', '.join(map(str, values))}, but nnU-Net needs consecutive labels. "
                 "Fix: number them from 0, in dataset.json and in labelsTr"
             )
         return f"channels {', '.join(map(str, channels.values()))}; labels {', '.join(labels)}"
 
     def preprocessed(self) -> str:
-        """There are preprocessed cases, and what every training needs beside them."""
+        """Check that there are preprocessed cases, and the files that every training needs beside them."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.nnunet.dataset_names import dataset_number
@@ -106,20 +109,20 @@ class ExperimentChecks:
             )
         if not (self.folder / "dataset_fingerprint.json").is_file():  # nnU-Net copies it to the results
             raise ValueError(
-                f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training begins. "
+                f"there is no {self.folder / 'dataset_fingerprint.json'}, without which no training can start. "
                 f"Fix: nnUNetv2_extract_fingerprint -d {dataset_number(self.folder.name)}"
             )
         if self.fold != "all" and not (self.folder / "splits_final.json").is_file() and not may_write(self.folder):
             raise ValueError(
                 f"{self.folder} cannot be written to, and the first training writes splits_final.json there. "
-                f"Fix: chmod u+w {quote(str(self.folder))}, or ask whose it is"
+                f"Fix: chmod u+w {quote(str(self.folder))}, or ask the owner of the folder"
             )
         listed = self.dataset_json.get("numTraining", cases)
         beside = "" if listed == cases else f", dataset.json says {listed}"
         return f"{cases} preprocessed cases in {self.folder / identifier}{beside}"
 
     def cases(self) -> str:
-        """All preprocessed cases can be read, and hold numbers and known labels."""
+        """Check that all preprocessed cases can be read and hold finite values and declared labels."""
         import torch
         from tqdm import tqdm
 
@@ -135,26 +138,30 @@ class ExperimentChecks:
             except (RuntimeError, ValueError, OSError) as error:
                 faults.append(f"{case} cannot be read ({error})")
                 continue
-            batch = {"data": images[None], "target": labels[None, None].clamp(min=0), "keys": [case]}  # -1: outside
+            batch = {
+                "data": images[None],
+                "target": labels[None, None].clamp(min=0),
+                "keys": [case],
+            }  # -1: outside the body
             faults.append(check(batch))
         found = [fault for fault in faults if fault is not None]
         if found:
             raise ValueError("; ".join(found))
-        return f"all values of {len(cases.identifiers)} cases are numbers, all labels known"
+        return f"all values of {len(cases.identifiers)} cases are finite, and all labels are declared"
 
     def find_trainer(self) -> str:
-        """nnU-Net finds the student's trainer."""
+        """Check that nnU-Net finds the student's trainer."""
         from nnunet_kd.nnunet.experiment import find_trainer
 
         self.trainer_name = self.arguments.tr or usual_trainer(self.plans, self.arguments.c)
         try:
             self.trainer = find_trainer(self.trainer_name)
         except ValueError as error:
-            raise StopError(f"{error}. Fix: choose another with -tr") from None
+            raise StopError(f"{error}. Fix: name another trainer with -tr") from None
         return f"trainer {self.trainer_name}"
 
     def student(self) -> str:
-        """The student's settings are valid, and its network can be built and takes a patch."""
+        """Check that the student's settings are valid, and that its network can be built and takes a patch."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         from nnunet_kd.cli.doctor.network import built_network
@@ -172,7 +179,7 @@ class ExperimentChecks:
         return f"the network to train is {network_in_words(architecture)}, {parameters:,} parameters"
 
     def first_stage(self) -> str | None:
-        """The segmentations that a second stage sees are there; ``None``: there is no cascade."""
+        """Check that the segmentations for the second stage of a cascade exist; ``None`` without a cascade."""
         from nnunet_kd.nnunet.cascade import FirstStage
 
         first = FirstStage.of(self.plans, self.arguments.c, self.trainer_name, self.arguments.p)
@@ -180,13 +187,13 @@ class ExperimentChecks:
             return None
         if first.missing:
             raise ValueError(
-                f"{self.arguments.c} sees segmentations by {first.configuration}, and {len(first.missing)} of "
+                f"{self.arguments.c} needs segmentations by {first.configuration}, and {len(first.missing)} of "
                 f"{len(first.cases)} cases have none in {first.folder}. Fix: {' && '.join(first.commands)}"
             )
         return f"segmentations of {len(first.cases)} cases by {first.configuration}"
 
     def teacher(self) -> str | None:
-        """The teacher and soft labels are there and fit; ``None``: the student cannot be built."""
+        """Check that the teacher and the soft labels exist and fit; ``None`` if the student cannot be built."""
         from nnunet_kd.training.leakage import soft_label_leakage, soft_label_teachers, unchecked
         from nnunet_kd.training.results import check_results, results_of
         from nnunet_kd.training.sources import attach_soft_labels, attach_teacher, start_from_teacher
@@ -209,7 +216,7 @@ class ExperimentChecks:
             raise ValueError(
                 f"there are no weights of SAM in {weights}. Fix: name them in the plans as nnunet_kd.method.checkpoint"
             )
-        stored = "" if store is None else f", the soft labels '{store.name}' are there and fit"
+        stored = "" if store is None else f", the soft labels '{store.name}' were found and fit"
         fix = OTHER_TEACHER if preparation.leakage is None else OWN_FOLD
         files = [] if store is None else soft_label_teachers(preparation, store)
         if preparation.starts_from_teacher:
@@ -225,7 +232,7 @@ class ExperimentChecks:
             attached = attach_teacher(self.trainer, preparation)
         if attached.leakage is not None:
             raise ValueError(f"{attached.leakage} {fix}")
-        found = "the teacher is there and fits"
+        found = "the teacher was found and fits"
         if attached.teacher.stages is not None and attached.stages:
             widths = list(attached.teacher.stages.widths)
             found += f": {len(attached.stages)} stages shared, widths {widths}"
@@ -233,10 +240,12 @@ class ExperimentChecks:
         return found if unknown is None else f"{found}; {unknown}"
 
     def _soft_labels_without_leak(self, store: SoftLabelStore) -> str:
-        """Say which soft labels do not leak, with the command that makes them."""
+        """Say which soft labels would not leak, with the command that makes them."""
         from nnunet_kd.training.sources import soft_labels_command
 
-        if store.manifest.get("source", {}).get("folds") == [self.fold]:  # its teacher itself has learnt from such
+        if store.manifest.get("source", {}).get("folds") == [
+            self.fold
+        ]:  # its own teacher learnt from leaking soft labels
             return OTHER_TEACHER
         name = f"fold_{self.fold}"
         command = soft_labels_command(self.experiment)

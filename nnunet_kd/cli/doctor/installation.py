@@ -1,4 +1,4 @@
-"""The checks of ``nnunet_kd doctor`` on every machine: packages, device, processes, folders, trainers."""
+"""The checks of the installation: packages, device, processes, folders and trainers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerato
 
 
 def packages() -> str:
-    """The packages that are needed are installed."""
+    """Check that the required packages are installed."""
     found = [f"Python {platform.python_version()}", f"nnunet_kd {version('nnunet_kd')}"]
     missing = []
     for package in PACKAGES:
@@ -26,13 +26,13 @@ def packages() -> str:
             missing.append(package)
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} not installed. Fix: {quote(sys.executable)} -m pip install {' '.join(missing)}"
+            f"missing packages: {', '.join(missing)}. Fix: {quote(sys.executable)} -m pip install {' '.join(missing)}"
         )
     return ", ".join(found)
 
 
 def device() -> str:
-    """Say which device networks will run on."""
+    """Report the device that networks will run on."""
     import torch
 
     if torch.cuda.is_available():
@@ -41,7 +41,7 @@ def device() -> str:
 
 
 def processes() -> str:
-    """Say how many processes nnU-Net's commands should start; our commands tell theirs."""
+    """Report how many processes nnU-Net's commands should start; those that we start are told."""
     cores, limits = usable_cores(), process_limits()
     count = f"{cores} CPU core{'s' if cores > 1 else ''}"
     if not limits:
@@ -51,29 +51,29 @@ def processes() -> str:
 
 
 def folders() -> str:
-    """nnU-Net's three folders are there, and the one where every training writes may be written to."""
+    """Check that nnU-Net's three folders exist and that the results folder, where trainings write, is writable."""
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     for name in names:
         if name not in os.environ:
             raise StopError(f"{name} is not set. Fix: export {name}=/path/to/{name}")
         if not Path(os.environ[name]).is_dir():
-            raise StopError(f"{name}={os.environ[name]} is no folder. Fix: mkdir -p {quote(os.environ[name])}")
+            raise StopError(f"{name}={os.environ[name]} is not a folder. Fix: mkdir -p {quote(os.environ[name])}")
     read_only = [name for name in names if not may_write(Path(os.environ[name]))]
     if (results := names[-1]) in read_only:
         raise ValueError(
-            f"{results}={os.environ[results]} cannot be written to: it is read-only, or not yours. "
+            f"{results}={os.environ[results]} cannot be written to: it is read-only or belongs to another user. "
             f"Fix: export {results}=/path/to/a/folder/of/yours"
         )
     return ", ".join(f"{name}={os.environ[name]}" + " (read-only)" * (name in read_only) for name in names)
 
 
 def may_write(folder: Path) -> bool:
-    """Whether files can be made in a folder."""
+    """Return whether files can be created in a folder."""
     return os.access(folder, os.W_OK | os.X_OK)
 
 
 def trainers() -> str:
-    """nnU-Net finds all trainers of this package."""
+    """Check that nnU-Net finds all trainers of this package."""
     from nnunet_kd.discovery import VARIABLE, trainers_folder
 
     names = sorted(path.stem for path in Path(trainers_folder()).glob("nnUNetTrainer*.py"))

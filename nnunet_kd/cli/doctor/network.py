@@ -1,4 +1,4 @@
-"""Find out whether a network that plans describe can be built and takes a patch, without its memory."""
+"""Check that a network can be built from plans and takes a patch, without allocating its memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from nnunet_kd.nnunet.library_errors import first_line
 
 
 def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:
-    """Build the network of a trainer class from plans, on the meta device where it can be.
+    """Build the network of a trainer class from plans, on the meta device if possible.
 
-    A U-Net is given a batch of empty patches too.
+    A U-Net also receives a batch of empty patches.
 
     Args:
-        trainer: The class.
-        experiment: Of the student.
-        path: Of its plans, for messages.
+        trainer: The trainer class of the student.
+        experiment: The experiment of the student.
+        path: The file of its plans, for messages.
 
     Raises:
-        ValueError: Where it cannot be built, or the patch does not fit it.
-        ImportError: Of a package that is missing, with the command that installs it.
+        ValueError: If the network cannot be built or cannot take its patch.
+        ImportError: If a package is missing; the message has the command that installs it.
     """
     where = f"the network that {path} describes for {experiment.configuration}"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -39,7 +39,7 @@ def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.
             network = _build(trainer, experiment)
         except ImportError:
             raise
-        except Exception as error:  # of any network that gets keywords it cannot take
+        except Exception as error:  # any network can fail in its own way on unknown keywords
             raise ValueError(f"{where} cannot be built: {first_line(error)}") from error
         if has_encoder_stages(network) and all(parameter.is_meta for parameter in network.parameters()):
             plans = PlansManager(experiment.plans)
@@ -59,5 +59,5 @@ def _build(trainer: type[Any], experiment: Experiment) -> nn.Module:
             return build_network(trainer, experiment)
     except ImportError:
         raise
-    except Exception:  # some networks compute with their weights while they are built
+    except Exception:  # some networks compute with their weights during construction
         return build_network(trainer, experiment)

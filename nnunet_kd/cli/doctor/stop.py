@@ -1,7 +1,7 @@
-"""The error of a check on which those after it depend."""
+"""The error of a check that all later checks depend on."""
 
 from __future__ import annotations
 
 
 class StopError(ValueError):
-    """The checks after this one are skipped."""
+    """A problem after which ``nnunet_kd doctor`` skips the remaining checks."""
