@@ -32,7 +32,7 @@ def read_json(path: Path, what: str = "") -> dict[str, Any]:
         what: Whose file it is, for messages: ``"the teacher's "``.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
+        FileNotFoundError: If there is no such file.
         ValueError: As :func:`nnunet_kd.nnunet.trust.limited_json.read_limited`, or where it holds no object.
     """
     content = read_limited(path, what)

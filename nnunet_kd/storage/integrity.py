@@ -37,7 +37,7 @@ def check_whole(path: Path) -> None:
 
     Raises:
         ValueError: Naming the file.
-        OSError: Where it cannot be opened.
+        OSError: If it cannot be opened.
     """
     check_name(path)
     name = path.name.lower()

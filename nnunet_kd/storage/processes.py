@@ -23,7 +23,7 @@ class FileLock:
         path: Of the file, in a folder that is there.
 
     Raises:
-        BusyError: Where another process holds it; the message is the number of that process, where it is known.
+        BusyError: If another process holds it; the message is the number of that process, where it is known.
     """
 
     def __init__(self, path: Path) -> None:

@@ -61,8 +61,8 @@ def replacing(path: Path) -> Iterator[Path]:
     the next that writes the same file; an hour later, if that runs on another machine.
 
     Raises:
-        UnwritableError: Where ``path`` is a folder, or lies in one that cannot be written to.
-        DiskFullError: Where the disk is full: libraries say it in many ways.
+        UnwritableError: If ``path`` is a folder, or lies in one that cannot be written to.
+        DiskFullError: If the disk is full: libraries say it in many ways.
     """
     if path.is_dir():
         raise UnwritableError(f"cannot write {path}: it is a folder")
@@ -91,9 +91,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Where the end is not reached it is removed.
 
     Raises:
-        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
-        DiskFullError: Where the disk is full.
-        FileExistsError: Where ``path`` is there already.
+        UnwritableError: If ``path`` lies in a folder that cannot be written to.
+        DiskFullError: If the disk is full.
+        FileExistsError: If ``path`` is there already.
     """
     _check_absent(path)
     with scratch_folder(path) as unfinished:
@@ -111,8 +111,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     runs on another machine.
 
     Raises:
-        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
-        DiskFullError: Where the disk is full.
+        UnwritableError: If ``path`` lies in a folder that cannot be written to.
+        DiskFullError: If the disk is full.
     """
     check_writable(path)
     unfinished = _unfinished(path)
@@ -134,7 +134,7 @@ def flush_folder(folder: Path) -> None:
     """Have all files below a folder on the disk, so that a power failure does not leave empty ones.
 
     Raises:
-        OSError: Where the disk was full, and it comes out now.
+        OSError: If the disk was full, and it comes out now.
     """
     if os.name != "posix":
         return

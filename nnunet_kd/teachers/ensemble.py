@@ -24,7 +24,7 @@ class TeacherEnsemble(nn.Module):
         regions: Channels are regions (sigmoid), not classes (softmax).
 
     Raises:
-        ValueError: Where features are wanted and the teachers' stages differ.
+        ValueError: If features are wanted and the teachers' stages differ.
     """
 
     def __init__(self, teachers: Sequence[Teacher], regions: bool) -> None:

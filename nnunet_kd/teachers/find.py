@@ -54,8 +54,8 @@ def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold
         One entry per teacher and fold.
 
     Raises:
-        FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
-        ValueError: Where a teacher does not fit, or its plans cannot be read, or could run code and are not trusted.
+        FileNotFoundError: If folder, fold or checkpoint are missing, with the command that makes them.
+        ValueError: If a teacher does not fit, or its plans cannot be read, or could run code and are not trusted.
     """
     return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
 

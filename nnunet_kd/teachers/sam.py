@@ -60,7 +60,7 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
     Raises:
         ValueError: For an unknown type, for a file that is no state dict or not that of this type, or for weights
             that are not finite.
-        FileNotFoundError: Where there is no file.
+        FileNotFoundError: If there is no file.
     """
     from segment_anything import sam_model_registry
 

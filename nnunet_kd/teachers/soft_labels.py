@@ -55,7 +55,7 @@ class SoftLabelStore:
         """What made the logits, and for which data.
 
         Raises:
-            ValueError: Where it cannot be read.
+            ValueError: If it cannot be read.
         """
         path = self.folder / "manifest.json"
         try:
@@ -247,8 +247,8 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
         name: Of the store.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: Where there are several and no name.
+        FileNotFoundError: If there is none.
+        ValueError: If there are several and no name.
     """
     prefix = f"{identifier}{SoftLabelStore.marker}"
     # A folder whose first case failed is none yet.

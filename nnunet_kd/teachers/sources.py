@@ -52,7 +52,7 @@ class SamSource:
 
     Raises:
         ValueError: For a channel the images do not have, or weights that cannot be read.
-        FileNotFoundError: Where there is no checkpoint.
+        FileNotFoundError: If there is no checkpoint.
     """
 
     def __init__(self, cases: PreprocessedCases, settings: SamSettings, checkpoint: Path, device: torch.device) -> None:
@@ -97,8 +97,8 @@ class NnUNetSource:
         device: Where it runs.
 
     Raises:
-        FileNotFoundError: Where a teacher is missing, with the command that makes it.
-        ValueError: Where one does not fit or cannot be loaded, or a case is a validation case of no fold.
+        FileNotFoundError: If a teacher is missing, with the command that makes it.
+        ValueError: If one does not fit or cannot be loaded, or a case is a validation case of no fold.
         NotImplementedError: For several teachers, or a cascade's second stage.
     """
 
@@ -158,7 +158,7 @@ class EmbeddingSource:
     Raises:
         ValueError: For a configuration that is not 2-D, a channel the images do not have, or weights that cannot be
             read.
-        FileNotFoundError: Where there is no checkpoint.
+        FileNotFoundError: If there is no checkpoint.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def read_limited(path: Path, what: str = "") -> Any:
         what: Whose file it is, for messages: ``"the teacher's "``.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
+        FileNotFoundError: If there is no such file.
         ValueError: For a file that cannot be read, is larger or deeper than any of nnU-Net's or is not JSON in UTF-8,
             and for numbers that are infinite or have more than 64 bits. NaN is allowed: nnU-Net writes it.
     """
