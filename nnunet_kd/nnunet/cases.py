@@ -53,7 +53,7 @@ class PreprocessedCases:
         return len(channel_names(self.experiment.dataset_json))
 
     def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Load the images ``(channels, z, y, x)`` and the labels ``(z, y, x)`` of a case; labels are -1 outside the body.
+        """Load the images ``(channels, z, y, x)`` and the labels ``(z, y, x)`` of a case; -1 labels what is not body.
 
         Raises:
             ValueError: If the labels have several values per voxel, as a colour picture does.

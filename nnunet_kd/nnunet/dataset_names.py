@@ -8,7 +8,7 @@ _NAME = re.compile(r"Dataset(\d{3,})[^/\\]*", re.ASCII)
 
 
 def is_dataset_name(name: str) -> bool:
-    """Return whether nnU-Net accepts a data set name, such as ``Dataset501_BraTS``, ``Dataset501``, ``Dataset1234_X``."""
+    """Return whether nnU-Net accepts a data set name, such as ``Dataset501_BraTS`` or ``Dataset1234``."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -25,6 +25,6 @@ def dataset_number(name: str) -> int:
 
 
 def are_confused(name: str, other: str) -> bool:
-    """Return whether nnU-Net confuses two data sets; it searches for names that start with ``Dataset`` and the number."""
+    """Return whether nnU-Net confuses two data sets, which it finds by ``Dataset`` and the number alone."""
     pairs = ((name, other), (other, name))
     return any(is_dataset_name(one) and two.startswith(f"Dataset{dataset_number(one):03d}") for one, two in pairs)

@@ -1,4 +1,4 @@
-"""Raw images under nnU-Net's names, ``CASE_0000ENDING`` and so on: one file per channel, or one file for all channels."""
+"""Raw images under nnU-Net's names, ``CASE_0000ENDING`` and so on: one file per channel, or one for all channels."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ TOLERANCE = 1e-3
 
 
 def whole_labels(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Round labels that are within 1e-3 of a whole number; the others are returned unchanged, for the caller to refuse."""
+    """Round labels that are within 1e-3 of a whole number, and return all others unchanged."""
     if not np.issubdtype(labels.dtype, np.floating):
         return labels
     rounded = np.rint(labels)
