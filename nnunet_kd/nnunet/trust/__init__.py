@@ -1,1 +1,1 @@
-"""Safe reading of files from untrusted sources, which are refused in one sentence if they are not what they should be."""
+"""Safe reading of files from untrusted sources, which either pass the checks or are refused in one sentence."""

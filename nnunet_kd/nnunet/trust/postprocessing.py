@@ -2,7 +2,7 @@
 
 nnU-Net pickles two lists: its own function, once per step, and the keywords of each step, in which labels are NumPy
 integers unless they are regions. Unpickling such a file calls whatever it names. This module replaces every allowed
-name by a harmless stand-in that accepts exactly the arguments that NumPy and nnU-Net write, and refuses everything else.
+name by a harmless stand-in that accepts exactly the arguments that NumPy and nnU-Net write, and refuses all others.
 """
 
 from __future__ import annotations
