@@ -123,7 +123,7 @@ class TrainingSettings:
             polynomial schedule.
         initial_weights: ``"teacher"`` for every r-th channel of the teacher; ``"reconstructed"`` for the same channels
             with every convolution fitted to the teacher's outputs; ``"pruned"`` for convolutions fitted likewise, but
-            with the channels whose loss affects the teacher's next layers least; ``None`` for random weights.
+            with the channels that the teacher's next layers need most; ``None`` for random weights.
         overwrite: Whether to train again although the results folder holds a finished training, which is refused
             otherwise.
     """

@@ -212,7 +212,7 @@ class SoftLabelStore:
                 raise ValueError(f"the {self.content} {self.path(case)}: the file {fault}")
 
     def leakage(self, fold: int | str) -> str | None:
-        """Return a warning if the teacher of the labels has seen validation cases of a student fold, otherwise ``None``.
+        """Return a warning if the labels' teacher has seen validation cases of a student fold, otherwise ``None``.
 
         The warnings that the teacher's own files contain are included.
         """

@@ -112,7 +112,7 @@ def test_an_archive_that_becomes_a_thousand_times_larger(tmp_path):
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{MODEL}/plans.json", b"0" * 50 * 2**20)
-    with pytest.raises(ValueError, match=r"its files would have 0\.0 GiB"):
+    with pytest.raises(ValueError, match=r"its files would take 0\.0 GiB"):
         install_stock(path, tmp_path / "results")
     # It says that it is small: no more than that is unpacked.
     small = tmp_path / "small.zip"
@@ -193,7 +193,7 @@ SPOILT = {
         lambda content, _: saved(
             {**torch.load(io.BytesIO(content), weights_only=False), "init_args": {"configuration": "2d"}}
         ),
-        "is of configuration '2d', not 3d_fullres",
+        "belongs to configuration '2d', not to 3d_fullres",
     ),
     "plans with code": (
         "plans.json",
@@ -221,7 +221,7 @@ SPOILT = {
         "holds more than nnU-Net's postprocessing",
     ),
     "nothing of a pickle": ("postprocessing.pkl", lambda _, __: b"nothing", "holds more than nnU-Net's postprocessing"),
-    "no plans": ("plans.json", lambda _, __: b"[]", "is no JSON object"),
+    "no plans": ("plans.json", lambda _, __: b"[]", "is not a JSON object"),
 }
 
 

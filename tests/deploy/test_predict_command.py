@@ -79,7 +79,7 @@ def test_bad_images_are_named_and_what_was_done_stays(onnx_models, images, tmp_p
     shutil.copy(images / "a_0001.nii.gz", images / "b_0001.nii.gz")
     shutil.copy(images / "a_0001.nii.gz", images / "b_0007.nii.gz")
     assert predict(model, images, out) == 1
-    assert "b_0007.nii.gz is channel 7, there should be 3" in capsys.readouterr().err
+    assert "b_0007.nii.gz is channel 7, but the number of channels is 3" in capsys.readouterr().err
 
 
 def test_interrupted_leaves_whole_files_only(onnx_models, images, tmp_path, capsys, monkeypatch):

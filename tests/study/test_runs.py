@@ -75,7 +75,7 @@ def test_rows_of_a_file(tmp_path):
         ({"λ": {"trainer": "DCD"}}, "row 'λ': a name needs a letter or a digit"),
         ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name has no slash, .* and is not teacher"),
         ({"/a": {"trainer": "DCD"}}, "row '/a': a name has no slash"),
-        ([], "is no JSON object"),
+        ([], "is not a JSON object"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path, rows, message):

@@ -246,7 +246,7 @@ def test_refused_with_the_command_before_anything_is_written(workspace):
     with pytest.raises(ValueError, match=rf"{train[0]}\.b2nd: the file is damaged"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     (store.folder / "manifest.json").write_text("no JSON")
-    with pytest.raises(ValueError, match=r"is no folder of soft labels: cannot read manifest\.json"):
+    with pytest.raises(ValueError, match=r"is not a folder of soft labels: cannot read manifest\.json"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     shutil.rmtree(store.folder)
     store_of(workspace)
