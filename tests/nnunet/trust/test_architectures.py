@@ -152,9 +152,9 @@ def test_other_packages_are_not_even_imported(tmp_path, monkeypatch):
         ({"architecture": None}, "contains plans that nnU-Net cannot use"),
         ({"inherits_from": "nothing"}, "The configuration nothing does not exist"),
         ({"inherits_from": "child"}, "Circular dependency"),
-        ({"patch_size": [2**10, 2**11, 2**12]}, "the patch_size of 2d is"),
-        ({"patch_size": [-1, 5]}, "the patch_size of 2d is"),
-        ({"patch_size": ["a"]}, "the patch_size of 2d is"),
+        ({"patch_size": [2**10, 2**11, 2**12]}, "the patch_size of 2d must be"),
+        ({"patch_size": [-1, 5]}, "the patch_size of 2d must be"),
+        ({"patch_size": ["a"]}, "the patch_size of 2d must be"),
     ],
 )
 def test_invalid_configurations_are_refused(change, message):
