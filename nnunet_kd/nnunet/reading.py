@@ -190,11 +190,11 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """
     splits = read_limited(path)
     if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
-        raise ValueError(f"{path} holds no folds of nnU-Net")
+        raise ValueError(f"{path} does not list folds of nnU-Net")
     for fold in splits:
         for cases in (fold.get("train"), fold.get("val")):
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-                raise ValueError(f"{path} holds no folds of nnU-Net")
+                raise ValueError(f"{path} does not list folds of nnU-Net")
             for case in cases:
                 if Path(case).name != case:
                     raise ValueError(f"{path} names a case {case[:200]!r}, which is not a valid file name")

@@ -173,7 +173,7 @@ def not_written(path: Path) -> DiskFullError:
     """Return the error to raise if a library has silently written an incomplete file."""
     if shutil.disk_usage(path.parent).free < _LITTLE:
         return DiskFullError(f"cannot write {path}: the disk is full")
-    return DiskFullError(f"cannot write all of {path}: the disk was full, or is damaged")
+    return DiskFullError(f"cannot write {path} completely: the disk was full, or is damaged")
 
 
 def is_full(error: Exception, folder: Path) -> bool:
@@ -187,7 +187,7 @@ def is_full(error: Exception, folder: Path) -> bool:
 
 def _check_absent(path: Path) -> None:
     if path.exists():
-        raise FileExistsError(f"{path} exists already")
+        raise FileExistsError(f"{path} is there already")
 
 
 def _unfinished(path: Path) -> Path:

@@ -132,7 +132,7 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
     assert main(["plan", "-d", "598", "--network", "vm_unet"]) == 0
     assert main(["plan", "-d", "598", "-p", "nnUNetPlans_vm_unet", "--network", "dra_unet"]) == 1
     error = capsys.readouterr().err
-    assert "VMUNet of the plans has no n_stages, kernel_sizes, which DRAUNet takes over" in error
+    assert "VMUNet of the plans has no n_stages, kernel_sizes, which DRAUNet needs" in error
 
 
 @pytest.mark.parametrize(

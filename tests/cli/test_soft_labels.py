@@ -120,11 +120,11 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
     torch.manual_seed(1)
     torch.save(tiny_sam().state_dict(), workspace.root / "sam.pth")
     assert make(*sam, "--continue") == 1
-    assert "was begun with checkpoint_sha256 =" in capsys.readouterr().err
+    assert "was created with checkpoint_sha256 =" in capsys.readouterr().err
     torch.manual_seed(0)
     torch.save(tiny_sam().state_dict(), workspace.root / "sam.pth")
     assert make(*sam, "--continue", "--prompt", "points") == 1
-    assert 'was begun with prompt = "box", not "points"' in capsys.readouterr().err
+    assert 'was created with prompt = "box", not "points"' in capsys.readouterr().err
     assert make(*sam, "--prompt", "points", "--name", "points") == 0
 
 
@@ -141,7 +141,7 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("SAM", "-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (("SAM", "-p", "other"), "there are no plans"),
-        (("SAM", "--name", "a/b"), "a name of soft labels has letters"),
+        (("SAM", "--name", "a/b"), "the name of soft labels must consist of letters"),
         (("--teacher", "--checkpoint", "x"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
         (("--teacher", "--margin", "3"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
         (("--teacher",), "has fold_0, but not fold_1. Train it: nnUNetv2_train"),

@@ -45,7 +45,7 @@ def spoil_checkpoint(workspace, mark):
         mark.mkdir()
         torch.load(path, weights_only=False)
     mark.rmdir()
-    return "holds more than weights and numbers, and loading it could run code"
+    return "contains more than weights and numbers, and loading it could run code"
 
 
 def spoil_whole_checkpoint(workspace, mark):

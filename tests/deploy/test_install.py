@@ -75,8 +75,8 @@ def test_archives_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((f"{MODEL}/plans.json", f"{MODEL}/plans.json"), "holds .*plans.json' twice"),
-        ((f"{MODEL}/plans.json", f"{MODEL}/./plans.json"), "holds .*plans.json' twice"),
+        ((f"{MODEL}/plans.json", f"{MODEL}/plans.json"), "contains .*plans.json' twice"),
+        ((f"{MODEL}/plans.json", f"{MODEL}/./plans.json"), "contains .*plans.json' twice"),
         ((f"{MODEL}/C:evil",), "would write outside"),
         (("C:\\\\evil",), "would write outside"),
         ((f"{MODEL}/a\nb",), "would write outside"),
@@ -86,7 +86,7 @@ def test_archives_that_are_none(tmp_path):
         (("Dataset001_X/plans.json",), "is no exported model: it holds"),
         (("",), "is no exported model: it holds"),
         ((f"{MODEL}/a", f"{MODEL}/a/b"), "is damaged"),
-        (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it holds 10001 files"),
+        (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it contains 10001 files"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -181,12 +181,12 @@ SPOILT = {
     "a checkpoint with code": (
         "fold_0/checkpoint_final.pth",
         lambda content, mark: saved({**torch.load(io.BytesIO(content), weights_only=False), "x": Malice(mark)}),
-        "holds more than weights and numbers",
+        "contains more than weights and numbers",
     ),
     "another checkpoint with code": (
         "fold_1/checkpoint_best.pth",
         lambda _, mark: saved({"x": Malice(mark)}),
-        "holds more than weights and numbers",
+        "contains more than weights and numbers",
     ),
     "a checkpoint of another configuration": (
         "fold_0/checkpoint_final.pth",

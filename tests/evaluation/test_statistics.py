@@ -148,7 +148,7 @@ def test_runs_of_a_seed_are_drawn_together():
     assert mean_interval(baseline).high - mean_interval(baseline).low > 0.05
     half = gap_closed(baseline + 0.125, baseline, baseline.mean(0) + 0.25)  # the teacher has one run
     assert half.value == pytest.approx(0.5) and half.low < 0.5 < half.high
-    with pytest.raises(ValueError, match="there are 2 and 3 runs"):
+    with pytest.raises(ValueError, match="the methods have 2 and 3 runs"):
         mean_difference(baseline, baseline[:2])
 
 

@@ -139,10 +139,10 @@ def test_a_reader_that_is_not_text_is_refused(tmp_path, reader):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no folds"),
-        ([1], "holds no folds"),
-        ([{"train": ["a"]}], "holds no folds"),
-        ([{"train": ["a"], "val": [1]}], "holds no folds"),
+        ({}, "does not list folds"),
+        ([1], "does not list folds"),
+        ([{"train": ["a"]}], "does not list folds"),
+        ([{"train": ["a"], "val": [1]}], "does not list folds"),
         ([{"train": ["a"], "val": ["../b"]}], r"names a case '\.\./b', which is not a valid file name"),
     ],
 )

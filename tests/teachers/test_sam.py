@@ -173,7 +173,7 @@ def test_checkpoints_that_cannot_be_used(registry, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_sam("tiny", path)
     path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="it is damaged, or holds more than weights"):
+    with pytest.raises(ValueError, match="it is damaged, or contains more than weights"):
         load_sam("tiny", path)
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not contain the weights of tiny"):

@@ -93,7 +93,7 @@ def test_another_source_is_refused_in_the_same_folder(store):
         ("data", "heads", 3, "heads = 2, not 3"),
     ):
         data, source = ({**DATA, key: value}, SOURCE) if section == "data" else (DATA, {**SOURCE, key: value})
-        with pytest.raises(ValueError, match=f"was begun with {message}: choose another name with --name"):
+        with pytest.raises(ValueError, match=f"was created with {message}: choose another name with --name"):
             store.begin(data, source, ["a", "bb", "ccc"])
     with pytest.raises(ValueError, match="was created for other cases"):
         store.begin(DATA, SOURCE, ["a"])
@@ -209,7 +209,7 @@ def test_finding_a_store(tmp_path, store):
     with pytest.raises(ValueError, match='there are several stores of soft labels, nnunet, sam: .*"store": "nnunet"'):
         find_store(tmp_path, "P_3d", None)
     for name in ("", "a/b", "a_soft_b", "a b"):
-        with pytest.raises(ValueError, match="a name of soft labels has letters"):
+        with pytest.raises(ValueError, match="the name of soft labels must consist of letters"):
             store_folder(tmp_path, "P_3d", name)
 
 
