@@ -195,7 +195,7 @@ class Malicious:
 
 def test_code_in_a_checkpoint_does_not_run(registry, tmp_path, capsys):
     torch.save({"a": Malicious()}, tmp_path / "sam.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
+    with pytest.raises(ValueError, match="contains more than weights"):
         load_sam("tiny", tmp_path / "sam.pth")
     assert "code ran" not in capsys.readouterr().out
 
