@@ -1,10 +1,11 @@
-"""Where stock nnU-Net finds this package's trainers.
+"""The folder in which stock nnU-Net finds this package's trainers.
 
-nnU-Net looks for trainers it does not ship in the folders of the environment variable ``nnUNet_extTrainer``. An
-installation puts a one-line ``nnunet_kd.pth`` beside the package (``hatch_build.py`` writes it), which adds the
-trainers' folder as the last of them when the interpreter starts. Folders a user has set stay and come first.
+nnU-Net looks for external trainers in the folders that the environment variable ``nnUNet_extTrainer`` lists. The
+installation puts a one-line file, ``nnunet_kd.pth``, beside the package (``hatch_build.py`` writes it). When the
+interpreter starts, this file appends the trainers' folder to the list. Folders that the user has set are kept and are
+searched first.
 
-To do without: delete ``nnunet_kd.pth`` from site-packages and set ``nnUNet_extTrainer`` yourself to what
+To opt out, delete ``nnunet_kd.pth`` from site-packages and set ``nnUNet_extTrainer`` to the folder that
 ``python -m nnunet_kd.discovery`` prints.
 """
 
@@ -14,7 +15,7 @@ VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> str:
-    """The folder nnU-Net has to search, in an installed package or a checkout."""
+    """Return the folder that nnU-Net must search, in an installed package or in a checkout."""
     package = os.path.dirname(os.path.abspath(__file__))
     installed = os.path.join(package, "trainers")
     return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(package), "trainers")

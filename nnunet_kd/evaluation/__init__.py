@@ -1,1 +1,1 @@
-"""What a model costs and how good it is."""
+"""Measure the quality and the cost of models."""

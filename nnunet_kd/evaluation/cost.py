@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and activation memory of a plan's networks, counted without running them."""
+"""Count the parameters, FLOPs and activation memory of the networks in a plans file, without running them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """What one configuration's network costs.
+    """The cost of a configuration's network.
 
     Attributes:
-        parameters: Number of weights.
-        flops: Floating point operations of one forward pass over one patch: of convolutions and matrix products, a
-            multiply-add counts as two. Elementwise ones are left out, the recurrence of a selective scan among them.
-        activation_bytes: Memory of what one training step on one patch keeps for the backward pass, in float32,
-            deep supervision on.
+        parameters: The number of parameters.
+        flops: The floating point operations of the convolutions and matrix products in one forward pass over one patch,
+            where a multiply-add counts as two. Elementwise operations, such as the recurrence of a selective scan, are
+            not counted.
+        activation_bytes: The memory that a training step on one patch keeps for the backward pass, in float32 and with
+            deep supervision.
     """
 
     parameters: int
@@ -31,16 +32,16 @@ class Cost:
 
 
 def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Cost:
-    """Cost of a network on PyTorch's meta device.
+    """Count the cost of a network on PyTorch's meta device.
 
     Args:
-        network: Built under ``torch.device("meta")``.
-        channels: Input channels.
-        patch_size: In voxels, nnU-Net's axis order.
+        network: A network that was built under ``torch.device("meta")``.
+        channels: The number of input channels.
+        patch_size: The patch size in voxels, in nnU-Net's axis order.
     """
     patch = torch.empty(1, channels, *patch_size, device="meta")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:  # the counter hooks whatever wants a gradient, even without one being computed
+    for parameter in trained:  # the counter hooks every tensor that requires a gradient, even under no_grad
         parameter.requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(patch)
@@ -52,7 +53,7 @@ def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Co
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that no address is used twice
+            kept[storage._cdata] = storage  # a reference, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -63,7 +64,7 @@ def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Co
 
 
 def configuration_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
-    """Cost of the network one configuration of the plans asks for."""
+    """Count the cost of the network that a configuration of the plans defines."""
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, settings, dataset_json)
@@ -81,15 +82,15 @@ def configuration_cost(plans: dict[str, Any], configuration: str, dataset_json: 
 
 
 def cost_table(teacher: dict[str, Any], student: dict[str, Any], dataset_json: dict[str, Any]) -> str:
-    """Teacher and student side by side, a line a configuration and quantity."""
-    lines = [f"{'configuration':<20} {'':<26} {'teacher':>10} {'student':>10} {'ratio':>6}"]
+    """Compare the costs of teacher and student in a table with one line per configuration and quantity."""
+    lines = [f"{'configuration':<20} {'':<28} {'teacher':>10} {'student':>10} {'ratio':>6}"]
     for configuration in student["configurations"]:
         before = configuration_cost(teacher, configuration, dataset_json)
         after = configuration_cost(student, configuration, dataset_json)
         for label, unit, a, b in (
             ("parameters (M)", 1e6, before.parameters, after.parameters),
-            ("GFLOPs a patch", 1e9, before.flops, after.flops),
-            ("activations a patch (MiB)", 2**20, before.activation_bytes, after.activation_bytes),
+            ("GFLOPs per patch", 1e9, before.flops, after.flops),
+            ("activations per patch (MiB)", 2**20, before.activation_bytes, after.activation_bytes),
         ):
-            lines.append(f"{configuration:<20} {label:<26} {a / unit:>10.3f} {b / unit:>10.3f} {a / b:>6.1f}")
+            lines.append(f"{configuration:<20} {label:<28} {a / unit:>10.3f} {b / unit:>10.3f} {a / b:>6.1f}")
     return "\n".join(lines)

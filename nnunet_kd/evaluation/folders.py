@@ -22,15 +22,18 @@ from nnunet_kd.nnunet.labels import label_text
 from nnunet_kd.storage.integrity import check_name
 from nnunet_kd.storage.processes import end_with_parent
 
-References = Path | Mapping[str, Path]  # a folder, or the file of every case
+References = Path | Mapping[str, Path]  # a folder, or the files by case
 
 
 def find_cases(reference: References, predictions: Mapping[str, Path], file_ending: str) -> list[str]:
-    """Cases to evaluate: all in the folder of references; of references that are listed, those with a prediction.
+    """Return the cases to evaluate.
+
+    These are all cases in a folder of references. If the references are listed instead, they are the cases that have a
+    prediction.
 
     Raises:
-        FileNotFoundError: For a folder that is not there.
-        ValueError: For an empty folder, and for a case that a folder of predictions lacks, naming it.
+        FileNotFoundError: If a folder does not exist.
+        ValueError: If a folder is empty, or a folder of predictions lacks a case; the message names the case.
     """
     predicted = {name: segmentations_in(folder, file_ending).keys() for name, folder in predictions.items()}
     if isinstance(reference, Path):
@@ -55,11 +58,11 @@ def find_cases(reference: References, predictions: Mapping[str, Path], file_endi
 
 
 def segmentations_in(folder: Path, file_ending: str) -> dict[str, Path]:
-    """Case -> file.
+    """Return the segmentation files in a folder by case.
 
     Raises:
-        FileNotFoundError: For a folder that is not there.
-        ValueError: For an empty one.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If no file in it has the file ending.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -83,22 +86,25 @@ def evaluate_folders(
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda work, _: work,
     warn: Callable[[str], None] = _say,
 ) -> list[Row]:
-    """All metrics of all cases, sorted by method, case and structure as given.
+    """Compute all metrics of all cases.
 
-    Voxels are compared as they lie in the files, as nnU-Net does.
+    As in nnU-Net, voxels with the same index in the two files are compared, whatever their position in space.
 
     Args:
-        reference: Folder of reference segmentations, or case -> file.
-        predictions: Method -> folder.
-        evaluation: What and how.
-        workers: Processes.
-        progress: Shows how far it is: gets the work and its length.
-        warn: Gets a sentence for a folder with predictions that have no reference, which are left out, and for one
-            whose images lie elsewhere in the world than the reference.
+        reference: The folder of the reference segmentations, or their files by case.
+        predictions: The folder of each method.
+        evaluation: The structures, labels and tolerances to evaluate.
+        workers: The number of processes.
+        progress: A function that wraps an iterable of a given length and shows the progress.
+        warn: A function that receives a warning for each folder with predictions without a reference, which are
+            ignored, and for each folder whose images have another position in space than the reference.
+
+    Returns:
+        The rows, in the given order of the methods, then by case, then in the order of the structures.
 
     Raises:
-        ValueError: Naming the case: for a file that cannot be read, and segmentations whose shape, spacing or labels
-            do not fit their reference.
+        ValueError: If a file cannot be read, or the shape, the spacing or the labels of a segmentation do not match its
+            reference; the message names the case.
     """
     ending = evaluation.file_ending
     cases = find_cases(reference, predictions, ending)
@@ -106,8 +112,8 @@ def evaluate_folders(
         predicted = segmentations_in(folder, ending)
         if unknown := predicted.keys() - {*cases}:
             warn(
-                f"{folder}: {len(unknown)} of {len(predicted)} predictions, {min(unknown)} for one, have no reference "
-                "and are left out"
+                f"{folder}: {len(unknown)} of {len(predicted)} predictions, for example {min(unknown)}, have no "
+                "reference and are ignored"
             )
     truths = segmentations_in(reference, ending) if isinstance(reference, Path) else reference
     jobs = [(truths[case], predictions, case, evaluation) for case in cases]
@@ -134,8 +140,8 @@ def evaluate_folders(
                 raise
     for method, found in elsewhere.items():
         warn(
-            f"{predictions[method]}: {len(found)} of {len(cases)} cases, {min(found)} for one, have another direction "
-            "or origin than the reference; voxels are compared as they lie in the files"
+            f"{predictions[method]}: {len(found)} of {len(cases)} cases, for example {min(found)}, have another "
+            "direction or origin than the reference; the voxels are compared by their index in the files"
         )
     order = list(predictions)
     return sorted((row for case in cases for row in rows[case]), key=lambda row: order.index(row.method))
@@ -145,14 +151,14 @@ def _set_up_worker() -> None:
     import torch
 
     end_with_parent()
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries about themselves, once a process
+    warnings.simplefilter("ignore", FutureWarning)  # libraries warn about themselves once per process
     torch.set_num_threads(1)
 
 
 def _evaluate_case(
     reference: Path, predictions: Mapping[str, Path], case: str, evaluation: Evaluation
 ) -> tuple[list[Row], list[str]]:
-    """One case, all methods and structures; and the methods whose image lies elsewhere."""
+    """Evaluate all methods and structures in one case; also return the methods whose image lies elsewhere in space."""
     truth, spacing, place = _read(reference, case, evaluation)
     valid = None if evaluation.ignore_label is None else truth != evaluation.ignore_label
     rows, elsewhere = [], []
@@ -160,9 +166,11 @@ def _evaluate_case(
         path = folder / f"{case}{evaluation.file_ending}"
         labels, own_spacing, own_place = _read(path, case, evaluation)
         if labels.shape != truth.shape:
-            raise ValueError(f"case {case}: {folder} has shape {labels.shape}, the reference {truth.shape}")
+            raise ValueError(f"case {case}: {folder} has shape {labels.shape}, but the reference has {truth.shape}")
         if not np.allclose(own_spacing, spacing, rtol=1e-3):
-            raise ValueError(f"case {case}: {folder} has spacing {_mm(own_spacing)}, the reference {_mm(spacing)}")
+            raise ValueError(
+                f"case {case}: {folder} has spacing {_mm(own_spacing)}, but the reference has {_mm(spacing)}"
+            )
         if apart(place, own_place, spacing):
             elsewhere.append(method)
         for structure, values in evaluation.structures.items():
@@ -178,7 +186,7 @@ def _mm(spacing: list[float]) -> str:
 
 
 def _read(path: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any, Any], list[float], Corners | None]:
-    """Labels ``(z, y, x)``, or ``(y, x)`` of a 2-D image, the voxel size in mm, and where the image lies."""
+    """Read the labels, ``(z, y, x)`` or ``(y, x)``, the spacing in mm and the corners of a segmentation."""
     try:
         labels, properties = read_segmentation(evaluation.reader, path)
     except ValueError as error:
@@ -186,8 +194,10 @@ def _read(path: Path, case: str, evaluation: Evaluation) -> tuple[np.ndarray[Any
     allowed = [*evaluation.values, *([] if evaluation.ignore_label is None else [evaluation.ignore_label])]
     unknown = np.setdiff1d(np.unique(labels), allowed)
     if unknown.size:
-        raise ValueError(f"case {case}: {path} has label {label_text(unknown[0])}, dataset.json only {allowed}")
+        raise ValueError(
+            f"case {case}: {path} has label {label_text(unknown[0])}, but dataset.json allows only {allowed}"
+        )
     spacing = [float(width) for width in properties["spacing"]]
-    if labels.shape[0] == 1:  # nnU-Net reads 2-D images as one slice, of a thickness it makes up
+    if labels.shape[0] == 1:  # nnU-Net reads a 2-D image as one slice with an invented thickness
         labels, spacing = labels[0], spacing[1:]
     return labels, spacing, corners(properties, labels.shape)

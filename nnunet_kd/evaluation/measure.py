@@ -1,4 +1,4 @@
-"""What a trained model costs on this device, measured through nnU-Net's own predictor."""
+"""Measure the time and the memory that trained models take on this device, with nnU-Net's predictor."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from nnunet_kd.nnunet.checkpoint import mirroring_axes, read_checkpoint
 from nnunet_kd.nnunet.reading import channel_names, read_dataset_json, read_plans
 from nnunet_kd.storage.processes import end_with_parent
 
-CASES = 5  # that are predicted
-OF_TRAINING = ("data_identifier", "batch_size", "batch_dice", "median_image_size_in_voxels")  # of a configuration
+CASES = 5  # the number of cases that are predicted
+# The entries of a configuration that do not affect prediction.
+OF_TRAINING = ("data_identifier", "batch_size", "batch_dice", "median_image_size_in_voxels")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one device.
+    """The measured cost of one model on one device.
 
     Attributes:
-        network: Parameters, FLOPs and activations a patch.
-        passes: Forward passes a case: patches times mirrored copies, mean over the cases.
-        seconds: In the network a case, median over the cases, after one warm-up case.
-        peak_bytes: Of memory: the weights, and what predicting takes at most beyond them and the images.
-        device: What it ran on.
-        cases: How many were measured.
+        network: The parameters, and the FLOPs and activations per patch.
+        passes: The mean number of forward passes per case, which is the number of patches times mirrored copies.
+        seconds: The median time of prediction per case, after a warm-up case.
+        peak_bytes: The memory of the weights and the peak memory of prediction, without the images.
+        device: The name of the device.
+        cases: The number of measured cases.
     """
 
     network: Cost
@@ -52,7 +53,7 @@ class Measured:
 
     @property
     def flops(self) -> float:
-        """Floating point operations a case."""
+        """The floating point operations per case."""
         return self.network.flops * self.passes
 
 
@@ -61,9 +62,9 @@ class Model:
     """A trained model that can be measured.
 
     Attributes:
-        checkpoint: In a results folder, ``fold_*/checkpoint_*.pth``.
-        configuration: That it was trained for.
-        trusted: The checkpoint may hold code.
+        checkpoint: The checkpoint in a results folder, ``fold_*/checkpoint_*.pth``.
+        configuration: The configuration for which the model was trained.
+        trusted: Whether loading the checkpoint can run code.
     """
 
     checkpoint: Path
@@ -72,7 +73,7 @@ class Model:
 
     @cached_property
     def network(self) -> str:
-        """What decides its cost, whatever its weights are: equal texts are the same network on the same grid."""
+        """A text that is equal for models of equal cost, which have the same network on the same grid."""
         folder = self.checkpoint.parents[1]
         manager = PlansManager(read_plans(folder / "plans.json"))
         settings = manager.get_configuration(self.configuration).configuration
@@ -88,25 +89,25 @@ class Model:
 
 
 def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = CASES) -> Measured:
-    """One model; see :func:`measure_models`."""
+    """Measure one model; see :func:`measure_models`."""
     (measured,) = measure_in_turn([Model(checkpoint, configuration)], images, device, cases)
     return measured
 
 
 def measure_models(models: Mapping[str, Model], images: Path, device: str, cases: int = CASES) -> dict[str, Measured]:
-    """Predict a few cases by each of the networks in turn, so that all of them meet the same machine.
+    """Measure several models on a few cases, taking turns so that all models run under the same conditions.
 
-    Networks that are the same are measured once. Each has a process of its own, so that the peak of memory is that of
-    its model. Reading, resampling and writing are not timed.
+    Equal networks are measured only once. Each network runs in a separate process, so that the peak memory is that of
+    one model. Reading, resampling and writing are not timed.
 
     Args:
-        models: By name.
-        images: Folder of raw images, as for ``nnUNetv2_predict``.
+        models: The models by name.
+        images: The folder of raw images, as for ``nnUNetv2_predict``.
         device: ``"cpu"`` or ``"cuda"``.
-        cases: At most so many, in the order of their names.
+        cases: The maximum number of cases, taken in the order of their names.
 
     Raises:
-        ValueError: For a folder without images.
+        ValueError: If the folder contains no images.
     """
     different: dict[str, Model] = {}
     for model in models.values():
@@ -116,7 +117,7 @@ def measure_models(models: Mapping[str, Model], images: Path, device: str, cases
 
 
 def measure_in_turn(models: Sequence[Model], images: Path, device: str, cases: int) -> list[Measured]:
-    """Measure every model, case by case in turn, each in a process of its own; see :func:`measure_models`."""
+    """Measure every model in a separate process, taking turns case by case; see :func:`measure_models`."""
     with ExitStack() as stack:
         pools = [
             stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent))
@@ -130,7 +131,7 @@ def measure_in_turn(models: Sequence[Model], images: Path, device: str, cases: i
         return [pool.submit(_end).result() for pool in pools]
 
 
-_measurements: list[Measurement] = []  # of a process: one
+_measurements: list[Measurement] = []  # one per process
 
 
 def _begin(model: Model, images: Path, device: str, cases: int) -> int:
@@ -147,16 +148,16 @@ def _end() -> Measured:
 
 
 class Measurement:
-    """Of one model in this process, which has predicted its first case once to warm up.
+    """The measurement of one model in this process, which predicts the first case once to warm up.
 
     Args:
-        model: Which.
-        images: Folder of raw images.
+        model: The model to measure.
+        images: The folder of raw images.
         device: ``"cpu"`` or ``"cuda"``.
-        cases: At most so many.
+        cases: The maximum number of cases.
 
     Raises:
-        ValueError: For a folder without images.
+        ValueError: If the folder contains no images.
     """
 
     def __init__(self, model: Model, images: Path, device: str, cases: int) -> None:
@@ -193,7 +194,7 @@ class Measurement:
         return len(self._arrays)
 
     def predict(self, number: int) -> None:
-        """One case."""
+        """Predict one case and record the time."""
         start = time.perf_counter()
         self._predictor.predict_sliding_window_return_logits(torch.from_numpy(self._arrays[number]))
         if self._device == "cuda":
@@ -201,7 +202,7 @@ class Measurement:
         self._seconds.append(time.perf_counter() - start)
 
     def measured(self) -> Measured:
-        """When all cases are predicted."""
+        """Return the result, after all cases have been predicted."""
         name = torch.cuda.get_device_name() if self._device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         return Measured(
             self._cost,
@@ -216,7 +217,7 @@ class Measurement:
 
 
 class _Passes:
-    """Counts what goes through a network."""
+    """A hook that counts the forward passes of a network."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -226,7 +227,7 @@ class _Passes:
 
 
 def start_of_peak(device: str) -> int:
-    """Bytes this process uses on ``"cpu"`` or ``"cuda"`` now; from here on :func:`peak_memory` counts."""
+    """Return the bytes that this process uses on ``"cpu"`` or ``"cuda"``, and restart :func:`peak_memory`."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -237,18 +238,18 @@ def start_of_peak(device: str) -> int:
 
 
 def peak_memory(device: str) -> int:
-    """Most bytes in use since :func:`start_of_peak`; on a CPU that is no Linux, since the process began."""
+    """Return the peak memory in bytes since :func:`start_of_peak`; on a CPU without Linux, since the process began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":
         return _linux_memory("VmHWM")
-    import resource  # not on Windows
+    import resource  # which Windows does not have
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _linux_memory(entry: str) -> int:
-    """A line of ``/proc/self/status``, in bytes."""
+    """Return an entry of ``/proc/self/status`` in bytes."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
     return 1024 * int(line.split()[1])

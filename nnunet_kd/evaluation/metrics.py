@@ -1,12 +1,12 @@
 """Metrics of one segmented structure in one case.
 
-What an empty mask scores:
+Empty masks are scored as follows:
 
-* neither reference nor prediction has the structure: nothing can be said; every metric but specificity and accuracy
-  is not a number, and is left out of means. nnU-Net does the same with Dice.
-* only one of them has it: Dice, IoU and NSD are 0, HD95 is the length of the image's diagonal in mm, the largest
-  distance there can be; what has no denominator (precision without prediction, sensitivity and volume difference
-  without reference) is not a number.
+* If neither the reference nor the prediction contains the structure, every metric except specificity and accuracy is
+  NaN and is left out of means. nnU-Net does the same with Dice.
+* If only one of them contains it, Dice, IoU and NSD are 0, and HD95 is the length of the image's diagonal in mm, the
+  largest possible distance. Metrics without a denominator (precision without a prediction, sensitivity and volume
+  difference without a reference) are NaN.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 
 OVERLAP = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
 SURFACE = ("hd95", "nsd")
-SINGLE = 1e-5  # relative; MONAI gives distances in single precision, which may lie just above what they are
+SINGLE = 1e-5  # relative tolerance for MONAI's distances, which rounding to single precision can increase
 METRICS = ("dice", "hd95", "nsd", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
 
 Mask = NDArray[np.bool_]
 
 
 def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None) -> dict[str, float]:
-    """Dice, IoU, precision, sensitivity, specificity, accuracy and relative volume difference.
+    """Compute Dice, IoU, precision, sensitivity, specificity, accuracy and the relative volume difference.
 
     Args:
-        reference: Voxels of the structure.
-        prediction: Those of the segmentation, on the same grid.
-        valid: Voxels that count; all if left out.
+        reference: The mask of the structure in the reference.
+        prediction: The mask of the structure in the prediction, on the same grid.
+        valid: The mask of the voxels to evaluate; by default all voxels.
 
     Returns:
-        Metric -> value, fractions of 1. Volume difference is (prediction - reference) / reference.
+        The metrics by name, as fractions of 1. The volume difference is (prediction - reference) / reference.
     """
     if valid is not None:
         reference, prediction = reference[valid], prediction[valid]
@@ -57,18 +57,18 @@ def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None
 def surface_metrics(
     reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float = 1.0, valid: Mask | None = None
 ) -> dict[str, float]:
-    """95th percentile of the Hausdorff distance (mm) and normalised surface Dice.
+    """Compute the 95th percentile of the Hausdorff distance in mm and the normalised surface Dice.
 
-    Surfaces are the voxels of a mask with a neighbour outside, across a face; beyond the border of the image is
-    outside. Distances are between voxel centres (MONAI's, exact). HD95 is the larger of the two directions' 95th
-    percentiles; NSD the share of both surfaces' voxels that lie within the tolerance of the other surface.
+    The surface of a mask consists of its voxels that share a face with a voxel outside the mask or with the border of
+    the image. MONAI computes the exact distances between voxel centres. HD95 is the larger one of the two directions'
+    95th percentiles. NSD is the fraction of the voxels of both surfaces that lie within the tolerance of the other one.
 
     Args:
-        reference: Voxels of the structure.
-        prediction: Those of the segmentation, on the same grid.
-        spacing: Voxel size in mm, in the order of the axes.
-        tolerance: Of the NSD, in mm.
-        valid: Voxels that count: outside of them there is no structure.
+        reference: The mask of the structure in the reference.
+        prediction: The mask of the structure in the prediction, on the same grid.
+        spacing: The voxel size in mm, in the order of the axes.
+        tolerance: The tolerance of the NSD in mm.
+        valid: The mask of the voxels to evaluate; both masks are empty outside of it. By default all voxels.
 
     Returns:
         ``{"hd95": mm, "nsd": fraction of 1}``.
@@ -85,7 +85,7 @@ def surface_metrics(
         diagonal = math.hypot(*(size * width for size, width in zip(reference.shape, spacing, strict=True)))
         return {"hd95": diagonal, "nsd": 0.0}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument it gives itself
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about an argument that it passes itself
         _, distances, _ = get_edge_surface_distance(
             torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
         )

@@ -1,4 +1,4 @@
-"""Pictures of segmentations."""
+"""Draw pictures of segmentations over images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def busiest_slice(labels: NDArray[np.integer]) -> int:
-    """Index along the first axis of the slice with most foreground, small classes counting as much as large ones."""
+    """Return the index along the first axis of the slice with most foreground, where all classes count equally."""
     shares = [
         (labels == value).sum((1, 2)) / max((labels == value).sum(), 1) for value in np.unique(labels) if value != 0
     ]
@@ -29,12 +29,12 @@ def draw_comparison(
     label_names: Mapping[int, str],
     aspect: float,
 ) -> Figure:
-    """One row a case: the image, then the reference and every method's segmentation drawn over it.
+    """Draw one row per case: the image, and the contours of the reference and of every method over the image.
 
     Args:
-        rows: Case -> (image ``(y, x)``, title -> labels ``(y, x)``); the first title is the reference.
-        label_names: Value -> name of the classes to draw.
-        aspect: Voxel size along y over that along x.
+        rows: The image ``(y, x)`` and the labels ``(y, x)`` by title, for each case. The first title is the reference.
+        label_names: The names of the classes to draw, by label value.
+        aspect: The ratio of the voxel size along y to that along x.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -65,13 +65,13 @@ def draw_comparison(
 
 @dataclass(frozen=True)
 class Slice:
-    """Of a case.
+    """A slice of a case with its segmentations.
 
     Attributes:
-        image: ``(y, x)``.
-        reference: Labels ``(y, x)``.
-        segmentations: Method -> labels ``(y, x)``.
-        aspect: Voxel size along y over that along x.
+        image: The image ``(y, x)``.
+        reference: The labels of the reference ``(y, x)``.
+        segmentations: The labels ``(y, x)`` by method.
+        aspect: The ratio of the voxel size along y to that along x.
     """
 
     image: NDArray[np.floating]
@@ -81,7 +81,7 @@ class Slice:
 
 
 def worst_slice(reference: NDArray[np.integer], segmentations: Mapping[str, NDArray[np.integer]], axis: int) -> int:
-    """Index along ``axis`` of the slice where the segmentations differ from the reference in most voxels."""
+    """Return the index along ``axis`` of the slice in which most voxels differ from the reference."""
     others = tuple(other for other in range(reference.ndim) if other != axis)
     wrong = np.sum([(labels != reference).sum(others) for labels in segmentations.values()], axis=0)
     return int(np.argmax(wrong)) if wrong.any() else int(np.argmax((reference != 0).sum(others)))
@@ -91,11 +91,11 @@ def draw_disagreement(
     cases: Mapping[str, Slice],
     structures: Mapping[str, tuple[int, ...]],
 ) -> Figure:
-    """Two rows a case: contours of reference and methods over the image, and below where each method is wrong.
+    """Draw two rows per case: the contours of the reference and the methods, and below them the errors of each method.
 
     Args:
-        cases: By caption.
-        structures: Name -> label values, drawn in order.
+        cases: The slices by caption.
+        structures: The label values by name, in the order in which they are drawn.
     """
     from matplotlib import colormaps
     from matplotlib.artist import Artist

@@ -1,4 +1,4 @@
-"""Where an image lies in the world: what nnU-Net's readers say of direction and origin."""
+"""Compare the positions of images in space, from the direction and origin that nnU-Net's readers return."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Corners = np.ndarray[Any, Any]
 
 
 def corners(properties: Mapping[str, Any], shape: Sequence[int]) -> Corners | None:
-    """Centres of the corner voxels in mm, ``(corners, axes)``; ``None`` where the format does not tell.
+    """Return the centres of the corner voxels in mm, ``(corners, axes)``, or ``None`` if the file has no position.
 
     Args:
-        properties: Of nnU-Net's reader.
-        shape: Of the image, ``(z, y, x)`` or ``(y, x)``.
+        properties: The properties that nnU-Net's reader returns.
+        shape: The shape of the image, ``(z, y, x)`` or ``(y, x)``.
     """
     if "sitk_stuff" in properties:
         found = properties["sitk_stuff"]
@@ -35,7 +35,7 @@ def corners(properties: Mapping[str, Any], shape: Sequence[int]) -> Corners | No
 
 
 def apart(one: Corners | None, other: Corners | None, spacing: Sequence[float]) -> bool:
-    """Whether voxels of equal index lie more than half a voxel apart; no where one does not tell."""
+    """Return whether voxels of equal index lie more than half a voxel apart; false if a position is unknown."""
     if one is None or other is None or one.shape != other.shape:
         return False
     return bool(np.linalg.norm(one - other, axis=1).max() > 0.5 * min(spacing))

@@ -1,4 +1,4 @@
-"""What is evaluated in the segmentations of a data set: structures, labels that count, tolerances, and their reader."""
+"""The protocol by which the segmentations of a data set are evaluated: structures, labels, tolerances and reader."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Structures = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how files are read.
+    """The structures that are evaluated, and how their files are read.
 
     Attributes:
-        structures: Name -> label values; several where it is a region.
-        ignore_label: Voxels the reference marks with this do not count.
-        values: All label values that may occur.
-        file_ending: Of the segmentations.
-        reader: nnU-Net's class that reads them.
-        tolerances: Structure -> tolerance of its NSD in mm.
+        structures: The label values of each structure; a region has several.
+        ignore_label: The label value in the reference whose voxels are not evaluated.
+        values: All label values that can occur.
+        file_ending: The file ending of the segmentations.
+        reader: nnU-Net's class that reads the segmentations.
+        tolerances: The tolerance of each structure's NSD in mm.
     """
 
     structures: Structures
@@ -38,17 +38,17 @@ def read_evaluation(
     tolerance: float = 1.0,
     tolerances: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """What a data set's description asks for.
+    """Derive the evaluation protocol from the description of a data set.
 
     Args:
-        dataset_json: nnU-Net's ``dataset.json``.
-        plans: nnU-Net's plans, for the reader; found by the file ending if left out.
+        dataset_json: The content of nnU-Net's ``dataset.json``.
+        plans: nnU-Net's plans, which name the reader; with ``None``, the file ending determines the reader.
         example_file: Any of the segmentations.
-        tolerance: Of the NSD, in mm.
-        tolerances: Structure -> another tolerance.
+        tolerance: The tolerance of the NSD in mm.
+        tolerances: Other tolerances by structure.
 
     Raises:
-        ValueError: For a tolerance of a structure that is not there, or plans without a reader.
+        ValueError: If a tolerance is for an unknown structure, or the plans name no reader.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -65,7 +65,7 @@ def read_evaluation(
     by_name = dict(tolerances or {})
     for name in by_name:
         if name not in structures:
-            raise ValueError(f"there is no structure {name!r} to have a tolerance: {', '.join(structures)}")
+            raise ValueError(f"there is a tolerance for {name!r}, but the structures are {', '.join(structures)}")
     if plans is not None:
         if not isinstance(plans.get("image_reader_writer"), str):
             raise ValueError("the plans name no image_reader_writer")

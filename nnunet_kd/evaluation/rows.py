@@ -1,4 +1,4 @@
-"""Metrics as rows, one per method, seed, case and structure, and the files that hold them."""
+"""Rows of metrics, one per method, seed, case and structure, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from nnunet_kd.storage.writing import write_whole
 
 @dataclass(frozen=True)
 class Row:
-    """Metrics of one structure in one case, by one method.
+    """The metrics of one method for one structure in one case.
 
     Attributes:
-        seed: Of the training, where the method was trained with several.
+        method: The name of the method.
+        case: The name of the case.
+        structure: The name of the structure.
+        values: The metrics by name; NaN if a metric is not defined.
+        seed: The seed of the training; ``None`` if the method was trained only once.
     """
 
     method: str
@@ -30,12 +34,14 @@ class Row:
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """``metrics.csv`` and ``metrics.json``, one row a method, case and structure; each is complete or absent.
+    """Write ``metrics.csv`` and ``metrics.json``, with one row per method, seed, case and structure.
 
-    Where methods have seeds, there is a row a seed, and a column of them.
+    The seeds have a column only if a method has a seed. Both files are meant for programs, so names are written
+    unchanged and quoted only as the format requires: a spreadsheet takes a name that begins with =, +, - or @ for a
+    formula.
 
-    Names are written as they are, quoted where they need it: both are for programs. A spreadsheet takes a name that
-    begins with =, +, - or @ for a formula.
+    Returns:
+        The paths of the two files, each of which is complete or absent.
     """
     names = ["method", *(["seed"] if any(row.seed is not None for row in rows) else []), "case", "structure"]
     records = [{**{name: getattr(row, name) for name in names}, **_without_nan(row.values)} for row in rows]
@@ -49,9 +55,9 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _line(cells: Sequence[str | float]) -> str:
-    """Of a CSV file; quoted where the cells hold a comma, a quote or any end of a line."""
+    """Format a line of a CSV file, with quotes around cells that contain a comma, a quote or a line break."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # only with both does it quote a lone \r
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # only this terminator makes it quote a lone \r
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Metrics of several methods over the same cases, and how each method compares with a baseline."""
+"""The scores of several methods on the same cases, and the comparison of each method with a baseline."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nnunet_kd.evaluation.statistics import (
 
 
 class Scores:
-    """Metrics by method, run, structure and case, and the mean of a case's structures.
+    """Metrics by method, run, structure and case, with the mean over the structures of each case.
 
-    The mean of a case is over the structures that have a value in it; cases weigh the same however many they have.
-    A method's runs are its seeds.
+    The mean of a case is over the structures that have a value in it, and all cases have the same weight. The runs of a
+    method are its seeds.
 
     Args:
-        rows: Of any number of methods that have the same cases and structures, all seeds of a method the same.
+        rows: The rows of all methods, which must contain the same cases and structures for every method and seed.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -54,28 +54,29 @@ class Scores:
 
     @property
     def methods(self) -> list[str]:
-        """In the order of the rows."""
+        """The names of the methods, in the order of the rows."""
         return list(self.seeds)
 
     def runs(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
-        """``(runs, cases)``, of a structure or the mean of all; not a number where there is none."""
+        """Return the values ``(runs, cases)`` of a structure, or of the mean of all structures; NaN if undefined."""
         return self._values[method, structure, metric]
 
     def of(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
-        """One value a case, the mean of the runs that have one."""
+        """Return one value per case, the mean over the runs that have a value."""
         return mean_of_runs(self.runs(method, metric, structure))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method beside a baseline, by the mean Dice of the structures.
+    """The comparison of a method with a baseline, by the mean Dice of the structures.
 
     Attributes:
-        dice: Mean with its 95 % interval, fraction of 1.
-        difference: To the baseline, likewise.
-        tests: Of that difference.
-        gap: Share of the gap between baseline and teacher that is closed, not a number where the teacher's interval is
-            not above the baseline, since the ratio then says nothing; ``None`` without a teacher.
+        dice: The mean Dice with its 95 % interval, as a fraction of 1.
+        difference: The difference from the baseline with its 95 % interval.
+        tests: The tests of this difference.
+        gap: The fraction of the gap between baseline and teacher that the method closes. It is NaN if the interval of
+            the teacher's difference is not above 0, because the ratio is then meaningless, and ``None`` without a
+            teacher.
     """
 
     dice: Interval
@@ -85,7 +86,7 @@ class Comparison:
 
 
 def compare(scores: Scores, baseline: str, teacher: str | None = None) -> dict[str, Comparison]:
-    """Every method but the baseline against it; Holm's correction is over the students, not the teacher."""
+    """Compare every other method with the baseline; Holm's correction counts the students but not the teacher."""
     reference = scores.of(baseline)
     others = [method for method in scores.methods if method != baseline]
     students = {method: scores.of(method) for method in others if method != teacher}

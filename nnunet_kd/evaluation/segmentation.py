@@ -1,4 +1,4 @@
-"""Read a segmentation, a reference or a prediction: one label per voxel, or the reason why it is none."""
+"""Read a reference or predicted segmentation, which must have one label per voxel."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from nnunet_kd.storage.integrity import check_whole
 
 
 def read_segmentation(reader: type, path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """Labels ``(z, y, x)``, a single slice of a 2-D image, and what nnU-Net's reader says of the image.
+    """Read the labels ``(z, y, x)`` of a segmentation, which has a single slice if it is 2-D, and its properties.
 
-    nnU-Net itself takes the first channel of a colour picture and the first volume of a series.
+    Files with several values per voxel are refused, whereas nnU-Net uses the first channel of a colour picture and the
+    first volume of a series.
 
     Args:
-        reader: nnU-Net's class.
+        reader: nnU-Net's class that reads the file.
         path: The file.
 
     Raises:
-        ValueError: Naming the file, where it cannot be read, is cut off, or has several values per voxel.
+        ValueError: If the file cannot be read, is truncated, or has several values per voxel; the message names it.
     """
     try:
         check_whole(path)
         labels, properties = reader().read_seg(str(path))
-    except Exception as error:  # every reader has its own
+    except Exception as error:  # every reader raises its own exceptions
         raise ValueError(f"cannot read {path}: {reason(error, path)}") from error
-    of_vectors = len(properties["spacing"]) < 3  # SimpleITK takes the values of a voxel for one more axis
+    of_vectors = len(properties["spacing"]) < 3  # SimpleITK returns the values of a voxel as an additional axis
     values = labels.shape[-1] if of_vectors else len(labels)
     if of_vectors or values != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Statistics of paired methods: every method has segmented the same cases, in one run or several."""
+"""Statistics of paired methods, all of which have segmented the same cases in one or several runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]  # (cases,), or (runs, cases)
 
 RESAMPLES = 10_000
-AT_ONCE = 1_000_000  # numbers
-SAME = 1e-12  # what rounding makes of differences that are all the same
+AT_ONCE = 1_000_000  # numbers that are drawn at once, which limits the memory
+SAME = 1e-12  # the largest spread of equal differences after rounding
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTests:
-    """Two-sided p-values of paired differences. Not a number where a test is not defined.
+    """Two-sided p-values of paired differences, which are NaN if a test is not defined.
 
     Attributes:
-        t: Paired t-test.
-        wilcoxon: Wilcoxon's signed rank test; cases without a difference are ranked too, their ranks belong to
-            neither sign (Pratt).
-        wilcoxon_holm: The same, corrected for the number of methods (Holm).
-        cases: Cases both methods have a value for.
+        t: The p-value of the paired t-test.
+        wilcoxon: The p-value of Wilcoxon's signed rank test. Cases without a difference are ranked, but their ranks
+            count for neither sign (Pratt).
+        wilcoxon_holm: Wilcoxon's p-value after Holm's correction for the number of methods.
+        cases: The number of cases for which both methods have a value.
     """
 
     t: float
@@ -45,14 +45,15 @@ class PairedTests:
 
 
 def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
-    """Mean over the values that are numbers, and its standard error over cases, s / sqrt(n).
+    """Return the mean of the finite values and its standard error over cases, s / sqrt(n).
 
-    Of several runs, the mean of their means, each over the cases it has a value for. These can be others in each run:
-    a structure that is rightly left out has none, and would count as wrong in all runs that one draws it in, were a
-    case's values averaged first. The error is that of this mean, linearised in the cases.
+    For several runs, this is the mean of the runs' means, each of which is over the cases for which the run has a
+    value. These cases can differ between runs, because a structure that a run rightly leaves out has no value. If the
+    values of a case were averaged over the runs first, a structure that only one run draws would count as wrong in all
+    of them. The standard error is that of the mean of means, linearised in the cases.
 
     Args:
-        values: ``(cases,)`` or ``(runs, cases)``.
+        values: The values ``(cases,)`` or ``(runs, cases)``.
     """
     runs = np.atleast_2d(np.asarray(values, dtype=np.float64))
     there = np.isfinite(runs)
@@ -61,40 +62,43 @@ def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
         return math.nan, math.nan
     counts = there.sum(1, keepdims=True)
     means = np.where(there, runs, 0.0).sum(1, keepdims=True) / counts
-    shares = np.where(there, (runs - means) / counts, 0.0).mean(0)  # of every case in the mean's deviation
+    shares = np.where(there, (runs - means) / counts, 0.0).mean(0)  # the contribution of each case to the deviation
     cases = int(there.any(0).sum())
     error = math.sqrt(cases / (cases - 1) * float((shares**2).sum())) if cases > 1 else math.nan
     return float(means.mean()), error
 
 
 def mean_of_runs(values: Values) -> Values:
-    """Mean over the runs ``(..., runs, cases)`` of those that have a value, case by case."""
+    """Return the mean of each case over the runs ``(..., runs, cases)`` that have a value."""
     return _mean(values, -2)
 
 
 def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed: int = 1234) -> Interval:
-    """Percentile bootstrap over cases and, of samples that have several, over runs, of a statistic of their means.
+    """Bootstrap a statistic of the samples' means over cases and, if there are several runs, over runs.
 
-    A sample's mean is that of :func:`mean_and_error`. Cases are drawn for all samples together, and so are runs, which
-    are then averaged: those of one seed begin with the same weights and see the same batches. So the interval is about
-    other cases and, where there are several runs, about other trainings too. Of few runs it is too narrow: where cases
-    do not differ it goes from the least run to the greatest, which holds the mean of all trainings for two runs in one
-    of two studies, for three in three of four. Cases in which no sample has a value are left out.
+    The mean of a sample is that of :func:`mean_and_error`. The same cases and the same runs are drawn for all samples,
+    because the runs of one seed start from the same weights and see the same batches. The percentile interval thus
+    covers other cases and, with several runs, other trainings. With few runs it is too narrow: if the cases did not
+    differ, it would extend from the smallest run to the largest, which contains the mean of all trainings in one of two
+    studies with two runs, and in three of four studies with three. Cases in which no sample has a value are left out.
 
     Args:
-        statistic: Of as many arrays ``(draws,)`` as there are samples, their means, one number a draw. Draws for which
-            it is not a number are left out.
-        samples: One array a method, ``(cases,)`` or ``(runs, cases)``, of the same cases and the same seeds. One run
-            is drawn every time.
-        seed: Of the draws.
+        statistic: A function of the samples' means, one array ``(draws,)`` per sample, that returns one number per
+            draw. Draws for which the number is not finite are left out.
+        samples: One array per method, ``(cases,)`` or ``(runs, cases)``, with the same cases and seeds. A method with a
+            single run enters every draw with this run.
+        seed: The seed of the draws.
 
     Raises:
-        ValueError: For samples of different numbers of runs, other than one.
+        ValueError: If two samples have different numbers of runs, neither of which is one.
     """
     runs = [np.atleast_2d(np.asarray(sample, dtype=np.float64)) for sample in samples]
     several = {len(sample) for sample in runs} - {1}
     if len(several) > 1:
-        raise ValueError(f"there are {' and '.join(map(str, sorted(several)))} runs: they cannot be drawn together")
+        raise ValueError(
+            f"the methods have {' and '.join(map(str, sorted(several)))} runs, which cannot be drawn together: give "
+            "every method one run or the same number of runs"
+        )
     usable = np.any([np.isfinite(sample).any(0) for sample in runs], axis=0)
     cases = int(usable.sum())
     if not cases:
@@ -110,15 +114,15 @@ def bootstrap(statistic: Callable[..., Values], samples: Sequence[Values], seed:
     return Interval(value, float(low), float(high))
 
 
-@lru_cache(256)  # a method is in several intervals, with the same draws
+@lru_cache(256)  # several intervals use the same draws of a method
 def _drawn_means(sample: bytes, runs: int, count: int, seed: int) -> Values:
-    """Means of one sample in every draw of :func:`bootstrap`, ``(RESAMPLES,)``.
+    """Return the mean of one sample in every draw of :func:`bootstrap`, ``(RESAMPLES,)``.
 
     Args:
-        sample: ``(runs, cases)`` in float64.
-        runs: Of the sample.
-        count: Of the runs that are drawn from the sample that has most.
-        seed: Of the draws.
+        sample: The values ``(runs, cases)`` in float64.
+        runs: The number of runs in the sample.
+        count: The number of runs per draw, which is that of the sample with most runs.
+        seed: The seed of the draws.
     """
     values = np.frombuffer(sample).reshape(runs, -1)
     cases = values.shape[1]
@@ -132,30 +136,30 @@ def _drawn_means(sample: bytes, runs: int, count: int, seed: int) -> Values:
         trained = of_runs.integers(0, count, (draws, count, 1))
         drawn.append(_mean_of_means(values[trained if runs > 1 else 0, chosen]))
     means = np.concatenate(drawn)
-    means.setflags(write=False)  # it is shared
+    means.setflags(write=False)  # the cached array is shared
     return means
 
 
 def mean_interval(values: Values) -> Interval:
-    """The mean, with its interval."""
+    """Return the mean with its bootstrap interval."""
     return bootstrap(lambda mean: mean, [values])
 
 
 def mean_difference(values: Values, baseline: Values) -> Interval:
-    """The difference of the means, with its interval.
+    """Return the difference of the means with its bootstrap interval.
 
-    Each is over all the cases its method has a value for: where one rightly leaves out a structure that the other
-    draws, the other's 0 counts.
+    Each mean is over all cases for which its method has a value. If one method rightly leaves out a structure that the
+    other draws, the other's 0 counts.
     """
     return bootstrap(np.subtract, [values, baseline])
 
 
 def gap_closed(method: Values, baseline: Values, teacher: Values) -> Interval:
-    """(student - baseline) / (teacher - baseline) of the means, with its interval.
+    """Return (student - baseline) / (teacher - baseline) of the means with its bootstrap interval.
 
-    1: as good as the teacher; 0: as the baseline. Where teacher and baseline are equal there is no gap and the value
-    is not a number. The interval is that of the ratio, cases drawn together: it is wide where the gap is small against
-    the spread of cases and runs.
+    The value is 1 if the student is as good as the teacher and 0 if it is as good as the baseline. It is NaN if teacher
+    and baseline are equal. The interval is that of the ratio, with the same cases drawn for all three; it is wide if
+    the gap is small compared with the spread over cases and runs.
     """
 
     def ratio(student: Values, without: Values, teaching: Values) -> Values:
@@ -166,12 +170,12 @@ def gap_closed(method: Values, baseline: Values, teacher: Values) -> Interval:
 
 
 def _mean_of_means(values: Values) -> Values:
-    """Over the cases of every run, then over the runs ``(..., runs, cases)``."""
+    """Return the mean over the cases of every run, and then over the runs ``(..., runs, cases)``."""
     return _mean(_mean(values, -1), -1)
 
 
 def _mean(values: Values, axis: int) -> Values:
-    """Of the numbers along an axis; not a number where there are none."""
+    """Return the mean of the finite values along an axis, or NaN if there are none."""
     numbers = np.isfinite(values)
     count = numbers.sum(axis)
     total = np.where(numbers, values, 0.0).sum(axis)
@@ -180,11 +184,11 @@ def _mean(values: Values, axis: int) -> Values:
 
 
 def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, PairedTests]:
-    """Every method against one baseline, over the cases both have a value for, one value a case.
+    """Test every method against one baseline, over the cases for which both have a value.
 
     Args:
-        methods: ``(cases,)`` each.
-        baseline: ``(cases,)``.
+        methods: The values ``(cases,)`` of every method.
+        baseline: The values ``(cases,)`` of the baseline.
     """
     from scipy import stats
 
@@ -204,12 +208,12 @@ def paired_tests(methods: Mapping[str, Values], baseline: Values) -> dict[str, P
 
 
 def least_wilcoxon(cases: int) -> float:
-    """The smallest p that Wilcoxon's two-sided test can give: all differences have one sign, in 2 of 2^n ways."""
+    """Return the smallest p of Wilcoxon's two-sided test, that of equal signs, which 2 of 2^n assignments have."""
     return 2.0 ** (1 - cases) if cases else 1.0
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction; entries that are not a number stay and do not count."""
+    """Apply Holm's step-down correction; NaN entries are kept and do not count as tests."""
     tested = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
     corrected = dict.fromkeys(p_values, math.nan)
     largest = 0.0

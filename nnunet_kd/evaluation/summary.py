@@ -1,4 +1,4 @@
-"""Tables over cases in the layout of the papers, with what a reader has to know before and beside them."""
+"""Tables of the scores in the layout of the papers, with the cautions and notes that a reader needs."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ SEEDS = (
     "some have a small p. The other tables are of the mean over seeds."
 )
 
-NOTHING = 0.01  # mean Dice below which a structure is not found
-LEVEL = 0.05  # above which no p is called significant
-SHOWN_P = 1e-4  # smaller ones are not told apart
+NOTHING = 0.01  # the mean Dice below which a structure counts as not found
+LEVEL = 0.05  # the level of significance
+SHOWN_P = 1e-4  # smaller p-values are shown as "< 0.0001"
 
 LABELS = {
     "dice": "Dice (%)",
@@ -65,9 +65,9 @@ LABELS = {
 
 
 def cautions(scores: Scores, baseline: str, teacher: str | None = None) -> list[str]:
-    """What a reader has to know before the tables, a sentence each.
+    """Return the cautions that a reader must know before the tables, one sentence each.
 
-    A method finds nothing of a structure where it could: in the cases whose reference has it.
+    Whether a method finds a structure is judged only in the cases whose reference contains it.
     """
     said = []
     for method in (baseline, *(method for method in scores.methods if method != baseline)):
@@ -91,20 +91,20 @@ def cautions(scores: Scores, baseline: str, teacher: str | None = None) -> list[
 
 
 def _found(scores: Scores, method: str, structure: str) -> float:
-    """Mean Dice over the cases whose reference has the structure; not a number where none has."""
+    """Return the mean Dice over the cases whose reference contains the structure, or NaN if there are none."""
     there = np.isfinite(scores.runs(method, "sensitivity", structure))
     return mean_and_error(np.where(there, scores.runs(method, "dice", structure), math.nan))[0]
 
 
 def _tested(scores: Scores, baseline: str, teacher: str | None) -> dict[str, int]:
-    """Methods that are tested against the baseline -> cases in which both have a value."""
+    """Return, for every method tested against the baseline, the number of cases in which both have a value."""
     there = np.isfinite(scores.of(baseline))
     methods = [method for method in scores.methods if method not in (baseline, teacher)]
     return {method: int((there & np.isfinite(scores.of(method))).sum()) for method in methods}
 
 
 def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
-    """Mean +- standard error over cases, a row a method, a column a structure and metric."""
+    """Return a table of means and standard errors over cases, by method, structure and metric."""
     columns = [(structure, metric) for metric in metrics for structure in (None, *scores.structures)]
     mean = "mean" if "mean" not in scores.structures else "mean of all"
     rows = []
@@ -116,7 +116,7 @@ def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd"
 
 
 def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> Table:
-    """Differences to the baseline, tests, and the gap closed."""
+    """Return a table of the differences from the baseline, their tests and the gap closed."""
     header = ["method", "mean Dice (%) [95 %]", f"minus {baseline} [95 %]", "cases", "t-test p", "Wilcoxon p", "Holm p"]
     rows = []
     for method, result in compare(scores, baseline, teacher).items():
@@ -127,10 +127,10 @@ def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) 
 
 
 def seed_table(scores: Scores, baseline: str) -> Table | None:
-    """Mean Dice of every seed, and over the seeds the spread and the difference to the baseline.
+    """Return a table of the mean Dice of every seed, or ``None`` if no method has several seeds.
 
-    The difference and its paired t-test are of methods that have the baseline's seeds. ``None`` where no method has
-    several.
+    The table also contains the standard deviation over the seeds and, for methods with the same seeds as the baseline,
+    the difference from the baseline with a paired t-test.
     """
     several = {method: seeds for method, seeds in scores.seeds.items() if len(seeds) > 1}
     if not several:
@@ -152,7 +152,7 @@ def seed_table(scores: Scores, baseline: str) -> Table | None:
 
 
 def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
-    """What the columns of :func:`comparison_table` are."""
+    """Return a note that explains the columns of :func:`comparison_table`."""
     several = any(len(seeds) > 1 for seeds in scores.seeds.values())
     drawn = "cases, and over the seeds of every method, of few of which they are too narrow" if several else "cases"
     of_a_case = ", the mean of the seeds that have one" if several else ""
@@ -163,7 +163,7 @@ def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
 
 
 def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
-    """All tables with what they mean (Markdown)."""
+    """Return all tables with their explanations, in Markdown."""
     scores = Scores(rows)
     parts = [f"**{in_markdown(caution)}**" for caution in cautions(scores, baseline, teacher)]
     parts += [MEANS.format(cases=len(scores.cases))]
@@ -177,7 +177,7 @@ def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None
 
 
 def mean_with_error(values: Values, metric: str) -> str:
-    """``"83.26 ± 0.41"``: per cent, HD95 in mm."""
+    """Format a mean and its standard error, as in ``83.26 ± 0.41``, in per cent or, for HD95, in mm."""
     mean, error = mean_and_error(values)
     scale = 1 if metric == "hd95" else 100
     if math.isnan(mean):
@@ -188,7 +188,7 @@ def mean_with_error(values: Values, metric: str) -> str:
 def _percent(interval: Interval, sign: str = "", digits: int = 2) -> str:
     if math.isnan(interval.value):
         return "-"
-    # Rounded first, and no zero has a sign.
+    # Rounding comes first, and adding 0.0 removes the sign of a zero.
     value, low, high = (round(100 * number, digits) + 0.0 for number in (interval.value, interval.low, interval.high))
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 

@@ -1,4 +1,4 @@
-"""A table whose cells are text, in Markdown and in HTML."""
+"""A table of text cells that can be written in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nnunet_kd.evaluation.text import in_html, in_markdown
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, for Markdown and HTML, in both of which they stay text."""
+    """A table of text cells, which are escaped in both Markdown and HTML."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """Columns aligned."""
+        """Return the table in Markdown with aligned columns."""
         lines = [[in_markdown(cell) for cell in line] for line in (self.header, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
 
@@ -27,7 +27,7 @@ class Table:
         return "\n".join([joined(lines[0]), rule, *map(joined, lines[1:])])
 
     def html(self) -> str:
-        """A table element."""
+        """Return the table as an HTML element."""
 
         def row(cells: Sequence[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,1 +1,1 @@
-"""Everything that knows nnU-Net's files: plans, data sets, checkpoints, preprocessed cases, and what may be opened."""
+"""All code that reads nnU-Net's files: plans, data sets, checkpoints and preprocessed cases."""

@@ -1,7 +1,7 @@
-"""The first stage of a cascade, whose segmentations of all cases the second stage sees beside the images.
+"""The first stage of a cascade, whose segmentations are an additional input of the second stage.
 
-nnU-Net writes them when it validates a fold of the first stage: those of the fold's validation cases. Students and
-teachers have first stages of their own.
+Validating a fold of the first stage writes the segmentations of that fold's validation cases, so the second stage needs
+all folds of the first. The first stage of a student is not that of its teacher.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from nnunet_kd.nnunet.reading import read_splits
 
 @dataclass(frozen=True)
 class FirstStage:
-    """The first stage of a cascade.
+    """The first stage of a cascade and the segmentations that it has written.
 
     Attributes:
-        configuration: Its name.
-        folder: Folder of its segmentations.
+        configuration: The configuration of the first stage.
+        folder: The folder that holds its segmentations.
         cases: All preprocessed cases.
-        missing: The cases that it has not segmented.
-        commands: The commands that make the missing segmentations, one per fold.
+        missing: The cases that it has not segmented yet.
+        commands: The commands that create the missing segmentations, one per fold.
     """
 
     configuration: str
@@ -37,13 +37,13 @@ class FirstStage:
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], configuration: str, trainer: str, plans_name: str) -> FirstStage | None:
-        """Find the first stage of a configuration by one trainer and its plans; ``None``: there is no stage before it.
+        """Find the first stage that precedes a configuration, or return ``None`` if the configuration has none.
 
         Args:
-            plans: Plans that have the configuration and name the data set.
-            configuration: The second stage.
-            trainer: Class name.
-            plans_name: Name of the trainer's plans.
+            plans: The plans that contain the configuration and name the data set.
+            configuration: The configuration of the second stage.
+            trainer: The class name of the trainer of the first stage.
+            plans_name: The name of the plans of the first stage.
         """
         if configuration not in plans["configurations"]:
             return None
@@ -67,7 +67,7 @@ class FirstStage:
 
 
 def _folds_of(cases: Sequence[str], splits: Path) -> list[int]:
-    """The folds that have these validation cases; without splits nnU-Net makes five folds."""
+    """Return the folds that validate any of these cases; all five of nnU-Net's if the splits do not exist yet."""
     try:
         folds = read_splits(splits)
     except (FileNotFoundError, ValueError):

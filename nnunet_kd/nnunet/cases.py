@@ -1,4 +1,4 @@
-"""The preprocessed cases of one configuration, from which soft labels are made and which they have to match."""
+"""The preprocessed cases of one configuration, from which soft labels are computed and which they must match."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class PreprocessedCases:
 
     Args:
         folder: The data set's folder in ``nnUNet_preprocessed``.
-        experiment: Plans, configuration and ``dataset.json``.
+        experiment: The plans, the configuration and the ``dataset.json``.
 
     Raises:
-        FileNotFoundError: Where nothing is preprocessed.
-        ValueError: As :func:`dataset_class`, or for plans nnU-Net cannot use.
+        FileNotFoundError: If no case is preprocessed.
+        ValueError: See :func:`dataset_class`; also if nnU-Net cannot use the plans.
     """
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
@@ -42,44 +42,44 @@ class PreprocessedCases:
         if not self.identifiers:
             number = dataset_number(folder.name)
             raise FileNotFoundError(
-                f"nothing is preprocessed in {self._source}. Do it: nnUNetv2_preprocess -d {number} "
+                f"there are no preprocessed cases in {self._source}. Fix: nnUNetv2_preprocess -d {number} "
                 f"-plans_name {plans.plans_name} -c {experiment.configuration}"
             )
         self._dataset = dataset_class(self._source)(str(self._source))
 
     @property
     def channels(self) -> int:
-        """Number of channels of the images."""
+        """The number of image channels."""
         return len(channel_names(self.experiment.dataset_json))
 
     def load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Load images ``(channels, z, y, x)`` and labels ``(z, y, x)``, which are -1 outside the body.
+        """Load the images ``(channels, z, y, x)`` and the labels ``(z, y, x)`` of a case; -1 labels what is not body.
 
         Raises:
-            ValueError: Where the labels have several values per voxel, as those of a colour picture.
+            ValueError: If the labels have several values per voxel, as a colour picture does.
         """
         images, segmentation, _, _ = self._dataset.load_case(case)
         if len(segmentation) != 1:
             raise ValueError(
-                f"the labels of case {case} have {len(segmentation)} values per voxel, of which nnU-Net takes the "
-                "first: write labels of one value per voxel, and preprocess again"
+                f"the labels of case {case} have {len(segmentation)} values per voxel, of which nnU-Net uses only the "
+                "first: write labels with one value per voxel, and preprocess again"
             )
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
     def fingerprint(self, case: str) -> dict[str, str]:
-        """Compute the SHA-256 of the images of a case and of its labels, with their shapes, from all their voxels."""
+        """Compute two SHA-256 digests of a case, one of its images and one of its labels, over shapes and voxels."""
         images, segmentation, _, _ = self._dataset.load_case(case)
         return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
 
     def modified(self, case: str) -> int:
-        """Return when a case was preprocessed, in nanoseconds, by the clock of the disk."""
+        """Return the modification time of a preprocessed case, in nanoseconds."""
         parts = [self._source / f"{case}{end}" for end in (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")]
         times: list[int] = [part.stat().st_mtime_ns for part in parts if part.is_file()]
         return max(times)
 
 
 def _digest(channels: Any, kind: Any) -> str:
-    """SHA-256 of arrays of one shape, which are read one by one."""
+    """Compute the SHA-256 of a stack of channels, reading one channel at a time."""
     digest = hashlib.sha256()
     for number in range(channels.shape[0]):
         channel = np.ascontiguousarray(channels[number], dtype=kind)
@@ -89,22 +89,22 @@ def _digest(channels: Any, kind: Any) -> str:
 
 
 def dataset_class(folder: Path) -> Any:
-    """Find the class of nnU-Net that reads the preprocessed cases in a folder.
+    """Return nnU-Net's class that reads the preprocessed cases in a folder.
 
     Raises:
-        ValueError: Where the folder holds no case, or other files.
+        ValueError: If the folder contains no case, or a file that does not belong to one.
     """
     try:
         return infer_dataset_class(str(folder))
     except (AssertionError, KeyError):
         known = {".pkl", ".npy", *(f".{ending}" for ending in file_ending_dataset_mapping)}
         strange = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix not in known)
-        what = f"{strange[0]}, which nnU-Net takes for a case: remove it" if strange else "no case: preprocess again"
-        raise ValueError(f"{folder} holds {what}") from None
+        what = f"{strange[0]}, which nnU-Net mistakes for a case: remove it" if strange else "no case: preprocess again"
+        raise ValueError(f"{folder} contains {what}") from None
 
 
 def data_of(plans_manager: Any, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe what soft labels of an experiment depend on: its data and its labels."""
+    """Describe the data and the labels that the soft labels of an experiment depend on."""
     settings = plans_manager.get_configuration(configuration)
     labels = plans_manager.get_label_manager(dataset_json)
     return {

@@ -1,4 +1,4 @@
-"""Names of data sets as nnU-Net takes them: ``Dataset``, a number of three digits or more, and whatever follows."""
+"""Data set names that nnU-Net accepts: ``Dataset``, a number of at least three digits, and any further text."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ _NAME = re.compile(r"Dataset(\d{3,})[^/\\]*", re.ASCII)
 
 
 def is_dataset_name(name: str) -> bool:
-    """Whether a data set may be called so: ``Dataset501_BraTS``, ``Dataset501``, ``Dataset1234_X``."""
+    """Return whether nnU-Net accepts a data set name, such as ``Dataset501_BraTS`` or ``Dataset1234``."""
     return _NAME.fullmatch(name) is not None
 
 
 def dataset_number(name: str) -> int:
-    """The number in a name: nnU-Net's planning and preprocessing take nothing else.
+    """Return the number in a data set name, which is all that nnU-Net's planning and preprocessing accept.
 
     Raises:
-        ValueError: Where no data set may be called so.
+        ValueError: If nnU-Net does not accept the name.
     """
     found = _NAME.fullmatch(name)
     if found is None:
-        raise ValueError(f"a data set is named as Dataset501_Name, got {name!r}")
+        raise ValueError(f"the name of a data set must look like Dataset501_Name, got {name!r}")
     return int(found[1])
 
 
 def are_confused(name: str, other: str) -> bool:
-    """Whether nnU-Net takes two data sets for one: it looks for names that begin with ``Dataset`` and the number."""
+    """Return whether nnU-Net confuses two data sets, which it finds by ``Dataset`` and the number alone."""
     pairs = ((name, other), (other, name))
     return any(is_dataset_name(one) and two.startswith(f"Dataset{dataset_number(one):03d}") for one, two in pairs)

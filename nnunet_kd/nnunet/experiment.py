@@ -1,6 +1,6 @@
-"""What one training belongs to, its trainer class and its network, as nnU-Net finds and builds them.
+"""The experiment that a training belongs to, and its trainer class and network as nnU-Net finds and builds them.
 
-Importing this file imports nnU-Net, which takes about ten seconds: commands import it when they run.
+Importing this file imports nnU-Net, which takes about ten seconds, so commands import it only when they run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nnunet_kd.nnunet.trust.architectures import check_networks
 
 @dataclass(frozen=True)
 class Experiment:
-    """The plans, the configuration and the data set that a training of a student or a teacher belongs to."""
+    """The plans, the configuration and the data set of a student's or a teacher's training."""
 
     plans: dict[str, Any]
     configuration: str
@@ -39,20 +39,20 @@ class Experiment:
         trust: bool = False,
         remedy: str = TRUST_MODEL,
     ) -> Experiment:
-        """Read plans and the ``dataset.json`` beside them, and check what nnU-Net would build from them.
+        """Read the plans and the ``dataset.json`` beside them, and check the networks that nnU-Net would build.
 
         Args:
-            path: The plans: ``plans.json`` of results, or ``PLANS.json`` of a preprocessed data set.
-            configuration: Which one is trained; ``None``: any of them, as where plans are rewritten as a whole. The
-                experiment is that of the first one then, and the networks of all are checked.
-            whose: Whose plans they are, for messages: ``"the teacher's "``.
-            trust: Do not check the networks: the plans may name any, or nothing is built from them.
-            remedy: What to do where plans with an unknown network are trusted; a sentence.
+            path: The plans: ``plans.json`` of a results folder, or ``PLANS.json`` of a preprocessed data set.
+            configuration: The configuration that is trained. With ``None``, as when a whole plans file is rewritten,
+                the networks of all configurations are checked and the experiment gets the first configuration.
+            whose: The owner of the plans, for messages: ``"the teacher's "``.
+            trust: Whether to skip the check of the networks, because the plans are trusted or no network is built.
+            remedy: What a person who trusts a plans file with an unknown network has to do; a sentence.
 
         Raises:
-            FileNotFoundError: Where one of the files is missing.
-            ValueError: For files that cannot be read, a configuration that is not there, and a network that could run
-                code or that no computer can hold.
+            FileNotFoundError: If one of the files is missing.
+            ValueError: If a file cannot be read, the configuration does not exist, or a network could run code or does
+                not fit into any computer's memory.
         """
         plans = read_plans(path, whose)
         there = plans["configurations"]
@@ -68,31 +68,31 @@ class Experiment:
         """Open the experiment of a results folder, ``TRAINER__PLANS__CONFIGURATION``.
 
         Args:
-            folder: The folder, which holds ``plans.json`` and ``dataset.json``.
-            trust: As for :meth:`open`.
+            folder: The results folder, which contains ``plans.json`` and ``dataset.json``.
+            trust: See :meth:`open`.
 
         Raises:
-            FileNotFoundError: As :meth:`open`.
-            ValueError: As :meth:`open`.
+            FileNotFoundError: See :meth:`open`.
+            ValueError: See :meth:`open`.
         """
         return cls.open(folder / "plans.json", folder.name.split("__")[-1], trust=trust)
 
 
 def find_trainer(name: str) -> Any:
-    """Find a trainer class by its name where nnU-Net looks for it, without what nnU-Net prints.
+    """Find a trainer class by name, in the folders that nnU-Net searches, and suppress nnU-Net's output.
 
     Raises:
-        ValueError: Where there is none.
+        ValueError: If nnU-Net finds no trainer of this name.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError, TypeError):  # the latter where the name is of something else
+    except (RuntimeError, AssertionError, TypeError):  # TypeError if the name belongs to something else
         raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
 
 
 def build_network(trainer: Any, experiment: Experiment) -> nn.Module:
-    """Build the network of a trainer class from plans, without deep supervision."""
+    """Build an experiment's network as its trainer class does, without deep supervision."""
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
     heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads

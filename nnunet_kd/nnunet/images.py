@@ -1,4 +1,4 @@
-"""Raw images as nnU-Net names them: ``CASE_0000ENDING`` and so on, one file per channel or one with all of them."""
+"""Raw images under nnU-Net's names, ``CASE_0000ENDING`` and so on: one file per channel, or one for all channels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from nnunet_kd.storage.writing import naming_full_disk
 
-Files = Mapping[int, Path]  # number of the channel -> file
+Files = Mapping[int, Path]  # channel number -> file
 
-# What macOS, Windows, Linux and network disks leave in folders: beginnings, or whole names in small letters.
+# Files that macOS, Windows, Linux and network disks leave in folders: prefixes, and whole names in lower case.
 _BEGINNINGS = ("._", ".nfs", ".fuse_hidden", ".trash", ".spotlight", ".fseventsd")
 _NAMES = frozenset((".ds_store", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", "@eadir"))
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a system, not a person, left a file or folder: ``._case_0000.nii.gz``, ``.DS_Store``, ``Thumbs.db``."""
+    """Return whether an operating system created a file or folder, such as ``._case_0000.nii.gz`` or ``Thumbs.db``."""
     small = name.lower()
     return small in _NAMES or small.startswith(_BEGINNINGS)
 
 
 def channel_of(name: str, ending: str) -> tuple[str, int | None]:
-    """Split a file name into case and channel; ``None`` where it names no channel."""
+    """Split a file name into its case and its channel; the channel is ``None`` if the name contains none."""
     stem = name[: -len(ending)] if name.endswith(ending) else ""
     if len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal():
         return stem[:-5], int(stem[-4:])
@@ -29,7 +29,7 @@ def channel_of(name: str, ending: str) -> tuple[str, int | None]:
 
 
 def images_by_case(folder: Path, ending: str) -> dict[str, Files]:
-    """Files of every case in a folder; others than images are left out."""
+    """Return the image files of every case in a folder."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
         name, number = channel_of(path.name, ending)
@@ -39,7 +39,7 @@ def images_by_case(folder: Path, ending: str) -> dict[str, Files]:
 
 
 def strangers(folder: Path, ending: str) -> list[str]:
-    """Names of the files in a folder that are no images by their names, nor ``CASE.json`` beside one."""
+    """Return the names of the files in a folder that are neither images nor the ``CASE.json`` of an image."""
     beside = {f"{case}.json" for case in images_by_case(folder, ending)}
     return sorted(
         path.name
@@ -52,19 +52,19 @@ def strangers(folder: Path, ending: str) -> list[str]:
 
 
 def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Files of every case by channel.
+    """Return the files of every case in the order of the channels.
 
-    Where every case is one file alone it is taken to hold all channels, as a colour picture does; who reads it sees
-    whether it does.
+    If every case consists of a single file, this file is assumed to hold all channels, as a colour picture does. The
+    caller finds out when it reads the file.
 
     Args:
-        cases: Their files.
-        channels: How many a case has.
-        folder: Where files are missed, for messages.
-        ending: Of the files.
+        cases: The files of every case.
+        channels: The number of channels per case.
+        folder: The folder that should hold the files, for messages.
+        ending: The file ending.
 
     Raises:
-        ValueError: Naming a case with a missing or additional channel.
+        ValueError: If a case lacks a channel or has one too many; the message names the case.
     """
     count = 1 if all({*files} <= {0} for files in cases.values()) else channels
     for case, files in cases.items():
@@ -72,31 +72,34 @@ def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: st
             if channel not in files:
                 raise ValueError(f"case {case}: there is no {folder / f'{case}_{channel:04d}{ending}'}")
         if len(files) > count:
-            raise ValueError(f"case {case}: {files[max(files)]} is channel {max(files)}, there should be {count}")
+            raise ValueError(
+                f"case {case}: {files[max(files)]} is channel {max(files)}, but the number of channels is {count}"
+            )
     return {case: [files[channel] for channel in range(count)] for case, files in cases.items()}
 
 
 def link_cases(
     folder: Path, cases: Mapping[str, Sequence[Path]], name_of: Callable[[str, int], str] | None = None
 ) -> Path:
-    """Fill a folder with links to the files of these cases, and remove the links to others.
+    """Fill a folder with links to the files of these cases, and remove all other links from it.
 
-    The file beside a 3-D TIFF file in which nnU-Net keeps its voxel size is linked too, as ``CASE.json``.
+    The JSON file in which nnU-Net keeps the voxel size of a 3-D TIFF file is linked too, as ``CASE.json``.
 
     Args:
-        folder: Is made where it is not there.
-        cases: Case -> its files.
-        name_of: The name of a link by case and number of the file; by default that of the file.
+        folder: The folder, which is created if it does not exist.
+        cases: The files of every case.
+        name_of: A function of the case and the position of the file that returns the name of the link; by default the
+            link has the name of the file.
 
     Raises:
-        ValueError: For a file that is not there, or is a link to nothing.
-        DiskFullError: Where there is no space for a link.
+        ValueError: If a file does not exist, or is a broken link.
+        DiskFullError: If there is no space for a link.
     """
     links: dict[str, Path] = {}
     for case, files in cases.items():
         for number, path in enumerate(files):
             if not path.is_file():
-                where = f", to which {path} leads" if path.is_symlink() else ""
+                where = f", to which {path} links" if path.is_symlink() else ""
                 raise ValueError(f"case {case}: there is no {path.resolve()}{where}")
             name = path.name if name_of is None else name_of(case, number)
             links[name] = path

@@ -1,4 +1,4 @@
-"""Label values as files hold them: whole numbers, up to what storing them as floats has changed."""
+"""Label values read from files: whole numbers, except for the rounding errors of files that store floats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOLERANCE = 1e-3
 
 
 def whole_labels(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Labels, rounded where they are within 1e-3 of a whole number; others stay as they are, to be refused."""
+    """Round labels that are within 1e-3 of a whole number, and return all others unchanged."""
     if not np.issubdtype(labels.dtype, np.floating):
         return labels
     rounded = np.rint(labels)
@@ -19,5 +19,5 @@ def whole_labels(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def label_text(value: Any) -> str:
-    """A label value in full: 1, but 0.95 and 1.0023."""
+    """Format a label value for messages: 1.0 as ``1``, and 0.95 as ``0.95``."""
     return str(int(value)) if float(value).is_integer() else str(value)

@@ -1,4 +1,4 @@
-"""Errors that libraries raise over a file or a network, as one line."""
+"""One-line versions of the errors that libraries raise about a file or a network."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a message, or the type of the error where it has no message."""
+    """Return the first line of an error's message, or the type of the error if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason(error: BaseException, path: Path | None = None) -> str:
-    """Say why a library cannot read a file, in one line.
+    """Return one line that says why a library cannot read a file.
 
-    Most libraries say it in the first line; SimpleITK and OpenVINO in the last, below the places in their code.
+    Most libraries give the reason in the first line of the message. SimpleITK and OpenVINO give it in the last line,
+    below the lines that say where in their code the error was raised.
 
     Args:
-        error: What was raised.
-        path: The file; the beginning of a message that says that it cannot be read is left out.
+        error: The error that was raised.
+        path: The file. A message that begins with ``cannot read PATH:`` is returned without this beginning.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -1,4 +1,4 @@
-"""Student plans: plans are dictionaries in, new dictionaries out; nothing here touches a file."""
+"""Derive a student's plans from a teacher's; all functions map dictionaries to new dictionaries and touch no files."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any
 
 from nnunet_kd.nnunet.settings import BLOCK, Plans, StudentSettings, check_keys
 
-# Networks whose widths are `features_per_stage`, by the last part of `network_class_name`.
+# The networks whose widths are given by `features_per_stage`, by the last part of `network_class_name`.
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
 
-RECIPE = "nnUNetTrainerKD"  # for students of nnU-Net's own networks
+RECIPE = "nnUNetTrainerKD"  # the default trainer of students that have one of nnU-Net's networks
 
 
 @dataclass(frozen=True)
 class NetworkOfPlans:
-    """A network of this package, as plans name it.
+    """A network of this package and the changes that it makes to the plans.
 
     Attributes:
-        class_name: Importable.
-        shared: Keywords it takes over from the plans' own network; with ``features_per_stage`` it has the teacher's
-            stages.
-        keywords: Further ones.
-        multiple: Of the patch's sides, which are enlarged to the next one.
-        training: What its paper trains it with, for the block.
-        slices_only: It has no 3-D form: other configurations are left out.
-        knows_background: It has the keyword ``background``: whether the first output channel is.
-        batch_size: Of its paper, instead of the plans'.
-        largest_batch: Of the plans' batch no more: nnU-Net sized it for a U-Net.
-        trainer: Its usual one.
-        first: What a person has to do before that can train it.
+        class_name: The importable name of its class.
+        shared: The keywords that are copied from the network of the plans. A network that copies
+            ``features_per_stage`` has the teacher's stages.
+        keywords: Further keywords of the network.
+        slices_only: Whether the network is 2-D only, so that all other configurations are dropped.
+        knows_background: Whether the network has the keyword ``background``, which says that the first output channel
+            is the background.
+        batch_size: The batch size in its paper, which replaces that of the plans.
+        largest_batch: The upper limit of the batch size, which nnU-Net chose for a U-Net.
+        trainer: The trainer that usually trains it.
+        first: What the user has to do before this trainer can run.
+        multiple: The number of which the patch's sides must be multiples; they are rounded up.
+        training: The training settings of its paper, for the ``nnunet_kd`` block.
     """
 
     class_name: str
@@ -49,12 +50,12 @@ class NetworkOfPlans:
 
     @property
     def reducible(self) -> bool:
-        """Whether a factor makes it smaller."""
+        """Whether the network can be made narrower by a factor."""
         return "features_per_stage" in (*self.shared, *self.keywords)
 
     @property
     def usual_reduction(self) -> float:
-        """DCD's where it has the teacher's widths; else that of its paper, none."""
+        """The default reduction: DCD's factor if the network has the teacher's widths, otherwise 1, as in its paper."""
         return 4 if "features_per_stage" in self.shared else 1
 
 
@@ -97,15 +98,15 @@ NETWORKS = {
 
 
 def usual_trainer(plans: Plans, configuration: str) -> str:
-    """The trainer that goes with the network of a configuration: the recipe's, or that of a network of this package."""
+    """Return the usual trainer of a configuration's network, which is the recipe's for nnU-Net's own networks."""
     content = (plans["configurations"][name] for name in _with_ancestors(plans, configuration))
     name = next((one["architecture"]["network_class_name"] for one in content if "architecture" in one), None)
     return next((network.trainer for network in NETWORKS.values() if network.class_name == name), RECIPE)
 
 
 def reduce_widths(widths: Sequence[int], reduction: float, min_features: int = 8) -> list[int]:
-    """``max(width // reduction, min_features)``, but never wider than before."""
-    exact = Fraction(str(reduction))  # 32 // 1.6 is 19 in binary
+    """Reduce every width to ``max(width // reduction, min_features)``, but never widen a stage."""
+    exact = Fraction(str(reduction))  # because 32 // 1.6 is 19 in floating point
     return [min(width, max(int(width // exact), min_features)) for width in widths]
 
 
@@ -119,22 +120,23 @@ def student_plans(
     regions: bool = False,
     trained: str | None = None,
 ) -> Plans:
-    """Plans of a student: the same preprocessing and topology, smaller widths in every configuration.
+    """Return a student's plans, with the teacher's preprocessing and topology but narrower stages.
 
     Args:
-        plans: Plans of the teacher; not changed.
-        reduction: Factor r of DCD.
-        min_features: Least width of a stage.
-        widths: Configuration name -> widths of its stages, instead of the factor.
-        name: ``plans_name`` of the result; the same name as before if left out.
-        network: One of :data:`NETWORKS` instead of the teacher's: with the teacher's stages, strides, kernels and axes,
-            or with its own, whose widths, where it has any, are divided by the factor.
-        regions: Whether the data set's labels are regions, which some networks have to know.
-        trained: The one configuration that is used: others whose networks are not known stay as they are.
+        plans: The teacher's plans, which are not modified.
+        reduction: DCD's factor r, which divides every width.
+        min_features: The smallest width of a stage.
+        widths: The widths of the stages by configuration, instead of the factor.
+        name: The ``plans_name`` of the result; by default the name does not change.
+        network: A network of :data:`NETWORKS` instead of the teacher's. It has either the stages, strides, kernels and
+            axes of the teacher or its own; the factor divides its widths if it has any.
+        regions: Whether the labels of the data set are regions, which some networks need to know.
+        trained: The only configuration that will be trained. Other configurations with an unknown network are then
+            kept unchanged instead of being refused.
 
     Raises:
-        ValueError: For an architecture whose widths are not known, a wrong number of widths, a width below 1, or
-            an unknown configuration or network.
+        ValueError: If the widths of an architecture are unknown, the number of widths is wrong, a width is below 1, or
+            a configuration or network is unknown.
     """
     check_keys({} if network is None else {network: None}, NETWORKS, "the networks")
     other = None if network is None else NETWORKS[network]
@@ -142,7 +144,7 @@ def student_plans(
     check_keys(widths, plans["configurations"], "widths by configuration")
     if other is not None and not other.reducible:
         if widths:
-            raise ValueError(f"{network} does not have the stages of the plans: no widths can be given")
+            raise ValueError(f"{network} does not have the stages of the plans, so its widths cannot be chosen")
         reduction = 1
     settings = StudentSettings(plans["plans_name"], reduction, min_features)
     plans = _with_architectures(plans)
@@ -153,7 +155,7 @@ def student_plans(
     for configuration, content in reduced["configurations"].items():
         if configuration not in needed and _class_name(content) not in (None, *REDUCIBLE_NETWORKS):
             continue
-        if other is not None and "patch_size" in content:  # it may be inherited, with or without the network
+        if other is not None and "patch_size" in content:  # the patch and the network can be inherited independently
             content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
         if configuration in widths and "architecture" not in content:
             raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
@@ -183,7 +185,7 @@ def student_plans(
 
 
 def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
-    """A configuration, and those it inherits from."""
+    """Return a configuration and its ancestors."""
     names = [configuration]
     while names[-1] in plans["configurations"]:
         parent = plans["configurations"][names[-1]].get("inherits_from")
@@ -194,7 +196,7 @@ def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
 
 
 def student_name(source: str, network: str | None, reduction: float, widths: Sequence[int] | None = None) -> str:
-    """What plans of a student are called: their source, its network, and how they are smaller."""
+    """Return the name of a student's plans, composed of the source plans, the network and the reduction."""
     other = None if network is None else NETWORKS[network]
     own_size = other is not None and not (other.reducible and (widths or reduction != 1))
     size = None if own_size else ("w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}")
@@ -202,12 +204,12 @@ def student_name(source: str, network: str | None, reduction: float, widths: Seq
 
 
 def _class_name(content: Mapping[str, Any]) -> str | None:
-    """Of a configuration's own network, without its module."""
+    """Return the class name, without its module, of the network that a configuration defines; ``None`` if inherited."""
     return content["architecture"]["network_class_name"].rpartition(".")[2] if "architecture" in content else None
 
 
 def _with_architectures(plans: Plans) -> Plans:
-    """Plans of nnU-Net before 2.4, which named no architecture, as nnU-Net itself reads them today."""
+    """Convert plans written before nnU-Net 2.4, which contain no architecture, as nnU-Net itself converts them."""
     old = [name for name, content in plans["configurations"].items() if "UNet_class_name" in content]
     if not old:
         return plans
@@ -220,7 +222,7 @@ def _with_architectures(plans: Plans) -> Plans:
 
 
 def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
-    """Configurations whose network is 2-D, and those that inherit from them."""
+    """Return the configurations whose network is 2-D, including those that inherit it."""
 
     have = plans["configurations"]
 
@@ -231,12 +233,12 @@ def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
 
     kept = {name: deepcopy(content) for name, content in have.items() if convolution(name).endswith("2d")}
     if not kept:
-        raise ValueError(f"{network} sees slices, and {plans['plans_name']} has no 2d configuration")
+        raise ValueError(f"{network} is a 2-D network, but {plans['plans_name']} has no 2d configuration")
     return kept
 
 
 def _change_network(content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str) -> None:
-    """Of a configuration that has its own: another, with a batch that it can have."""
+    """Replace the network of a configuration, and adapt the batch size to the new network."""
     if "features_per_stage" in network.shared:
         _reducible_arguments(content["architecture"], configuration)
     content["architecture"] = _other_network(content["architecture"], network, regions)
@@ -251,7 +253,7 @@ def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, reg
     if lacks:
         raise ValueError(
             f"{architecture['network_class_name'].rpartition('.')[2]} of the plans has no {', '.join(lacks)}, which "
-            f"{network.class_name.rpartition('.')[2]} takes over"
+            f"{network.class_name.rpartition('.')[2]} needs"
         )
     arguments = {key: architecture["arch_kwargs"][key] for key in network.shared} | deepcopy(network.keywords)
     if network.knows_background:
@@ -260,14 +262,14 @@ def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, reg
 
 
 def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
-    """Widths of the encoder stages a plan's ``architecture`` asks for, highest resolution first."""
+    """Return the widths of the encoder stages that an ``architecture`` defines, highest resolution first."""
     arguments = architecture["arch_kwargs"]
     widths = arguments["features_per_stage"]
     return [widths] * arguments["n_stages"] if isinstance(widths, int) else list(widths)
 
 
 def network_in_words(architecture: Mapping[str, Any]) -> str:
-    """Of a plan's ``architecture``, for messages: its class and, where it has stages, their widths."""
+    """Describe an ``architecture`` for messages: its class and, if it has stages, their widths."""
     name = str(architecture["network_class_name"]).rpartition(".")[2]
     try:
         return f"{name}, {stage_widths(architecture)} channels"
@@ -279,8 +281,8 @@ def _reducible_arguments(architecture: dict[str, Any], configuration: str) -> di
     name = architecture["network_class_name"]
     if _class_name({"architecture": architecture}) not in REDUCIBLE_NETWORKS:
         raise ValueError(
-            f"configuration {configuration} uses {name}, whose widths are not known here: "
-            f"students are made of {', '.join(REDUCIBLE_NETWORKS)}"
+            f"configuration {configuration} uses {name}, whose widths cannot be reduced: "
+            f"students can be made of {', '.join(REDUCIBLE_NETWORKS)}"
         )
     arguments: dict[str, Any] = architecture["arch_kwargs"]
     arguments["features_per_stage"] = stage_widths(architecture)

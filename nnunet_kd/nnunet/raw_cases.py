@@ -1,8 +1,8 @@
-"""Raw images and labels of training cases: in ``imagesTr`` and ``labelsTr``, or wherever ``dataset.json`` lists them.
+"""Raw images and labels of training cases, in ``imagesTr`` and ``labelsTr`` or wherever ``dataset.json`` lists them.
 
-nnU-Net reads both forms: its ``dataset.json`` may have an entry ``dataset``, which maps every case to
-``{"images": [...], "label": ...}``, with paths that are absolute, hold environment variables, or begin at the folder of
-the raw data set.
+nnU-Net supports both. An optional entry ``dataset`` of ``dataset.json`` maps every case to
+``{"images": [...], "label": ...}``. These paths are absolute or relative to the folder of the raw data set, and can
+contain environment variables.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 from nnunet_kd.nnunet.images import images_by_case, in_order
 from nnunet_kd.nnunet.reading import channel_names
 
-LISTED = "dataset"  # the entry
+LISTED = "dataset"  # the entry of dataset.json that lists the cases
 
 
 def lists_cases(dataset_json: Mapping[str, Any]) -> bool:
-    """Whether ``dataset.json`` says where the files of every case lie."""
+    """Return whether ``dataset.json`` lists the files of every case."""
     return LISTED in dataset_json
 
 
 def training_images(raw: Path, dataset_json: Mapping[str, Any], cases: Iterable[str]) -> dict[str, list[Path]]:
-    """Files of some training cases, one per channel or one that holds all channels.
+    """Return the image files of training cases, one per channel or one that holds all channels.
 
     Args:
-        raw: Folder of the data set in ``nnUNet_raw``.
-        dataset_json: nnU-Net's.
-        cases: Which.
+        raw: The folder of the data set in ``nnUNet_raw``.
+        dataset_json: The content of nnU-Net's ``dataset.json``.
+        cases: The cases whose files are returned.
 
     Raises:
-        ValueError: For a case without its images, or an entry that nnU-Net could not read either.
+        ValueError: If the images of a case are missing, or an entry is one that nnU-Net could not read either.
     """
     channels = len(channel_names(dataset_json))
     if not lists_cases(dataset_json):
@@ -50,15 +50,16 @@ def training_images(raw: Path, dataset_json: Mapping[str, Any], cases: Iterable[
 
 
 def training_labels(raw: Path, dataset_json: Mapping[str, Any], cases: Iterable[str] | None = None) -> dict[str, Path]:
-    """Reference segmentations of training cases; the files may be missing.
+    """Return the reference segmentations of training cases, without checking that the files exist.
 
     Args:
-        raw: Folder of the data set in ``nnUNet_raw``.
-        dataset_json: nnU-Net's.
-        cases: Which; by default all that ``dataset.json`` lists.
+        raw: The folder of the data set in ``nnUNet_raw``.
+        dataset_json: The content of nnU-Net's ``dataset.json``.
+        cases: The cases whose files are returned; by default all that ``dataset.json`` lists.
 
     Raises:
-        ValueError: For an entry that nnU-Net could not read either, and a case that is not listed where others are.
+        ValueError: If ``dataset.json`` lists other cases but not this one, or an entry is one that nnU-Net could not
+            read either.
     """
     if not lists_cases(dataset_json):
         return {case: raw / "labelsTr" / f"{case}{dataset_json['file_ending']}" for case in cases or ()}
@@ -75,12 +76,12 @@ def _listed(dataset_json: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _entry(dataset_json: Mapping[str, Any], case: str) -> tuple[list[str], str]:
-    """Images and label of a case as they are listed."""
+    """Return the images and the label that ``dataset.json`` lists for a case."""
     listed = _listed(dataset_json)
     if case not in listed:
         raise ValueError(f'case {case}: dataset.json lists {len(listed)} cases under "{LISTED}", but not this one')
     if Path(case).name != case:
-        raise ValueError(f'"{LISTED}" in dataset.json names a case {case[:200]!r}, which is no name of a file')
+        raise ValueError(f'"{LISTED}" in dataset.json names a case {case[:200]!r}, which is not a valid file name')
     entry = listed[case]
     images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, Mapping) else (None, None)
     if not isinstance(images, list) or not isinstance(label, str) or not all(isinstance(one, str) for one in images):

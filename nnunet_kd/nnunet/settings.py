@@ -1,6 +1,6 @@
-"""The ``nnunet_kd`` block of a plans file, which holds an experiment's settings; nothing here touches a file.
+"""The ``nnunet_kd`` block of a plans file, which holds the settings of an experiment; this module touches no files.
 
-A plans file may carry one block at its top level; every key has a default::
+A plans file can contain one block at its top level, in which every key has a default::
 
     "nnunet_kd": {
       "student":  {"source_plans": null, "reduction": 4, "min_features": 8},
@@ -13,9 +13,9 @@ A plans file may carry one block at its top level; every key has a default::
       "method":   {}
     }
 
-Without ``student`` a trainer reduces by its own factor. ``teacher`` may be a list of such objects. ``method`` holds
-keywords of the trainer's term; ``"add": [{"name": ...}]`` adds further terms, ``"terms": [{"name": ...}]`` replaces the
-trainer's.
+Without ``student``, a trainer reduces the widths by its own factor. ``teacher`` can also be a list of such objects.
+``method`` holds keywords of the trainer's term; ``"add": [{"name": ...}]`` adds further terms, and
+``"terms": [{"name": ...}]`` replaces the trainer's.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 BLOCK = "nnunet_kd"
-# Of the training settings, those that nnU-Net's trainers have as attributes.
-SCHEDULE = {  # key -> nnU-Net's own
+# The training settings that are attributes of nnU-Net's trainers, with nnU-Net's values.
+SCHEDULE = {
     "num_epochs": 1000,
     "num_iterations_per_epoch": 250,
     "num_val_iterations_per_epoch": 50,
     "initial_lr": 0.01,
     "save_every": 50,
 }
-FITTED_STARTS = ("reconstructed", "pruned")  # initial weights that need the teacher's outputs
+FITTED_STARTS = ("reconstructed", "pruned")  # the initial weights that are fitted to the teacher's outputs
 
 Plans = dict[str, Any]
 _Section = TypeVar("_Section")
@@ -44,12 +44,12 @@ _Section = TypeVar("_Section")
 
 @dataclass(frozen=True)
 class StudentSettings:
-    """Where the student's widths came from.
+    """The origin of the student's widths.
 
     Attributes:
-        source_plans: ``plans_name`` of the full-width plans, the teacher's by default.
-        reduction: Every width is divided by this (DCD: 4).
-        min_features: But no stage gets fewer channels than this.
+        source_plans: The ``plans_name`` of the full-width plans, by default the plans of the teacher.
+        reduction: The factor by which every width was divided (4 in DCD).
+        min_features: The smallest number of channels per stage.
     """
 
     source_plans: str | None = None
@@ -64,21 +64,24 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Which trained nnU-Net teaches.
+    """The trained nnU-Net that is used as the teacher.
 
     Attributes:
-        trainer: Name of the trainer class it was trained with.
-        plans: Its ``plans_name``; ``None``: the student's source plans.
-        configuration: ``None``: the student's.
-        folds: ``"same"`` (the student's own fold: nothing leaks), ``"all"``, or a list of folds, which teach together.
-        checkpoint: File name of the checkpoint.
-        folder: Folder that holds ``plans.json`` and ``fold_*``, instead of the one nnU-Net would use.
-        trust_checkpoint: Unpickle whatever the checkpoint holds, and build whatever network the plans beside it name.
-            Runs code in them. Without it networks and layers are PyTorch's, nnU-Net's or this package's.
-        precision: ``"bfloat16"``: the teacher's convolutions in that type while the student trains, faster on CPUs
-            that have instructions for it; ``None``: as the student's, on a GPU nnU-Net's float16, on a CPU float32.
-        leakage: Written by the trainer into the results' plans where the teacher has seen validation cases: student
-            fold -> warning.
+        trainer: The name of the trainer class that trained the teacher.
+        plans: The ``plans_name`` of the teacher; ``None`` for the student's source plans.
+        configuration: The configuration of the teacher; ``None`` for the student's.
+        folds: ``"same"`` for the student's own fold, which leaks nothing, ``"all"``, or a list of folds whose mean
+            teaches.
+        checkpoint: The file name of the checkpoint.
+        folder: A folder that contains ``plans.json`` and ``fold_*``, instead of the one in nnU-Net's results.
+        trust_checkpoint: Whether to unpickle any content of the checkpoint and build any network that the plans beside
+            it name, which runs code in them. Otherwise, networks and layers must come from PyTorch, nnU-Net or this
+            package.
+        precision: ``"bfloat16"`` to compute the teacher's convolutions in this type during the student's training,
+            which is faster on CPUs with instructions for it; ``None`` for the student's precision, which is nnU-Net's
+            float16 on a GPU and float32 on a CPU.
+        leakage: The warnings by student fold that the trainer writes into the plans of the results if the teacher has
+            seen validation cases.
     """
 
     trainer: str = "nnUNetTrainer"
@@ -93,7 +96,7 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         alone = self.folder is None or (self.plans is None and self.trainer == "nnUNetTrainer")
-        require(alone, "teacher.folder", "given without trainer and plans, which it says itself", self.folder)
+        require(alone, "teacher.folder", "given without trainer and plans, which the folder defines", self.folder)
         listed = isinstance(self.folds, list) and self.folds and all(_is_integer(f) and f >= 0 for f in self.folds)
         require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
         require(self.precision in (None, "bfloat16"), "teacher.precision", '"bfloat16" or null', self.precision)
@@ -101,21 +104,28 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The schedule. ``None`` keeps what the trainer class says, which is nnU-Net's own unless it says otherwise.
+    """The training schedule; ``None`` keeps the value of the trainer class, which is nnU-Net's unless it overrides it.
 
-    Of those from ``seed`` on, an explicit ``null`` also switches off what a trainer's recipe has instead.
+    From ``seed`` on, an explicit ``null`` also switches off the value of a trainer's recipe.
 
     Attributes:
-        save_every: Epochs between two saves that ``--c`` can go on from; ``None``: nnU-Net's 50, but at most a tenth of
-            the training.
-        seed: Seeds initial weights, data loading and augmentation, so that runs repeat and ``--c`` goes on exactly;
-            ``None`` leaves nnU-Net's own unseeded loading.
-        ema_decay: Keep an exponential moving average of the student's weights, and validate and save that.
-        optimizer: ``"adamw"``, with a cosine from ``initial_lr`` to 1e-5; ``None``: nnU-Net's SGD and polynomial.
-        initial_weights: ``"teacher"``: every r-th channel of the teacher's; ``"reconstructed"``: these, with every
-            convolution fitted to the outputs of the teacher's; ``"pruned"``: the same, but with the channels from
-            which the teacher's next layers lose least; ``None``: random ones.
-        overwrite: Train again where a finished training lies, which is refused otherwise.
+        num_epochs: The number of epochs.
+        num_iterations_per_epoch: The number of training steps per epoch.
+        num_val_iterations_per_epoch: The number of validation batches per epoch.
+        initial_lr: The learning rate at the start.
+        save_every: The number of epochs between two checkpoints from which ``--c`` can continue; ``None`` for nnU-Net's
+            50, but at most a tenth of the training.
+        seed: The seed of the initial weights, data loading and augmentation, which makes runs repeatable and lets
+            ``--c`` continue exactly; ``None`` for nnU-Net's unseeded loading.
+        ema_decay: The decay of an exponential moving average of the student's weights. If set, the average is what is
+            validated and saved.
+        optimizer: ``"adamw"`` with a cosine schedule from ``initial_lr`` to 1e-5; ``None`` for nnU-Net's SGD with a
+            polynomial schedule.
+        initial_weights: ``"teacher"`` for every r-th channel of the teacher; ``"reconstructed"`` for the same channels
+            with every convolution fitted to the teacher's outputs; ``"pruned"`` for convolutions fitted likewise, but
+            with the channels that the teacher's next layers need most; ``None`` for random weights.
+        overwrite: Whether to train again although the results folder holds a finished training, which is refused
+            otherwise.
     """
 
     num_epochs: int | None = None
@@ -145,7 +155,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """The ``nnunet_kd`` block, validated and with defaults. ``student`` is ``None`` where the plans carry none."""
+    """The ``nnunet_kd`` block, validated and filled with defaults; ``student`` is ``None`` if the plans have none."""
 
     student: StudentSettings | None = None
     teachers: tuple[TeacherSettings, ...] = field(default_factory=lambda: (TeacherSettings(),))
@@ -154,10 +164,10 @@ class Settings:
 
 
 def read_settings(plans: Mapping[str, Any]) -> Settings:
-    """The block of a plans dictionary; all defaults where it has none.
+    """Read the ``nnunet_kd`` block of plans, or return the defaults if the plans have none.
 
     Raises:
-        ValueError: Naming an unknown key and the nearest valid one, or a value of the wrong type or range.
+        ValueError: If a key is unknown, with the closest valid key, or if a value has the wrong type or range.
     """
     block = plans.get(BLOCK, {})
     sections = {"student": StudentSettings, "teacher": TeacherSettings, "training": TrainingSettings, "method": dict}
@@ -171,7 +181,7 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
                 raise ValueError(f"{BLOCK}.{name} must be an object, got {entry!r}")
     teachers = block.get("teacher", {})
     if isinstance(teachers, list) and not teachers:
-        raise ValueError(f"{BLOCK}.teacher is an empty list")
+        raise ValueError(f"{BLOCK}.teacher is an empty list: name at least one teacher, or remove the entry")
     return Settings(
         student=read_section(StudentSettings, block["student"], "student") if "student" in block else None,
         teachers=(
@@ -185,11 +195,11 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
 
 
 def with_leakage(plans: Mapping[str, Any], warnings: Mapping[str, str]) -> Plans:
-    """The plans with the warnings of student folds noted at their teacher, at the first one where there are several.
+    """Return plans that record the leakage warnings at their teacher, or at the first teacher if there are several.
 
     Args:
-        plans: Plans of a student; not changed.
-        warnings: Fold -> warning. They replace what was noted before.
+        plans: The student's plans, which are not modified.
+        warnings: The warnings by student fold, which replace those recorded before.
     """
     noted = deepcopy(dict(plans))
     teachers = noted.setdefault(BLOCK, {}).setdefault("teacher", {})
@@ -203,7 +213,7 @@ def with_leakage(plans: Mapping[str, Any], warnings: Mapping[str, str]) -> Plans
 
 
 def recorded_leakage(plans: Mapping[str, Any]) -> dict[str, str]:
-    """What results' plans say of teachers that have seen validation cases: student fold -> warning."""
+    """Return the leakage warnings recorded in the plans of a results folder, by student fold."""
     notes: dict[str, str] = {}
     for teacher in read_settings(plans).teachers:
         notes.update(teacher.leakage or {})
@@ -211,10 +221,10 @@ def recorded_leakage(plans: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any], where: str) -> None:
-    """Refuse keys that mean nothing.
+    """Refuse unknown keys.
 
     Raises:
-        ValueError: Naming the first unknown key and the nearest valid one.
+        ValueError: If a key is unknown; the message names the first one and the closest valid key.
     """
     for key in given:
         if key not in valid:
@@ -224,10 +234,10 @@ def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any
 
 
 def read_section(kind: type[_Section], given: Mapping[str, Any], name: str) -> _Section:
-    """A part of the block as a dataclass, whose annotations are the types the values must have.
+    """Read a section of the block into a dataclass, whose annotations are the types that the values must have.
 
     Raises:
-        ValueError: Naming an unknown key and the nearest valid one, or a value of the wrong type or range.
+        ValueError: If a key is unknown, with the closest valid key, or if a value has the wrong type or range.
     """
     types = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
     check_keys(given, types, f"{BLOCK}.{name}")
@@ -268,10 +278,10 @@ def _spoken(annotation: str) -> str:
 
 
 def require(holds: bool, key: str, expected: str, got: Any) -> None:
-    """Refuse a value of the block.
+    """Refuse a value of the block unless a condition holds.
 
     Raises:
-        ValueError: Naming the key, unless it holds.
+        ValueError: If it does not hold; the message names the key.
     """
     if not holds:
         raise ValueError(f"{BLOCK}.{key} must be {expected}, got {got!r}")

@@ -1,4 +1,4 @@
-"""Nothing that a command reads is written over, whatever names lead to it."""
+"""Protect the inputs of a command from being overwritten under another name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ _Identity = tuple[int, int]  # device and inode
 
 
 def check_kept(inputs: Iterable[Path], outputs: Iterable[Path], remedy: str) -> None:
-    """Refuse to write where something lies that is read.
+    """Refuse to overwrite an input with an output.
 
-    Files decide, not names: a path through links or ``..``, a hard link, and a name in other capitals on a disk that
-    does not tell them apart, are the same file.
+    Files are compared by identity, not by name: a path through links or ``..``, a hard link, and a name in another
+    case on a case-insensitive disk all refer to the same file.
 
     Args:
-        inputs: What is read: files, and folders with the files in them. Those that do not exist are left out.
-        outputs: Files or folders that will be written.
+        inputs: The files that are read, and the folders whose files are read. Missing ones are ignored.
+        outputs: The files or folders that will be written.
         remedy: What to do instead, as a sentence.
 
     Raises:
-        ValueError: Naming the first output that is an input.
+        ValueError: If an output is an input; the message names the first one.
     """
     there = [(path, identity) for path in outputs if (identity := _identity(path)) is not None]
     if not there:
@@ -36,7 +36,7 @@ def check_kept(inputs: Iterable[Path], outputs: Iterable[Path], remedy: str) -> 
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path, where nothing needs to be yet, is a folder that is there or lies in it."""
+    """Return whether a path, which need not exist, is an existing folder or lies in it."""
     real = path.resolve()
     wanted = _identity(folder)
     return wanted is not None and any(_identity(one) == wanted for one in (real, *real.parents))
@@ -50,7 +50,7 @@ def _with_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Of what a path leads to; ``None`` where nothing is."""
+    """Return the identity of the file that a path leads to, or ``None`` if there is no file."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Processes: no more than there are cores, none that outlives its parent, and no two that work in one place."""
+"""Control of processes: at most one per core, none that outlives its parent, and no two that use the same folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import IO
 
 
 class BusyError(RuntimeError):
-    """Another process works there."""
+    """Another process holds the lock."""
 
 
 class FileLock:
-    """A file that one process holds; the system frees it when that process ends, however it ends.
+    """A lock file that one process can hold, which the system releases when that process ends for any reason.
 
-    Where a disk or a system has no locks nothing is checked.
+    If the disk or the operating system does not support locks, nothing is checked.
 
     Args:
-        path: Of the file, in a folder that is there.
+        path: The path of the lock file, in an existing folder.
 
     Raises:
-        BusyError: Where another process holds it; the message is the number of that process, where it is known.
+        BusyError: If another process holds the lock; the message is the number of that process, or ``unknown``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,24 +37,24 @@ class FileLock:
         self._file.flush()
 
     def free(self) -> None:
-        """When the work is done."""
-        if os.name == "nt":  # which removes no open file; elsewhere closing it would let another process in
+        """Release the lock and remove the file."""
+        if os.name == "nt":  # Windows cannot remove an open file; elsewhere, closing it first would free the lock early
             self._file.close()
         self._path.unlink(missing_ok=True)
         self._file.close()
 
 
 def holder_of(path: Path) -> str | None:
-    """Number of the other process that holds a :class:`FileLock`; ``None``: no other process does."""
+    """Return the number of the other process that holds a :class:`FileLock`, or ``None`` if no other process does."""
     try:
         with path.open("r+") as file:
             return _try_to_lock(file)
-    except OSError:  # not there, or not ours to open
+    except OSError:  # the file is missing, or belongs to somebody else
         return None
 
 
 def _try_to_lock(file: IO[str]) -> str | None:
-    """The process that is in the way, if one is."""
+    """Try to lock a file, and return the number of the process that holds the lock already, if any."""
     try:
         import fcntl
 
@@ -69,30 +69,31 @@ def _try_to_lock(file: IO[str]) -> str | None:
     return None
 
 
-# Variables of nnU-Net, and how many processes it starts where they are not set: to export segmentations and compute
-# metrics, as validation does, and to load and augment batches. It counts the cores of the machine for the second only.
+# nnU-Net's variables, and the number of processes that it starts if they are not set. The first variable limits the
+# export of segmentations and the computation of metrics, the second the loading and augmentation of batches. Only for
+# the second does nnU-Net consider the cores of the machine.
 USUAL_PROCESSES = {"nnUNet_def_n_proc": 8, "nnUNet_n_proc_DA": min(12, os.cpu_count() or 1)}
 
 
 def usable_cores() -> int:
-    """Cores this process may use; a job of a cluster has fewer than its machine."""
+    """Return the number of cores that this process can use; a cluster's job has fewer than its machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_limits() -> dict[str, str]:
-    """Variables of nnU-Net by which it starts no more processes than there are cores.
+    """Return the variables that keep nnU-Net from starting more processes than there are cores.
 
     Returns:
-        Those that are not set, and without which it would start more.
+        The values of the variables that are not set yet and whose default exceeds the number of cores.
     """
     cores = usable_cores()
     return {name: str(cores) for name, usual in USUAL_PROCESSES.items() if usual > cores and name not in os.environ}
 
 
 def end_with_parent() -> None:
-    """Initializer of a pool's processes: each ends with the one that started it, even where that was killed.
+    """Make a worker process of a pool end with its parent, even if the parent is killed.
 
-    Otherwise they would do what is queued, beside a second run, and then wait for ever.
+    Without this initializer, workers would finish their queue beside a second run, and then wait forever.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

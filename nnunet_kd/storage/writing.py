@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there."""
+"""Write files and folders so that each is either complete or absent."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LITTLE = 2**16  # bytes
-_LONG = 3600.0  # seconds; nothing is written for so long without a change
+_LITTLE = 2**16  # bytes; a disk with less free space counts as full
+_LONG = 3600.0  # seconds; a file that has not changed for this long is no longer being written
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 class UnwritableError(OSError):
-    """One sentence: which file or folder cannot be written, and why."""
+    """A file or folder cannot be written; the message is one sentence that names it and says why."""
 
 
 class DiskFullError(UnwritableError):
-    """One sentence: which file could not be written, because the disk is full."""
+    """A file could not be written because the disk is full; the message is one sentence that names the file."""
 
 
 def check_writable(path: Path) -> None:
-    """That the folders above ``path``, as far as they are there, let it be made or replaced.
+    """Check that ``path`` can be created or replaced in the closest existing folder above it.
 
     Raises:
-        UnwritableError: Naming the folder that does not.
+        UnwritableError: If it cannot; the message names the folder.
     """
     _check_writable(path, path.absolute().parents)
 
 
 def check_writable_folder(folder: Path) -> None:
-    """That files can be written into ``folder``, whether it is there already or has to be made.
+    """Check that files can be written into ``folder``, which need not exist yet.
 
     Raises:
-        UnwritableError: As :func:`check_writable`.
+        UnwritableError: See :func:`check_writable`.
     """
     _check_writable(folder, (folder.absolute(), *folder.absolute().parents))
 
@@ -49,20 +49,21 @@ def _check_writable(path: Path, folders: Iterable[Path]) -> None:
         raise UnwritableError(f"cannot write {path}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UnwritableError(
-            f"cannot write {path}: you may not write to the folder {there}. Choose another one, or change its rights"
+            f"cannot write {path}: you may not write to the folder {there}. Choose another folder, or change its "
+            "permissions"
         )
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; goes onto the disk and takes its place at the end.
+    """Yield a temporary path beside ``path``, whose file is flushed to the disk and replaces ``path`` at the end.
 
-    Where the end is not reached it is removed and ``path`` stays as it was. What a killed process left is removed by
-    the next that writes the same file; an hour later, if that runs on another machine.
+    If an error occurs, the temporary file is removed and ``path`` is not changed. The temporary file of a killed
+    process is removed by the next process that writes the same file, but only an hour later on another machine.
 
     Raises:
-        UnwritableError: Where ``path`` is a folder, or lies in one that cannot be written to.
-        DiskFullError: Where the disk is full: libraries say it in many ways.
+        UnwritableError: If ``path`` is a folder, or lies in a folder that cannot be written to.
+        DiskFullError: If the disk is full, which libraries report in many ways.
     """
     if path.is_dir():
         raise UnwritableError(f"cannot write {path}: it is a folder")
@@ -78,7 +79,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(unfinished: Path, path: Path) -> None:
-    """Have a file on the disk, then give it its name."""
+    """Flush a file to the disk, and then rename it."""
     with unfinished.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -86,14 +87,14 @@ def put_in_place(unfinished: Path, path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path`` to write to; goes onto the disk and takes its place at the end.
+    """Yield a hidden folder beside ``path``, which is flushed to the disk and renamed to ``path`` at the end.
 
-    Where the end is not reached it is removed.
+    If an error occurs, the hidden folder is removed.
 
     Raises:
-        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
-        DiskFullError: Where the disk is full.
-        FileExistsError: Where ``path`` is there already.
+        UnwritableError: If ``path`` lies in a folder that cannot be written to.
+        DiskFullError: If the disk is full.
+        FileExistsError: If ``path`` exists already.
     """
     _check_absent(path)
     with scratch_folder(path) as unfinished:
@@ -105,14 +106,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path``, removed at the end.
+    """Yield a hidden folder beside ``path`` that is removed at the end.
 
-    What a killed process left is removed by the next that asks for the same; an hour after its last file, if that
-    runs on another machine.
+    The folder of a killed process is removed by the next process that asks for the same folder; on another machine,
+    only an hour after the last change.
 
     Raises:
-        UnwritableError: Where ``path`` lies in a folder that cannot be written to.
-        DiskFullError: Where the disk is full.
+        UnwritableError: If ``path`` lies in a folder that cannot be written to.
+        DiskFullError: If the disk is full.
     """
     check_writable(path)
     unfinished = _unfinished(path)
@@ -125,16 +126,16 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a text file."""
+    """Write a text file, which is either complete or absent."""
     with replacing(path) as unfinished:
         unfinished.write_text(content, encoding="utf-8")
 
 
 def flush_folder(folder: Path) -> None:
-    """Have all files below a folder on the disk, so that a power failure does not leave empty ones.
+    """Flush all files below a folder to the disk, so that a power failure does not leave empty files.
 
     Raises:
-        OSError: Where the disk was full, and it comes out now.
+        OSError: If the disk is full, which can be reported as late as now.
     """
     if os.name != "posix":
         return
@@ -148,14 +149,14 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def naming_full_disk(path: Path, replaced: bool = False) -> Iterator[None]:
-    """Where a full disk ends the work, say in one sentence that ``path`` could not be written.
+    """Turn any error caused by a full disk into one sentence that names ``path``.
 
     Args:
-        path: Of a file or folder.
-        replaced: A file that is there already is still whole.
+        path: The file or folder that is written.
+        replaced: Whether an existing file is only replaced at the end, so that it is still complete.
 
     Raises:
-        DiskFullError: So.
+        DiskFullError: If the disk is full.
     """
     try:
         yield
@@ -163,20 +164,20 @@ def naming_full_disk(path: Path, replaced: bool = False) -> Iterator[None]:
         raise
     except (OSError, RuntimeError) as error:
         if is_full(error, path.parent):
-            before = f"; the {path.name} from before is whole" if replaced and path.is_file() else ""
+            before = f"; the previous {path.name} is still complete" if replaced and path.is_file() else ""
             raise DiskFullError(f"cannot write {path}: the disk is full{before}") from error
         raise
 
 
 def not_written(path: Path) -> DiskFullError:
-    """What to raise for a file that is not what was written, where the library that wrote it said nothing."""
+    """Return the error to raise if a library has silently written an incomplete file."""
     if shutil.disk_usage(path.parent).free < _LITTLE:
         return DiskFullError(f"cannot write {path}: the disk is full")
-    return DiskFullError(f"cannot write {path} whole: the disk was full, or is damaged")
+    return DiskFullError(f"cannot write {path} completely: the disk was full, or is damaged")
 
 
 def is_full(error: Exception, folder: Path) -> bool:
-    """Whether writing into a folder failed because there is no space left."""
+    """Return whether writing into a folder failed because the disk is full."""
     if isinstance(error, UnwritableError):
         return isinstance(error, DiskFullError)
     if isinstance(error, OSError) and error.errno is not None:
@@ -190,10 +191,10 @@ def _check_absent(path: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    """Where this process writes what will be ``path``; what killed processes left of the same is removed.
+    """Return this process's temporary path for ``path``, after removing those of killed processes.
 
-    The name has at most 35 letters: that of ``path`` may be as long as the disk allows. PyTorch names the folder in its
-    files after what comes before the last dot, which must not be the first letter.
+    The name has at most 35 characters, because the name of ``path`` can be as long as the disk allows. PyTorch names
+    the folder inside its files after the part before the last dot, so the last dot must not be the first character.
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
     hidden = f".unfinished_{digest}."
@@ -208,7 +209,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _is_abandoned(leftover: Path, owner: str) -> bool:
-    """Whether nobody writes it any more; the owner is ``HOST.PROCESS``."""
+    """Return whether no process writes a temporary file any more; its owner is ``HOST.PROCESS``."""
     host, _, process = owner.rpartition(".")
     if host == _HOST and process.isdecimal() and os.name == "posix":
         return int(process) == os.getpid() or not _is_alive(int(process))
@@ -226,7 +227,7 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:  # one that has ended stays in the list until its parent has asked about it, which some containers' never does
+    try:  # an ended process is listed as a zombie until its parent waits for it, which never happens in some containers
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return True

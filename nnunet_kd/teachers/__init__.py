@@ -1,1 +1,1 @@
-"""Teachers: found, checked, loaded, frozen and run."""
+"""Find, check, load and run the teachers of a student."""

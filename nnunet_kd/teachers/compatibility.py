@@ -1,4 +1,4 @@
-"""Whether a teacher was trained on the inputs and for the outputs of its student."""
+"""Check that a teacher has the same inputs and outputs as its student."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
     """Refuse a teacher that was trained on other inputs or for other outputs than the student.
 
     Args:
-        teacher: From :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`.
+        teacher: The teacher's experiment, from :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`.
         student: The student's experiment.
-        path: Where the teacher's plans were read, for messages.
+        path: The file from which the teacher's plans were read, for messages.
 
     Raises:
-        ValueError: One sentence saying what differs.
+        ValueError: If the two differ; the message says in one sentence what differs.
     """
     if student.configuration not in student.plans["configurations"]:
         raise ValueError(
@@ -46,7 +46,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     facts = {
         "number of input channels": len(channels),
         "list of input channels": [str(channel).lower() for channel in channels],
-        # The order of regions is that of the network's channels.
+        # The order of the regions is the order of the network's output channels.
         "label list": list(dataset["labels"].items()) if "regions_class_order" in dataset else dataset["labels"],
         "order of regions": dataset.get("regions_class_order"),
         "number of spatial axes": len(configuration["patch_size"]),
@@ -56,7 +56,8 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
         "axis order": list(plans["transpose_forward"]),
         "previous cascade stage": configuration.get("previous_stage"),
     }
-    # CT intensities are scaled by statistics of the data set, which plans carry; MRI by those of the case.
+    # CT intensities are scaled by statistics of the data set, which the plans contain; MRI intensities by those of each
+    # case.
     statistics = PlansManager(plans).foreground_intensity_properties_per_channel
     for channel, scheme in enumerate(schemes):
         if scheme == "CTNormalization":

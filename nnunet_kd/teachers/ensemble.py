@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""An ensemble of several teachers that acts as one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nnunet_kd.teachers.teacher import Teacher
 
 
 class TeacherEnsemble(nn.Module):
-    """Mean of the probabilities, and of the features, of several teachers.
+    """Several teachers whose probabilities and features are averaged.
 
-    Probabilities are returned as logits. For classes those are determined up to a constant per voxel, for which the
-    mean of the teachers' is taken, so that equal teachers give the logits of one.
+    The mean probabilities are returned as logits. The logits of classes are determined only up to a constant per voxel;
+    the mean of the teachers' constants is used, so that an ensemble of equal teachers gives the logits of one teacher.
 
     Args:
-        teachers: At least one.
-        regions: Channels are regions (sigmoid), not classes (softmax).
+        teachers: The teachers, at least one.
+        regions: Whether the channels are regions (sigmoid) instead of classes (softmax).
 
     Raises:
-        ValueError: Where features are wanted and the teachers' stages differ.
+        ValueError: If the teachers give features and their stages differ.
     """
 
     def __init__(self, teachers: Sequence[Teacher], regions: bool) -> None:
@@ -40,12 +40,12 @@ class TeacherEnsemble(nn.Module):
         self.regions = regions
 
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`Teacher.forward`; logits of the resolutions all teachers give."""
+        """Compute the mean logits and features as :meth:`Teacher.forward`, at the scales that all teachers share."""
         by_grid = []
         features: list[Tensor] = []
-        for teacher in self.teachers:  # only the mean of their features is held
+        for teacher in self.teachers:  # only the running mean of the features is kept in memory
             scales, stages = teacher(images, logits)
-            stages = [stage / len(self.teachers) for stage in stages]  # first: half precision may not hold a sum
+            stages = [stage / len(self.teachers) for stage in stages]  # divided first: a sum can overflow float16
             by_grid.append({scale.shape[2:]: scale for scale in scales})
             features = [a + b for a, b in zip(features, stages, strict=True)] if features else stages
         shared = [grid for grid in by_grid[0] if all(grid in scales for scales in by_grid)]
@@ -53,7 +53,7 @@ class TeacherEnsemble(nn.Module):
 
     def _mean(self, logits: list[Tensor]) -> Tensor:
         stacked = torch.stack(logits).float()
-        if self.regions:  # the logarithms of 1/n cancel
+        if self.regions:  # the two terms log(1/n) cancel
             inside, outside = F.logsigmoid(stacked).logsumexp(0), F.logsigmoid(-stacked).logsumexp(0)
             return inside - outside
         constants = stacked.logsumexp(2, keepdim=True)
@@ -61,7 +61,7 @@ class TeacherEnsemble(nn.Module):
         return log_sums + constants.mean(0) - math.log(len(logits))
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """Refuse: several teachers have no common decoder.
+        """Refuse to decode features, because several teachers have no common decoder.
 
         Raises:
             NotImplementedError: Always.

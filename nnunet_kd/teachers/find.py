@@ -1,4 +1,4 @@
-"""Find the teachers of a student, read their plans, and check that they fit."""
+"""Find the teachers of a student, read their plans, and check that they match the student."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ from nnunet_kd.teachers.leakage import (
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher that was found: its plans have been read, its weights not yet.
+    """The files of a teacher, whose plans have been read and whose weights have not.
 
     Attributes:
+        experiment: The teacher's plans, configuration and data set.
+        checkpoint: The checkpoint that holds its weights.
         deep_supervision: Whether its heads at lower resolutions were trained.
-        leakage: Why it may have seen the student's validation cases, as far as its own files and existing splits say.
+        trust_checkpoint: Whether its checkpoint and plans can run code.
+        leakage: The reason why it may have seen the student's validation cases, as far as its own files and the
+            existing splits tell; ``None`` if they tell nothing.
         fold: The teacher's fold.
-        kept_back: The cases it was validated on, and so not trained on; ``None``: its validation has not ended.
-        precision: ``"bfloat16"``, or ``None``: as the student's.
+        kept_back: The cases on which it was validated, and therefore not trained; ``None`` if its validation is not
+            complete.
+        precision: ``"bfloat16"``, or ``None`` for the student's precision.
     """
 
     experiment: Experiment
@@ -48,14 +53,16 @@ class TeacherFiles:
 
 
 def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:
-    """Locate the teachers of one student fold and check that all see the same images and labels.
+    """Find the teachers of one student fold, and check that they have the student's inputs and outputs.
 
     Returns:
         One entry per teacher and fold.
 
     Raises:
-        FileNotFoundError: Where folder, fold or checkpoint are missing, with the command that makes them.
-        ValueError: Where a teacher does not fit, or its plans cannot be read, or could run code and are not trusted.
+        FileNotFoundError: If the folder, the fold or the checkpoint is missing; the message names the command that
+            creates it.
+        ValueError: If a teacher does not match the student, or its plans cannot be read, or they could run code and
+            are not trusted.
     """
     return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
 
@@ -70,17 +77,17 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
     )
     command = " && ".join([*(first.commands if first else []), train])
     if settings.folder is not None:
-        folder, fix, finish = Path(settings.folder), "Name another one: nnunet_kd.teacher.folder", ""
+        folder, fix, finish = Path(settings.folder), "Set nnunet_kd.teacher.folder to another folder", ""
     else:
         name = f"{settings.trainer}__{plans_name}__{configuration}"
         folder = Path(nnUNet_results.require()) / student.plans["dataset_name"] / name
         fix, finish = f"Train it: {command}", f". Finish its training: {command} --c"
     if not folder.is_dir():
         others = [] if settings.folder is not None else _other_plans(folder.parent, settings, configuration, fold)
-        if others:  # plans that were copied by hand have another name than their teacher's
+        if others:  # plans that were copied by hand have another name than their teacher's plans
             fix = (
                 f'There is one with the plans {", ".join(others)}: set "teacher": {{"plans": "{others[0]}"}} in the '
-                f"nnunet_kd block of {student.plans['plans_name']} to learn from it, or train this one: {command}"
+                f"nnunet_kd block of {student.plans['plans_name']} to use it, or train the missing teacher: {command}"
             )
         raise FileNotFoundError(f"there is no teacher in {folder}. {fix}")
     fold_folder = folder / f"fold_{fold}"
@@ -105,14 +112,14 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
 
 
 def _other_plans(results: Path, settings: TeacherSettings, configuration: str, fold: int | str) -> list[str]:
-    """Names of the plans with which the same trainer has trained the same configuration and fold."""
+    """Return the names of other plans with which the same trainer has trained the configuration and fold."""
     before, after = f"{settings.trainer}__", f"__{configuration}"
     checkpoints = results.glob(f"{escape(before)}*{escape(after)}/fold_{fold}/{escape(settings.checkpoint)}")
     return sorted(path.parents[1].name.removeprefix(before).removesuffix(after) for path in checkpoints)
 
 
 def _had_deep_supervision(fold_folder: Path) -> bool:
-    """What nnU-Net wrote down when the training began; its default where the file is gone."""
+    """Return whether nnU-Net recorded deep supervision when the training began; true if the record is missing."""
     notes = fold_folder / "debug.json"
     return (
         not notes.is_file() or str(read_json(notes, "the teacher's ").get("enable_deep_supervision", True)) != "False"

@@ -1,4 +1,4 @@
-"""What tells that a teacher has seen the student's validation cases: other folds, other data, other splits."""
+"""Detect teachers that have seen the student's validation cases, by their folds, data sets and splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDINGS = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.support
 
 
 def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]:
-    """The folds of a teacher that teach student fold ``fold``."""
+    """Return the folds of a teacher that teach student fold ``fold``."""
     if settings.folds == "same":
         return [fold]
     if settings.folds == "all":
@@ -27,10 +27,10 @@ def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]
 
 
 def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
-    """A warning where the settings let a teacher see the student's validation cases, else ``None``."""
+    """Return a warning if the settings let a teacher see the student's validation cases, otherwise ``None``."""
     chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
     leaking = list(dict.fromkeys(one for one in chosen if one != fold))
-    if not leaking or fold == "all":  # fold all keeps no case back in the first place
+    if not leaking or fold == "all":  # fold "all" holds out no cases
         return None
     folds = ", ".join(f"fold {one}" for one in leaking)
     return (
@@ -40,12 +40,12 @@ def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
 
 
 def second_hand_leakage(teacher: Mapping[str, Any], student: Mapping[str, Any], fold: int | str) -> str | None:
-    """What the teacher's own plans say against it.
+    """Return a warning if the teacher's own plans reveal that it has seen validation cases, otherwise ``None``.
 
     Args:
-        teacher: Its plans.
-        student: The student's.
-        fold: The teacher's.
+        teacher: The teacher's plans.
+        student: The student's plans.
+        fold: The teacher's fold.
     """
     dataset = teacher.get("dataset_name")
     if dataset != student["dataset_name"]:
@@ -55,7 +55,7 @@ def second_hand_leakage(teacher: Mapping[str, Any], student: Mapping[str, Any], 
         )
     try:
         inherited = recorded_leakage(teacher).get(str(fold))
-    except ValueError:  # a block of another version
+    except ValueError:  # the block was written by another version
         return None
     return None if inherited is None else f"{inherited} That teacher's student is the teacher here."
 
@@ -63,14 +63,14 @@ def second_hand_leakage(teacher: Mapping[str, Any], student: Mapping[str, Any], 
 def leakage_of_split(
     kept_back: Collection[str] | None, validation: Collection[str] | None, fold: int | str
 ) -> str | None:
-    """What the fold's validation cases of today say against its teacher, which may have been trained on others.
+    """Return a warning if the splits have changed since the teacher was trained, otherwise ``None``.
 
     Args:
-        kept_back: See :func:`validated_cases`.
-        validation: The student's; ``None``: nnU-Net has not split the data set yet.
-        fold: Of both.
+        kept_back: The cases that the teacher was not trained on, from :func:`validated_cases`.
+        validation: The student's validation cases; ``None`` if nnU-Net has not split the data set yet.
+        fold: The fold of the teacher and of the student.
     """
-    if validation is None or fold == "all":  # which keeps no case back in the first place
+    if validation is None or fold == "all":  # fold "all" holds out no cases
         return None
     new = not_kept_back(kept_back, validation, fold)
     if new is None:
@@ -82,7 +82,7 @@ def leakage_of_split(
 
 
 def not_kept_back(kept_back: Collection[str] | None, validation: Collection[str], fold: int | str) -> str | None:
-    """Which validation cases of a fold a model of it may have seen, in words; ``None``: none, as far as is known."""
+    """Describe the validation cases of a fold that its model may have seen, or return ``None`` if none are known."""
     new = [] if kept_back is None else sorted({*validation} - {*kept_back})
     if not new:
         return None
@@ -91,23 +91,23 @@ def not_kept_back(kept_back: Collection[str] | None, validation: Collection[str]
 
 
 def known_validation(dataset: str, fold: int | str) -> list[str] | None:
-    """A fold's validation cases; ``None`` where nnU-Net has not made it yet, or its file cannot be read."""
+    """Return a fold's validation cases, or ``None`` if the fold does not exist yet or the splits cannot be read."""
     if fold == "all" or not nnUNet_preprocessed.is_set():
         return None
     try:
         return read_splits(Path(nnUNet_preprocessed.require()) / dataset / SPLITS)[int(fold)]["val"]
-    except (FileNotFoundError, ValueError, IndexError):  # the training will say so
+    except (FileNotFoundError, ValueError, IndexError):  # the training reports the error
         return None
 
 
 def validated_cases(fold_folder: Path) -> frozenset[str] | None:
-    """The cases nnU-Net has validated a fold's model on; ``None`` where it has not ended that.
+    """Return the cases on which nnU-Net has validated a fold's model, or ``None`` if the validation is not complete.
 
-    Only the name of a case is read from ``summary.json``: folders, separators and endings are those of the machine and
-    of the format at that time.
+    Only the names of the cases are taken from ``summary.json``. Its folders, separators and file endings are those of
+    the machine and the format that the validation used.
 
     Args:
-        fold_folder: Of a fold, in the results.
+        fold_folder: The folder of the fold in the results folder.
     """
     try:
         cases = read_json(fold_folder / "validation" / "summary.json")["metric_per_case"]
@@ -119,7 +119,7 @@ def validated_cases(fold_folder: Path) -> frozenset[str] | None:
 
 
 def _own_ending(dataset_json: Path) -> list[str]:
-    """Of a model's images, which may be one that nnU-Net's readers do not list."""
+    """Return the file ending of a model's images, which nnU-Net's readers need not list."""
     try:
         return [str(read_json(dataset_json)["file_ending"])]
     except (FileNotFoundError, ValueError, KeyError):
@@ -127,6 +127,6 @@ def _own_ending(dataset_json: Path) -> list[str]:
 
 
 def _without_ending(file: str, endings: Collection[str]) -> str:
-    """Without the longest of the endings that fits, or else without what follows the last dot."""
+    """Remove the longest matching ending from a file name or, if none matches, the part after the last dot."""
     fitting = [ending for ending in endings if file.lower().endswith(ending.lower())]
     return file.removesuffix(file[-max(map(len, fitting)) :]) if any(fitting) else Path(file).stem

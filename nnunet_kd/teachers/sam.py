@@ -1,7 +1,8 @@
-"""The Segment Anything Model as a teacher: a volume and its labels in, one map of logits per structure out.
+"""The Segment Anything Model as a teacher, which maps a volume and its labels to one map of logits per structure.
 
-Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` package; used as in SAM-DRA-UNet, section
-3.2. SAM segments slices of RGB images where a prompt points; prompts come from the training labels.
+Kirillov et al., "Segment Anything", 2023, through the ``segment_anything`` package, used as in SAM-DRA-UNet, section
+3.2. SAM segments the object that a prompt marks in an RGB image; slices serve as images, and the training labels
+provide the prompts.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from nnunet_kd.nnunet.trust.archives import check_stored
 
 PROMPTS = ("box", "points")
 
-# What SAM would say of a structure that is not on a slice: it is not asked. Its sigmoid is 4.5e-5.
+# The logit of a structure that is not in a slice, for which SAM is not run. Its sigmoid is 4.5e-5.
 ABSENT = -10.0
 
-# Intensities between these percentiles of a channel's body voxels become 0..255.
+# The percentiles of a channel's body voxels that are mapped to the intensities 0 and 255.
 WINDOW = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class SamSettings:
-    """How SAM is asked; kept with what it answered.
+    """The settings with which SAM is prompted, which are stored with the soft labels.
 
     Attributes:
-        model_type: Key of ``segment_anything.sam_model_registry``: ``vit_b``, ``vit_l``, ``vit_h``.
-        channels: Up to three input channels that become red, green and blue; fewer are repeated in turn.
-        prompt: ``"box"``: around each connected component in the slice; ``"points"``: its innermost voxel.
-        margin: Voxels a box is larger on each side.
+        model_type: The key in ``segment_anything.sam_model_registry``: ``vit_b``, ``vit_l`` or ``vit_h``.
+        channels: The input channels that become red, green and blue; fewer than three are repeated in turn.
+        prompt: ``"box"`` for a box around each connected component of the slice, ``"points"`` for its innermost voxel.
+        margin: The number of voxels by which a box is enlarged on each side.
     """
 
     model_type: str = "vit_b"
@@ -47,20 +48,19 @@ class SamSettings:
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
-            raise ValueError(f"a prompt is one of {', '.join(PROMPTS)}, got {self.prompt!r}")
+            raise ValueError(f"the prompt must be one of {', '.join(PROMPTS)}, got {self.prompt!r}")
         if not 1 <= len(self.channels) <= 3:
-            raise ValueError(f"SAM sees one to three channels, got {len(self.channels)}")
+            raise ValueError(f"SAM takes one to three channels, got {len(self.channels)}")
         if self.margin < 0:
-            raise ValueError(f"the margin of boxes is at least 0, got {self.margin}")
+            raise ValueError(f"the margin of boxes must be at least 0, got {self.margin}")
 
 
 def load_sam(model_type: str, checkpoint: Path) -> Any:
-    """SAM with the weights of a file in the published format, frozen, on the CPU.
+    """Load SAM onto the CPU and freeze it, with weights in the published format.
 
     Raises:
-        ValueError: For an unknown type, for a file that is no state dict or not that of this type, or for weights
-            that are not finite.
-        FileNotFoundError: Where there is no file.
+        ValueError: If the type is unknown, the file is not a state dict of this type, or a weight is not finite.
+        FileNotFoundError: If the checkpoint does not exist.
     """
     from segment_anything import sam_model_registry
 
@@ -70,15 +70,15 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
     check_stored(checkpoint)
     try:
-        # Only files of PyTorch 1.6 and later can be mapped; older ones are read.
+        # Only files written by PyTorch 1.6 or later can be memory mapped.
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
-    except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"cannot read {checkpoint}: it is damaged, or holds more than weights") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise ValueError(f"cannot read {checkpoint}: it is damaged, or contains more than weights") from error
     sam = sam_model_registry[model_type](checkpoint=None)
     try:
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{checkpoint} does not hold the weights of {model_type}") from error
+        raise ValueError(f"{checkpoint} does not contain the weights of {model_type}") from error
     for name, weight in sam.named_parameters():
         if not torch.isfinite(weight).all():
             raise ValueError(f"the weights in {checkpoint} are not finite: {name}")
@@ -86,13 +86,13 @@ def load_sam(model_type: str, checkpoint: Path) -> Any:
 
 
 class SamTeacher:
-    """Asks SAM slice by slice; the embedding of a slice is computed once, whatever the number of prompts.
+    """A teacher that runs SAM slice by slice and computes each slice's embedding once for all prompts.
 
     Args:
-        sam: From :func:`load_sam`.
-        settings: How it is asked.
-        device: Where it runs; in half precision on CUDA.
-        prompts_at_once: Prompts decoded in one batch.
+        sam: The model, from :func:`load_sam`.
+        settings: The settings of the prompts.
+        device: The device on which SAM runs, in half precision on CUDA.
+        prompts_at_once: The number of prompts that are decoded in one batch.
     """
 
     def __init__(self, sam: Any, settings: SamSettings, device: torch.device, prompts_at_once: int = 32) -> None:
@@ -104,22 +104,22 @@ class SamTeacher:
         self._predictor = SamPredictor(sam.to(device))
 
     def logits(self, images: np.ndarray, structures: np.ndarray, body: np.ndarray, axis: int) -> np.ndarray:
-        """SAM's mask logits of every structure, the largest of its components' at each voxel.
+        """Compute SAM's mask logits of every structure, with the maximum over its components at each voxel.
 
-        Slices without any structure are not shown to SAM; there, and for structures a slice has not, the logit is
-        :data:`ABSENT`.
+        The logit is :data:`ABSENT` in slices that do not contain the structure. Slices without any structure are not
+        passed to SAM.
 
         Args:
-            images: ``(channels, z, y, x)``.
-            structures: Boolean ``(K, z, y, x)``, from the labels.
-            body: Boolean ``(z, y, x)``: voxels whose intensities count for the window.
-            axis: Slices lie across this axis of ``(z, y, x)``.
+            images: The images ``(channels, z, y, x)``.
+            structures: The boolean masks of the structures ``(K, z, y, x)``, from the labels.
+            body: The boolean mask ``(z, y, x)`` of the voxels that determine the intensity window.
+            axis: The axis of ``(z, y, x)`` along which the volume is sliced.
 
         Returns:
-            float32 ``(K, z, y, x)``.
+            The logits ``(K, z, y, x)`` in float32.
 
         Raises:
-            ValueError: For a channel the images do not have.
+            ValueError: If the images do not have one of the channels.
         """
         for channel in self.settings.channels:
             if not 0 <= channel < len(images):
@@ -136,14 +136,14 @@ class SamTeacher:
 
     @torch.inference_mode()
     def slice_logits(self, image: np.ndarray, structures: np.ndarray) -> np.ndarray:
-        """SAM's mask logits of every structure in one slice.
+        """Compute SAM's mask logits of every structure in one slice.
 
         Args:
-            image: uint8 ``(3, height, width)``.
-            structures: Boolean ``(K, height, width)``.
+            image: The slice ``(3, height, width)`` in uint8.
+            structures: The boolean masks of the structures ``(K, height, width)``.
 
         Returns:
-            float32 ``(K, height, width)``; :data:`ABSENT` for structures that are not there.
+            The logits ``(K, height, width)`` in float32; :data:`ABSENT` for structures that are not in the slice.
         """
         places = [component_places(one, self.settings.prompt, self.settings.margin) for one in structures]
         owners = np.repeat(np.arange(len(structures)), [len(entry) for entry in places])
@@ -160,7 +160,7 @@ class SamTeacher:
         return result
 
     def _decode(self, prompts: Tensor) -> Tensor:
-        """Mask logits ``(N, height, width)`` of prompts on the slice that is set."""
+        """Compute the mask logits ``(N, height, width)`` of prompts in the current slice."""
         predictor: Any = self._predictor
         size = predictor.original_size
         if self.settings.prompt == "box":
@@ -170,7 +170,7 @@ class SamTeacher:
             return single
         points = predictor.transform.apply_coords_torch(prompts[:, None], size)
         inside = torch.ones(points.shape[:2], dtype=torch.int, device=points.device)
-        # A point is ambiguous: of SAM's three answers the one it expects to fit best is taken.
+        # A point is ambiguous, so SAM returns three masks; the one with the highest predicted quality is used.
         masks, quality, _ = predictor.predict_torch(points, inside, multimask_output=True, return_logits=True)
         best: Tensor = masks[torch.arange(len(masks), device=masks.device), quality.argmax(1)]
         return best
@@ -180,14 +180,14 @@ class SamTeacher:
 
 
 def as_rgb(channels: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """One to three channels as uint8 red, green and blue, each from :data:`WINDOW` of its body voxels.
+    """Convert one to three channels to red, green and blue in uint8, each with :data:`WINDOW` of its body voxels.
 
     Args:
-        channels: ``(1 to 3, z, y, x)``.
-        body: Boolean ``(z, y, x)``; all voxels where it is empty.
+        channels: The channels ``(1 to 3, z, y, x)``.
+        body: The boolean mask of the body ``(z, y, x)``; if it is empty, all voxels are used.
 
     Returns:
-        ``(3, z, y, x)``; fewer channels are repeated in turn.
+        The colours ``(3, z, y, x)``; fewer than three channels are repeated in turn.
     """
     windowed = []
     for channel in channels:
@@ -198,16 +198,16 @@ def as_rgb(channels: np.ndarray, body: np.ndarray) -> np.ndarray:
 
 
 def component_places(structure: np.ndarray, prompt: str, margin: int) -> np.ndarray:
-    """A prompt for each connected component of a structure in a slice, in voxels.
+    """Return one prompt, in voxels, for each connected component of a structure in a slice.
 
     Args:
-        structure: Boolean ``(height, width)``; voxels that touch at a corner belong together.
+        structure: The boolean mask ``(height, width)``; voxels that touch at a corner are connected.
         prompt: ``"box"`` or ``"points"``.
-        margin: Of boxes, in voxels; they end at the border of the slice.
+        margin: The margin of boxes in voxels; boxes are clipped at the border of the slice.
 
     Returns:
-        float32: boxes ``(N, 4)`` as x and y of the first and of the last voxel, or points ``(N, 2)`` as x, y: the
-        voxel farthest from the component's border.
+        The prompts in float32: boxes ``(N, 4)``, given by x and y of the first and of the last voxel, or points
+        ``(N, 2)``, given by x and y of the voxel farthest from the component's border.
     """
     labelled, count = ndimage.label(structure, structure=np.ones((3, 3), dtype=int))
     places: list[Sequence[float]] = []

@@ -1,7 +1,7 @@
-"""SAM's image embeddings of patches of slices: what the encoder of KD-SAM learns.
+"""SAM's image embeddings of patches of slices, which the encoder of KD-SAM learns to reproduce.
 
-Patches are those nnU-Net's sliding window cuts from a slice. SAM sees each as a picture of its own: resized to its
-frame, three channels as red, green and blue.
+The patches are those that nnU-Net's sliding window cuts from a slice. SAM treats each patch as a picture, resized to
+SAM's input size, with up to three channels shown as red, green and blue.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 from nnunet_kd.teachers.sam import WINDOW
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
-STEP = 0.5  # of nnU-Net's sliding window, in patches
-AT_ONCE = 4  # patches: ViT-H's global attention has 16 x 4096 x 4096 numbers for each
+STEP = 0.5  # the step of nnU-Net's sliding window, in patches
+AT_ONCE = 4  # patches per batch; ViT-H's global attention takes 16 x 4096 x 4096 numbers for each
 
-# nnU-Net's normalisation of photographs; undone, so that SAM sees their colours.
+# nnU-Net's normalisation of photographs, which is undone so that SAM sees the original colours.
 EXACT_COLOURS = "RGBTo01Normalization"
 
 
 @dataclass(frozen=True)
 class Colours:
-    """How channels become red, green and blue.
+    """The conversion of input channels to red, green and blue.
 
     Attributes:
-        channels: One to three input channels; fewer than three are repeated in turn.
-        exact: For each, whether its values are colours from 0 to 1; others are stretched so that 0..255 are
-            :data:`nnunet_kd.teachers.sam.WINDOW` of the patch.
+        channels: The one to three input channels; fewer than three are repeated in turn.
+        exact: Whether the values of each channel are colours from 0 to 1. The values of other channels are scaled so
+            that 0..255 spans :data:`nnunet_kd.teachers.sam.WINDOW` of the patch.
     """
 
     channels: tuple[int, ...]
@@ -41,25 +41,25 @@ class Colours:
 
     @classmethod
     def of(cls, schemes: Sequence[str], channels: Sequence[int] | None = None) -> Colours:
-        """Of data that nnU-Net normalised, by default their first three channels.
+        """Create the conversion for images that nnU-Net normalised, by default from their first three channels.
 
         Args:
             schemes: nnU-Net's ``normalization_schemes``, one per channel.
-            channels: To be shown.
+            channels: The channels to use.
 
         Raises:
-            ValueError: For none, more than three, or one that the images do not have.
+            ValueError: If there is no channel, there are more than three, or the images do not have one of them.
         """
         chosen = tuple(range(min(len(schemes), 3)) if channels is None else channels)
         if not 1 <= len(chosen) <= 3:
-            raise ValueError(f"SAM sees one to three channels, got {len(chosen)}")
+            raise ValueError(f"SAM takes one to three channels, got {len(chosen)}")
         for channel in chosen:
             if not 0 <= channel < len(schemes):
                 raise ValueError(f"there is no channel {channel}: the images have {len(schemes)}")
         return cls(chosen, tuple(schemes[channel] == EXACT_COLOURS for channel in chosen))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, 3, H, W)`` with values from 0 to 255, float32."""
+        """Convert images ``(B, C, H, W)`` to colours ``(B, 3, H, W)`` from 0 to 255, in float32."""
         shown = []
         for channel, exact in zip(self.channels, self.exact, strict=True):
             values = images[:, channel].float()
@@ -73,12 +73,12 @@ class Colours:
 
 
 class SamEmbedder:
-    """SAM's image encoder; it sees a few patches at once.
+    """SAM's image encoder, which embeds a few patches at once.
 
     Args:
-        sam: From :func:`nnunet_kd.teachers.sam.load_sam`.
-        colours: What it is shown.
-        device: Where it runs; in half precision on CUDA.
+        sam: The model, from :func:`nnunet_kd.teachers.sam.load_sam`.
+        colours: The conversion of the channels to colours.
+        device: The device on which SAM runs, in half precision on CUDA.
     """
 
     def __init__(self, sam: Any, colours: Colours, device: torch.device) -> None:
@@ -88,30 +88,30 @@ class SamEmbedder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an embedding."""
+        """The channels, height and width of an embedding."""
         side = self._sam.image_encoder.img_size // self._sam.image_encoder.patch_embed.proj.stride[0]
         return self._sam.prompt_encoder.embed_dim, side, side
 
     @property
     def image_size(self) -> int:
-        """Side of SAM's frame in pixels."""
+        """The side of SAM's square input in pixels."""
         size: int = self._sam.image_encoder.img_size
         return size
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Embeddings of patches.
+        """Compute the embeddings of patches.
 
         Args:
-            images: ``(B, C, H, W)`` as nnU-Net normalised them.
+            images: The patches ``(B, C, H, W)``, normalised by nnU-Net.
 
         Returns:
-            ``(B, *shape)``, float32, on the embedder's device.
+            The embeddings ``(B, *shape)`` in float32 on the embedder's device.
         """
         from segment_anything.utils.transforms import ResizeLongestSide
 
         colours = self._colours(images.to(self._device))
-        # The package's own apply_image_torch takes batch and channels for height and width.
+        # The package's own apply_image_torch mistakes batch and channels for height and width.
         size = ResizeLongestSide.get_preprocess_shape(*colours.shape[2:], self.image_size)
         resized = F.interpolate(colours, size, mode="bilinear", align_corners=False, antialias=True)
         framed = self._sam.preprocess(resized)
@@ -121,11 +121,11 @@ class SamEmbedder:
 
 
 class SlicePatches:
-    """The patches nnU-Net's sliding window cuts from the slices of a case, slice by slice.
+    """The patches that nnU-Net's sliding window cuts from the slices of a case, slice by slice.
 
     Args:
-        shape: ``(z, y, x)`` of the case.
-        patch_size: ``(y, x)``; slices smaller than that are padded on both sides, as nnU-Net pads them.
+        shape: The shape ``(z, y, x)`` of the case.
+        patch_size: The patch size ``(y, x)``. Smaller slices are padded on both sides, as in nnU-Net.
     """
 
     def __init__(self, shape: Sequence[int], patch_size: Sequence[int]) -> None:
@@ -139,18 +139,18 @@ class SlicePatches:
         return len(self.corners)
 
     def cut(self, volume: Any, number: int, fill: float = 0) -> np.ndarray:
-        """One patch.
+        """Cut one patch from a volume.
 
         Args:
-            volume: ``(C, z, y, x)``, may be memory mapped.
-            number: Of the patch.
-            fill: What is beyond the slice.
+            volume: The volume ``(C, z, y, x)``, which can be memory mapped.
+            number: The number of the patch.
+            fill: The value of voxels outside the slice.
 
         Returns:
-            ``(C, *patch_size)``.
+            The patch ``(C, *patch_size)``.
         """
         slice_number, *corner = self.corners[number]
-        # In the slice's own coordinates; what is negative, or beyond its end, is padding.
+        # The coordinates are those of the slice; negative ones, and those beyond its end, are padding.
         starts = [begin - pad for begin, pad in zip(corner, self._before, strict=True)]
         inside = [
             slice(max(start, 0), min(start + size, side))
@@ -164,19 +164,19 @@ class SlicePatches:
 
 
 class EmbeddingStore(SoftLabelStore):
-    """A store whose files hold SAM's embeddings of the patches of a case: ``(patches, channels, height, width)``."""
+    """A store of SAM's embeddings, with one file ``(patches, channels, height, width)`` per case."""
 
     marker: ClassVar[str] = "_embeddings_"
     content: ClassVar[str] = "embeddings"
 
     def _layout(self, shape: tuple[int, ...], patch_size: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """Every patch is a chunk of its own, since it is read alone."""
+        """Return blocks and chunks of one patch each, because patches are read one at a time."""
         one = (1, *shape[1:])
         return one, one
 
     @property
     def arguments(self) -> str:
-        """Of ``nnunet_kd soft-labels``, to make the embeddings again from the same source."""
+        """The arguments of ``nnunet_kd soft-labels`` that compute the embeddings again from the same source."""
         source = self.manifest.get("source", {})
         channels = " ".join(map(str, source.get("channels", [])))
         model = source.get("model_type", "vit_h")

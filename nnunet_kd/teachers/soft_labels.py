@@ -1,12 +1,12 @@
-"""A store of a teacher's logits: computed once, in one file per training case, and read by the data loader.
+"""A store of a teacher's logits, which are computed once per training case and then read by the data loader.
 
-It is a folder beside the preprocessed cases, named after them and the store, that holds
+The store is a folder beside the preprocessed cases, named after them and the store. It contains
 
-- ``manifest.json``: what made the logits, and for which data,
-- ``CASE.b2nd``: float16 ``(heads, z, y, x)`` on the grid of the preprocessed case, compressed and chunked with blosc2
-  as nnU-Net's own data,
-- ``CASE.json``: size and SHA-256 of that file and the fingerprints of the images and labels it was made from, written
-  after it: a case without it is not there yet.
+- ``manifest.json``, the source of the logits and the data they belong to,
+- ``CASE.b2nd``, the logits ``(heads, z, y, x)`` in float16 on the grid of the preprocessed case, compressed and chunked
+  with blosc2 like nnU-Net's data,
+- ``CASE.json``, the size and the SHA-256 of that file, and the fingerprints of the images and labels from which it was
+  computed. It is written last, so a case without it is incomplete.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PACKAGES = ("nnunet_kd", "nnunetv2", "torch", "segment_anything", "blosc2")
 
 @dataclass(frozen=True)
 class SoftLabelStore:
-    """One folder of soft labels.
+    """A folder of soft labels.
 
     Attributes:
-        folder: May be missing until :meth:`begin`.
+        folder: The folder, which need not exist before :meth:`begin`.
     """
 
     folder: Path
@@ -47,33 +47,33 @@ class SoftLabelStore:
 
     @property
     def name(self) -> str:
-        """Name of the store, without that of the data."""
+        """The name of the store, without the name of the data."""
         return self.folder.name.rpartition(self.marker)[2]
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What made the logits, and for which data.
+        """The content of ``manifest.json``: the source of the logits and the data they belong to.
 
         Raises:
-            ValueError: Where it cannot be read.
+            ValueError: If the manifest cannot be read.
         """
         path = self.folder / "manifest.json"
         try:
             content = read_json(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder} is no folder of {self.content}: cannot read {path.name}") from error
+            raise ValueError(f"{self.folder} is not a folder of {self.content}: cannot read {path.name}") from error
         return content
 
     def begin(self, data: Mapping[str, Any], source: Mapping[str, Any], cases: Sequence[str]) -> None:
-        """Write the manifest, or check that the one that is there says the same.
+        """Write the manifest, or check that the existing manifest has the same content.
 
         Args:
-            data: Which data the labels belong to (see :func:`nnunet_kd.nnunet.cases.data_of`).
-            source: Everything that decides what the labels are.
-            cases: All cases the store will have, whoever makes them.
+            data: The description of the data that the labels belong to, from :func:`nnunet_kd.nnunet.cases.data_of`.
+            source: The description of everything that determines the labels.
+            cases: All cases that the store will contain, whichever process computes them.
 
         Raises:
-            ValueError: Naming the first entry that differs.
+            ValueError: If the existing manifest differs; the message names the first entry that differs.
         """
         wanted = json.loads(json.dumps({"data": data, "source": source, "cases": sorted(cases)}))
         if (self.folder / "manifest.json").is_file():
@@ -83,26 +83,28 @@ class SoftLabelStore:
                 for key in [*now, *before]:
                     if before.get(key) != now.get(key):
                         raise ValueError(
-                            f"{self.folder} was begun with {key} = {_short(before.get(key))}, not "
-                            f"{_short(now.get(key))}: give --name another name, or remove the folder"
+                            f"{self.folder} was created with {key} = {_short(before.get(key))}, not "
+                            f"{_short(now.get(key))}: choose another name with --name, or remove the folder"
                         )
             if there.get("cases") != wanted["cases"]:
-                raise ValueError(f"{self.folder} was begun for other cases: remove it, or give --name another name")
+                raise ValueError(
+                    f"{self.folder} was created for other cases: choose another name with --name, or remove the folder"
+                )
             return
         versions = {package: version(package) for package in PACKAGES}
         write_whole(self.folder / "manifest.json", json.dumps({**wanted, "versions": versions}, indent=1))
 
     def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: Mapping[str, str]) -> None:
-        """Store one case, whose file is written completely or not at all.
+        """Store the logits of one case, clipped to the range of half precision.
 
         Args:
-            case: nnU-Net's identifier.
-            logits: ``(heads, z, y, x)``, any floating type.
-            patch_size: nnU-Net's patch size, for the chunks.
-            made_from: Fingerprint of the case (see :meth:`PreprocessedCases.fingerprint`).
+            case: nnU-Net's identifier of the case.
+            logits: The logits ``(heads, z, y, x)``, of any floating type.
+            patch_size: nnU-Net's patch size, which determines the chunks.
+            made_from: The fingerprint of the case, from :meth:`PreprocessedCases.fingerprint`.
 
         Raises:
-            ValueError: For logits that are not finite. What half precision cannot hold is cut off at its largest.
+            ValueError: If a logit is not finite.
         """
         if not np.isfinite(logits).all():
             raise ValueError(f"case {case}: the teacher's {self.content} are not finite")
@@ -122,29 +124,29 @@ class SoftLabelStore:
         write_whole(self._record(case), json.dumps(record))
 
     def _layout(self, shape: tuple[int, ...], patch_size: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """Blocks and chunks of a file, as nnU-Net's own have them."""
+        """Return the shapes of a file's blocks and chunks, which are those of nnU-Net's files."""
         blocks, chunks = comp_blosc2_params(shape, tuple(patch_size), np.dtype(np.float16).itemsize)
         return blocks, chunks
 
     def open(self, case: str) -> Any:
-        """Logits of a case, float16 ``(heads, z, y, x)``, memory mapped: nothing is read before it is indexed.
+        """Open the memory-mapped logits ``(heads, z, y, x)`` of a case, which are read only when they are indexed.
 
         Raises:
-            ValueError: Naming a file that is missing or damaged.
+            ValueError: If the file is missing or damaged; the message names it.
         """
-        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own files
         try:
             return blosc2.open(urlpath=str(self.path(case)), mode="r", dparams={"nthreads": 1}, **mapped)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"cannot read the {self.content} {self.path(case)}: missing or damaged") from error
+            raise ValueError(f"cannot read the {self.content} {self.path(case)}: it is missing or damaged") from error
 
     def fault(self, case: str, cases: PreprocessedCases | None = None, thorough: bool = False) -> str | None:
-        """What is wrong with the labels of a case; ``None``: nothing.
+        """Describe what is wrong with the labels of a case, or return ``None``.
 
         Args:
-            case: nnU-Net's identifier.
-            cases: If given, the labels must be of the case as it is preprocessed now.
-            thorough: Read the file and compare its SHA-256, not its size alone.
+            case: nnU-Net's identifier of the case.
+            cases: The preprocessed cases, from which the labels must have been computed; ``None`` skips this check.
+            thorough: Whether to compare the SHA-256 of the file, not only its size.
         """
         record, path = self._record(case), self.path(case)
         if not path.is_file():
@@ -157,7 +159,7 @@ class SoftLabelStore:
                 changed = _out_of_date(known["made_from"], cases.fingerprint(case))
                 if changed is not None:
                     return changed
-                with suppress(OSError):  # so that the case is not read again; a folder of others may be read-only
+                with suppress(OSError):  # spares reading the case again; somebody else's folder can be read-only
                     os.utime(record, ns=(modified, modified))
         except (OSError, ValueError, KeyError, TypeError):
             return "is damaged"
@@ -165,7 +167,7 @@ class SoftLabelStore:
 
     @property
     def arguments(self) -> str:
-        """Of ``nnunet_kd soft-labels``, to make the labels again from the same source."""
+        """The arguments of ``nnunet_kd soft-labels`` that compute the labels again from the same source."""
         source = self.manifest.get("source", {})
         if source.get("kind") == "nnunet":
             words = ["--teacher"]
@@ -178,31 +180,31 @@ class SoftLabelStore:
         return " ".join([*words, "--name", self.name])
 
     def path(self, case: str) -> Path:
-        """The file that holds the values of a case."""
+        """Return the file that holds the values of a case."""
         return self.folder / f"{case}.b2nd"
 
     def _record(self, case: str) -> Path:
         return self.folder / f"{case}.json"
 
     def check_data(self, data: Mapping[str, Any]) -> None:
-        """Whether the labels belong to these data.
+        """Refuse labels that belong to other data.
 
         Raises:
-            ValueError: Saying what differs.
+            ValueError: If the data differ; the message names the first difference.
         """
         made_for = self.manifest.get("data", {})
         for key, value in json.loads(json.dumps(data)).items():
             if made_for.get(key) != value:
                 raise ValueError(
-                    f"the {self.content} in {self.folder} are for {key} = {_short(made_for.get(key))}, this training "
-                    f"has {_short(value)}: make others under another --name, or remove the folder"
+                    f"the {self.content} in {self.folder} are for {key} = {_short(made_for.get(key))}, but this "
+                    f"training has {_short(value)}: compute others with another --name, or remove the folder"
                 )
 
     def check_cases(self, cases: PreprocessedCases, wanted: Iterable[str]) -> None:
-        """Whether a training on some of the cases can use the labels.
+        """Check that a training on some of the cases can use the labels.
 
         Raises:
-            ValueError: Saying which file is missing, damaged or out of date.
+            ValueError: If a file is missing, damaged or out of date; the message names the file.
         """
         for case in wanted:
             fault = self.fault(case, cases)
@@ -210,14 +212,14 @@ class SoftLabelStore:
                 raise ValueError(f"the {self.content} {self.path(case)}: the file {fault}")
 
     def leakage(self, fold: int | str) -> str | None:
-        """A warning where the labels come from an nnU-Net that has seen validation cases of student fold ``fold``.
+        """Return a warning if the labels' teacher has seen validation cases of a student fold, otherwise ``None``.
 
-        What its own files say against it counts too.
+        The warnings that the teacher's own files contain are included.
         """
         source = self.manifest.get("source", {})
         notes = list(source.get("leakage", []))
         leaking = [one for one in source.get("folds", []) if one != fold]
-        if leaking and fold != "all":  # fold all keeps no case back in the first place
+        if leaking and fold != "all":  # fold "all" holds out no cases
             notes.insert(
                 0,
                 f"LEAKAGE: the soft labels '{self.name}' are of teachers (fold {', '.join(map(str, leaking))}) that "
@@ -228,35 +230,35 @@ class SoftLabelStore:
 
 
 def _out_of_date(made_from: Any, now: Mapping[str, str]) -> str | None:
-    """What has changed of a case that was preprocessed again; ``None``: nothing.
+    """Describe how a case has changed since its labels were computed, or return ``None`` if it has not.
 
-    Older stores have a digest of the labels alone: whether the images are the same cannot be known.
+    Older stores contain only a digest of the labels, so it is unknown whether the images have changed.
     """
     if not isinstance(made_from, Mapping):
-        return "is older than the preprocessed case and does not say of which images it was made"
+        return "is older than the preprocessed case and does not say from which images it was computed"
     changed = [part for part in now if made_from[part] != now[part]]
     return f"is older than the preprocessed case, whose {' and '.join(changed)} have changed" if changed else None
 
 
 def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLabelStore:
-    """Find the store of preprocessed data by its name; without one, the only one there is.
+    """Find the store with a name, or the only store of the preprocessed data if no name is given.
 
     Args:
         preprocessed: The data set's folder in ``nnUNet_preprocessed``.
-        identifier: ``data_identifier`` of the configuration.
-        name: Of the store.
+        identifier: The ``data_identifier`` of the configuration.
+        name: The name of the store.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: Where there are several and no name.
+        FileNotFoundError: If there is no such store.
+        ValueError: If no name is given and there are several stores.
     """
     prefix = f"{identifier}{SoftLabelStore.marker}"
-    # A folder whose first case failed is none yet.
+    # A folder without any case, as after a failure at the first one, is not a store yet.
     stores = sorted({path.parent for path in preprocessed.glob(f"{prefix}*/*.b2nd")})
     names = [path.name[len(prefix) :] for path in stores]
     if name is None and len(stores) > 1:
         raise ValueError(
-            f"there are several soft labels, {', '.join(names)}: name one in the plans, "
+            f"there are several stores of soft labels, {', '.join(names)}: name one in the plans, "
             f'"method": {{"store": "{names[0]}"}}'
         )
     if (name is not None and name not in names) or not stores:
@@ -268,13 +270,16 @@ def find_store(preprocessed: Path, identifier: str, name: str | None) -> SoftLab
 
 
 def store_folder(preprocessed: Path, identifier: str, name: str, kind: type[SoftLabelStore] = SoftLabelStore) -> Path:
-    """Return the folder where a store of that name and kind belongs.
+    """Return the folder of a store with a given name and kind, which need not exist.
 
     Raises:
-        ValueError: For a name that is no part of a file name.
+        ValueError: If the name contains characters that are not allowed.
     """
     if not name or any(not (letter.isalnum() or letter in "-_.") for letter in name) or kind.marker in name:
-        raise ValueError(f"a name of {kind.content} has letters, digits, '-', '_' and '.' only, got {name!r}")
+        raise ValueError(
+            f"the name of {kind.content} must consist of letters, digits, '-', '_' and '.' and not contain "
+            f"{kind.marker!r}, got {name!r}"
+        )
     return preprocessed / f"{identifier}{kind.marker}{name}"
 
 
@@ -284,7 +289,7 @@ def make_soft_labels(
     wanted: Iterable[str],
     values_of: Callable[[str], np.ndarray],
 ) -> None:
-    """Compute and store the labels, or embeddings, of some cases."""
+    """Compute and store the soft labels or embeddings of some cases."""
     for case in wanted:
         store.write(case, values_of(case), cases.configuration.patch_size, cases.fingerprint(case))
 

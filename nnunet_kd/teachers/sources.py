@@ -1,6 +1,6 @@
-"""Sources of stored soft labels and embeddings: SAM or an nnU-Net, for each case of a preprocessed data set.
+"""The sources of stored soft labels and embeddings, which compute them for each case of a preprocessed data set.
 
-All three serve one command through one protocol, so they share a file.
+All three sources serve one command through one protocol, so they share a file.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from nnunet_kd.teachers.teacher import case_predictor, load_plain
 
 
 class Source(Protocol):
-    """A source makes soft labels, or embeddings, of preprocessed cases."""
+    """The interface of a source, which computes soft labels or embeddings of preprocessed cases."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything that the values depend on, for the manifest."""
+        """The description, for the manifest, of everything that the values depend on."""
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
-        """Return the cases in the order in which they are made fastest."""
+        """Return the cases in the order in which they are computed fastest."""
 
     def values(self, case: str) -> np.ndarray:
-        """Compute what is stored of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
+        """Compute the stored values of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
 
 
 class SamSource:
-    """SAM with prompts from the training labels.
+    """A source of SAM's soft labels, with prompts from the training labels.
 
-    For labels the logits are [0, s_1 .. s_K] with SAM's mask logit s_k of class k, whose softmax over two classes is
-    SAM's sigmoid; for regions [s_1 .. s_K].
+    With SAM's mask logit s_k of structure k, the logits of classes are [0, s_1 .. s_K], whose softmax equals SAM's
+    sigmoid if there are two classes. The logits of regions are [s_1 .. s_K].
 
     Args:
-        cases: The data.
-        settings: How SAM is asked.
-        checkpoint: Its weights.
-        device: Where it runs.
+        cases: The preprocessed cases.
+        settings: The settings of the prompts.
+        checkpoint: The file that holds SAM's weights.
+        device: The device on which SAM runs.
 
     Raises:
-        ValueError: For a channel the images do not have, or weights that cannot be read.
-        FileNotFoundError: Where there is no checkpoint.
+        ValueError: If the images do not have one of the channels, or the weights cannot be read.
+        FileNotFoundError: If the checkpoint does not exist.
     """
 
     def __init__(self, cases: PreprocessedCases, settings: SamSettings, checkpoint: Path, device: torch.device) -> None:
@@ -87,29 +87,30 @@ class SamSource:
 
 
 class NnUNetSource:
-    """The nnU-Net teacher the plans name, by its own sliding window.
+    """A source of the soft labels of the plans' nnU-Net teacher, predicted by nnU-Net's sliding window.
 
     Args:
-        cases: The data.
-        fold: Of the teacher that does all cases, ``"all"`` too; ``None``: each case by the fold that was not trained on
-            it.
-        mirroring: Average over mirrored copies.
-        device: Where it runs.
+        cases: The preprocessed cases.
+        fold: The fold of the teacher that predicts all cases, which can be ``"all"``; with ``None``, each case is
+            predicted by the fold that was not trained on it.
+        mirroring: Whether to average the predictions of mirrored copies.
+        device: The device on which the teacher runs.
 
     Raises:
-        FileNotFoundError: Where a teacher is missing, with the command that makes it.
-        ValueError: Where one does not fit or cannot be loaded, or a case is a validation case of no fold.
-        NotImplementedError: For several teachers, or a cascade's second stage.
+        FileNotFoundError: If a teacher is missing; the message names the command that trains it.
+        ValueError: If a teacher does not match the student or cannot be loaded, or if no fold validates one of the
+            cases.
+        NotImplementedError: If there are several teachers, or the configuration is a cascade's second stage.
     """
 
     def __init__(self, cases: PreprocessedCases, fold: int | str | None, mirroring: bool, device: torch.device) -> None:
         settings = read_settings(cases.experiment.plans).teachers
         if len(settings) > 1:
-            raise NotImplementedError("the plans name several teachers: soft labels are of one")
+            raise NotImplementedError("the plans name several teachers, but soft labels can only come from one")
         if cases.configuration.previous_stage_name is not None:
             raise NotImplementedError(
-                f"{cases.experiment.configuration} sees the segmentation of the stage before: an nnU-Net's soft labels "
-                f"of a cascade's second stage cannot be stored{_with_the_same_data(cases)}"
+                f"{cases.experiment.configuration} takes the segmentation of the previous stage as input, and an "
+                f"nnU-Net's soft labels of a cascade's second stage cannot be stored{_alternative(cases)}"
             )
         self._cases = cases
         self._mirroring = mirroring
@@ -118,7 +119,7 @@ class NnUNetSource:
         folds = sorted(set(self._fold_of.values()), key=_number)
         teacher = replace(settings[0], folds="same")
         self._teachers = {one: find_teachers([teacher], cases.experiment, one)[0] for one in folds}
-        for files in self._teachers.values():  # before the store is begun
+        for files in self._teachers.values():  # to report errors before the store is created
             load_plain(files)
         self._loaded: dict[int | str, Callable[[np.ndarray], np.ndarray]] = {}
         self.description: dict[str, Any] = {
@@ -145,20 +146,20 @@ class NnUNetSource:
 
 
 class EmbeddingSource:
-    """SAM's embeddings of the patches of slices, for an :class:`EmbeddingStore`.
+    """A source of SAM's embeddings of the patches of slices, for an :class:`EmbeddingStore`.
 
     Args:
-        cases: The data, of a 2-D configuration.
-        model_type: Key of ``segment_anything.sam_model_registry``.
-        channels: Shown to SAM; ``None``: the first three.
-        checkpoint: SAM's weights.
-        device: Where it runs.
-        patches_at_once: Embedded in one batch.
+        cases: The preprocessed cases of a 2-D configuration.
+        model_type: The key in ``segment_anything.sam_model_registry``.
+        channels: The channels that SAM sees; ``None`` for the first three.
+        checkpoint: The file that holds SAM's weights.
+        device: The device on which SAM runs.
+        patches_at_once: The number of patches that are embedded in one batch.
 
     Raises:
-        ValueError: For a configuration that is not 2-D, a channel the images do not have, or weights that cannot be
-            read.
-        FileNotFoundError: Where there is no checkpoint.
+        ValueError: If the configuration is not 2-D, the images do not have one of the channels, or the weights cannot
+            be read.
+        FileNotFoundError: If the checkpoint does not exist.
     """
 
     def __init__(
@@ -172,7 +173,9 @@ class EmbeddingSource:
     ) -> None:
         self._patch_size = list(cases.configuration.patch_size)
         if len(self._patch_size) != 2:
-            raise ValueError(f"embeddings are of slices: {cases.experiment.configuration} is not a 2d configuration")
+            raise ValueError(
+                f"embeddings can only be computed for 2d configurations, which {cases.experiment.configuration} is not"
+            )
         colours = Colours.of(cases.configuration.normalization_schemes, channels)
         self._cases = cases
         self._embedder = SamEmbedder(load_sam(model_type, checkpoint), colours, device)
@@ -206,27 +209,27 @@ class EmbeddingSource:
 
 
 def _folds(splits: Path, cases: Sequence[str], fold: int | str | None) -> dict[str, int | str]:
-    """Case -> fold of the teacher that makes its soft labels."""
+    """Return the fold of the teacher that predicts each case."""
     if fold is not None:
         return dict.fromkeys(cases, fold)
     if not splits.is_file():
-        raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training makes: give a fold with -f")
+        raise FileNotFoundError(f"there is no {splits}, which nnU-Net's first training creates: give a fold with -f")
     found: dict[str, int | str] = {
         case: number for number, split in enumerate(read_splits(splits)) for case in split["val"]
     }
     for case in cases:
         if case not in found:
-            raise ValueError(f"case {case} is a validation case of no fold in {splits}: give a fold with -f")
+            raise ValueError(f"no fold in {splits} has case {case} as a validation case: give a fold with -f")
     return {case: found[case] for case in cases}
 
 
 def _number(fold: int | str) -> int:
-    """A number to sort folds by."""
+    """Return a number by which folds can be sorted."""
     return -1 if fold == "all" else int(fold)
 
 
-def _with_the_same_data(cases: PreprocessedCases) -> str:
-    """End a sentence with what else makes soft labels of these preprocessed cases."""
+def _alternative(cases: PreprocessedCases) -> str:
+    """Return the end of a sentence that offers another source of soft labels for these preprocessed cases."""
     plans = PlansManager(cases.experiment.plans)
     for name in plans.available_configurations:
         other = plans.get_configuration(name)

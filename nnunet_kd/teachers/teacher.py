@@ -1,4 +1,4 @@
-"""A trained nnU-Net as a teacher: its frozen network."""
+"""The teacher of a student: the frozen network of a trained nnU-Net."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from nnunet_kd.teachers.find import TeacherFiles
 
 
 class Teacher(nn.Module):
-    """A frozen network that gives features, logits, or both.
+    """A frozen network that returns features, logits, or both.
 
     Args:
-        network: With nnU-Net's ``encoder`` and ``decoder`` where features are wanted.
-        features: Give the features of the encoder stages.
-        logits: Give logits; without them only the encoder is held and run.
-        deep_supervision: Give logits of the lower resolutions too.
-        precision: ``"bfloat16"``: convolutions in that type, what it gives in float32; ``None``: as autocast is.
+        network: The network, which needs nnU-Net's ``encoder`` and ``decoder`` if it is to return features.
+        features: Whether to return the features of the encoder stages.
+        logits: Whether to return logits; without them, features need only the encoder.
+        deep_supervision: Whether to return the logits of the lower scales too.
+        precision: ``"bfloat16"`` to compute in this type and return float32; ``None`` for the precision of the current
+            autocast.
 
     Raises:
-        NotImplementedError: For features of a network without encoder stages.
+        NotImplementedError: If features are wanted and the network has no encoder stages.
     """
 
     def __init__(
@@ -60,19 +61,19 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Keep the network in evaluation mode, whatever is asked."""
+        """Keep the network in evaluation mode, whatever the argument."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute logits, finest first, and the features of every encoder stage; lists of what is not held are empty.
+        """Compute the logits, finest scale first, and the features of every encoder stage.
 
-        Of the resolutions of deep supervision the coarsest is left out: nnU-Net gives it the weight 0, it was never
-        trained.
+        A list is empty if the teacher does not return its content. The coarsest scale of deep supervision is left out,
+        because nnU-Net gives it a weight of 0 and therefore never trained it.
 
         Args:
-            images: ``(B, channels, *patch)``.
-            logits: Whether they are needed this time.
+            images: The images ``(B, channels, *patch)``.
+            logits: Whether the logits are needed in this call.
 
         Shape:
             Lists of ``(B, heads, *grid)`` and ``(B, width, *grid)``.
@@ -92,7 +93,7 @@ class Teacher(nn.Module):
         return _trained_scales(self.decoder(features)), features
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """Compute logits at full resolution from features, with the gradient to these."""
+        """Compute the logits at full resolution from features, with a gradient to the features."""
         assert self.decoder is not None
         return _trained_scales(self.decoder(features))[0]
 
@@ -104,21 +105,21 @@ def _trained_scales(logits: Tensor | list[Tensor]) -> list[Tensor]:
 
 
 def load_teacher(files: TeacherFiles, features: bool = True, logits: bool = False) -> Teacher:
-    """Load the frozen network onto the CPU, built by the teacher's own trainer class from its own plans.
+    """Load a teacher onto the CPU, with the network that its trainer class builds from its plans.
 
     Raises:
-        ValueError: For a checkpoint that cannot be read, is not trusted, does not belong to the plans beside it, or
-            holds weights that are not finite.
-        NotImplementedError: For features of a network without encoder stages.
+        ValueError: If the checkpoint cannot be read, is not trusted, does not belong to the plans beside it, or
+            contains weights that are not finite.
+        NotImplementedError: If features are wanted and the network has no encoder stages.
     """
     return Teacher(load_plain(files), features, logits, logits and files.deep_supervision, files.precision)
 
 
 def load_plain(files: TeacherFiles) -> nn.Module:
-    """Load the network as nnU-Net builds it; a check too, before a stock command unpickles and builds what is there.
+    """Load the network as nnU-Net builds it, which also checks the files before a stock command uses them.
 
     Raises:
-        ValueError: As :func:`load_teacher`.
+        ValueError: See :func:`load_teacher`.
     """
     return _load_network(files, _read(files))
 
@@ -144,18 +145,18 @@ def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
 def case_predictor(
     files: TeacherFiles, device: torch.device, mirroring: bool = True
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that predicts whole preprocessed cases by nnU-Net's own sliding window.
+    """Return a function that predicts whole preprocessed cases with nnU-Net's sliding window.
 
     Args:
-        files: The teacher.
-        device: Where it runs.
-        mirroring: Average over mirrored copies, along the axes the teacher was trained with.
+        files: The files of the teacher.
+        device: The device on which the teacher runs.
+        mirroring: Whether to average the predictions of copies mirrored along the axes of the teacher's training.
 
     Returns:
-        A function of images ``(channels, z, y, x)`` that gives logits ``(heads, z, y, x)``.
+        A function that maps images ``(channels, z, y, x)`` to logits ``(heads, z, y, x)``.
 
     Raises:
-        ValueError: As :func:`load_teacher`.
+        ValueError: See :func:`load_teacher`.
     """
     experiment = files.experiment
     checkpoint = _read(files)

@@ -47,7 +47,7 @@ def test_plan_writes_a_student_nnunet_can_train(workspace, capsys):
     printed = capsys.readouterr().out
     plans = json.loads((workspace.preprocessed / "nnUNetPlans_r4.json").read_text())
     assert plans["plans_name"] == "nnUNetPlans_r4"
-    assert "parameters (M)" in printed and "activations a patch (MiB)" in printed
+    assert "parameters (M)" in printed and "activations per patch (MiB)" in printed
     assert "nnUNetv2_train 598 3d_fullres 0 -tr nnUNetTrainerKD -p nnUNetPlans_r4" in printed
     ratio = float(
         next(line for line in printed.splitlines() if "3d_fullres" in line and "parameters" in line).split()[-1]
@@ -132,7 +132,7 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
     assert main(["plan", "-d", "598", "--network", "vm_unet"]) == 0
     assert main(["plan", "-d", "598", "-p", "nnUNetPlans_vm_unet", "--network", "dra_unet"]) == 1
     error = capsys.readouterr().err
-    assert "VMUNet of the plans has no n_stages, kernel_sizes, which DRAUNet takes over" in error
+    assert "VMUNet of the plans has no n_stages, kernel_sizes, which DRAUNet needs" in error
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def _stages(plans):
 BAD_PLANS = {
     "block": (lambda plans: plans.update(nnunet_kd=[]), "nnUNetPlans.json: "),
     "section": (lambda plans: plans.update(nnunet_kd={"trainin": {}}), "nnUNetPlans.json: .*trainin"),
-    "widths": (lambda plans: _stages(plans).update(features_per_stage=None), "holds no plans nnU-Net can use"),
-    "strides": (lambda plans: _stages(plans).pop("strides"), "holds no plans nnU-Net can use"),
+    "widths": (lambda plans: _stages(plans).update(features_per_stage=None), "contains plans that nnU-Net cannot use"),
+    "strides": (lambda plans: _stages(plans).pop("strides"), "contains plans that nnU-Net cannot use"),
 }
 
 
@@ -283,7 +283,7 @@ def test_doctor_reads_all_cases_even_if_one_is_broken(workspace, capsys):
     printed = capsys.readouterr().out
     assert f"FAIL  {cases[0]} cannot be read" in printed and f"; {cases[2]} cannot be read" in printed
     (folder / ".DS_Store").touch()
-    doctor_says(capsys, f"{folder} holds .DS_Store, which nnU-Net takes for a case: remove it", *words)
+    doctor_says(capsys, f"{folder} contains .DS_Store, which nnU-Net mistakes for a case: remove it", *words)
     for path in folder.glob("*.pkl"):
         path.unlink()
     assert main(["doctor", "-d", "598"]) == 1

@@ -70,7 +70,7 @@ def test_tables_of_an_evaluation(small_disk, tmp_path, capsys):
         capsys.readouterr()
         assert main(words) == 1
         printed = capsys.readouterr().err
-        assert names_one_file(printed) and "from before is whole" in printed
+        assert names_one_file(printed) and "is still complete" in printed
         assert tree(disk / "out") == before
     leave(disk, 2**19)
     assert main(words) == 0

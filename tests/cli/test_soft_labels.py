@@ -120,11 +120,11 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
     torch.manual_seed(1)
     torch.save(tiny_sam().state_dict(), workspace.root / "sam.pth")
     assert make(*sam, "--continue") == 1
-    assert "was begun with checkpoint_sha256 =" in capsys.readouterr().err
+    assert "was created with checkpoint_sha256 =" in capsys.readouterr().err
     torch.manual_seed(0)
     torch.save(tiny_sam().state_dict(), workspace.root / "sam.pth")
     assert make(*sam, "--continue", "--prompt", "points") == 1
-    assert 'was begun with prompt = "box", not "points"' in capsys.readouterr().err
+    assert 'was created with prompt = "box", not "points"' in capsys.readouterr().err
     assert make(*sam, "--prompt", "points", "--name", "points") == 0
 
 
@@ -135,13 +135,13 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("--sam", "tiny", "--checkpoint", "nowhere.pth"), "there is no checkpoint nowhere.pth"),
         (("--sam", "vit_z", "--checkpoint", "nowhere.pth"), "segment_anything has no model 'vit_z'"),
         (("SAM", "--channels", "7"), "there is no channel 7: the images have 3"),
-        (("SAM", "--prompt", "circle"), "a prompt is one of box, points"),
+        (("SAM", "--prompt", "circle"), "the prompt must be one of box, points"),
         (("--teacher", "-f", "every"), "a fold is a number or all, got 'every'"),
         (("SAM", "-f", "0"), "-f and --disable_tta belong to --teacher"),
         (("SAM", "-part_id", "1"), "-part_id must be from 0 to 0, got 1"),
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (("SAM", "-p", "other"), "there are no plans"),
-        (("SAM", "--name", "a/b"), "a name of soft labels has letters"),
+        (("SAM", "--name", "a/b"), "the name of soft labels must consist of letters"),
         (("--teacher", "--checkpoint", "x"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
         (("--teacher", "--margin", "3"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
         (("--teacher",), "has fold_0, but not fold_1. Train it: nnUNetv2_train"),
@@ -186,7 +186,7 @@ def test_soft_labels_of_a_cascade_are_sams_only(workspace, sam, capsys):
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert make("-c", "3d_cascade_fullres", "--teacher", "-f", "0") == 1
     error = capsys.readouterr().err
-    assert "3d_cascade_fullres sees the segmentation of the stage before" in error
+    assert "3d_cascade_fullres takes the segmentation of the previous stage as input" in error
     assert "whose preprocessed cases are the same, can: give -c 3d_fullres" in error
     assert make("-c", "3d_cascade_fullres", *sam) == 0
 

@@ -45,7 +45,7 @@ def spoil_checkpoint(workspace, mark):
         mark.mkdir()
         torch.load(path, weights_only=False)
     mark.rmdir()
-    return "holds more than weights and numbers, and loading it could run code"
+    return "contains more than weights and numbers, and loading it could run code"
 
 
 def spoil_whole_checkpoint(workspace, mark):
@@ -68,7 +68,7 @@ def spoil_plans(workspace, mark):
         }
 
     edit_plans(workspace, change)
-    return "builds its network with 'subprocess.Popen', which is not of"
+    return "builds its network with 'subprocess.Popen', which is not part of"
 
 
 def spoil_configuration(workspace, mark):
@@ -84,7 +84,7 @@ def spoil_configuration(workspace, mark):
     plans_file.write_text(json.dumps(plans))
     content["init_args"]["configuration"] = "other"
     torch.save(content, checkpoint)
-    return "checkpoint_final.pth is of configuration 'other', not 3d_fullres"
+    return "checkpoint_final.pth belongs to configuration 'other', not to 3d_fullres"
 
 
 def spoil_size(workspace, _):
@@ -175,7 +175,7 @@ def test_own_networks_are_exported_with_an_option(workspace, tmp_path, monkeypat
     own_network(workspace, tmp_path, monkeypatch)
     words = ["export", "nnunet", "-d", "598", "-tr", "nnUNetTrainer", "-o", str(tmp_path / "made.zip")]
     assert main(words) == 1
-    assert "If you trust where it comes from, give --trust" in capsys.readouterr().err
+    assert "If you trust its source, give --trust" in capsys.readouterr().err
     assert main([*words, "--trust"]) == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "other"))
     assert main(["install", str(tmp_path / "made.zip")]) == 1

@@ -13,8 +13,8 @@ def refuses(capsys, path, folder, *words):
     assert main([*map(str, words)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"nnunet_kd: cannot write {path}: you may not write to the folder {folder}. Choose another one, or change its "
-        "rights"
+        f"nnunet_kd: cannot write {path}: you may not write to the folder {folder}. Choose another folder, or "
+        "change its permissions"
     )
 
 

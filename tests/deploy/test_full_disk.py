@@ -36,7 +36,9 @@ def test_an_export(folders, small_disk, capsys, kind, target):
     whole = out.read_bytes()
     leave(disk, PAGE)
     assert main(words) == 1
-    assert capsys.readouterr().err.endswith("the student.zip from before is whole\n") and out.read_bytes() == whole
+    assert (
+        capsys.readouterr().err.endswith("the previous student.zip is still complete\n") and out.read_bytes() == whole
+    )
 
 
 def test_an_installation(folders, small_disk, tmp_path, capsys, monkeypatch):

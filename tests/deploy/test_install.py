@@ -75,8 +75,8 @@ def test_files_that_are_not_exported_models(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((f"{MODEL}/plans.json", f"{MODEL}/plans.json"), "holds .*plans.json' twice"),
-        ((f"{MODEL}/plans.json", f"{MODEL}/./plans.json"), "holds .*plans.json' twice"),
+        ((f"{MODEL}/plans.json", f"{MODEL}/plans.json"), "contains .*plans.json' twice"),
+        ((f"{MODEL}/plans.json", f"{MODEL}/./plans.json"), "contains .*plans.json' twice"),
         ((f"{MODEL}/C:evil",), "would write outside"),
         (("C:\\\\evil",), "would write outside"),
         ((f"{MODEL}/a\nb",), "would write outside"),
@@ -86,7 +86,7 @@ def test_files_that_are_not_exported_models(tmp_path):
         (("Dataset001_X/plans.json",), "is not an exported model: it holds"),
         (("",), "is not an exported model: it holds"),
         ((f"{MODEL}/a", f"{MODEL}/a/b"), "is damaged"),
-        (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it holds 10001 files"),
+        (tuple(f"{MODEL}/{i}" for i in range(10_001)), "it contains 10001 files"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -112,7 +112,7 @@ def test_an_archive_that_becomes_a_thousand_times_larger(tmp_path):
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{MODEL}/plans.json", b"0" * 50 * 2**20)
-    with pytest.raises(ValueError, match=r"its files would have 0\.0 GiB"):
+    with pytest.raises(ValueError, match=r"its files would take 0\.0 GiB"):
         install_stock(path, tmp_path / "results")
     # The archive declares a small size; no more than that is unpacked.
     small = tmp_path / "small.zip"
@@ -181,19 +181,19 @@ SPOILT = {
     "a checkpoint with code": (
         "fold_0/checkpoint_final.pth",
         lambda content, mark: saved({**torch.load(io.BytesIO(content), weights_only=False), "x": Malice(mark)}),
-        "holds more than weights and numbers",
+        "contains more than weights and numbers",
     ),
     "another checkpoint with code": (
         "fold_1/checkpoint_best.pth",
         lambda _, mark: saved({"x": Malice(mark)}),
-        "holds more than weights and numbers",
+        "contains more than weights and numbers",
     ),
     "a checkpoint of another configuration": (
         "fold_0/checkpoint_final.pth",
         lambda content, _: saved(
             {**torch.load(io.BytesIO(content), weights_only=False), "init_args": {"configuration": "2d"}}
         ),
-        "is of configuration '2d', not 3d_fullres",
+        "belongs to configuration '2d', not to 3d_fullres",
     ),
     "plans with code": (
         "plans.json",
@@ -221,7 +221,7 @@ SPOILT = {
         "holds more than nnU-Net's postprocessing",
     ),
     "nothing of a pickle": ("postprocessing.pkl", lambda _, __: b"nothing", "holds more than nnU-Net's postprocessing"),
-    "no plans": ("plans.json", lambda _, __: b"[]", "is no JSON object"),
+    "no plans": ("plans.json", lambda _, __: b"[]", "is not a JSON object"),
 }
 
 

@@ -79,7 +79,7 @@ def test_bad_images_are_named_and_finished_cases_are_kept(onnx_models, images, t
     shutil.copy(images / "a_0001.nii.gz", images / "b_0001.nii.gz")
     shutil.copy(images / "a_0001.nii.gz", images / "b_0007.nii.gz")
     assert predict(model, images, out) == 1
-    assert "b_0007.nii.gz is channel 7, there should be 3" in capsys.readouterr().err
+    assert "b_0007.nii.gz is channel 7, but the number of channels is 3" in capsys.readouterr().err
 
 
 def test_an_interruption_leaves_only_complete_files(onnx_models, images, tmp_path, capsys, monkeypatch):

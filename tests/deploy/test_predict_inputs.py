@@ -163,7 +163,7 @@ FAULTS = {
         _shear,
         r"cannot read FILE: the axes in its header are not orthonormal \(it is sheared\), which",
     ),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot read FILE: it is cut off or damaged$"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot read FILE: it is truncated or damaged$"),
     "no image": (lambda path: path.write_bytes(400 * b"x"), "cannot read FILE: Unable to determine ImageIO reader for"),
     "other size": (_changed(lambda image: image[1:]), r"FILE has [\dx ]+ voxels, but .*_0000.nii.gz has [\dx ]+$"),
     "other voxels": (

@@ -133,7 +133,7 @@ def test_plans_beside_a_model_build_nothing(onnx_copy, tmp_path):
         plans["configurations"][description.configuration].update(change)
         (onnx_copy / "plans.json").write_text(json.dumps(plans))
         write_description(onnx_copy, description)
-        with pytest.raises(ValueError, match=r"plans\.json holds no plans nnU-Net can use"):
+        with pytest.raises(ValueError, match=r"plans\.json contains plans that nnU-Net cannot use"):
             OnnxPredictor(onnx_copy, ENGINES[0], 1)
 
 

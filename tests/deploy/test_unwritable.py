@@ -24,8 +24,8 @@ def refuses(capsys, path, folder, *words):
     assert main([*map(str, words)]) == 1
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 1 and printed[0] == (
-        f"nnunet_kd: cannot write {path}: you may not write to the folder {folder}. Choose another one, or change its "
-        "rights"
+        f"nnunet_kd: cannot write {path}: you may not write to the folder {folder}. Choose another folder, or "
+        "change its permissions"
     )
 
 

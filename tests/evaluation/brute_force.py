@@ -1,4 +1,4 @@
-"""Surface distances from all pairs of surface voxels, to compare with."""
+"""Reference implementation of surface distances from all pairs of surface voxels."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def surface_voxels(mask):
-    """Voxels with a neighbour across a face that is not in the mask, or with none, at the border."""
+    """Return the voxels of a mask that share a face with a voxel outside it or with the border of the image."""
     found = []
     for voxel in np.argwhere(mask):
         for axis, step in itertools.product(range(mask.ndim), (-1, 1)):
@@ -20,7 +20,7 @@ def surface_voxels(mask):
 
 
 def brute_force(reference, prediction, spacing, tolerance):
-    """HD95 and NSD of two masks, in the unit of the spacing."""
+    """Return the HD95 and the NSD of two masks, in the unit of the spacing."""
     a, b = (surface_voxels(mask) * np.array(spacing) for mask in (reference, prediction))
     distances = np.sqrt(((a[:, None] - b[None]) ** 2).sum(2))
     there, back = distances.min(0), distances.min(1)

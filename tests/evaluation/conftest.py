@@ -10,7 +10,7 @@ from tests.evaluation.segmentations import description, random_labels, write
 
 @pytest.fixture
 def folders(tmp_path):
-    """Four cases, two methods, and a description."""
+    """Create four cases of two methods, with references and a description."""
     for case in range(4):
         truth = random_labels(case)
         write(tmp_path / "ref" / f"c{case}.nii.gz", truth)

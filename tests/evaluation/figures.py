@@ -1,4 +1,4 @@
-"""Figures of accuracy and of cost that nobody had to measure."""
+"""Invented figures of accuracy and cost for tests."""
 
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
@@ -7,7 +7,7 @@ from nnunet_kd.evaluation.rows import Row
 
 
 def rows(**dice):
-    """Method -> Dice of (case 0: a, b), (case 1: a, b), ...; the other metrics are 0.5."""
+    """Create rows from the Dice of structures a and b in every case, by method; all other metrics are 0.5."""
     made = []
     for method, values in dice.items():
         for number, value in enumerate(values):
@@ -17,5 +17,5 @@ def rows(**dice):
 
 
 def measured(parameters, seconds):
-    """The cost of a network of so many parameters, which takes so many seconds per case."""
+    """Create the cost of a network from its parameters and its seconds per case."""
     return Measured(Cost(parameters, 10 * parameters, 1), 8.0, seconds, 2**28, "CPU, 2 threads", 5)

@@ -1,4 +1,4 @@
-"""Small segmentations and references, as files, and how they are evaluated."""
+"""Write small segmentations and references to files, and define their evaluation."""
 
 import numpy as np
 import SimpleITK
@@ -19,7 +19,7 @@ def write(path, labels, spacing=SPACING):
 
 
 def random_labels(seed, shape=(6, 11, 9)):
-    """Blobs of two labels."""
+    """Create blobs of two labels."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.2)

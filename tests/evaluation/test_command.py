@@ -1,4 +1,4 @@
-"""``nnunet_kd evaluate``: what it writes and prints, and what it refuses."""
+"""The output of ``nnunet_kd evaluate``, and the inputs that it refuses."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.evaluation.segmentations import command, description, evaluated, rand
 
 
 def test_references_that_are_listed(folders, capsys, monkeypatch):
-    """Wherever they lie and whatever they are called: relative to dataset.json, and by a variable."""
+    """Listed references can lie anywhere and have any name; paths can be relative or contain a variable."""
     expected = write_rows(evaluated(folders), folders / "expected")[0].read_text()
     (folders / "elsewhere").mkdir()
     (folders / "ref" / "c0.nii.gz").rename(folders / "elsewhere" / "patient 7, seg.nii.gz")
@@ -68,7 +68,7 @@ def test_the_command_writes_and_prints(folders, capsys):
     assert f"{100 * mean:.2f} ± " in summary
 
 
-def test_methods_are_named(folders, capsys):
+def test_methods_can_be_named(folders, capsys):
     assert command(folders, "-pred", f"again={folders / 'one'}", predictions=("one",)) == 0
     assert "minus one" in capsys.readouterr().out
     assert command(folders, "-pred", str(folders / "one"), predictions=("one",)) == 1
@@ -94,10 +94,10 @@ def spoil(folders, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("shape", r"case c2: .*/two has shape \(6, 11, 10\), the reference \(6, 11, 9\)"),
-        ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, the reference \[2.5, 1.2, 0.8\] mm"),
-        ("label", r"case c2: .*/two/c2.nii.gz has label [567], dataset.json only \[0, 1, 2\]"),
-        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is cut off"),
+        ("shape", r"case c2: .*/two has shape \(6, 11, 10\), but the reference has \(6, 11, 9\)"),
+        ("spacing", r"case c2: .*/two has spacing \[2.5, 1.2, 0.9\] mm, but the reference has \[2.5, 1.2, 0.8\] mm"),
+        ("label", r"case c2: .*/two/c2.nii.gz has label [567], but dataset.json allows only \[0, 1, 2\]"),
+        ("truncated", "case c2: cannot read .*/two/c2.nii.gz: it is truncated"),
         ("missing", "case c2 is in .*/ref, but not in .*/two"),
     ],
 )
@@ -113,10 +113,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(folders, capfd, kind, mess
     ("words", "message"),
     [
         (["--tolerance", "0"], "--tolerance must be [NAME=]MM above 0, got '0'"),
-        (["--tolerance", "c=1"], "there is no structure 'c' to have a tolerance: a, b"),
+        (["--tolerance", "c=1"], "there is a tolerance for 'c', but the structures are a, b"),
         (["-np", "0"], "-np must be at least 1, got 0"),
         (["-pfile", "nowhere.json"], "cannot read nowhere.json"),
-        (["-pfile", "dataset.json"], "holds no plans of nnU-Net"),
+        (["-pfile", "dataset.json"], "is not a plans file of nnU-Net"),
         (["-pfile", "plans.json"], "the plans name no image_reader_writer"),
         (["-pred", "nowhere"], "there is no folder nowhere"),
         (["-pred", "=nowhere"], "name the method, as in -pred NAME=DIR, got '=nowhere'"),
@@ -132,7 +132,7 @@ def test_wrong_arguments(folders, capsys, words, message):
     assert not (folders / "out").exists()
 
 
-def test_a_description_that_is_none(folders, capsys):
+def test_an_invalid_description_is_refused(folders, capsys):
     (folders / "dataset.json").write_text("{}")
     assert command(folders) == 1
-    assert "has no 'labels': it is no dataset.json of nnU-Net" in capsys.readouterr().err
+    assert "has no 'labels': it is not a dataset.json of nnU-Net" in capsys.readouterr().err

@@ -10,4 +10,6 @@ def test_costs_of_a_network_counted_by_hand():
     cost = network_cost(network, 3, [10, 12])
     assert cost.parameters == 3 * 8 * 9 + 8 * 2 + 2
     assert cost.flops == 2 * 120 * (3 * 8 * 9 + 8 * 2)
-    assert cost.activation_bytes == 4 * 120 * (3 + 8)  # the input, and the ReLU's output kept once for two users
+    assert cost.activation_bytes == 4 * 120 * (
+        3 + 8
+    )  # the input and the ReLU's output, which is kept once for two consumers

@@ -1,4 +1,4 @@
-"""Distances between surfaces are in millimetres of the image, and know of ignored voxels."""
+"""Surface distances are in the millimetres of the image and exclude ignored voxels."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tests.evaluation.segmentations import SPACING, command, description, evalua
 
 @pytest.mark.parametrize(("axis", "width"), list(enumerate(SPACING)))
 def test_distances_are_in_millimetres_of_their_own_axis(tmp_path, axis, width):
-    """A slab that is two voxels off, and tolerances on either side of that."""
+    """A slab is shifted by two voxels, and the tolerances are just below and above this shift."""
     truth, found = np.zeros((2, 24, 24, 24), int)
     block = [slice(8, 16)] * 3
     truth[tuple(block)] = 1
@@ -48,7 +48,7 @@ def test_distances_to_ignored_voxels_do_not_count(tmp_path):
         assert (values["nsd"] == 1) == (name == "ignore")
 
 
-def test_distances_in_two_dimensions_know_no_thickness(tmp_path):
+def test_distances_in_two_dimensions_ignore_the_thickness(tmp_path):
     truth, found = np.zeros((2, 1, 24, 24), int)
     truth[0, 8:16, 8:16] = 1
     found[0, 11:19, 8:16] = 1

@@ -27,7 +27,7 @@ from tests.evaluation.segmentations import LABELS, description, evaluated, rando
     [(LABELS, [1, 2]), ({"background": 0, "whole": [1, 2], "b": 2}, [(1, 2), 2])],
     ids=["labels", "regions"],
 )
-def test_dice_and_iou_are_nnunets(folders, labels, regions):
+def test_dice_and_iou_equal_those_of_nnunet(folders, labels, regions):
     rows = evaluated(folders, labels=labels)
     for method in ("one", "two"):
         theirs = compute_metrics_on_folder(
@@ -54,7 +54,7 @@ def test_ignored_voxels_do_not_count(folders):
 
 
 def test_labels_that_float32_has_rounded_and_others(folders):
-    """They count as what they are; one that is no label is given in full."""
+    """Rounded labels count as labels; the message shows all digits of a value that is not a label."""
     expected = evaluated(folders)
     path = folders / "two" / "c2.nii.gz"
     image = SimpleITK.ReadImage(str(path))
@@ -68,11 +68,13 @@ def test_labels_that_float32_has_rounded_and_others(folders):
                 [row.values["dice"] for row in expected], nan_ok=True
             )
         else:
-            with pytest.raises(ValueError, match=r"c2\.nii\.gz has label 0\.9985, dataset\.json only \[0, 1, 2\]"):
+            with pytest.raises(
+                ValueError, match=r"c2\.nii\.gz has label 0\.9985, but dataset\.json allows only \[0, 1, 2\]"
+            ):
                 evaluated(folders)
 
 
-def test_files_that_are_called_compressed_and_are_not(folders):
+def test_uncompressed_files_with_compressed_names_are_read(folders):
     expected = [row.values["dice"] for row in evaluated(folders)]
     for path in (folders / "ref").iterdir():
         path.write_bytes(gzip.decompress(path.read_bytes()))
@@ -84,7 +86,7 @@ def test_several_processes_give_the_same(folders):
     assert [path.read_text() for path in one] == [path.read_text() for path in two]
 
 
-def test_files_hold_every_row(folders):
+def test_files_contain_every_row(folders):
     rows = evaluated(folders)
     table, records = write_rows(rows, folders / "out")
     lines = list(csv.DictReader(table.open()))
@@ -110,8 +112,8 @@ def test_seeds_have_a_column(folders):
 
 
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
-def test_an_image_that_lies_elsewhere_is_warned_of(folders, capsys, reader):
-    """The same structure at the same place, in voxels of another order: Dice says otherwise."""
+def test_an_image_at_another_position_causes_a_warning(folders, capsys, reader):
+    """The structure is at the same position, but the voxels are in another order, which lowers the Dice."""
     path = folders / "one" / "c1.nii.gz"
     truth = SimpleITK.ReadImage(str(folders / "ref" / "c1.nii.gz"))
     SimpleITK.WriteImage(SimpleITK.Flip(truth, (True, False, False)), str(path))
@@ -125,17 +127,17 @@ def test_an_image_that_lies_elsewhere_is_warned_of(folders, capsys, reader):
     said = []
     evaluate_folders(folders / "ref", predictions, evaluation, 1, warn=said.append)
     assert said == [
-        f"{folders}/one: 1 of 5 cases, c1 for one, have another direction or origin than the reference; voxels are "
-        "compared as they lie in the files"
+        f"{folders}/one: 1 of 5 cases, for example c1, have another direction or origin than the reference; the "
+        "voxels are compared by their index in the files"
     ]
     moved = SimpleITK.ReadImage(str(folders / "ref" / "c1.nii.gz"))
-    moved.SetOrigin([0.3, 0.0, 0.0])  # less than half a voxel
+    moved.SetOrigin([0.3, 0.0, 0.0])  # a shift of less than half a voxel
     SimpleITK.WriteImage(moved, str(path))
     evaluate_folders(folders / "ref", predictions, evaluation, 1)
     assert not capsys.readouterr().err
 
 
-def test_cases_of_one_side_only(folders):
+def test_cases_that_only_one_folder_has(folders):
     (folders / "two" / "c1.nii.gz").unlink()
     predictions = {"one": folders / "one", "two": folders / "two"}
     with pytest.raises(ValueError, match=f"case c1 is in {folders}/ref, but not in {folders}/two"):
@@ -145,21 +147,21 @@ def test_cases_of_one_side_only(folders):
         find_cases(folders / "ref", predictions, ".nii.gz")
 
 
-def test_predictions_without_a_reference_are_left_out(folders, capsys):
-    """As where a folder holds those of all cases, and references are there for some."""
+def test_predictions_without_a_reference_are_ignored(folders, capsys):
+    """A folder can hold the predictions of all cases although only some have references."""
     every = evaluated(folders)
     for case in ("c1", "d"):
         (folders / "ref" / f"{case}.nii.gz").unlink()
     (folders / "two" / "d.nii.gz").unlink()
     assert evaluated(folders) == [row for row in every if row.case not in ("c1", "d")]
     assert capsys.readouterr().err.splitlines() == [
-        f"nnunet_kd: warning: {folders}/one: 2 of 5 predictions, c1 for one, have no reference and are left out",
-        f"nnunet_kd: warning: {folders}/two: 1 of 4 predictions, c1 for one, have no reference and are left out",
+        f"nnunet_kd: warning: {folders}/one: 2 of 5 predictions, for example c1, have no reference and are ignored",
+        f"nnunet_kd: warning: {folders}/two: 1 of 4 predictions, for example c1, have no reference and are ignored",
     ]
 
 
 def with_several_values(path, kind):
-    """A file whose first channel or volume is a segmentation."""
+    """Write a file whose first channel or volume is a segmentation."""
     labels = random_labels(1).astype(np.uint8)
     path.parent.mkdir(exist_ok=True)
     if kind == "colour":
@@ -186,7 +188,7 @@ def with_several_values(path, kind):
     ],
 )
 def test_only_one_value_per_voxel_is_a_segmentation(tmp_path, kind, ending, count, spoilt):
-    """Of a colour picture or a series nnU-Net's readers give the first channel first: it would be evaluated."""
+    """nnU-Net would evaluate the first channel of a colour picture and the first volume of a series."""
     for folder in ("ref", "one"):
         with_several_values(tmp_path / folder / f"c{ending}", kind)
         if folder != spoilt and kind not in ("vectors", "2-D vectors"):
@@ -203,14 +205,14 @@ def test_only_one_value_per_voxel_is_a_segmentation(tmp_path, kind, ending, coun
         evaluate_folders(tmp_path / "ref", {"one": tmp_path / "one"}, evaluation, 1)
 
 
-def test_what_systems_leave_behind_is_no_case(folders):
+def test_files_of_operating_systems_are_not_cases(folders):
     for folder in ("ref", "one"):
         for name in ("._c0.nii.gz", ".DS_Store", "Thumbs.db"):
             (folders / folder / name).write_bytes(b"junk")
     assert find_cases(folders / "ref", {"one": folders / "one"}, ".nii.gz") == ["c0", "c1", "c2", "c3", "d"]
 
 
-def test_a_folder_whose_name_python_cannot_decode(folders):
+def test_a_folder_with_a_name_that_python_cannot_decode(folders):
     other = Path(os.fsdecode(os.fsencode(folders) + b"/\xfc"))
     shutil.copytree(folders / "one", other)
     with pytest.raises(ValueError, match=r"cannot open '.*\\udcfc': the name is not in utf-8; rename it"):

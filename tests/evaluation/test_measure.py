@@ -11,8 +11,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_kd.evaluation.measure import Measurement, Model, _predict, measure_models
 
 
-def test_passes_are_patches_times_mirrored_copies_a_case(workspace, tmp_path):
-    """Mean over two cases of one and of several patches."""
+def test_passes_per_case_are_patches_times_mirrored_copies(workspace, tmp_path):
+    """The mean is over one case of a single patch and one of several."""
     images = sorted((workspace.raw / "imagesTr").glob("head_000_*.nii.gz"))
     for path in images:
         whole = sitk.ReadImage(str(path))
@@ -54,14 +54,14 @@ def test_a_folder_without_images(workspace, tmp_path):
 
 
 def noted(number):
-    """In a process of :func:`measure_models`, in the place of what predicts a case."""
+    """Replace the prediction of a case in a process of :func:`measure_models`."""
     with open(os.environ["TEST_MEASURE_LOG"], "a") as file:
         print(os.getpid(), number, file=file)
     _predict(number)
 
 
 def test_networks_are_measured_once_and_in_turn(workspace, tmp_path, monkeypatch):
-    """Each case by all of them, so that none meets a busier machine than another; each in its own process."""
+    """All networks predict a case before the next, under equal load, and each in its own process."""
     student = workspace.results / "nnUNetTrainerNoKD__student__3d_fullres"
     shutil.copytree(workspace.teacher, student)
     plans = json.loads((student / "plans.json").read_text())

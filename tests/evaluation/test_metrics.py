@@ -1,4 +1,4 @@
-"""Against shapes whose answers are known, and against a brute-force computation of all pairwise distances."""
+"""Metrics are compared with known results and with a brute-force computation of all pairwise distances."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_overlap_of_known_boxes():
     assert set(METRICS) == {*OVERLAP, *SURFACE}
 
 
-def test_voxels_that_do_not_count():
+def test_invalid_voxels_do_not_count():
     reference, prediction = box((4, 4), (0, 0), (2, 4)), box((4, 4), (1, 0), (3, 4))
     valid = box((4, 4), (0, 0), (2, 4))
     assert overlap_metrics(reference, prediction, valid)["dice"] == 2 * 4 / 12
@@ -42,8 +42,8 @@ def test_voxels_that_do_not_count():
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, 2 * 5.0), (1, 2 * 0.8), (2, 2 * 1.3)])
-def test_a_shifted_slab_is_as_far_as_its_shift_in_mm(axis, expected):
-    """Slabs across the whole image, so that every surface voxel moves by the same distance."""
+def test_the_distance_of_a_shifted_slab_is_its_shift_in_mm(axis, expected):
+    """The slabs span the whole image, so that every surface voxel moves by the same distance."""
     spacing, shape = (5.0, 0.8, 1.3), (12, 12, 12)
     start, stop = [0, 0, 0], [12, 12, 12]
     start[axis], stop[axis] = 4, 5
@@ -56,7 +56,7 @@ def test_a_shifted_slab_is_as_far_as_its_shift_in_mm(axis, expected):
 
 @pytest.mark.parametrize("width", [0.3, 0.8, 1.0, 1.0000001192, 1.1, 1.2])
 def test_a_distance_of_the_tolerance_is_within_it(width):
-    """Whatever single precision makes of the spacing."""
+    """This holds in spite of the rounding of the spacing to single precision."""
     reference, prediction = np.zeros((2, 6, 5, 5), dtype=bool)
     reference[1:4], prediction[2:5] = True, True
     assert surface_metrics(reference, prediction, (width, 1, 1), tolerance=width)["nsd"] == 1
@@ -72,7 +72,7 @@ def test_equal_masks():
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (5.0, 0.8, 1.3)], ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_shapes_against_brute_force(spacing, seed):
-    """Blobs, some touching the border."""
+    """The shapes are blobs, some of which touch the border."""
     from scipy.ndimage import gaussian_filter
 
     generator = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def test_two_dimensions():
 
 
 def test_touching_the_border_is_a_surface():
-    """A full image against one with its border removed: surfaces are one voxel apart."""
+    """The surfaces of a full image and of one without its border are one voxel apart."""
     full, inner = np.ones((7, 7, 7), bool), box((7, 7, 7), (1, 1, 1), (6, 6, 6))
     metrics = surface_metrics(full, inner, (1, 1, 1), 1.0)
     hd95, nsd = brute_force(full, inner, (1, 1, 1), 1.0)
@@ -104,7 +104,7 @@ def test_touching_the_border_is_a_surface():
 
 
 @pytest.mark.parametrize("has_reference", [True, False])
-def test_one_of_both_is_empty(has_reference):
+def test_one_of_two_masks_is_empty(has_reference):
     mask, empty = box((4, 5, 6), (1, 1, 1), (2, 2, 2)), np.zeros((4, 5, 6), bool)
     pair = (mask, empty) if has_reference else (empty, mask)
     overlap, surface = overlap_metrics(*pair), surface_metrics(*pair, (3, 1, 2))
@@ -115,7 +115,7 @@ def test_one_of_both_is_empty(has_reference):
     assert math.isnan(overlap["volume_difference"]) == (not has_reference)
 
 
-def test_both_are_empty():
+def test_both_masks_are_empty():
     empty = np.zeros((4, 5, 6), bool)
     metrics = {**overlap_metrics(empty, empty), **surface_metrics(empty, empty, (1, 1, 1))}
     assert metrics.pop("specificity") == metrics.pop("accuracy") == 1

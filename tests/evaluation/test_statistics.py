@@ -26,7 +26,7 @@ def test_mean_and_standard_error():
 
 
 def test_mean_of_runs_with_a_value_in_other_cases():
-    """The last case has none in the first run, which would otherwise count the other's 0 as its own."""
+    """The first run has no value in the last case, and must not count the 0 of the second run."""
     runs = np.array([[0.5, 0.7, math.nan], [0.6, 0.8, 0.0], [math.nan] * 3])
     assert mean_and_error(runs)[0] == pytest.approx((0.6 + 1.4 / 3) / 2)
     whole = runs[:2, :2]
@@ -46,7 +46,7 @@ def test_holm_by_hand():
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
-def test_paired_tests_are_scipys():
+def test_paired_tests_equal_those_of_scipy():
     generator = np.random.default_rng(0)
     baseline = generator.random(30)
     methods = {
@@ -63,7 +63,7 @@ def test_paired_tests_are_scipys():
 
 
 def test_cases_without_a_difference_count_in_the_ranks():
-    """As Pratt has it: ties take the lowest ranks, which makes the others' larger."""
+    """In Pratt's method, ties take the lowest ranks, which increases the ranks of the others."""
     baseline = np.linspace(0.25, 0.75, 60)
     difference = np.arange(-14, 46) / 1024 * (np.arange(60) % 3 > 0)
     found = paired_tests({"ties": baseline + difference}, baseline)["ties"]
@@ -73,7 +73,7 @@ def test_cases_without_a_difference_count_in_the_ranks():
 
 
 @pytest.mark.parametrize("cases", [2, 5, 9, 14])
-def test_no_p_of_wilcoxon_is_smaller(cases):
+def test_the_smallest_p_of_wilcoxon(cases):
     assert least_wilcoxon(5) == 0.0625 and least_wilcoxon(0) == 1
     baseline = np.zeros(cases)
     best = paired_tests({"best": baseline + 0.1 + np.arange(cases) / 100}, baseline)["best"]
@@ -82,7 +82,7 @@ def test_no_p_of_wilcoxon_is_smaller(cases):
     assert tied.wilcoxon >= least_wilcoxon(cases)
 
 
-def test_tests_that_are_not_defined():
+def test_undefined_tests_are_nan():
     baseline = np.array([0.5, 0.6, 0.7])
     one = paired_tests({"one": np.array([math.nan, math.nan, 1.0])}, baseline)["one"]
     assert math.isnan(one.t) and math.isnan(one.wilcoxon) and math.isnan(one.wilcoxon_holm)
@@ -107,7 +107,7 @@ def test_bootstrap_interval_of_a_mean_is_the_normal_one():
         pytest.approx(mean - 1.96 * error, abs=0.02),
         pytest.approx(mean + 1.96 * error, abs=0.02),
     )
-    assert mean_interval(values) == interval  # seeded
+    assert mean_interval(values) == interval  # the draws are seeded
     assert math.isnan(mean_interval([math.nan]).value)
 
 
@@ -128,8 +128,8 @@ def test_draws_without_a_value_are_left_out():
     assert math.isnan(interval.value) and 1 < interval.low <= interval.high <= 2
 
 
-def test_an_interval_over_runs_knows_their_spread():
-    """Cases that are all the same leave nothing else; of many runs the interval is the normal one."""
+def test_an_interval_over_runs_contains_their_spread():
+    """With equal cases, only the runs vary; with many runs, the interval is the normal one."""
     means = np.random.default_rng(2).standard_normal(100)
     runs = np.repeat(means[:, None], 5, axis=1)
     interval = mean_interval(runs)
@@ -146,9 +146,9 @@ def test_runs_of_a_seed_are_drawn_together():
     difference = mean_difference(baseline + 0.125, baseline)
     assert (difference.value, difference.low, difference.high) == tuple(pytest.approx(0.125) for _ in range(3))
     assert mean_interval(baseline).high - mean_interval(baseline).low > 0.05
-    half = gap_closed(baseline + 0.125, baseline, baseline.mean(0) + 0.25)  # a teacher has one run
+    half = gap_closed(baseline + 0.125, baseline, baseline.mean(0) + 0.25)  # the teacher has one run
     assert half.value == pytest.approx(0.5) and half.low < 0.5 < half.high
-    with pytest.raises(ValueError, match="there are 2 and 3 runs"):
+    with pytest.raises(ValueError, match="the methods have 2 and 3 runs"):
         mean_difference(baseline, baseline[:2])
 
 
@@ -158,8 +158,8 @@ def test_runs_without_a_value_in_a_case():
     np.testing.assert_allclose(mean_of_runs(runs), [0.6, 0.2, math.nan])
 
 
-def test_who_leaves_out_what_is_not_there_is_not_set_equal_to_who_draws_it():
-    """Two cases without the structure, in which each seed of the one draws it less often than the other's."""
+def test_a_method_that_leaves_out_an_absent_structure_differs_from_one_that_draws_it():
+    """Two cases lack the structure, and each seed of one method draws it there less often than the other's."""
     right = np.array([[0.8, 0.8, math.nan, math.nan], [0.8, 0.8, 0.0, 0.0]])
     wrong = np.array([[0.8, 0.8, 0.0, math.nan], [0.8, 0.8, math.nan, 0.0]])
     assert mean_difference(right, wrong).value == pytest.approx(0.6 - 1.6 / 3)
@@ -168,7 +168,7 @@ def test_who_leaves_out_what_is_not_there_is_not_set_equal_to_who_draws_it():
 
 
 def test_many_cases_are_drawn_in_parts():
-    """As the same draws in one."""
+    """The result is the same as with all draws at once."""
     values = np.random.default_rng(4).random(150)
     whole = mean_interval(values)
     drawn = values[np.random.default_rng(1234).integers(0, 150, (10_000, 150))].mean(1)

@@ -11,15 +11,15 @@ from nnunet_kd.evaluation.table import Table
 from tests.evaluation.figures import rows
 
 
-def test_the_mean_of_a_case_is_over_the_structures_it_has():
+def test_the_mean_of_a_case_is_over_its_structures():
     scores = Scores(rows(one=[0.2, 0.4, math.nan, 0.8, math.nan, math.nan]))
     np.testing.assert_allclose(scores.of("one"), [0.3, 0.8, math.nan])
     np.testing.assert_allclose(scores.of("one", structure="b"), [0.4, 0.8, math.nan])
     assert (scores.methods, scores.cases, scores.structures) == (["one"], ["c0", "c1", "c2"], ["a", "b"])
 
 
-def test_the_mean_of_runs_is_that_of_their_means():
-    """A structure that is rightly left out by one run and found by the other, where there is none."""
+def test_the_mean_of_runs_is_the_mean_of_their_means():
+    """The structure is absent; one run rightly leaves it out, and the other draws it."""
     runs = [rows(one=[0.2, math.nan, 0.8, 0.6]), rows(one=[0.6, 0.0, 0.8, math.nan])]
     scores = Scores([replace(row, seed=seed) for seed, run in enumerate(runs) for row in run])
     assert scores.seeds == {"one": [0, 1]} and scores.cases == ["c0", "c1"]
@@ -31,7 +31,7 @@ def test_the_mean_of_runs_is_that_of_their_means():
     assert cells["a Dice (%)"].startswith("60.00 ") and cells["b Dice (%)"].startswith("30.00 ")  # (60 + 0) / 2
 
 
-def test_a_structure_may_be_called_mean():
+def test_a_structure_can_be_called_mean():
     made = [
         Row(row.method, row.case, {"a": "mean", "b": "b"}[row.structure], row.values) for row in rows(one=[0.2, 0.4])
     ]
@@ -57,12 +57,12 @@ def test_methods_are_compared_with_the_baseline_and_the_teacher():
     assert list(result) == ["kd", "teacher"]
     assert result["kd"].difference.value == pytest.approx(0.1) and result["kd"].gap.value == pytest.approx(0.5)
     assert result["teacher"].gap.value == pytest.approx(1)
-    # the teacher is not one of the methods Holm's correction counts
+    # Holm's correction does not count the teacher
     assert result["kd"].tests.wilcoxon_holm == result["kd"].tests.wilcoxon
 
 
-def test_no_share_of_a_gap_that_is_none():
-    """Of a teacher that is only by chance above the baseline a ratio says nothing, nor of one that is below."""
+def test_without_a_gap_no_share_is_shown():
+    """The ratio is meaningless if the teacher is below the baseline, or above it only by chance."""
     base, kd = [0.4, 0.4, 0.5, 0.5, 0.6, 0.6], [0.6, 0.6, 0.7, 0.7, 0.8, 0.8]
     by_chance = [0.5, 0.5, 0.4, 0.4, 0.7, 0.7]
     below = [0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
@@ -82,8 +82,8 @@ def test_summary_has_every_method_and_no_tests_for_one():
     assert "Gap closed" not in two and "Gap closed" in summary_table(rows(one=[0.2], t=[0.3]), "one", "t")
 
 
-def test_too_few_cases_for_a_test_are_said():
-    """Five cases give no p below 1/16, and Holm's correction none below that times the methods."""
+def test_too_few_cases_for_a_test_cause_a_caution():
+    """With five cases, no p is below 1/16, and Holm's correction multiplies this by the number of methods."""
     values = [0.1 + 0.01 * number for number in range(10)]  # two structures
     one = rows(base=values, kd=[2 * value for value in values])
     (said,) = cautions(Scores(one), "base")
@@ -98,13 +98,13 @@ def test_too_few_cases_for_a_test_are_said():
     assert (
         "of 6, Wilcoxon's cannot give a p below 0.0312, nor Holm's correction for 2 methods one below 0.0625," in said
     )
-    assert cautions(Scores(more), "base", teacher="y") == []  # which is not corrected for
+    assert cautions(Scores(more), "base", teacher="y") == []  # the correction does not count the teacher
     many = rows(base=15 * [0.3, 0.5], kd=15 * [0.4, 0.6])
     assert cautions(Scores(many), "base") == [] and "cannot give" not in summary_table(many, "base")
 
 
-def test_a_baseline_that_finds_nothing_is_said():
-    """Against which almost any method closes almost all of the gap."""
+def test_a_baseline_that_finds_nothing_causes_a_caution():
+    """Almost any method would close almost all of the gap to such a baseline."""
     base = 20 * [0.002, 0.6]
     scores = Scores(rows(base=base, kd=20 * [0.8, 0.8], teacher=20 * [0.85, 0.85]))
     assert compare(scores, "base", "teacher")["kd"].gap.value > 0.9

@@ -1,4 +1,4 @@
-"""Names of cases, methods and structures are text wherever they are shown, whatever they hold."""
+"""Names of cases, methods and structures are shown as text, whatever they contain."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ TABLE = ("table", "thead", "tbody", "tr", "th", "td")
 
 
 class Inert(HTMLParser):
-    """Only our own elements and attributes, each closed where it was opened."""
+    """Check that a page contains only our elements and attributes, correctly nested."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ def rows_of(methods, structures, cases=("c0", "c1")):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_holds_no_element_of_a_name(tmp_path, name):
+def test_a_name_adds_no_element_to_the_page(tmp_path, name):
     methods = ["NoKD", f"m{name}"]
     report = Report(
         title=f"t{name}",
@@ -120,8 +120,8 @@ def test_the_page_holds_no_element_of_a_name(tmp_path, name):
 
 
 def _check_markdown(text):
-    assert not re.search(r"<[a-zA-Z/!?]", text)  # the beginnings of HTML
-    assert not re.search(r"(?<!\\)\](?=[(\[])", text)  # and of links
+    assert not re.search(r"<[a-zA-Z/!?]", text)  # the start of an HTML tag
+    assert not re.search(r"(?<!\\)\](?=[(\[])", text)  # the start of a link
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
     lines = text.splitlines()
     headings = [line for line in lines if line.startswith("## ")]
@@ -137,11 +137,11 @@ def _check_markdown(text):
 
 
 def _cells(row):
-    """As a reader of Markdown counts them: a backslash before a letter takes away what it means."""
+    """Count the cells as a Markdown parser does, where a backslash escapes the next character."""
     return len(re.sub(r"\\[^\w\s]", "", row).strip("|").split("|"))
 
 
-def test_summaries_are_tables_of_text():
+def test_names_in_summaries_are_escaped():
     for name in NAMES:
         text = summary_table(rows_of(["base", name], [f"s{name}"]), "base")
         assert not re.search(r"<[a-zA-Z/!?]", text)
@@ -150,15 +150,15 @@ def test_summaries_are_tables_of_text():
         assert len(rules) == 3 and len(tables) == 2 * 4 + 3
 
 
-def test_ordinary_names_are_shown_as_they_are():
+def test_ordinary_names_are_unchanged():
     for name in ("nnUNetTrainer_r4", "mean Dice (%) [95 %]", "T1 & T2", "a > b", "D'Angelo", "über 50 %", "x^2 + y"):
         assert in_markdown(name) == name and in_figure(name) == name
     assert in_markdown("a|b") == "a\\|b" and in_html("a & b") == "a &amp; b"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_show_a_name_as_it_is(tmp_path, name):
-    """Matplotlib would read dollars as formulas, and fail over half a formula."""
+def test_pictures_show_a_name_unchanged(tmp_path, name):
+    """Matplotlib would read dollars as formulas, and fail on an incomplete one."""
     methods = [f"{name}", "other"]
     labels, image = np.zeros((20, 20), int), np.random.default_rng(0).random((20, 20))
     labels[5:9, 5:9] = 1
@@ -182,7 +182,7 @@ def test_pictures_show_a_name_as_it_is(tmp_path, name):
 
 
 def test_a_formula_in_a_name_would_stop_matplotlib(tmp_path):
-    """So that the test above can fail."""
+    """This shows that the previous test can fail."""
     figure = Figure()
     figure.text(0, 0, "a $\\frac{$ b")
     with pytest.raises(ValueError, match="frac"):

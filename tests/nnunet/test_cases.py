@@ -8,7 +8,7 @@ from nnunet_kd.nnunet.experiment import Experiment
 
 
 def test_labels_have_one_value_per_voxel(workspace):
-    """nnU-Net preprocesses and trains on the first channel of labels that were a colour picture."""
+    """From labels that were a colour picture, nnU-Net preprocesses several channels and trains on the first."""
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     cases = PreprocessedCases(workspace.preprocessed, Experiment(plans, "3d_fullres", workspace.dataset_json))
     case = cases.identifiers[0]
@@ -16,7 +16,7 @@ def test_labels_have_one_value_per_voxel(workspace):
     folder = workspace.preprocessed / cases.configuration.data_identifier
     properties = cases._dataset.load_case(case)[3]
     for path in folder.glob(f"{case}*"):
-        path.unlink()  # they are linked to those of other tests
+        path.unlink()  # they are links to files of other tests
     cases._dataset.save_case(images, np.stack([labels] * 3), properties, str(folder / case))
-    with pytest.raises(ValueError, match=f"the labels of case {case} have 3 values per voxel, of which nnU-Net takes"):
+    with pytest.raises(ValueError, match=f"the labels of case {case} have 3 values per voxel, of which nnU-Net uses"):
         cases.load(case)

@@ -16,14 +16,14 @@ def test_the_number_in_a_name(name):
 
 
 @pytest.mark.parametrize("name", ["Dataset", "Dataset12_X", "Heads", "dataset501_X", "Dataset501_X/..", "501", ""])
-def test_names_of_no_data_set(name):
+def test_invalid_names_are_refused(name):
     assert not is_dataset_name(name)
-    with pytest.raises(ValueError, match="a data set is named as Dataset501_Name, got"):
+    with pytest.raises(ValueError, match="the name of a data set must look like Dataset501_Name, got"):
         dataset_number(name)
 
 
-def test_names_nnunet_takes_for_one_another():
-    """It looks for names that begin with Dataset123."""
+def test_names_that_nnunet_confuses():
+    """nnU-Net searches for names that start with Dataset123."""
     for name, other, confused in (
         ("Dataset123_A", "Dataset123_B", True),
         ("Dataset123_A", "Dataset1234_B", True),
@@ -69,7 +69,7 @@ def test_commands_find_the_data_set_and_name_it_in_their_advice(folders, capsys,
         ("Dataset1235_X", 1234, False),
     ],
 )
-def test_a_data_set_nnunet_would_confuse_with_another_is_not_made(folders, capsys, there, number, refused):
+def test_a_data_set_that_nnunet_would_confuse_with_another_is_refused(folders, capsys, there, number, refused):
     source = folders / "source"
     layouts.busi(source)
     (folders / "nnUNet_results" / there).mkdir()

@@ -1,4 +1,4 @@
-"""Why a library could not read a file is said in one line."""
+"""The reason why a library cannot read a file is one line."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from nnunet_kd.nnunet.library_errors import reason
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("cannot read a/b.nii: it is cut off"), "it is cut off"),
+        (ValueError("cannot read a/b.nii: it is truncated"), "it is truncated"),
         (ValueError("too small\nat line 7"), "too small"),
         (RuntimeError(), "RuntimeError"),
         (PermissionError(13, "Permission denied", "a/b.nii"), "Permission denied"),
@@ -26,10 +26,10 @@ from nnunet_kd.nnunet.library_errors import reason
         ),
     ],
 )
-def test_why_a_library_cannot_read(error, said):
+def test_the_reason_is_one_line(error, said):
     assert re.fullmatch(said, reason(error, Path("a/b.nii")))
 
 
-def test_why_simpleitk_cannot_read_a_sheared_image():
+def test_the_reason_for_a_sheared_image_says_what_to_do():
     error = RuntimeError("Exception thrown in SimpleITK X: /a.cxx:1:\nITK ERROR: ITK only supports orthonormal direct")
     assert "it is sheared" in reason(error) and "correct the sform of its header, or resample" in reason(error)

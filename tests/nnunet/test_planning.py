@@ -43,7 +43,7 @@ def test_widths_are_divided_in_every_configuration_and_nothing_else_changes():
 
 @pytest.mark.parametrize("network", ["dra_unet", "kd_sam", "brainseg_dmif", "vm_unet"])
 def test_other_networks_in_configurations_that_inherit(network):
-    """With a network of its own, and with none; what is inherited is not asked for."""
+    """The configurations define a network or inherit one; inherited entries need not be present."""
     arguments = {
         "n_stages": 2,
         "features_per_stage": [32, 64],
@@ -64,26 +64,26 @@ def test_other_networks_in_configurations_that_inherit(network):
     sizes = [after[c]["patch_size"] for c in ("2d", "2d_large")]
     assert sizes == ([[64, 64], [128, 64]] if network == "vm_unet" else [[56, 40], [100, 64]])
     assert after["2d"]["batch_size"] == (16 if network == "kd_sam" else 4)
-    given["configurations"]["2d"]["batch_size"] = 105  # nnU-Net's for small slices
+    given["configurations"]["2d"]["batch_size"] = 105  # nnU-Net's value for small slices
     largest = {"kd_sam": 16, "brainseg_dmif": 4, "vm_unet": 32}.get(network, 105)
     assert student_plans(given, network=network)["configurations"]["2d"]["batch_size"] == largest
 
 
-def test_least_width():
+def test_the_smallest_width():
     assert reduce_widths([32, 64, 320], 16) == [8, 8, 20]
     assert reduce_widths([4, 6, 64], 4) == [4, 6, 16]  # never wider than the teacher
     assert reduce_widths([32, 33], 3, min_features=1) == [10, 11]
     assert reduce_widths([32], 2.5, min_features=1) == [12]
-    assert reduce_widths([32, 64, 128, 320], 1.6) == [20, 40, 80, 200]  # not one less, as in binary
+    assert reduce_widths([32, 64, 128, 320], 1.6) == [20, 40, 80, 200]  # floating point would give one less
 
 
-def test_widths_by_hand():
+def test_widths_can_be_given():
     after = student_plans(plans(), 2, widths={"3d_fullres": [4, 5, 6, 7]})
     assert after["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 5, 6, 7]
     assert after["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"][0] == 16
 
 
-def test_one_width_for_all_stages_is_spelt_out():
+def test_one_width_for_all_stages_is_expanded():
     before = plans()
     before["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = 32
     after = student_plans(before, 4)
@@ -105,7 +105,7 @@ def test_bad_widths(widths, message):
         student_plans(plans(), widths=widths)
 
 
-def test_configurations_that_are_not_trained_may_have_any_network():
+def test_configurations_that_are_not_trained_can_have_any_network():
     before = plans()
     other = {"network_class_name": "some.Transformer", "arch_kwargs": {}, "_kw_requires_import": []}
     before["configurations"]["3d_other"] = {"inherits_from": "3d_fullres", "architecture": other}
@@ -119,7 +119,7 @@ def test_configurations_that_are_not_trained_may_have_any_network():
 
 
 def test_unknown_network_and_old_plans():
-    with pytest.raises(ValueError, match="uses some.Transformer, whose widths are not known here"):
+    with pytest.raises(ValueError, match="uses some.Transformer, whose widths cannot be reduced"):
         student_plans(plans("some.Transformer"))
     old = plans()
     old["configurations"]["2d"] = {"UNet_base_num_features": 32}
@@ -129,13 +129,13 @@ def test_unknown_network_and_old_plans():
         student_plans(plans(), 0.5)
 
 
-def test_no_block_is_all_defaults():
+def test_without_a_block_all_settings_are_defaults():
     assert read_settings({}) == Settings()
     assert Settings().teachers[0].folds == "same"
     assert Settings().training.seed == 1234
 
 
-def test_block_is_read():
+def test_the_block_is_read():
     settings = read_settings(
         {
             "nnunet_kd": {
@@ -179,7 +179,7 @@ def test_bad_blocks_name_the_key(block, message):
         read_settings({"nnunet_kd": block})
 
 
-def test_student_plans_survive_json():
+def test_student_plans_can_be_written_as_json():
     after = student_plans(plans(), 4)
     assert json.loads(json.dumps(after)) == after
     assert read_settings(after).student.reduction == 4
@@ -208,7 +208,7 @@ def test_errors_of_several_teachers(teacher, message):
 
 
 @pytest.mark.parametrize("teacher", [None, {"trainer": "A"}, [{"trainer": "A"}, {"folds": [1]}]], ids=str)
-def test_a_leak_is_recorded_and_read_again(teacher):
+def test_leakage_is_recorded_and_read_back(teacher):
     plans = {} if teacher is None else {"nnunet_kd": {"teacher": teacher}}
     noted = with_leakage(plans, {"0": "LEAKAGE: all of it"})
     assert recorded_leakage(noted) == {"0": "LEAKAGE: all of it"} and recorded_leakage(plans) == {}
@@ -216,6 +216,6 @@ def test_a_leak_is_recorded_and_read_again(teacher):
     assert read_settings(with_leakage(noted, {})) == read_settings(plans)
 
 
-def test_a_folder_says_trainer_and_plans_itself():
+def test_a_folder_excludes_trainer_and_plans():
     with pytest.raises(ValueError, match="nnunet_kd.teacher.folder must be given without trainer and plans"):
         read_settings({"nnunet_kd": {"teacher": {"folder": "here", "plans": "nnUNetPlans"}}})

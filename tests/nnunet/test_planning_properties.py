@@ -1,4 +1,4 @@
-"""Any plans nnU-Net could write become a student's that nnU-Net builds and runs, with the widths promised."""
+"""From any plans that nnU-Net can write, students are derived that nnU-Net builds and runs with the expected widths."""
 
 import json
 
@@ -16,12 +16,12 @@ RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet
 
 @st.composite
 def architectures(draw):
-    """A U-Net of nnU-Net's planner: two to six stages, any widths, kernels and strides."""
+    """Draw a U-Net like those of nnU-Net's planner, with two to six stages and any widths, kernels and strides."""
     dim = draw(st.sampled_from([2, 3]))
     stages = draw(st.integers(2, 6))
     widths = draw(st.lists(st.integers(1, 320), min_size=stages, max_size=stages))
     if draw(st.booleans()):
-        widths = widths[0]  # nnU-Net's networks take one number for all stages too
+        widths = widths[0]  # nnU-Net's networks also accept one number for all stages
     strides = [[1] * dim] + [[draw(st.sampled_from([1, 2])) for _ in range(dim)] for _ in range(stages - 1)]
     kernels = [[draw(st.sampled_from([1, 3])) for _ in range(dim)] for _ in range(stages)]
     residual = draw(st.booleans())
@@ -48,7 +48,7 @@ def architectures(draw):
 
 
 def forward(architecture, channels, classes):
-    """The network on the meta device, and the shape of its output for the smallest patch but one."""
+    """Return the network on the meta device, and the shape of its output for the second smallest patch."""
     arguments = architecture["arch_kwargs"]
     patch = [2 * int(torch.tensor(axis).prod()) for axis in zip(*arguments["strides"], strict=True)]
     with torch.device("meta"):
@@ -67,7 +67,7 @@ def forward(architecture, channels, classes):
 @settings(max_examples=60, deadline=None)
 @given(architectures(), st.floats(1, 64), st.integers(1, 64), st.sampled_from([None, "dra_unet"]), st.integers(1, 4))
 def test_every_student_is_built_and_runs(architecture, reduction, least, network, channels):
-    # what a file would hold
+    # as if read from a file
     content = {"architecture": json.loads(json.dumps(architecture)), "patch_size": [4, 4], "batch_size": 2}
     plans = {"plans_name": "nnUNetPlans", "configurations": {"c": content, "d": {"inherits_from": "c"}}}
     before = json.dumps(plans)

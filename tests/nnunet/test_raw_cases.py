@@ -13,7 +13,7 @@ def listed(**cases):
     return {**DATASET_JSON, "dataset": cases}
 
 
-def test_files_are_where_nnunet_finds_them(tmp_path, monkeypatch):
+def test_listed_files_are_found_where_nnunet_finds_them(tmp_path, monkeypatch):
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
@@ -28,7 +28,7 @@ def test_files_are_where_nnunet_finds_them(tmp_path, monkeypatch):
         assert str(labels[case]) == os.path.abspath(files["label"])
 
 
-def test_files_in_nnunets_folders(tmp_path):
+def test_files_in_imagestr_and_labelstr_are_found(tmp_path):
     (tmp_path / "imagesTr").mkdir()
     for name in ("one_0000.nii.gz", "one_0001.nii.gz", "two_0000.nii.gz"):
         (tmp_path / "imagesTr" / name).touch()
@@ -54,19 +54,19 @@ def test_files_in_nnunets_folders(tmp_path):
         ),
     ],
 )
-def test_a_list_that_is_none(tmp_path, dataset, message):
+def test_invalid_lists_are_refused(tmp_path, dataset, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         training_images(tmp_path, {**DATASET_JSON, "dataset": dataset}, ["one"])
 
 
-def test_a_case_that_is_no_name(tmp_path):
-    """Links, and nnU-Net's own copies, would be made elsewhere."""
-    with pytest.raises(ValueError, match=r"names a case '\.\./one', which is no name of a file"):
+def test_a_case_with_an_invalid_name_is_refused(tmp_path):
+    """Links and nnU-Net's copies would be written elsewhere."""
+    with pytest.raises(ValueError, match=r"names a case '\.\./one', which is not a valid file name"):
         training_labels(tmp_path, listed(**{"../one": {"images": ["a"], "label": "b"}}))
 
 
 def test_links_have_nnunets_names(tmp_path):
-    """Whatever the files are called; with the voxel size of 3-D TIFF files, which lies beside each kind of them."""
+    """The original names do not matter. The voxel sizes that lie beside 3-D TIFF images and labels are linked too."""
     for name in ("scan_0000.tif", "scan.json", "mask.tif", "mask.json"):
         (tmp_path / name).touch()
     images = link_cases(tmp_path / "images", {"a": [tmp_path / "scan_0000.tif"]}, lambda case, i: f"{case}_{i:04d}.tif")

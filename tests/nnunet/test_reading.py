@@ -1,4 +1,4 @@
-"""nnU-Net's files are read where nnU-Net can use them, and refused in one sentence where it cannot."""
+"""nnU-Net's files are read if nnU-Net can use them, and refused in one sentence otherwise."""
 
 import json
 import re
@@ -15,12 +15,12 @@ PLANS = {"plans_name": "p", "dataset_name": "d", "configurations": {"2d": {}}}
 @pytest.mark.parametrize(
     "change", [{"configurations": []}, {"configurations": {"2d": 1}}, {"plans_name": None}, {"plans_name": "a\x1b[31m"}]
 )
-def test_plans_that_are_none(tmp_path, change):
+def test_files_that_are_not_plans_are_refused(tmp_path, change):
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(PLANS))
     assert read_plans(path) == PLANS
     path.write_text(json.dumps({**PLANS, **change}))
-    with pytest.raises(ValueError, match=r"plans\.json holds no plans of nnU-Net"):
+    with pytest.raises(ValueError, match=r"plans\.json is not a plans file of nnU-Net"):
         read_plans(path)
 
 
@@ -45,17 +45,17 @@ def staged(name="dynamic_network_architectures.architectures.unet.PlainConvUNet"
         (staged(n_conv_per_stage_decoder=[2, 2, 2]), "n_conv_per_stage_decoder must have 2 entries, as n_stages is 3"),
     ],
 )
-def test_plans_that_no_training_can_have(tmp_path, change, message):
+def test_plans_with_impossible_values_are_refused(tmp_path, change, message):
     path = tmp_path / "plans.json"
     fine = {"batch_size": 2, "patch_size": [64, 32], **staged()}
     path.write_text(json.dumps({**PLANS, "configurations": {"2d": fine, "other": {"inherits_from": "2d"}}}))
     read_plans(path)
     path.write_text(json.dumps({**PLANS, "configurations": {"2d": {**fine, **change}}}))
-    with pytest.raises(ValueError, match=rf"plans\.json holds no plans nnU-Net can use: {re.escape(message)}"):
+    with pytest.raises(ValueError, match=rf"plans\.json contains plans that nnU-Net cannot use: {re.escape(message)}"):
         read_plans(path)
 
 
-def test_arguments_of_networks_that_are_not_known_are_their_own_matter(tmp_path):
+def test_arguments_of_unknown_networks_are_not_checked(tmp_path):
     plans = {**PLANS, "configurations": {"2d": staged("mine.Network", features_per_stage=[8])}}
     (tmp_path / "plans.json").write_text(json.dumps(plans))
     assert read_plans(tmp_path / "plans.json") == plans
@@ -66,14 +66,17 @@ def test_arguments_of_networks_that_are_not_known_are_their_own_matter(tmp_path)
     [
         ({"file_ending": ".nii.gz"}, "has no 'labels'"),
         ({"labels": {}}, "has no 'file_ending'"),
-        ({"labels": [], "file_ending": ".nii.gz"}, "labels and channel_names are objects"),
-        ({"labels": {}, "file_ending": ".nii.gz", "channel_names": ["T1"]}, "labels and channel_names are objects"),
-        ({"labels": {}, "file_ending": 7}, "file_ending is 7"),
-        ({"labels": {"a": None}, "file_ending": ".nii.gz"}, "label 'a' is None"),
-        ({"labels": {"a": [1, {}]}, "file_ending": ".nii.gz"}, r"label 'a' is \[1, {}\]"),
+        ({"labels": [], "file_ending": ".nii.gz"}, "labels and channel_names must be objects"),
+        ({"labels": {}, "file_ending": ".nii.gz", "channel_names": ["T1"]}, "labels and channel_names must be objects"),
+        ({"labels": {}, "file_ending": 7}, "file_ending must be text, got 7"),
+        (
+            {"labels": {"a": None}, "file_ending": ".nii.gz"},
+            "label 'a' must be a whole number or a list of them, got None",
+        ),
+        ({"labels": {"a": [1, {}]}, "file_ending": ".nii.gz"}, r"label 'a' must be .*, got \[1, {}\]"),
     ],
 )
-def test_descriptions_of_a_data_set_that_are_none(tmp_path, content, message):
+def test_invalid_descriptions_of_a_data_set_are_refused(tmp_path, content, message):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read_dataset_json(tmp_path / "dataset.json")
@@ -107,7 +110,7 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("labels", "more", "message"), LABELS)
-def test_labels_are_refused_where_nnunet_refuses_them(tmp_path, labels, more, message):
+def test_labels_that_nnunet_refuses_are_refused(tmp_path, labels, more, message):
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     content = {"labels": labels, "file_ending": ".nii.gz", **more}
@@ -116,15 +119,17 @@ def test_labels_are_refused_where_nnunet_refuses_them(tmp_path, labels, more, me
         LabelManager(labels, more.get("regions_class_order"))
         assert read_dataset_json(tmp_path / "dataset.json") == content
         return
-    if [] not in labels.values():  # of which it makes a class without a voxel
+    if [] not in labels.values():  # nnU-Net turns it into a class without voxels
         with pytest.raises((AssertionError, RuntimeError)):
             LabelManager(labels, more.get("regions_class_order"))
-    with pytest.raises(ValueError, match=rf"dataset\.json is no dataset\.json of nnU-Net: .*{re.escape(message)}$"):
+    with pytest.raises(
+        ValueError, match=rf"dataset\.json is not a valid dataset\.json of nnU-Net: .*{re.escape(message)}$"
+    ):
         read_dataset_json(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize("reader", [None, 3])
-def test_a_reader_without_a_name(tmp_path, reader):
+def test_a_reader_that_is_not_text_is_refused(tmp_path, reader):
     content = {"labels": B, "file_ending": ".nii.gz", "overwrite_image_reader_writer": reader}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"overwrite_image_reader_writer must name a reader of nnU-Net or be left out"):
@@ -134,21 +139,21 @@ def test_a_reader_without_a_name(tmp_path, reader):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no folds"),
-        ([1], "holds no folds"),
-        ([{"train": ["a"]}], "holds no folds"),
-        ([{"train": ["a"], "val": [1]}], "holds no folds"),
-        ([{"train": ["a"], "val": ["../b"]}], r"names a case '\.\./b', which is no name of a file"),
+        ({}, "does not list folds"),
+        ([1], "does not list folds"),
+        ([{"train": ["a"]}], "does not list folds"),
+        ([{"train": ["a"], "val": [1]}], "does not list folds"),
+        ([{"train": ["a"], "val": ["../b"]}], r"names a case '\.\./b', which is not a valid file name"),
     ],
 )
-def test_splits_that_are_none(tmp_path, content, message):
+def test_invalid_splits_are_refused(tmp_path, content, message):
     (tmp_path / "splits_final.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read_splits(tmp_path / "splits_final.json")
 
 
 def test_reading_imports_neither_torch_nor_nnunet():
-    """So that commands can refuse a file at once: nnU-Net takes ten seconds to import."""
+    """Commands can then refuse a file at once; importing nnU-Net takes ten seconds."""
     light = ("reading", "settings", "trust", "trust.archives", "trust.limited_json", "trust.postprocessing")
     imports = ", ".join(f"nnunet_kd.nnunet.{name}" for name in light)
     code = f"import sys, {imports}; print([name for name in ('torch', 'nnunetv2', 'numpy') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Whatever stands in the ``nnunet_kd`` block, it is accepted and comes back the same, or one sentence names the key."""
+"""Any ``nnunet_kd`` block is either read back unchanged or refused in one sentence that names the key."""
 
 import json
 from dataclasses import asdict, fields
@@ -19,7 +19,7 @@ anything = st.recursive(
 
 
 def section(kind):
-    """An object with the keys of a section, whose values may be of any kind, and sometimes another key."""
+    """Draw an object with the keys of a section, values of any type, and sometimes an unknown key."""
     names = st.sampled_from([entry.name for entry in fields(kind)]) | st.text(max_size=6)
     plausible = st.sampled_from(
         [None, 1, 2, 4, 0.5, 1000, "same", "all", [0, 1], "adamw", "plans", True, {"0": "seen"}]
@@ -41,7 +41,7 @@ blocks = st.fixed_dictionaries(
 
 @settings(max_examples=400, deadline=None)
 @given(blocks | anything)
-def test_a_block_is_accepted_and_comes_back_or_one_sentence_names_the_key(block):
+def test_a_block_is_read_back_or_refused_with_its_key(block):
     try:
         first = read_settings({"nnunet_kd": block})
     except ValueError as error:
@@ -59,7 +59,7 @@ def test_a_block_is_accepted_and_comes_back_or_one_sentence_names_the_key(block)
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_defaults_are_accepted(name):
-    """Written out they are the same as left out."""
+    """Writing a default explicitly has the same effect as omitting it."""
     values = asdict(SECTIONS[name]())
     assert read_settings({"nnunet_kd": {name: values}}) is not None
     default = read_settings({})
@@ -69,7 +69,7 @@ def test_defaults_are_accepted(name):
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.sampled_from("01234"), st.text(min_size=1, max_size=9), max_size=5))
-def test_leakage_comes_back(warnings):
+def test_leakage_is_read_back(warnings):
     plans = with_leakage({"plans_name": "p", "nnunet_kd": {"teacher": [{}, {"folds": "all"}]}}, warnings)
     (first, second) = read_settings(plans).teachers
     assert (first.leakage or {}) == warnings and second.leakage is None

@@ -1,4 +1,4 @@
-"""Images cut off at any byte are noticed, or are whole all the same."""
+"""An image truncated at any byte is detected, unless it is still complete."""
 
 import gzip
 import math
@@ -37,7 +37,7 @@ PLACE = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": (1, 0, 0, 0, 1,
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_segmentation_that_is_cut_off(tmp_path, reader, ending, labels):
+def test_a_truncated_segmentation_is_detected(tmp_path, reader, ending, labels):
     path = tmp_path / f"case{ending}"
     reader().write_seg(labels, str(path), {"sitk_stuff": PLACE, "spacing": [1, 1, 1]})
     content = path.read_bytes()
@@ -64,7 +64,7 @@ def test_headers_of_all_kinds(tmp_path, kind, order):
     nibabel.save(kind(VOLUME.astype(np.int16), np.eye(4), header), path)
     assert is_whole(path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="cannot read .*image.nii: it is cut off"):
+    with pytest.raises(ValueError, match="cannot read .*image.nii: it is truncated"):
         check_whole(path)
 
 
@@ -76,12 +76,12 @@ def test_a_header_that_places_the_image_nowhere(tmp_path, place):
     struct.pack_into("<f", content, 108, place)
     path.write_bytes(content)
     assert not is_whole(path)
-    with pytest.raises(ValueError, match="cannot read .*image.nii: it is cut off"):
+    with pytest.raises(ValueError, match="cannot read .*image.nii: it is truncated"):
         check_whole(path)
 
 
-def test_an_archive_that_ends_well_but_too_early(tmp_path):
-    """As where the disk was full for a moment."""
+def test_a_valid_archive_with_too_few_bytes_is_detected(tmp_path):
+    """Such a file arises if the disk was full for a moment."""
     path = tmp_path / "image.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii"))
     content = (tmp_path / "image.nii").read_bytes()
@@ -91,7 +91,7 @@ def test_an_archive_that_ends_well_but_too_early(tmp_path):
     assert is_whole(path)
 
 
-def test_what_is_not_there_and_what_is_of_another_kind(tmp_path):
+def test_missing_files_and_other_formats(tmp_path):
     assert not is_whole(tmp_path / "nothing.nii.gz") and not is_whole(tmp_path / "nothing.png")
     (tmp_path / "text.txt").write_text("")
     assert is_whole(tmp_path / "text.txt")
@@ -100,8 +100,8 @@ def test_what_is_not_there_and_what_is_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image.nii.gz", "IMAGE.NII.GZ"])
-def test_a_file_that_is_called_compressed_and_is_not(tmp_path, name):
-    """SimpleITK, and so nnU-Net, reads it."""
+def test_an_uncompressed_file_with_a_compressed_name_is_accepted(tmp_path, name):
+    """SimpleITK, and therefore nnU-Net, reads it."""
     path = tmp_path / name
     sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii"))
     content = (tmp_path / "image.nii").read_bytes()
@@ -109,14 +109,14 @@ def test_a_file_that_is_called_compressed_and_is_not(tmp_path, name):
     check_whole(path)
     if name == "image.nii.gz":
         np.testing.assert_array_equal(SimpleITKIO().read_seg(str(path))[0][0], VOLUME)
-    for length, message in ((len(content) - 1, "it is cut off"), (300, "it is cut off"), (0, "it is empty")):
+    for length, message in ((len(content) - 1, "it is truncated"), (300, "it is truncated"), (0, "it is empty")):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=f"^cannot read .*{name}: {message}$"):
             check_whole(path)
 
 
-def test_a_file_that_is_compressed_and_is_not_called_so(tmp_path):
-    """No reader takes it, and it is not cut off."""
+def test_a_compressed_file_with_an_uncompressed_name_is_refused(tmp_path):
+    """No reader accepts it, although it is complete."""
     path = tmp_path / "image.nii"
     sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "image.nii.gz"))
     path.write_bytes((tmp_path / "image.nii.gz").read_bytes())
@@ -126,8 +126,8 @@ def test_a_file_that_is_compressed_and_is_not_called_so(tmp_path):
         sitk.ReadImage(str(path))
 
 
-def test_a_path_python_cannot_decode():
-    """SimpleITK would end the process."""
+def test_a_path_that_python_cannot_decode():
+    """SimpleITK would terminate the process."""
     check_name(Path("/data/k\N{LATIN SMALL LETTER O WITH DIAERESIS}pfe"))
     with pytest.raises(ValueError, match=r"cannot open '/data/k\\udcf6pfe': the name is not in utf-8; rename it$"):
         check_whole(Path("/data/k\udcf6pfe"))

@@ -1,4 +1,4 @@
-"""Files are compared by what they are, not by how they are called."""
+"""Files are compared by identity, not by name."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from nnunet_kd.storage.overwriting import check_kept, lies_in
 
 @pytest.fixture
 def scan(tmp_path, monkeypatch):
-    """``scans/scan.nii.gz``, with a second name each kind; the current folder is that of all."""
+    """Create ``scans/scan.nii.gz`` with one alias of each kind, and change to the folder that contains ``scans``."""
     monkeypatch.chdir(tmp_path)
     path = Path("scans/scan.nii.gz")
     path.parent.mkdir()
@@ -18,7 +18,7 @@ def scan(tmp_path, monkeypatch):
     Path("out").mkdir()
     Path("out/linked.nii.gz").symlink_to("../scans/scan.nii.gz")
     os.link(path, "out/hard.nii.gz")
-    os.link(path, "scans/SCAN.nii.gz")  # as a disk shows it that does not tell capitals apart
+    os.link(path, "scans/SCAN.nii.gz")  # as on a case-insensitive disk
     Path("folder").symlink_to("scans")
     return path
 
@@ -43,7 +43,7 @@ def test_an_input_under_any_of_its_names(scan, name, absolute, given):
     assert str(output) in str(raised.value)
 
 
-def test_what_is_there_and_is_no_input(scan):
+def test_an_existing_file_that_is_not_an_input_is_accepted(scan):
     Path("out/other.nii.gz").write_bytes(b"voxels")
     Path("out/dangling.nii.gz").symlink_to("nowhere")
     names = ("out/other.nii.gz", "out/dangling.nii.gz", "out/new.nii.gz", "nowhere/new.nii.gz", "scans/new.nii.gz")
@@ -56,7 +56,7 @@ def test_a_folder_that_is_an_input(scan):
 
 
 @pytest.mark.parametrize("inside", ["scans", "scans/new/deep", "folder/new", "out/../scans/new", "folder"])
-def test_inside_a_folder(scan, inside):
+def test_paths_inside_a_folder(scan, inside):
     for path in (Path(inside), Path.cwd() / inside):
         assert lies_in(path, Path("scans")) and lies_in(path, Path("folder").absolute())
     assert not lies_in(Path("out/new"), Path("scans")) and not lies_in(Path("scans"), Path("nowhere"))

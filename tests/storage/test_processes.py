@@ -1,4 +1,4 @@
-"""Processes end with the one that started them, even where it is killed."""
+"""Processes end with their parent, even if it is killed."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def gone(folder):
     return not any(map(is_alive, processes(folder)))
 
 
-def test_a_pool(tmp_path):
+def test_the_workers_of_a_pool_end(tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(POOL)
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
@@ -68,11 +68,11 @@ def test_a_pool(tmp_path):
     parent.kill()
     parent.wait()
     wait_for(lambda: gone(tmp_path))
-    assert len(processes(tmp_path)) == 2  # nothing that was queued has begun
+    assert len(processes(tmp_path)) == 2  # no queued task has begun
 
 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_command_and_what_it_started(tmp_path, way):
+def test_a_command_and_its_children_end(tmp_path, way):
     words = [sys.executable, "-c", OUTER, str(tmp_path), COMMAND + "time.sleep(60)"]
     parent = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(processes(tmp_path)) == 2)
@@ -82,8 +82,8 @@ def test_a_command_and_what_it_started(tmp_path, way):
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os._exit(0)"])
-def test_what_a_command_started_does_not_outlive_it(tmp_path, end):
-    """It would hold the output open, for which nnunet_kd waits."""
+def test_children_do_not_outlive_their_command(tmp_path, end):
+    """A child would keep the output open, and nnunet_kd would wait for it."""
     start = time.monotonic()
     commands = Commands(tmp_path)
     words = ("log", "python", "-c", COMMAND + end, str(tmp_path))
@@ -96,8 +96,8 @@ def test_what_a_command_started_does_not_outlive_it(tmp_path, end):
     wait_for(lambda: gone(tmp_path))
 
 
-def test_a_command_that_ends_since_the_disk_is_full(tmp_path):
-    """No other command is begun then."""
+def test_a_command_that_fails_on_a_full_disk(tmp_path):
+    """No further command is started."""
     script = "raise SystemExit('OSError: [Errno 28] No space left on device')"
     with pytest.raises(DiskFullError, match="python failed .*No space left on device.*; its output is in"):
         Commands(tmp_path).run("log", "python", "-c", script)
@@ -114,7 +114,7 @@ VARIABLES = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA")
 
 
 def test_commands_start_no_more_processes_than_there_are_cores(tmp_path, monkeypatch):
-    """Nothing is set where a person has done it, or where nnU-Net's own number is no larger."""
+    """A variable is not set if the user has set it, or if nnU-Net's default is not larger."""
     show = f"import os; print([os.environ.get(name) for name in {VARIABLES}])"
 
     def shown():
@@ -134,7 +134,7 @@ def test_commands_start_no_more_processes_than_there_are_cores(tmp_path, monkeyp
     assert process_limits() == {}
 
 
-def test_the_usual_numbers_are_nnunets():
+def test_the_usual_numbers_are_those_of_nnunet():
     from nnunet_kd.storage.processes import USUAL_PROCESSES
 
     show = "from nnunetv2 import configuration as c; print(c.default_num_processes, c.default_n_proc_DA)"
@@ -143,7 +143,7 @@ def test_the_usual_numbers_are_nnunets():
     assert done.stdout.split()[-2:] == [str(value) for value in USUAL_PROCESSES.values()]
 
 
-def test_a_file_is_held_by_one_process(tmp_path):
+def test_only_one_process_holds_a_lock(tmp_path):
     path = tmp_path / "a.lock"
     assert holder_of(path) is None and not path.exists()
     with held(path) as other:

@@ -1,4 +1,4 @@
-"""A file is as it was before or complete, whatever ends its writing."""
+"""A file is either unchanged or complete, however its writing ends."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ from nnunet_kd.training.checkpoint import save_atomically
 from tests.killing import is_alive
 
 
-def test_replaces_at_the_end_only(tmp_path):
+def test_a_file_is_replaced_only_at_the_end(tmp_path):
     path = tmp_path / "folder" / "file.json"
     write_whole(path, "first")
     with pytest.raises(KeyboardInterrupt), replacing(path) as unfinished:
@@ -35,13 +35,13 @@ def test_replaces_at_the_end_only(tmp_path):
 
 
 def unfinished_name(folder, name):
-    """Of a file that is being written."""
+    """Return the temporary name of a file that is being written."""
     with replacing(folder / name) as unfinished:
         unfinished.touch()
     return unfinished.name
 
 
-def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
+def test_leftovers_of_another_machine_are_removed_after_an_hour(tmp_path):
     path = tmp_path / "checkpoint[0].pth"
     old, young, other = (
         tmp_path / f"{unfinished_name(tmp_path, name)[:20]}.elsewhere.{number}"
@@ -58,9 +58,9 @@ def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([path, young, other])
 
 
-def test_what_a_killed_process_of_this_machine_left_is_removed_at_once(tmp_path):
+def test_leftovers_of_this_machine_are_removed_at_once(tmp_path):
     dead = subprocess.Popen(["true"])
-    while is_alive(dead.pid):  # nobody asks about it
+    while is_alive(dead.pid):  # nobody waits for it
         time.sleep(0.01)
     path, folder = tmp_path / "file.json", tmp_path / "folder"
     kept = []
@@ -81,7 +81,7 @@ def test_what_a_killed_process_of_this_machine_left_is_removed_at_once(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127])
-def test_the_longest_names_a_disk_takes(tmp_path, name):
+def test_the_longest_names_that_a_disk_allows(tmp_path, name):
     write_whole(tmp_path / name, "whole")
     assert (tmp_path / name).read_text() == "whole"
     (tmp_path / name).unlink()
@@ -90,11 +90,11 @@ def test_the_longest_names_a_disk_takes(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_where_nothing_can_be_written(tmp_path, read_only):
+def test_a_read_only_folder_is_refused(tmp_path, read_only):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     disk = read_only(tmp_path / "there")
-    advice = f"you may not write to the folder {disk}. Choose another one, or change its rights"
+    advice = f"you may not write to the folder {disk}. Choose another folder, or change its permissions"
     for path in (disk / "x.json", disk / "new" / "x", disk / "file"):
         with pytest.raises(UnwritableError) as refused:
             write_whole(path, "")
@@ -116,7 +116,7 @@ def test_a_file_where_a_folder_should_be_and_a_folder_where_a_file(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="rights are those of a process that is forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_folder_of_somebody_else():
-    """As a user without root's rights."""
+    """The test runs as a user other than root."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o555)
         child = os.fork()
@@ -133,7 +133,7 @@ def test_a_folder_of_somebody_else():
         Path(name).chmod(0o755)
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path):
+def test_a_folder_is_complete_or_absent(tmp_path):
     path = tmp_path / "new" / "folder"
     with pytest.raises(KeyboardInterrupt), new_folder(path) as unfinished:
         (unfinished / "half").touch()
@@ -150,7 +150,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["folder", "other"]
 
 
-def test_every_file_of_a_folder_goes_onto_the_disk(tmp_path, monkeypatch):
+def test_every_file_of_a_folder_is_flushed(tmp_path, monkeypatch):
     (tmp_path / "one" / "two").mkdir(parents=True)
     (tmp_path / "one" / "two" / "file").touch()
     flushed = []
@@ -168,13 +168,13 @@ def test_a_full_disk_leaves_no_folder(small_disk):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_full_disk_is_one_sentence_and_the_file_before_is_whole(small_disk, before):
+def test_a_full_disk_is_one_sentence_and_the_previous_file_is_complete(small_disk, before):
     folder = small_disk(2**20)
     text, weights = folder / "summary.json", folder / "checkpoint.pth"
     if before:
         write_whole(text, "small")
         save_atomically({"weights": torch.ones(3)}, weights)
-    kept = "; the {} from before is whole" if before else ""
+    kept = "; the previous {} is still complete" if before else ""
     with pytest.raises(OSError) as refused:
         write_whole(text, "large" * 2**20)
     assert str(refused.value) == f"cannot write {text}: the disk is full{kept.format(text.name)}"
@@ -186,6 +186,6 @@ def test_a_full_disk_is_one_sentence_and_the_file_before_is_whole(small_disk, be
         assert text.read_text() == "small" and torch.load(weights)["weights"].sum() == 3
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_unchanged(tmp_path):
     with pytest.raises(RuntimeError, match="^of another kind$"), replacing(tmp_path / "file"):
         raise RuntimeError("of another kind")

@@ -1,4 +1,4 @@
-"""A teacher that is refused, and how a test makes one of the teacher in its own workspace."""
+"""Helpers that modify the teacher of a workspace and check that it is refused."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.conftest import SHORT, make_trainer
 
 
 def refused(workspace, error, message, plans=None, kind=nnUNetTrainerDCD, **options):
-    """No trainer is made of these plans: one sentence says why, and nothing is left in the results."""
+    """Check that plans are refused in one sentence and that nothing is left in the results folder."""
     plans = plans or workspace.plans("nnUNetPlans", training=SHORT)
     before = sorted(workspace.results.rglob("*"))
     with pytest.raises(error, match=message) as caught:
@@ -19,14 +19,14 @@ def refused(workspace, error, message, plans=None, kind=nnUNetTrainerDCD, **opti
 
 
 def edit(path, **changes):
-    """Change keys of a JSON file."""
+    """Change entries of a JSON file."""
     content = json.loads(path.read_text())
     content.update(changes)
     path.write_text(json.dumps(content))
 
 
 def edit_configuration(workspace, **changes):
-    """Change keys of the configuration in the teacher's plans."""
+    """Change entries of the configuration in the teacher's plans."""
     path = workspace.teacher / "plans.json"
     configurations = json.loads(path.read_text())["configurations"]
     configurations["3d_fullres"].update(changes)

@@ -1,4 +1,4 @@
-"""A teacher that does not fit is refused in one sentence, before the student's results folder exists."""
+"""A teacher that does not match its student is refused in one sentence, before the results folder is created."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_other_labels(workspace):
 
 
 def test_regions_in_another_order(workspace):
-    """Their order is that of the network's channels."""
+    """The order of the regions is that of the network's output channels."""
     labels = {"background": 0, "whole": [1, 2], "enhancing": 2}
     swapped = {"background": 0, "enhancing": 2, "whole": [1, 2]}
     edit(workspace.teacher / "dataset.json", labels=swapped, regions_class_order=[1, 2])
@@ -58,7 +58,7 @@ def test_ct_needs_the_same_intensity_statistics(workspace):
     refused(workspace, ValueError, "its intensity statistics of channel 0 is", plans)
 
 
-def test_patch_the_teacher_cannot_take(workspace):
+def test_a_patch_that_the_teacher_cannot_process(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     plans["configurations"]["3d_fullres"]["patch_size"] = [13, 20, 16]
     refused(

@@ -39,7 +39,7 @@ def test_equal_teachers_give_the_logits_of_one(regions):
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_extreme_logits_stay_finite():
+def test_extreme_logits_remain_finite():
     ensemble = TeacherEnsemble(teachers(2), regions=True)
     far = torch.tensor([80.0, -80.0])
     torch.testing.assert_close(ensemble._mean([far, far]), far)
@@ -56,7 +56,7 @@ def test_widths_that_differ_are_refused_for_features_only():
     assert logits[0].shape == (2, 3, 16, 12) and features == []
 
 
-def test_only_resolutions_all_teachers_give():
+def test_only_shared_scales_are_returned():
     deep, flat = Teacher(unet(), logits=True, deep_supervision=True), Teacher(unet(), logits=True)
     assert [tuple(z.shape[2:]) for z in TeacherEnsemble([deep, flat], regions=False)(IMAGES)[0]] == [(16, 12)]
 

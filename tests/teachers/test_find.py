@@ -1,4 +1,4 @@
-"""A teacher that is not there is refused with what to do about it, before the student's results folder exists."""
+"""A missing teacher is refused with advice, before the student's results folder is created."""
 
 import shutil
 
@@ -14,19 +14,19 @@ def test_missing_folder(workspace):
 
 
 def test_the_teacher_of_plans_that_were_copied_by_hand(workspace):
-    """It has the name of the plans they were copied from; the message's line is all that is missing."""
+    """The teacher has the name of the original plans, and the advice in the message is sufficient to use it."""
     message = 'There is one with the plans nnUNetPlans: set "teacher": {"plans": "nnUNetPlans"} in the nnunet_kd block '
     plans = workspace.plans("mine", training=SHORT)
     refused(
-        workspace, FileNotFoundError, f"{message}of mine to learn from it, or train this one: nnUNetv2_train", plans
+        workspace, FileNotFoundError, f"{message}of mine to use it, or train the missing teacher: nnUNetv2_train", plans
     )
     make_trainer(nnUNetTrainerDCD, workspace.plans("mine", teacher={"plans": "nnUNetPlans"}), workspace)
 
 
-def test_nothing_is_trained_for_a_folder_that_is_named(workspace, tmp_path):
+def test_a_named_folder_gets_no_advice_to_train(workspace, tmp_path):
     for folder, message in (
-        (tmp_path / "none", "there is no teacher in .*none. Name another one: nnunet_kd.teacher.folder$"),
-        (workspace.teacher, "has fold_0, but not fold_1. Name another one: nnunet_kd.teacher.folder$"),
+        (tmp_path / "none", "there is no teacher in .*none. Set nnunet_kd.teacher.folder to another folder$"),
+        (workspace.teacher, "has fold_0, but not fold_1. Set nnunet_kd.teacher.folder to another folder$"),
     ):
         plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folder": str(folder)})
         refused(workspace, FileNotFoundError, message, plans, fold=1)
@@ -51,7 +51,7 @@ def test_other_configuration(workspace):
     )
 
 
-def test_a_configuration_the_teachers_plans_do_not_have(workspace):
+def test_a_configuration_that_the_teachers_plans_lack(workspace):
     edit(workspace.teacher / "plans.json", configurations={"2d": {}})
     refused(workspace, ValueError, "the teacher's .*plans.json has no configuration 3d_fullres, only 2d$")
 

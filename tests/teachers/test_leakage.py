@@ -1,4 +1,4 @@
-"""A teacher is known by what nnU-Net validated it on, whenever the folds are made and wherever it was trained."""
+"""Leakage is judged by a teacher's validation cases, whenever the folds are created and wherever it was trained."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.conftest import SHORT, make_trainer, note_validated
 
 
 def validated(fold: Path, *files: str) -> frozenset[str] | None:
-    """Of a summary that names these files."""
+    """Create the fold folder of a model whose summary names these files."""
     (fold / "validation").mkdir(parents=True, exist_ok=True)
     content = {"metric_per_case": [{"prediction_file": file} for file in files]}
     (fold / "validation" / "summary.json").write_text(json.dumps(content))
@@ -35,7 +35,7 @@ def validated(fold: Path, *files: str) -> frozenset[str] | None:
         ("validation/head_1.5mm.other", "head_1.5mm"),
     ],
 )
-def test_a_case_is_known_whatever_separator_and_ending(tmp_path, file, case):
+def test_a_case_is_recognised_with_any_separator_and_ending(tmp_path, file, case):
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": "_label.img"}))
     assert validated(tmp_path / "fold_0", file) == {case}
 
@@ -45,7 +45,7 @@ def test_nothing_is_known_of_a_model_that_was_not_validated(tmp_path):
 
 
 def without_splits(workspace) -> list[str]:
-    """As where the teacher comes from another machine; the cases nnU-Net will keep back in fold 0."""
+    """Return the validation cases of fold 0 before the splits exist, as for a teacher from another machine."""
     splits = workspace.preprocessed / "splits_final.json"
     kept_back = json.loads(splits.read_text())[0]["val"]
     splits.unlink()
@@ -62,7 +62,7 @@ def notes(trainer) -> dict[str, str]:
     ids=["beside the student", "initial weights", "soft labels"],
 )
 def test_the_first_training_knows_what_its_teacher_has_seen(workspace, capsys, kind, training):
-    """nnU-Net makes the folds when it begins, long after the teacher was found."""
+    """nnU-Net creates the folds when the training begins, long after the teacher was found."""
     kept_back = without_splits(workspace)
     if kind is nnUNetTrainerSAMKD:
         assert main(["soft-labels", "-d", "598", "--teacher", "-f", "0", "--disable_tta", "-device", "cpu"]) == 0
@@ -86,7 +86,7 @@ def test_the_first_training_knows_what_its_teacher_has_seen(workspace, capsys, k
     assert f"FAIL  {seen}" in capsys.readouterr().out
 
 
-def test_the_teacher_of_another_system_and_format_is_not_accused(workspace, capsys):
+def test_a_teacher_of_another_system_and_format_causes_no_warning(workspace, capsys):
     doctor = ["doctor", "-d", "598"]
     assert main(doctor) == 0
     assert "cases of fold 0 cannot be checked: nnU-Net has not validated it" in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_the_teacher_of_another_system_and_format_is_not_accused(workspace, caps
 
 
 def test_a_fold_that_nnunet_draws_is_checked_too(workspace):
-    """Of more folds than the file has nnU-Net makes random ones."""
+    """nnU-Net draws a random split if the file does not contain the fold."""
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_7")
     note_validated(workspace.teacher / "fold_7", ["head_000"])
     plans = workspace.plans("nnUNetPlans", training=SHORT)

@@ -1,4 +1,4 @@
-"""A teacher that has seen validation cases is written down with the student's results, fold by fold."""
+"""A teacher that has seen validation cases is recorded in the student's results, fold by fold."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from tests.conftest import SHORT, make_trainer, note_validated, stop_within
 from tests.teachers.refused import edit
 
 
-def test_teacher_of_another_fold_is_a_leak_that_is_written_down(workspace):
+def test_a_teacher_of_another_fold_is_recorded_as_leakage(workspace):
     (workspace.teacher / "fold_0").rename(workspace.teacher / "fold_1")
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
     trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
@@ -28,7 +28,7 @@ def notes(workspace):
 
 
 def test_every_fold_keeps_its_own_note(workspace):
-    """All folds share one plans.json; a finished training that is validated again has no teacher any more."""
+    """All folds share one plans.json, and validating a finished training again needs no teacher."""
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [0]}, method={"ramp": None})
     make_trainer(nnUNetTrainerDCD, plans, workspace, fold=1).run_training()
     make_trainer(nnUNetTrainerDCD, plans, workspace, fold=0).on_train_start()
@@ -42,8 +42,8 @@ def test_every_fold_keeps_its_own_note(workspace):
     assert "LEAKAGE" in max(folder.glob("training_log*")).read_text()
 
 
-def test_a_note_stays_when_another_teacher_goes_on(workspace):
-    """The student keeps what it has learnt."""
+def test_a_note_is_kept_when_another_teacher_continues(workspace):
+    """The student keeps what it learnt from the first teacher."""
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
     leaking = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [1]}, method={"ramp": None})
     stop_within(make_trainer(nnUNetTrainerDCD, leaking, workspace), 3)
@@ -55,19 +55,19 @@ def test_a_note_stays_when_another_teacher_goes_on(workspace):
         again.on_train_start()
         assert notes(workspace) == noted  # once
         again._lock.free()
-    make_trainer(nnUNetTrainerDCD, plans, workspace).on_train_start()  # anew
+    make_trainer(nnUNetTrainerDCD, plans, workspace).on_train_start()  # a new training
     assert notes(workspace) == {}
 
 
 def test_folds_that_begin_together_keep_their_notes(workspace):
-    """Each writes the plans it read before it waited for its first batches."""
+    """Each fold writes the plans that it read before it waited for its first batches."""
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": [0]}, method={"ramp": None})
     trainers = [make_trainer(nnUNetTrainerDCD, plans, workspace, fold=fold) for fold in (1, 2)]
     file = Path(trainers[0].output_folder_base) / "plans.json"
     trainers[0].on_train_start()
     before = file.read_text()
     trainers[1].on_train_start()
-    file.write_text(before)  # as where the first wrote last
+    file.write_text(before)  # as if the first fold wrote last
     assert list(notes(workspace)) == ["1"]
     for trainer in trainers:
         trainer.on_train_end()
@@ -75,7 +75,7 @@ def test_folds_that_begin_together_keep_their_notes(workspace):
 
     again = make_trainer(nnUNetTrainerDCD, plans, workspace, fold=1)
     again.on_train_start()
-    file.write_text(before[:100])  # as while another fold writes it
+    file.write_text(before[:100])  # as if another fold were writing it
     again.on_train_end()
     assert "the note of leakage may be lost" in Path(again.log_file).read_text()
     assert (Path(again.output_folder) / "checkpoint_final.pth").is_file()
@@ -90,14 +90,14 @@ def test_a_teacher_that_learnt_from_a_leaking_one_leaks_too(workspace):
     assert "That teacher's student is the teacher here." in leak
 
 
-def test_a_teacher_of_another_data_set_may_leak(workspace):
+def test_a_teacher_of_another_data_set_can_leak(workspace):
     edit(workspace.teacher / "plans.json", dataset_name="Dataset999_Other")
     (leak,) = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans"), workspace).sources.leakage()
     assert leak.startswith("LEAKAGE is possible: the teacher was trained on Dataset999_Other, whose folds")
 
 
 def test_a_teacher_of_other_folds_leaks(workspace):
-    """The data set was split anew since."""
+    """The data set has been split again since the teacher was trained."""
     path = workspace.preprocessed / "splits_final.json"
     splits = json.loads(path.read_text())
     note_validated(workspace.teacher / "fold_0", splits[0]["val"])

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def registry(monkeypatch):
-    """SAM's registry of models, with a tiny one."""
+    """Add a tiny model to SAM's registry."""
     monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", tiny_sam)
 
 
@@ -31,7 +31,7 @@ def slice_of(height=20, width=30, seed=0):
     return image, structures
 
 
-def test_boxes_of_components_with_margin_end_at_the_border():
+def test_boxes_are_clipped_at_the_border():
     structure = np.zeros((10, 12), dtype=bool)
     structure[0:3, 1:4] = True
     structure[5, 6] = structure[6, 7] = True  # touch at a corner: one component
@@ -59,18 +59,18 @@ def test_window_and_channels():
     channel = rng.normal(size=(4, 20, 20))
     body = np.zeros((4, 20, 20), dtype=bool)
     body[1:3] = True
-    channel[0] = 1e6  # outside the body: does not count
+    channel[0] = 1e6  # outside the body, so it is ignored
     rgb = as_rgb(np.stack([channel, -channel]), body)
     low, high = np.percentile(channel[body], (0.5, 99.5))
     expected = 255 * np.clip((channel - low) / (high - low), 0, 1)
     np.testing.assert_array_equal(rgb[0], expected.round().astype(np.uint8))
-    np.testing.assert_array_equal(rgb[2], rgb[0])  # two channels: the first again
+    np.testing.assert_array_equal(rgb[2], rgb[0])  # the first of the two channels is repeated
     assert (as_rgb(np.full((1, 2, 3, 3), 5.0), np.zeros((2, 3, 3), dtype=bool)) == 0).all()
 
 
 @pytest.mark.parametrize("prompt", ["box", "points"])
-def test_logits_are_those_of_sams_own_predictor(prompt):
-    """One prompt at a time through SamPredictor.predict, the components of a structure joined by their maximum."""
+def test_logits_equal_those_of_sams_predictor(prompt):
+    """The reference passes one prompt at a time to SamPredictor.predict and takes the maximum over the components."""
     settings = SamSettings("tiny", (0,), prompt, margin=1)
     teacher = teacher_of(settings)
     image, structures = slice_of()
@@ -104,7 +104,7 @@ def test_batches_of_prompts_change_nothing():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_volume_is_walked_along_its_axis_and_each_slice_embedded_once(axis):
+def test_a_volume_is_sliced_along_its_axis_and_each_slice_embedded_once(axis):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 7, 9, 8))
     structures = np.zeros((2, 7, 9, 8), dtype=bool)
@@ -127,7 +127,7 @@ def test_a_volume_is_walked_along_its_axis_and_each_slice_embedded_once(axis):
 
 
 def test_eight_prompts_cost_less_than_two_slices():
-    """The embedding is the cost, and there is one a slice."""
+    """The embedding dominates the cost, and there is one per slice."""
     image, _ = slice_of()
     structures = np.zeros((8, 20, 30), dtype=bool)
     for number in range(8):
@@ -173,10 +173,10 @@ def test_checkpoints_that_cannot_be_used(registry, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_sam("tiny", path)
     path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="it is damaged, or holds more than weights"):
+    with pytest.raises(ValueError, match="it is damaged, or contains more than weights"):
         load_sam("tiny", path)
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="does not hold the weights of tiny"):
+    with pytest.raises(ValueError, match="does not contain the weights of tiny"):
         load_sam("tiny", path)
     weights = tiny_sam().state_dict()
     weights["mask_decoder.mask_tokens.weight"][0, 0] = float("nan")
@@ -184,7 +184,7 @@ def test_checkpoints_that_cannot_be_used(registry, tmp_path):
     with pytest.raises(ValueError, match=r"are not finite: mask_decoder\.mask_tokens\.weight"):
         load_sam("tiny", path)
     torch.save(["a", "list"], path)
-    with pytest.raises(ValueError, match="does not hold the weights of tiny"):
+    with pytest.raises(ValueError, match="does not contain the weights of tiny"):
         load_sam("tiny", path)
 
 
@@ -195,7 +195,7 @@ class Malicious:
 
 def test_code_in_a_checkpoint_does_not_run(registry, tmp_path, capsys):
     torch.save({"a": Malicious()}, tmp_path / "sam.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
+    with pytest.raises(ValueError, match="contains more than weights"):
         load_sam("tiny", tmp_path / "sam.pth")
     assert "code ran" not in capsys.readouterr().out
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_that_would_fill_the_memory(registry, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompt": "circle"}, "a prompt is one of box, points, got 'circle'"),
+        ({"prompt": "circle"}, "the prompt must be one of box, points, got 'circle'"),
         ({"channels": (0, 1, 2, 3)}, "one to three channels, got 4"),
         ({"margin": -1}, "at least 0, got -1"),
     ],
@@ -225,6 +225,6 @@ def test_settings_errors(settings, message):
         SamSettings(**settings)
 
 
-def test_a_channel_that_is_not_there():
+def test_a_missing_channel_is_refused():
     with pytest.raises(ValueError, match="there is no channel 3: the images have 2"):
         teacher_of(SamSettings("tiny", (3,))).logits(np.zeros((2, 3, 4, 4)), np.zeros((1, 3, 4, 4), bool), None, 0)

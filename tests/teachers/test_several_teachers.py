@@ -1,4 +1,4 @@
-"""Several teachers teach together, or are refused where they have nothing in common."""
+"""Several teachers teach together, or are refused if they have nothing in common."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.teachers.refused import refused
 
 
 def second_fold(workspace):
-    """Another teacher: fold 1, the weights of fold 0 changed."""
+    """Create a second teacher as fold 1, with modified weights of fold 0."""
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
     path = workspace.teacher / "fold_1" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
@@ -56,7 +56,7 @@ def test_features_of_teachers_of_different_width_are_refused(workspace):
     student = make_trainer(
         nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT, method={"ramp": None}), workspace
     )
-    student.run_training()  # a student is as good a teacher
+    student.run_training()  # a student can serve as a teacher
     teachers = [{}, {"trainer": "nnUNetTrainerDCD"}]
     plans = workspace.plans("nnUNetPlans_two", teacher=[{"plans": "nnUNetPlans", **one} for one in teachers])
     message = r"same stages: teacher 0 has widths \[32, 64, 128\] .*, teacher 1 widths \[8, 16, 32\]"

@@ -42,7 +42,7 @@ def store(tmp_path):
     return made
 
 
-def test_what_is_written_is_read(store):
+def test_written_logits_are_read_back(store):
     write(store, "a")
     read = store.open("a")
     np.testing.assert_array_equal(read[:], logits_of("a").astype(np.float16))
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(store):
     assert store.name == "sam" and store.fault("a") is None and store.fault("bb") == "is missing"
 
 
-def test_large_logits_are_cut_to_half_precision_and_others_refused(store):
+def test_large_logits_are_clipped_to_half_precision_and_infinite_ones_refused(store):
     logits = logits_of("a")
     logits[0, 0, 0, 0] = 1e9
     write(store, "a", logits)
@@ -93,9 +93,9 @@ def test_another_source_is_refused_in_the_same_folder(store):
         ("data", "heads", 3, "heads = 2, not 3"),
     ):
         data, source = ({**DATA, key: value}, SOURCE) if section == "data" else (DATA, {**SOURCE, key: value})
-        with pytest.raises(ValueError, match=f"was begun with {message}: give --name another name"):
+        with pytest.raises(ValueError, match=f"was created with {message}: choose another name with --name"):
             store.begin(data, source, ["a", "bb", "ccc"])
-    with pytest.raises(ValueError, match="was begun for other cases"):
+    with pytest.raises(ValueError, match="was created for other cases"):
         store.begin(DATA, SOURCE, ["a"])
 
 
@@ -107,14 +107,16 @@ def test_missing_and_truncated_files_are_named(store):
     path = store.path("a")
     whole = path.read_bytes()
     path.write_bytes(bytes([*whole[:-100], whole[-100] ^ 1, *whole[-99:]]))
-    assert store.fault("a") is None and store.fault("a", thorough=True) == "is damaged"  # one bit
+    assert store.fault("a") is None and store.fault("a", thorough=True) == "is damaged"  # one bit differs
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=r"a\.b2nd: the file is damaged"):
         store.check_cases(Cases(), ["a"])
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cannot read the soft labels .*a\.b2nd: missing or damaged"):
+    with pytest.raises(ValueError, match=r"cannot read the soft labels .*a\.b2nd: it is missing or damaged"):
         store.open("a")
-    with pytest.raises(ValueError, match="are for heads = 2, this training has 5: make others under another --name"):
+    with pytest.raises(
+        ValueError, match="are for heads = 2, but this training has 5: compute others with another --name"
+    ):
         store.check_data({**DATA, "heads": 5})
     path.write_bytes(whole)
     assert store.fault("a", thorough=True) is None
@@ -132,7 +134,7 @@ def test_labels_of_a_case_that_has_changed_since_are_out_of_date(store, changed)
     message = rf"bb\.b2nd: the file is older than the preprocessed case, whose {' and '.join(changed)} have changed"
     with pytest.raises(ValueError, match=message):
         store.check_cases(now, ["a", "bb"])
-    assert store.fault("bb") is None  # of itself it is whole
+    assert store.fault("bb") is None  # the file itself is intact
 
 
 def test_a_case_that_was_preprocessed_again_unchanged_is_read_once(store, monkeypatch):
@@ -144,20 +146,20 @@ def test_a_case_that_was_preprocessed_again_unchanged_is_read_once(store, monkey
     store.check_cases(now, ["a"])
 
 
-def test_stores_of_before_do_not_know_their_images(store):
-    """They fit until a case is preprocessed again."""
+def test_older_stores_do_not_know_their_images(store):
+    """Older stores are accepted until a case is preprocessed again."""
     write(store, "a")
     record = store.folder / "a.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "made_from": Cases().fingerprint("a")["labels"]}))
     now = Cases()
     store.check_cases(now, ["a"])
     now.preprocessed_again = ("a",)
-    with pytest.raises(ValueError, match="older than the preprocessed case and does not say of which images it was"):
+    with pytest.raises(ValueError, match="older than the preprocessed case and does not say from which images it was"):
         store.check_cases(now, ["a"])
 
 
 def test_leakage_is_that_of_the_teachers_folds(store, tmp_path):
-    assert store.leakage(0) is None  # SAM has seen none
+    assert store.leakage(0) is None  # SAM has seen no cases
     nnunet = SoftLabelStore(tmp_path / "P_soft_nnunet")
     nnunet.begin(DATA, {"kind": "nnunet", "folds": [0, 1]}, ["a"])
     assert "LEAKAGE: the soft labels 'nnunet' are of teachers (fold 1)" in nnunet.leakage(0)
@@ -185,7 +187,7 @@ def test_leakage_is_that_of_the_teachers_folds(store, tmp_path):
         ({"kind": "nnunet", "folds": [0, 1], "out_of_fold": True, "mirroring": True}, "--teacher --name x"),
     ],
 )
-def test_arguments_that_make_them_again(tmp_path, source, arguments):
+def test_arguments_that_compute_the_labels_again(tmp_path, source, arguments):
     store = SoftLabelStore(store_folder(tmp_path, "P_3d", "x"))
     store.begin(DATA, source, ["a"])
     assert store.arguments == arguments
@@ -193,7 +195,7 @@ def test_arguments_that_make_them_again(tmp_path, source, arguments):
 
 def test_finding_a_store(tmp_path, store):
     with pytest.raises(FileNotFoundError, match="there are no soft labels in"):
-        find_store(tmp_path, "P_3d", None)  # begun, but its first case has failed
+        find_store(tmp_path, "P_3d", None)  # created, but its first case has failed
     write(store, "a")
     assert find_store(tmp_path, "P_3d", None) == store == find_store(tmp_path, "P_3d", "sam")
     with pytest.raises(FileNotFoundError, match="there are no soft labels in"):
@@ -204,16 +206,16 @@ def test_finding_a_store(tmp_path, store):
     other.begin(DATA, SOURCE, ["a"])
     assert find_store(tmp_path, "P_3d", None) == store
     write(other, "a")
-    with pytest.raises(ValueError, match='there are several soft labels, nnunet, sam: .*"store": "nnunet"'):
+    with pytest.raises(ValueError, match='there are several stores of soft labels, nnunet, sam: .*"store": "nnunet"'):
         find_store(tmp_path, "P_3d", None)
     for name in ("", "a/b", "a_soft_b", "a b"):
-        with pytest.raises(ValueError, match="a name of soft labels has letters"):
+        with pytest.raises(ValueError, match="the name of soft labels must consist of letters"):
             store_folder(tmp_path, "P_3d", name)
 
 
-def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="is no folder of soft labels"):
+def test_a_folder_that_is_not_a_store(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder of soft labels"):
         _ = SoftLabelStore(tmp_path).manifest
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="is no folder of soft labels"):
+    with pytest.raises(ValueError, match="is not a folder of soft labels"):
         _ = SoftLabelStore(tmp_path).manifest

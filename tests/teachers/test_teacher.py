@@ -1,4 +1,4 @@
-"""A teacher's weights: read without running code, those of the network nnU-Net predicts with, in two precisions."""
+"""A teacher's weights are read without running code, and are those with which nnU-Net predicts."""
 
 import json
 import os
@@ -19,7 +19,9 @@ from tests.teachers.refused import edit_configuration, refused
 def test_truncated_checkpoint(workspace):
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:-1000])
-    refused(workspace, ValueError, "cannot read checkpoint .*checkpoint_final.pth: it is truncated or no PyTorch file")
+    refused(
+        workspace, ValueError, "cannot read checkpoint .*checkpoint_final.pth: it is truncated or not a PyTorch file"
+    )
 
 
 def test_garbage_instead_of_a_checkpoint(workspace):
@@ -53,13 +55,13 @@ def test_code_in_a_checkpoint_is_not_run(workspace, monkeypatch, tmp_path):
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     torch.save({**checkpoint, "extra": Malice()}, path)
-    refused(workspace, ValueError, 'holds more than weights and numbers.*set "trust_checkpoint": true')
+    refused(workspace, ValueError, 'contains more than weights and numbers.*set "trust_checkpoint": true')
     path.write_bytes(pickle.dumps(Malice()))
-    refused(workspace, ValueError, "cannot read checkpoint|holds more than weights")
+    refused(workspace, ValueError, "cannot read checkpoint|contains more than weights")
     assert not (tmp_path / "malice").exists()
 
 
-def test_trust_is_asked_for_and_used(workspace, tmp_path, monkeypatch):
+def test_the_message_asks_for_trust_and_trust_is_used(workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "extra": Malice()}, path)
@@ -67,9 +69,9 @@ def test_trust_is_asked_for_and_used(workspace, tmp_path, monkeypatch):
     assert (tmp_path / "malice").exists()
 
 
-def test_no_checkpoint_of_nnunet(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_of_nnunet(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is no checkpoint of an nnU-Net trainer"):
+    with pytest.raises(ValueError, match="is not a checkpoint of an nnU-Net trainer"):
         read_checkpoint(tmp_path / "other.pth")
 
 
@@ -87,7 +89,7 @@ def test_teacher_is_the_network_nnunet_predicts_with(workspace):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_a_teacher_in_bfloat16_gives_nearly_what_it_gives_in_float32(workspace):
+def test_a_teacher_in_bfloat16_is_close_to_float32(workspace):
     method = {"add": [{"name": "logits"}]}
     made = [
         make_trainer(nnUNetTrainerDCD, workspace.plans(teacher=teacher, method=method), workspace)

@@ -220,7 +220,7 @@ def test_damaged_splits_are_named(workspace):
     path.write_text(path.read_text()[:20])
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     with pytest.raises(
-        ValueError, match=r"splits_final.json: it is no JSON .* remove them: nnU-Net makes the same again"
+        ValueError, match=r"splits_final.json: it is not valid JSON .* remove them: nnU-Net makes the same again"
     ):
         trainer.run_training()
 
@@ -359,7 +359,7 @@ def test_a_step_that_overflows_is_skipped_and_counted(workspace, scaled):
 
     def watched(batch):
         numbers = step(batch)
-        weights.append([parameter.detach().clone() for parameter in trainer.network.parameters()])
+        weights.append([own.detach().clone() for own in trainer.trained().student.parameters()])
         return numbers
 
     trainer.train_step = watched

@@ -30,7 +30,7 @@ def augmented_batches(workspace, configuration, count):
     loader, _ = trainer.get_dataloaders()
     for _ in range(count):
         batch = next(loader)
-        images, soft, inside = split_batch(batch["data"], trainer.num_input_channels)
+        images, (soft, inside) = split_batch(batch["data"], trainer.num_input_channels)
         yield images, soft, inside, batch["target"][0]
 
 
@@ -94,7 +94,7 @@ def test_loss_is_equation_17(workspace):
     trainer.on_train_start()
     trainer.network.train()
     batch = next(trainer.dataloader_train)
-    images, soft, inside = split_batch(batch["data"], 3)
+    images, (soft, inside) = split_batch(batch["data"], 3)
     with torch.no_grad():
         logits, *_ = trainer.network(images)
         hard = trainer.loss(logits, batch["target"]).item()
@@ -227,7 +227,7 @@ def test_refused_with_the_command_before_anything_is_written(workspace):
     with pytest.raises(ValueError, match=rf"{train[0]}\.b2nd: the file is damaged"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     (store.folder / "manifest.json").write_text("no JSON")
-    with pytest.raises(ValueError, match=r"is no folder of soft labels: cannot read manifest\.json"):
+    with pytest.raises(ValueError, match=r"is not a folder of soft labels: cannot read manifest\.json"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     shutil.rmtree(store.folder)
     store_of(workspace)

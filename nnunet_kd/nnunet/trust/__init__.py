@@ -1,1 +1,1 @@
-"""What may be opened: files that may come from anybody are read as they should be, or refused in one sentence."""
+"""Safe reading of files from untrusted sources, which either pass the checks or are refused in one sentence."""

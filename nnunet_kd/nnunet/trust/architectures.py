@@ -1,9 +1,9 @@
-"""Networks of plans that came from elsewhere: nothing of them runs, and none is larger than its weights.
+"""Build networks from untrusted plans, without running their code and without exceeding the size of their weights.
 
-nnU-Net imports whatever plans name, and calls it: ``"nonlin": "subprocess.Popen"`` starts a program when the network is
-built. Here names are looked at first, and only networks and layers of the packages below pass. The readers, resampling
-functions, normalisations and trainers that plans and checkpoints name are no such matter: nnU-Net looks for them by a
-single name in its own folders.
+nnU-Net imports and calls whatever plans name: ``"nonlin": "subprocess.Popen"`` starts a program when the network is
+built. This module checks the names first and accepts only networks and layers of the packages listed below. The
+readers, resampling functions, normalisations and trainers named in plans and checkpoints need no check, because nnU-Net
+searches for them by a bare name in its own folders.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from nnunet_kd.nnunet.reading import plans_errors
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2", "nnunet_kd.networks")
 _ARCHITECTURES = dynamic_network_architectures.architectures
 
-_MOST = 1000  # stages, blocks, or entries of a list
-_LARGEST = 10**6  # any other whole number, the voxels of an image's side among them
-_VOXELS = 2**30  # of a patch
+_MOST = 1000  # limit of stages, blocks and entries of a list
+_LARGEST = 10**6  # limit of any other whole number, such as the length of an image's side in voxels
+_VOXELS = 2**30  # limit of the voxels per patch
 
 
 def check_networks(plans: Mapping[str, Any], path: Path, remedy: str, configuration: str | None = None) -> None:
-    """Refuse plans whose network could run code, or could not be held by any computer.
+    """Refuse plans whose network could run code, or does not fit into any computer's memory.
 
-    Nothing outside :data:`PACKAGES` is imported.
+    Only modules of :data:`PACKAGES` are imported.
 
     Args:
-        plans: From :func:`nnunet_kd.nnunet.reading.read_plans`.
-        path: Where they were read, for messages.
-        remedy: What to do where the plans are trusted; a sentence.
-        configuration: The only one whose network will be built; ``None``: any may be.
+        plans: The plans, from :func:`nnunet_kd.nnunet.reading.read_plans`.
+        path: The file that they were read from, for messages.
+        remedy: What a person who trusts the plans has to do; a sentence.
+        configuration: The only configuration whose network will be built; ``None`` checks all of them.
 
     Raises:
-        ValueError: Naming the file and what is wrong with it.
+        ValueError: If a network is refused; the message names the file and the reason.
     """
     _check_numbers(plans["configurations"], "configurations", path)
     with plans_errors(path):
         manager = PlansManager(dict(plans))
         if manager.label_manager_class is None:
-            raise ValueError(f"there is no label_manager {str(plans['label_manager'])[:60]!r}")
+            raise ValueError(f"nnU-Net has no label_manager {str(plans['label_manager'])[:60]!r}")
     for name in plans["configurations"] if configuration is None else [configuration]:
         with plans_errors(path):
             network, layers = _named_classes(manager, name)
@@ -65,11 +65,14 @@ def check_networks(plans: Mapping[str, Any], path: Path, remedy: str, configurat
 
 
 def _named_classes(manager: PlansManager, configuration: str) -> tuple[Any, list[Any]]:
-    """The network of a configuration and its layers as plans name them, for a patch that fits into memory."""
+    """Return the names of a configuration's network and layers, after checking that the patch fits into memory."""
     content = manager.get_configuration(configuration).configuration
     patch = content.get("patch_size", [])
     if not all(isinstance(side, int) and side > 0 for side in patch) or math.prod(patch) > _VOXELS:
-        raise ValueError(f"the patch_size of {configuration} is {str(patch)[:60]}")
+        raise ValueError(
+            f"the patch_size of {configuration} must be positive whole numbers of at most 2^30 voxels in all, "
+            f"got {str(patch)[:60]}"
+        )
     architecture = content["architecture"]
     layers = [architecture["arch_kwargs"][key] for key in architecture["_kw_requires_import"]]
     return architecture["network_class_name"], [layer for layer in layers if layer is not None]
@@ -81,32 +84,34 @@ def _check_numbers(node: Any, name: str, path: Path) -> None:
         children = node.items()
     elif isinstance(node, list):
         if len(node) > _MOST:
-            raise ValueError(f"{path} asks for a network no computer can hold: {name} has {len(node)} entries")
+            raise ValueError(
+                f"{path} defines a network that is too large for any computer: {name} has {len(node)} entries"
+            )
         children = ((name, child) for child in node)
     elif isinstance(node, int) and abs(node) > (_MOST if name.startswith("n_") else _LARGEST):
-        raise ValueError(f"{path} asks for a network no computer can hold: {name} is {node}")
+        raise ValueError(f"{path} defines a network that is too large for any computer: {name} is {node}")
     for key, child in children:
         _check_numbers(child, str(key), path)
 
 
 def _check_name(name: Any, path: Path, remedy: str, is_network: bool = False) -> None:
-    """Refuse a dotted name that is no class of a network or layer of the known packages."""
+    """Refuse a dotted name that is not the class of a network or layer in one of the known packages."""
     parts = str(name).split(".")
     known = any(str(name).startswith(f"{package}.") for package in PACKAGES)
     if not known or not all(re.fullmatch(r"[A-Za-z]\w*", part) for part in parts):
         raise ValueError(
-            f"{path} builds its network with {str(name)[:100]!r}, which is not of {', '.join(PACKAGES[:-1])} or "
-            f"{PACKAGES[-1]}, and could run code. {remedy}"
+            f"{path} builds its network with {str(name)[:100]!r}, which is not part of {', '.join(PACKAGES[:-1])} or "
+            f"{PACKAGES[-1]} and could run code. {remedy}"
         )
     found: Any = None
     try:
         found = pydoc.locate(str(name))
-        if found is None and is_network:  # nnU-Net looks for networks that have moved
+        if found is None and is_network:  # nnU-Net searches for networks that have moved to another module
             found = recursive_find_python_class(_ARCHITECTURES.__path__[0], parts[-1], _ARCHITECTURES.__name__)
-    except Exception as error:  # whatever its import raises
+    except Exception as error:  # an import can raise any exception
         raise ValueError(f"{path} builds its network with {name}, which cannot be imported") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)) or not _is_of(found.__module__):
-        raise ValueError(f"{path} builds its network with {name}, which is no network or layer of that package")
+        raise ValueError(f"{path} builds its network with {name}, which is not a network or layer of that package")
 
 
 def _is_of(module: str) -> bool:
@@ -114,43 +119,43 @@ def _is_of(module: str) -> bool:
 
 
 def load_network(build: Callable[[], nn.Module], weights: Any, path: Path, trust: bool = False) -> nn.Module:
-    """Build a network with the weights of a file, only if they fit and never larger than they are.
+    """Build a network and load its weights, and abort if the network grows much larger than its weights.
 
     Args:
-        build: Makes the network on PyTorch's default device.
-        weights: ``network_weights`` of a checkpoint.
-        path: The checkpoint.
-        trust: Build whatever the plans ask for.
+        build: A function that builds the network on PyTorch's default device.
+        weights: The ``network_weights`` of a checkpoint.
+        path: The checkpoint, for messages.
+        trust: Whether to build the network without these checks.
 
     Raises:
-        ValueError: For weights that are none or do not belong to the network, and for plans that describe none.
+        ValueError: If the weights are not tensors or do not belong to the network, or if the network cannot be built.
     """
     if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path} holds no weights of a network")
+        raise ValueError(f"{path} does not contain the weights of a network")
     if trust:
         return _with_weights(build(), weights, path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's, that nothing is copied to where no memory is
+            warnings.simplefilter("ignore")  # PyTorch warns that copying to the meta device has no effect
             with torch.device("meta"), _as_large_as(weights, path):
                 without_memory = build()
             _with_weights(without_memory, weights, path)
     except _MisfitError:
         raise
-    except Exception as error:  # some networks compute with their weights while they are built
-        logging.getLogger(__name__).info("not built without memory: %s", error)
+    except Exception as error:  # some constructors compute with the weights, which the meta device cannot do
+        logging.getLogger(__name__).info("the network could not be built on the meta device: %s", error)
     try:
         with _as_large_as(weights, path):
             network = build()
-    except (_MisfitError, ImportError):  # of a package that is missing, with the command that installs it
+    except (_MisfitError, ImportError):  # an ImportError names the command that installs a missing package
         raise
-    except Exception as error:  # of any network that gets keywords it cannot take
+    except Exception as error:  # a network can raise any exception if its keywords are wrong
         raise ValueError(f"the network of {path} cannot be built: {first_line(error)}") from error
     return _with_weights(network, weights, path)
 
 
 class _MisfitError(ValueError):
-    """Weights of another network."""
+    """The weights belong to another network."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"the weights in {path} do not belong to the plans.json beside them")
@@ -166,10 +171,10 @@ def _with_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path)
 
 @contextmanager
 def _as_large_as(weights: Mapping[str, Tensor], path: Path) -> Iterator[None]:
-    """Stop a network that becomes much larger than these weights while it is built."""
+    """Abort the construction of a network that grows much larger than these weights."""
     stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in weights.values() if not tensor.is_sparse}
     elements = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
-    # Networks may make parts they replace or remove; most of a network's modules have no weights.
+    # The limits are generous: networks can replace or remove parts, and most modules have no weights.
     left = {"elements": 2 * elements + 10**7, "tensors": 4 * len(weights) + 100, "modules": 50 * len(weights) + 1000}
 
     def count(what: str, amount: int) -> None:

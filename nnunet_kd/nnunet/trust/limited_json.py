@@ -1,4 +1,4 @@
-"""JSON that may come from anybody: read within limits of size, depth and digits, or refused in one sentence."""
+"""Read untrusted JSON within limits of size, depth and digits, and refuse anything else in one sentence."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-LARGEST = 64 * 2**20  # bytes; nnU-Net's largest, the summary of thousands of cases and structures, has a few MiB
-DEEPEST = 50  # levels; plans have eight
-DIGITS = 19  # of a whole number: 64 bits
+LARGEST = 64 * 2**20  # bytes; nnU-Net's largest JSON file, a summary of thousands of cases, takes a few MiB
+DEEPEST = 50  # levels of nesting; plans have eight
+DIGITS = 19  # digits of a whole number, as many as 64 bits can hold
 
 
 def read_limited(path: Path, what: str = "") -> Any:
-    """The content of a JSON file that may come from anybody.
+    """Return the content of an untrusted JSON file.
 
     Args:
         path: The file.
-        what: Whose file it is, for messages: ``"the teacher's "``.
+        what: The owner of the file, for messages: ``"the teacher's "``.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        ValueError: For a file that cannot be read, is larger or deeper than any of nnU-Net's or is not JSON in UTF-8,
-            and for numbers that are infinite or have more than 64 bits. NaN is allowed: nnU-Net writes it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read, is larger or more deeply nested than any file of nnU-Net, is not JSON in
+            UTF-8, or contains a number that is infinite or has more than 64 bits. NaN is allowed, because nnU-Net
+            writes it.
     """
     name = f"{what}{path}"
     try:
         if path.exists() and not path.is_file():  # a pipe or a device has no end
-            raise ValueError(f"cannot read {name}: it is no file")
+            raise ValueError(f"cannot read {name}: it is not a regular file")
         with path.open("rb") as file:
             raw = file.read(LARGEST + 1)
     except FileNotFoundError as error:
@@ -43,7 +44,7 @@ def read_limited(path: Path, what: str = "") -> Any:
     try:
         content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read {name}: it is no JSON ({error})") from error
+        raise ValueError(f"cannot read {name}: it is not valid JSON ({error})") from error
     except ValueError as error:
         raise ValueError(f"cannot read {name}: {error}") from error
     except RecursionError as error:
@@ -55,7 +56,7 @@ def read_limited(path: Path, what: str = "") -> Any:
 
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
-        raise ValueError(f"it holds a number of {len(text)} digits")
+        raise ValueError(f"it contains a number of {len(text)} digits")
     return int(text)
 
 
@@ -69,11 +70,11 @@ def _constant(text: str) -> float:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"it holds the number {text[:20]}, which is not finite")
+    raise ValueError(f"it contains the number {text[:20]}, which is not finite")
 
 
 def _deeper(content: Any, levels: int) -> bool:
-    """Whether lists and objects are nested deeper than so many levels; works without recursion."""
+    """Return, without recursion, whether lists and objects are nested more deeply than a number of levels."""
     level = [content]
     for _ in range(levels + 1):
         level = [

@@ -1,8 +1,8 @@
-"""nnU-Net's ``postprocessing.pkl``, recognised without running anything that it names.
+"""Recognise nnU-Net's ``postprocessing.pkl`` without running anything that the file names.
 
-nnU-Net pickles two lists: its own function, once a step, and the keywords of each step, whose labels are NumPy integers
-where they are no regions. Loading such a file calls what it names. Here everything it may name is replaced by something
-harmless that takes exactly the arguments NumPy and nnU-Net write; whatever else a file holds, it is refused.
+nnU-Net pickles two lists: its own function, once per step, and the keywords of each step, in which labels are NumPy
+integers unless they are regions. Unpickling such a file calls whatever it names. This module replaces every allowed
+name by a harmless stand-in that accepts exactly the arguments that NumPy and nnU-Net write, and refuses all others.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-_LARGEST = 2**20  # bytes; a thousand labels take less than a tenth
-# What nnU-Net writes calls by REDUCE alone; these find other things to call.
+_LARGEST = 2**20  # bytes; a file with a thousand labels takes less than a tenth of this
+# nnU-Net's files make calls with REDUCE alone; these opcodes can call other things.
 _OTHER_CALLS = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 
 
 def is_postprocessing(path: Path) -> bool:
-    """Whether a pickle holds nnU-Net's postprocessing, and nothing else."""
+    """Return whether a pickle contains nnU-Net's postprocessing and nothing else."""
     try:
         if path.stat().st_size > _LARGEST:
             return False
         content = path.read_bytes()
         for opcode, argument, _ in pickletools.genops(content):
-            # A number in the memo that is larger than the file would reserve memory for as many.
+            # A memo index reserves memory for as many entries, so it must not exceed the size of the file.
             if opcode.name in _OTHER_CALLS or (opcode.name.endswith("PUT") and int(argument or 0) > len(content)):
                 return False
         loaded = _Harmless(io.BytesIO(content)).load()
-    except Exception:  # a damaged file ends in whichever it likes
+    except Exception:  # a damaged file can raise any exception
         return False
     return _are_steps(loaded)
 
 
 class _Named:
-    """Stands for what a file may name; it can be called only where a subclass says how."""
+    """A stand-in for a name that a file can contain; only subclasses that define it can be called."""
 
     def __call__(self, *_: Any) -> Any:
         raise ValueError("it is called")
@@ -46,7 +46,7 @@ class _Named:
 
 
 class _Dtype(_Named):
-    """``numpy.dtype`` of an integer, built as NumPy pickles it."""
+    """A stand-in for the ``numpy.dtype`` of an integer, which accepts the arguments that NumPy pickles."""
 
     def __init__(self, code: str = "") -> None:
         self.size = int(code[1:] or 0)
@@ -63,13 +63,13 @@ class _Dtype(_Named):
 
 
 class _Scalar(_Named):
-    """``numpy._core.multiarray.scalar``: a number of a type and its bytes."""
+    """A stand-in for ``numpy._core.multiarray.scalar``, which builds a number from its type and its bytes."""
 
     def __call__(self, *arguments: Any) -> int:
         dtype, content = arguments
         if not isinstance(dtype, _Dtype) or not isinstance(content, bytes) or len(content) != dtype.size:
             raise ValueError("no integer")
-        return 0  # whichever: no label runs anything
+        return 0  # the value of a label does not matter here
 
 
 _FUNCTION = _Named()
@@ -90,7 +90,7 @@ class _Harmless(pickle.Unpickler):
 
 
 def _are_steps(loaded: Any) -> bool:
-    """Whether it is a list of functions, and one of their keywords, as nnU-Net applies them."""
+    """Return whether an object consists of a list of functions and a list of their keywords, as nnU-Net writes them."""
     if not isinstance(loaded, tuple) or [type(part) for part in loaded] != [list, list]:
         return False
     functions, keywords = loaded
@@ -103,6 +103,6 @@ def _are_steps(loaded: Any) -> bool:
 
 
 def _parts(given: Iterable[Any], kind: type[list[Any] | tuple[Any, ...]]) -> list[Any]:
-    """The parts of those that are of a kind, and the others; once where it is the same object many times."""
+    """Replace the objects of a kind by their parts; an object that occurs several times is visited once."""
     distinct = {id(one): one for one in given}.values()
     return [part for one in distinct for part in (one if type(one) is kind else (one,))]

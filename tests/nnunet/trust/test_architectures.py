@@ -1,4 +1,4 @@
-"""Plans from anybody build networks and layers that are known, no larger than their weights, and run nothing else."""
+"""Untrusted plans build only known networks and layers, not much larger than their weights, and run nothing else."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ def plans_of(name=PLAIN, layers=LAYERS, **changes):
 
 
 def network(plans, configuration="2d"):
-    """As stock nnU-Net builds it."""
+    """Build the network as stock nnU-Net does."""
     settings = PlansManager(plans).get_configuration(configuration)
     return get_network_from_plans(
         settings.network_arch_class_name,
@@ -78,14 +78,14 @@ def malicious(file):
     return plans_of(nonlin="subprocess.Popen", nonlin_kwargs={"args": ["touch", str(file)]})
 
 
-def test_a_program_that_plans_name_is_not_started(tmp_path):
-    """Stock nnU-Net starts it."""
+def test_a_program_named_in_plans_is_not_started(tmp_path):
+    """Stock nnU-Net would start it."""
     ran, safe = tmp_path / "stock", tmp_path / "ours"
     with pytest.raises(TypeError, match=r"subprocess\.Popen is not a Module subclass"):
         network(malicious(ran))
     assert appears(ran)
     for configuration in ("2d", "child", None):
-        refused(malicious(safe), "which is not of torch.nn, .* and could run code. The remedy", configuration)
+        refused(malicious(safe), "which is not part of torch.nn, .* and could run code. The remedy", configuration)
     time.sleep(0.5)
     assert not safe.exists()
 
@@ -111,9 +111,11 @@ def test_a_program_that_plans_name_is_not_started(tmp_path):
         ["os.system"],
     ],
 )
-def test_names_of_anything_else(name):
-    refused(plans_of(name), "which is not of torch.nn, dynamic_network_architectures, nnunetv2 or nnunet_kd.networks")
-    refused(plans_of(norm_op=name), "which is not of torch.nn")
+def test_names_outside_the_packages_are_refused(name):
+    refused(
+        plans_of(name), "which is not part of torch.nn, dynamic_network_architectures, nnunetv2 or nnunet_kd.networks"
+    )
+    refused(plans_of(norm_op=name), "which is not part of torch.nn")
 
 
 @pytest.mark.parametrize(
@@ -128,9 +130,9 @@ def test_names_of_anything_else(name):
         "dynamic_network_architectures.architectures.moved.np",
     ],
 )
-def test_what_is_no_network_or_layer(name):
-    refused(plans_of(name), "which is no network or layer of that package")
-    refused(plans_of(nonlin=name), "which is no network or layer of that package")
+def test_objects_that_are_not_networks_or_layers_are_refused(name):
+    refused(plans_of(name), "which is not a network or layer of that package")
+    refused(plans_of(nonlin=name), "which is not a network or layer of that package")
 
 
 def test_other_packages_are_not_even_imported(tmp_path, monkeypatch):
@@ -147,22 +149,22 @@ def test_other_packages_are_not_even_imported(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"architecture": {}}, "'_kw_requires_import' is missing"),
-        ({"architecture": None}, "holds no plans nnU-Net can use"),
+        ({"architecture": None}, "contains plans that nnU-Net cannot use"),
         ({"inherits_from": "nothing"}, "The configuration nothing does not exist"),
         ({"inherits_from": "child"}, "Circular dependency"),
-        ({"patch_size": [2**10, 2**11, 2**12]}, "the patch_size of 2d is"),
-        ({"patch_size": [-1, 5]}, "the patch_size of 2d is"),
-        ({"patch_size": ["a"]}, "the patch_size of 2d is"),
+        ({"patch_size": [2**10, 2**11, 2**12]}, "the patch_size of 2d must be"),
+        ({"patch_size": [-1, 5]}, "the patch_size of 2d must be"),
+        ({"patch_size": ["a"]}, "the patch_size of 2d must be"),
     ],
 )
-def test_configurations_that_are_none(change, message):
+def test_invalid_configurations_are_refused(change, message):
     plans = plans_of()
     plans["configurations"]["2d"].update(change)
     refused(plans, message)
 
 
-def test_a_layer_that_is_to_be_imported_and_is_not_there():
-    refused(plans_of(layers=["act"]), "holds no plans nnU-Net can use: 'act' is missing")
+def test_a_missing_layer_is_refused():
+    refused(plans_of(layers=["act"]), "contains plans that nnU-Net cannot use: 'act' is missing")
 
 
 def old_plans(**changes):
@@ -196,7 +198,7 @@ def test_plans_of_older_nnunets(name):
         ({"UNet_class_name": "subprocess.Popen"}, "Unknown architecture subprocess.Popen"),
         ({"UNet_base_num_features": 10**9}, "UNet_base_num_features is 1000000000"),
         ({"n_conv_per_stage_encoder": [1] * 10**5}, "n_conv_per_stage_encoder has 100000 entries"),
-        ({"conv_kernel_sizes": None, "patch_size": None}, "holds no plans nnU-Net can use"),
+        ({"conv_kernel_sizes": None, "patch_size": None}, "contains plans that nnU-Net cannot use"),
     ],
 )
 def test_malicious_plans_of_older_nnunets(changes, message):
@@ -233,8 +235,8 @@ HUGE = [
 
 
 @pytest.mark.parametrize("change", HUGE, ids=lambda change: next(iter(change)))
-def test_networks_no_computer_can_hold(change):
-    refused(plans_of(**change), "asks for a network no computer can hold: ")
+def test_networks_that_are_too_large_are_refused(change):
+    refused(plans_of(**change), "defines a network that is too large for any computer: ")
 
 
 LARGE = [
@@ -262,7 +264,7 @@ def test_networks_larger_than_their_weights_are_not_built(change):
 
 
 class ComputesWithItsWeights(nn.Module):
-    """Cannot be built on the meta device."""
+    """A network that cannot be built on the meta device."""
 
     def __init__(self, width=4, layers=1):
         super().__init__()
@@ -270,7 +272,7 @@ class ComputesWithItsWeights(nn.Module):
         self.scale = self.layers[0].weight.sum().item()
 
 
-def test_networks_that_compute_while_they_are_built():
+def test_networks_that_compute_in_their_constructor():
     weights = ComputesWithItsWeights().state_dict()
     loaded = load_network(ComputesWithItsWeights, weights, PATH)
     torch.testing.assert_close(loaded.state_dict(), weights)
@@ -279,9 +281,9 @@ def test_networks_that_compute_while_they_are_built():
             load_network(partial(ComputesWithItsWeights, **large), weights, PATH)
 
 
-def test_weights_that_are_none():
+def test_invalid_weights_are_refused():
     for weights in (None, [], {"a": 1}, {"a": torch.zeros(1), 7: "x"}):
-        with pytest.raises(ValueError, match=r"c\.pth holds no weights of a network"):
+        with pytest.raises(ValueError, match=r"c\.pth does not contain the weights of a network"):
             load_network(nn.Identity, weights, Path("c.pth"))
     small = network(plans_of()).state_dict()
     spread = {name: torch.zeros(1).expand(weight.shape) for name, weight in small.items()}
@@ -292,7 +294,7 @@ def test_weights_that_are_none():
             load_network(partial(network, plans_of()), weights, PATH)
 
 
-def test_keywords_a_network_does_not_take():
+def test_unknown_keywords_of_a_network_are_refused():
     weights = network(plans_of()).state_dict()
     for change in ({"colour": "red"}, {"conv_op": None}, {"n_conv_per_stage": "three"}, {"norm_op_kwargs": {"x": 1}}):
         with pytest.raises(ValueError, match=r"the network of plans\.json cannot be built: ") as caught:
@@ -300,7 +302,7 @@ def test_keywords_a_network_does_not_take():
         assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_is_trusted_is_built_as_it_is():
+def test_a_trusted_network_is_built_unchecked():
     replaced = partial(ComputesWithItsWeights, 4)
 
     def build():
@@ -315,7 +317,7 @@ def test_a_network_that_is_trusted_is_built_as_it_is():
         load_network(build, {}, PATH, trust=True)
 
 
-def test_loaded_networks_are_what_they_were():
+def test_loaded_networks_are_unchanged():
     first = network(plans_of()).eval()
     again = load_network(partial(network, plans_of()), first.state_dict(), PATH).eval()
     image = torch.randn(1, 1, 32, 32)

@@ -1,4 +1,4 @@
-"""Archives from anybody do not fill the memory. Those of whole models are tested with their installation."""
+"""Untrusted archives do not fill the memory. Archives of whole models are tested with their installation."""
 
 import zipfile
 
@@ -9,7 +9,7 @@ from nnunet_kd.nnunet.trust.archives import check_stored
 
 
 def test_compressed_weights_are_not_unpacked(tmp_path):
-    """A hundred MiB of zeros in a file of a hundred KiB."""
+    """The file of a hundred KiB contains a hundred MiB of zeros."""
     path, bomb = tmp_path / "weights.pth", tmp_path / "bomb.pth"
     torch.save({"a": torch.zeros(25 * 2**20)}, path)
     check_stored(path)

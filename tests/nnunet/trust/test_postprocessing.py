@@ -1,4 +1,4 @@
-"""nnU-Net's postprocessing.pkl is known from anything else, and nothing that a pickle names is run."""
+"""nnU-Net's postprocessing.pkl is recognised, and nothing that a pickle names is run."""
 
 import os
 import pickle
@@ -39,7 +39,7 @@ def steps(labels, functions=(largest,), **more):
 
 
 NUMBER = steps(np.int64(1))
-# Each with what would come of it where it were loaded: a folder, another type, a crash, memory.
+# Each pickle with the effect of loading it: a folder, another type, a crash, or exhausted memory.
 FOREIGN = {
     "a call of the system": lambda mark: pickle.dumps(Calls(os.mkdir, mark)),
     "the same for a label": lambda mark: steps(Calls(os.mkdir, mark)),
@@ -68,14 +68,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_pickles_of_anything_else(tmp_path, name):
+def test_other_pickles_are_refused(tmp_path, name):
     path, mark = tmp_path / "postprocessing.pkl", tmp_path / "mark"
     path.write_bytes(FOREIGN[name](str(mark)))
     assert not is_postprocessing(path)
     assert not mark.exists()
 
 
-def test_the_same_object_many_times_is_looked_at_once(tmp_path):
+def test_a_repeated_object_is_visited_once(tmp_path):
     path = tmp_path / "postprocessing.pkl"
     region = tuple(range(1000))
     labels = [region] * 50_000
