@@ -271,6 +271,7 @@ def test_a_training_made_anew_refuses_embeddings_of_another_sam(workspace, sam):
     weights = torch.load(sam)
     weights[next(iter(weights))] += 1
     torch.save(weights, sam)
+    plans = plans_for(workspace, sam, {**SCHEDULE, "overwrite": True}, embeddings="sam")
     with pytest.raises(ValueError, match="were made with checkpoint_sha256 = "):
         trainer_for(workspace, plans).run_training()
     assert (folder_of(workspace) / "checkpoint_final.pth").is_file()  # nothing is set aside

@@ -248,7 +248,6 @@ def test_a_finished_training_needs_no_soft_labels(workspace):
     for path in store.folder.iterdir():
         path.unlink()
     again = make_trainer(nnUNetTrainerSAMKD, plans, workspace, resume=True)
-    again.initialize()
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     again.on_train_start()
     assert "0" in recorded_leakage(json.loads(saved.read_text()))
@@ -290,6 +289,7 @@ def test_labels_that_were_corrected_since_make_them_out_of_date(workspace):
     os.utime(folder / f"{case}.pkl", (2e9, 2e9))
     make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     blosc2.open(str(folder / f"{case}_seg.b2nd"), mode="a")[0, 3, 3, 3] = 2
+    os.utime(folder / f"{case}_seg.b2nd", (2.1e9, 2.1e9))
     with pytest.raises(ValueError, match=rf"{case}\.b2nd: the file is older than the preprocessed case"):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
 
@@ -301,11 +301,11 @@ def test_trained_again_and_for_longer(workspace):
     make_trainer(nnUNetTrainerSAMKD, plans, workspace).run_training()
     longer = workspace.plans("nnUNetPlans", training=SHORT)
     again = make_trainer(nnUNetTrainerSAMKD, longer, workspace, resume=True)
-    again.initialize()
     again.load_checkpoint(f"{again.output_folder}/checkpoint_final.pth")
     again.run_training()
-    anew = make_trainer(nnUNetTrainerSAMKD, longer, workspace)
-    anew.run_training()
-    for trainer in (again, anew):
+    longer = workspace.plans("nnUNetPlans", training={**SHORT, "overwrite": True})
+    from_the_start = make_trainer(nnUNetTrainerSAMKD, longer, workspace)
+    from_the_start.run_training()
+    for trainer in (again, from_the_start):
         soft = trainer.logger.get_checkpoint()["soft_labels"]
         assert len(soft) == 2 and (np.array(soft) > 0).all()
