@@ -15,7 +15,7 @@ from nnunet_kd.training import interruption
 from nnunet_kd.training.interruption import LastEpoch, usual_save_every
 from nnunet_kd.training.trainer import DistillationTrainer
 from tests.conftest import SHORT
-from tests.killing import needs_fork
+from tests.killing import needs_fork, run_killed
 from tests.training.killed_training import FOLDER, KilledTraining, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
@@ -81,36 +81,35 @@ def test_ctrl_c_ends_nnunets_command_as_ever(workspace):
 # ---- alone
 
 
-@pytest.fixture
-def heard():
-    """Signals that reached whoever listened before the training."""
-    numbers = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: numbers.append(number))
-    yield numbers
-    signal.signal(signal.SIGTERM, before)
+def listening() -> list[int]:
+    """Return a list that gets every SIGTERM which reaches whoever listened before the training."""
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    return heard
 
 
-def test_a_signal_saves_and_is_handed_on(tmp_path, heard):
-    said = []
+def saves_and_hands_on(folder: Path) -> None:
+    """Raise signals in a training, before and after its first epoch has ended."""
+    said, heard = [], listening()
     last = LastEpoch(said.append)
     listener = signal.getsignal(signal.SIGTERM)
-    with last.saved_when_stopped(tmp_path):
+    with last.saved_when_stopped(folder):
         signal.raise_signal(signal.SIGTERM)
-        assert heard == [signal.SIGTERM] and not list(tmp_path.iterdir())  # no epoch has ended
+        assert heard == [signal.SIGTERM] and not list(folder.iterdir())  # no epoch has ended
         last.hold(lambda: {"current_epoch": 1})
         last.hold(lambda: {"current_epoch": 2})
         signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM] * 2
-    assert torch.load(tmp_path / "checkpoint_latest.pth") == {"current_epoch": 2}
+    assert torch.load(folder / "checkpoint_latest.pth") == {"current_epoch": 2}
     assert len(said) == 1 and signal.getsignal(signal.SIGTERM) is listener
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+    assert [path.name for path in folder.iterdir()] == ["checkpoint_latest.pth"]
 
 
-def test_what_is_on_the_disk_is_not_replaced(tmp_path, heard):
-    """A first signal waits until the file is whole; a training that ends leaves nothing to save."""
-    last = LastEpoch(print)
-    latest = tmp_path / "checkpoint_latest.pth"
-    with last.saved_when_stopped(tmp_path):
+def waits_for_the_file(folder: Path) -> None:
+    """A first signal waits until the file is complete; a training that ends leaves nothing to save."""
+    last, heard = LastEpoch(print), listening()
+    latest = folder / "checkpoint_latest.pth"
+    with last.saved_when_stopped(folder):
         last.hold(lambda: {"current_epoch": 1})
         with last.saving(latest):
             signal.raise_signal(signal.SIGTERM)
@@ -120,10 +119,28 @@ def test_what_is_on_the_disk_is_not_replaced(tmp_path, heard):
         last.hold(lambda: pytest.fail("it is on the disk"))
         signal.raise_signal(signal.SIGTERM)
         assert latest.read_text() == "of epoch 2"
-        with last.saving(tmp_path / "checkpoint_best.pth"):  # --c does not look for the best where there is a latest
+        with last.saving(folder / "checkpoint_best.pth"):  # --c does not look for the best where there is a latest
             last.hold(lambda: {"current_epoch": 3})
         signal.raise_signal(signal.SIGTERM)
         assert torch.load(latest) == {"current_epoch": 3}
+
+
+def keeps_what_is_ignored(folder: Path) -> None:
+    """Raise a signal that was ignored before the training, as ``nohup`` does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with LastEpoch(print).saved_when_stopped(folder):
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@needs_fork
+@pytest.mark.parametrize("raises_signals", [saves_and_hands_on, waits_for_the_file, keeps_what_is_ignored])
+def test_signals(tmp_path, raises_signals):
+    """In a process of its own: a signal that is not handled would end the whole test run."""
+    folder = tmp_path / "fold_0"
+    folder.mkdir()
+    ended = run_killed(raises_signals, folder, log=tmp_path / "log")
+    assert ended.finished and ended.exit_code == 0, ended.output
 
 
 def test_a_disk_that_is_full_hides_nothing(tmp_path):
@@ -134,16 +151,6 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path):
         last.hold(lambda: {"current_epoch": 1})
         raise KeyError("of the training")
     assert said[0].startswith("stopped: the last finished epoch could not be saved: ")
-
-
-def test_signals_that_are_ignored_stay_ignored(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
-    try:
-        with LastEpoch(print).saved_when_stopped(tmp_path):
-            signal.raise_signal(signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def load(begun):
