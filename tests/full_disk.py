@@ -19,5 +19,5 @@ def names_one_file(printed: str) -> bool:
     """Return whether a command's last line names the file that could not be written and the cause, only once."""
     last = printed.strip().splitlines()[-1]
     sentence = r"nnunet_kd: cannot write /\S+( completely)?: the disk (is full|was full, or is damaged)"
-    sentence += r"(; .* is whole|, /\S+ needs .* GiB)?"
+    sentence += r"(; .* is still complete|, /\S+ needs .* GiB)?"
     return re.fullmatch(sentence, last) is not None and "Traceback" not in printed
