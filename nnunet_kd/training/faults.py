@@ -40,7 +40,7 @@ class BatchCheck:
                 channel = int((~finite).nonzero()[0])
                 return (
                     f"case {case}: its preprocessed image has values that are not finite numbers in channel {channel}. "
-                    "Mend the raw image and preprocess again, or leave the case out of splits_final.json"
+                    "Correct the raw image and preprocess again, or leave the case out of splits_final.json"
                 )
             if not finite.all():
                 return (
@@ -93,5 +93,5 @@ class SkippedSteps:
         cause = f"not finite: {', '.join(guilty)}" if guilty else "they overflow"
         raise RuntimeError(
             f"the last {PATIENCE} steps were skipped because their gradients were not finite ({cause}): the training "
-            "has diverged, or its data are broken. The last checkpoint is whole; try a smaller initial_lr or weight"
+            "has diverged, or its data are broken. The last checkpoint is complete; try a smaller initial_lr or weight"
         )

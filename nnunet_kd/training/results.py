@@ -38,12 +38,12 @@ def has_checkpoints(folder: Path) -> bool:
 def check_results(folder: Path, student: Experiment) -> None:
     """Refuse a folder that cannot be written, or that has checkpoints of another student.
 
-    nnU-Net keeps one ``plans.json`` for all folds: written anew for another network, those that are trained could not
-    predict any more.
+    nnU-Net keeps one ``plans.json`` for all folds. If it were overwritten for another network, the folds that are
+    trained could no longer predict.
 
     Raises:
-        OSError: Where it cannot be written.
-        ValueError: Where another student was trained there.
+        OSError: If the folder cannot be written.
+        ValueError: If another student was trained there.
     """
     there = folder
     while not there.exists():

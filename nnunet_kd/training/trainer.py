@@ -6,6 +6,7 @@ this one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -160,16 +161,9 @@ class DistillationTrainer(ResumableTrainer):
         """Let nnU-Net build, compile, optimise and wrap student and adapters where it would the plain network."""
         build_student = type(self).build_network_architecture  # type: ignore[misc, has-type]  # static, shadowed below
 
-        def build(
-            plans_manager: Any,
-            configuration_manager: Any,
-            num_input_channels: int,
-            num_output_channels: int,
-            enable_deep_supervision: bool = True,
-        ) -> nn.Module:
-            student = build_student(
-                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-            )
+        @functools.wraps(build_student)
+        def build(*arguments: Any, **options: Any) -> nn.Module:
+            student = build_student(*arguments, **options)
             student = in_fast_layout(student, self.device)
             distiller = self.distiller
             return self.joint(student, distiller.adapters(student), distiller.reads_encoder, distiller.reads_decoder)
@@ -278,7 +272,7 @@ class DistillationTrainer(ResumableTrainer):
         return numbers
 
     def frozen(self) -> list[nn.Parameter]:
-        """Return the parameters that must not move in this epoch; here those of some terms' adapters."""
+        """Return the adapters' parameters that must not move in this epoch."""
         return self.distiller.frozen(self.current_epoch, self.trained().adapters)
 
     # ---- the log
@@ -297,9 +291,8 @@ class DistillationTrainer(ResumableTrainer):
         """Log the mean of every term beside nnU-Net's loss; not a number while its weight is 0."""
         super().on_train_epoch_end(with_finite_loss(train_outputs))
         weights = {term.name: term.weight_at(self.current_epoch) for term in self.preparation.terms}
-        for line in log_terms(
-            self.logger, self.current_epoch, self.logged_terms(), train_outputs, weights, self.is_ddp
-        ):
+        names = self.logged_terms()
+        for line in log_terms(self.logger, self.current_epoch, names, train_outputs, weights, self.is_ddp):
             self.print_to_log_file(line)
 
     def on_epoch_end(self) -> None:

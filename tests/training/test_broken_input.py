@@ -66,7 +66,7 @@ def one_voxel(image, labels, properties):
     [
         (
             not_finite(np.nan),
-            "its preprocessed image has values that are not finite numbers in channel 1. Mend the raw",
+            "its preprocessed image has values that are not finite numbers in channel 1. Correct the raw",
         ),
         (not_finite(-np.inf), "its preprocessed image has values that are not finite numbers in channel 1"),
         (
