@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from nnunet_kd.nnunet.library_errors import reason
+from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.storage.writing import naming_full_disk
 
 _DEEP_GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # of 16 and 32 bits

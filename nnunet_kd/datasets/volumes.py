@@ -11,8 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_kd.datasets.source_files import is_dangling
+from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.nnunet.labels import label_text, whole_labels
-from nnunet_kd.nnunet.library_errors import reason
 from nnunet_kd.storage.integrity import check_name, check_whole, is_compressed
 from nnunet_kd.storage.writing import naming_full_disk, not_written
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.nnunet.library_errors import reason
+from nnunet_kd.nnunet.error_reasons import reason
 
 # Maps patches to logits: float32 (B, channels, *patch) -> (B, heads, *patch).
 Engine = Callable[[np.ndarray], np.ndarray]

@@ -26,8 +26,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.deploy.engines import Engine, open_engine
 from nnunet_kd.deploy.folder import ModelDescription, read_model
+from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.nnunet.images import channel_of, images_by_case, in_order
-from nnunet_kd.nnunet.library_errors import reason
 from nnunet_kd.nnunet.reading import channel_names, plans_errors
 from nnunet_kd.storage.integrity import check_whole
 from nnunet_kd.storage.overwriting import check_kept

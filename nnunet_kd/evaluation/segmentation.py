@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.nnunet.labels import whole_labels
-from nnunet_kd.nnunet.library_errors import reason
 from nnunet_kd.storage.integrity import check_whole
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.nnunet.library_errors import first_line
+from nnunet_kd.nnunet.error_reasons import first_line
 from nnunet_kd.nnunet.trust.limited_json import read_limited
 
 # The networks whose list arguments have one entry per stage, and by how many entries each list is shorter.

@@ -14,8 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_kd.networks.stages import has_encoder_stages
+from nnunet_kd.nnunet.error_reasons import first_line
 from nnunet_kd.nnunet.experiment import Experiment, build_network
-from nnunet_kd.nnunet.library_errors import first_line
 
 
 def built_network(trainer: type[Any], experiment: Experiment, path: Path) -> nn.Module:

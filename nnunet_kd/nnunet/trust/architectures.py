@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.nn.parameter import is_lazy
 
-from nnunet_kd.nnunet.library_errors import first_line
+from nnunet_kd.nnunet.error_reasons import first_line
 from nnunet_kd.nnunet.reading import plans_errors
 
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2", "nnunet_kd.networks")

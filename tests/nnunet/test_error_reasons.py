@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_kd.nnunet.library_errors import reason
+from nnunet_kd.nnunet.error_reasons import reason
 
 
 @pytest.mark.parametrize(
