@@ -66,12 +66,12 @@ def one_voxel(image, labels, properties):
     [
         (
             not_finite(np.nan),
-            "its preprocessed image has values that are not finite numbers in channel 1. Mend the raw",
+            "channel 1 of its preprocessed image has values that are not finite. Correct the raw",
         ),
         (not_finite(-np.inf), "its preprocessed image has values that are not finite numbers in channel 1"),
         (
             another_class,
-            "its labels have the class 7, dataset.json knows 0 to 2. nnUNetv2_plan_and_preprocess --verify",
+            "its segmentation has the label 7, but dataset.json declares 0 to 2. nnUNetv2_plan_and_preprocess --verify",
         ),
     ],
     ids=["not a number", "infinite", "another class"],
@@ -107,14 +107,16 @@ def test_doctor_knows_the_labels_of_regions(workspace, capsys, more, known):
     rewrite(workspace, another_class)
     capsys.readouterr()
     assert main(words) == 1
-    assert f"its labels have the class 7, dataset.json knows {known}. nnUNetv2_plan" in capsys.readouterr().out
+    assert (
+        f"its segmentation has the label 7, but dataset.json declares {known}. nnUNetv2_plan" in capsys.readouterr().out
+    )
 
 
 def test_soft_labels_that_are_no_numbers_are_named(workspace, monkeypatch):
     monkeypatch.setattr(SoftLabelStore, "write", _without_looking(SoftLabelStore.write))
     store_of(workspace, logits=lambda case: np.full_like(case, np.nan))
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
-    with pytest.raises(ValueError, match=r"^case head_00\d: its soft labels are not finite numbers. Remove its file"):
+    with pytest.raises(ValueError, match=r"^case head_00\d: its soft labels are not finite. Remove their file"):
         trainer.run_training()
 
 
@@ -319,7 +321,7 @@ def test_only_one_process_trains_in_a_folder(workspace):
     other.start()
     assert ready.wait(60)
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-    with pytest.raises(RuntimeError, match=rf"^another process trains in {folder} now \(process {other.pid}\): wait"):
+    with pytest.raises(RuntimeError, match=rf"^another process trains in {folder} \(process {other.pid}\): wait"):
         trainer.run_training()
     other.kill()  # the system frees it
     other.join()

@@ -78,7 +78,7 @@ def test_checkpoints_tell_the_settings_of_all_their_epochs(workspace):
         assert own["record"]["terms"][0].startswith("dcd: weight 0.02")
         assert [record["terms"][0][:16] for record in own["earlier_records"]] == ["dcd: weight 0.01"]
     text = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log_*.txt")))
-    assert text.count('goes on with other settings than it was begun with: terms ["dcd: weight 0.01') == 1
+    assert text.count('training resumes with other settings than it began with: terms ["dcd: weight 0.01') == 1
     assert text.count('was trained with other settings than the plans have now: terms ["dcd: weight 0.02') == 1
 
 
