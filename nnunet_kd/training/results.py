@@ -95,7 +95,7 @@ def refuse_finished(folder: Path) -> None:
     """
     if (folder / "checkpoint_final.pth").is_file():
         raise FileExistsError(
-            f"{folder} holds a finished training, which is not overwritten: add --val to validate it, add --c to resume "
+            f"{folder} holds a finished training, which is not overwritten: add --val to validate it, --c to resume "
             'if the plans have more epochs now, or set "overwrite": true in nnunet_kd.training of the plans to train '
             "from the start"
         )

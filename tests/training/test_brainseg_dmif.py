@@ -151,10 +151,10 @@ def test_settings_that_cannot_be(workspace, method, words):
 def test_missing_weights_and_other_networks(workspace):
     with pytest.raises(ValueError, match="training.optimizer: nnUNetTrainerBrainSegDMIF has its own"):
         trainer_for(workspace, plans_for(workspace, {"optimizer": "adamw"}))
-    with pytest.raises(FileNotFoundError, match="method.checkpoint: there are no weights of SAM in /none"):
+    with pytest.raises(FileNotFoundError, match="method.checkpoint: SAM's weights are missing at /none"):
         trainer_for(workspace, plans_for(workspace, method={"checkpoint": "/none"}))
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"})
-    with pytest.raises(ValueError, match="trains BrainSegDMIF, the plans name PlainConvUNet: make plans with"):
+    with pytest.raises(ValueError, match="trains BrainSegDMIF, but the plans name PlainConvUNet: make plans with"):
         trainer_for(workspace, plans).initialize()
 
 

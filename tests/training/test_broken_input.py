@@ -107,9 +107,7 @@ def test_doctor_knows_the_labels_of_regions(workspace, capsys, more, known):
     rewrite(workspace, another_class)
     capsys.readouterr()
     assert main(words) == 1
-    assert (
-        f"its segmentation has the label 7, but dataset.json declares {known}. nnUNetv2_plan" in capsys.readouterr().out
-    )
+    assert f"has the label 7, but dataset.json declares {known}. nnUNetv2_plan" in capsys.readouterr().out
 
 
 def test_soft_labels_that_are_no_numbers_are_named(workspace, monkeypatch):

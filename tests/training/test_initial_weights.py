@@ -74,7 +74,7 @@ def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
     plans = workspace.plans("dra", training=FROM_TEACHER, teacher={"plans": "nnUNetPlans"})
     dra = student_plans(plans, 4, network="dra_unet")
     dra["nnunet_kd"] = {"student": {"source_plans": "nnUNetPlans"}, **plans["nnunet_kd"]}
-    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; null starts from ran"):
+    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; set it to null"):
         make_trainer(nnUNetTrainerNoKD, dra, workspace)
     assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
 

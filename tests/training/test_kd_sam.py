@@ -217,9 +217,11 @@ def test_a_teachers_plans_are_enough(workspace, sam):
     trainer = trainer_for(workspace, plans)
     name = trainer.configuration_manager.network_arch_class_name
     assert name == "nnunet_kd.networks.kd_sam.KDSAM" and trainer.configuration_manager.batch_size == 16
-    with pytest.raises(ValueError, match="trains configurations 2d, not 3d_fullres"):
+    with pytest.raises(ValueError, match="trains the configurations 2d, not 3d_fullres"):
         make_trainer(nnUNetTrainerKDSAM, plans, workspace)
-    with pytest.raises(ValueError, match="tiny sees frames of 128 pixels, KDSAM of the plans 1024"):
+    with pytest.raises(
+        ValueError, match="tiny takes images of 128 pixels, but the plans give KDSAM an image_size of 1024"
+    ):
         trainer.initialize()  # the plans' KD-SAM has SAM's own frame
 
 
@@ -227,14 +229,14 @@ def test_a_teachers_plans_are_enough(workspace, sam):
     ("method", "training", "kind", "words"),
     [
         ({"checkpoint": None}, {}, ValueError, "nnunet_kd.method.checkpoint must be a file with SAM's weights"),
-        ({"checkpoint": "/none.pth"}, {}, FileNotFoundError, "method.checkpoint: there are no weights of SAM in"),
+        ({"checkpoint": "/none.pth"}, {}, FileNotFoundError, "method.checkpoint: SAM's weights are missing at"),
         ({"model_type": "vit_x"}, {}, ValueError, "segment_anything has no model 'vit_x'"),
         ({"encoder_epoch": 3}, {}, ValueError, "did you mean 'encoder_epochs'?"),
         ({"encoder_epochs": 4}, {}, ValueError, "must be below the 4 epochs of the training, got 4"),
         ({"encoder_epochs": 1.5}, {}, ValueError, "a fraction of the training, got 1.5"),
         ({"patience": 0}, {}, ValueError, "method.patience must be at least 1"),
         ({"channels": [0, 7]}, {}, ValueError, "there is no channel 7: the images have 3"),
-        ({"embeddings": "none"}, {}, FileNotFoundError, "no embeddings 'none' in .* Make them: nnunet_kd soft-labels"),
+        ({"embeddings": "none"}, {}, FileNotFoundError, "embeddings 'none' are missing in .* Make them: nnunet_kd"),
         ({"embeddings": "none", "channels": [1, 2]}, {}, FileNotFoundError, ".pth --channels 1 2 --name none$"),
         ({"perceptual_weights": "/vgg"}, {}, FileNotFoundError, "there are no weights of VGG-16 in /vgg"),
         ({}, {"ema_decay": 0.9}, NotImplementedError, "ema_decay"),
@@ -250,7 +252,8 @@ def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"}, method={"checkpoint": str(sam)})
     plans["nnunet_kd"]["method"].update(model_type="tiny", perceptual_weights="random")
     with pytest.raises(
-        ValueError, match="trains KDSAM, the plans name PlainConvUNet: make plans with nnunet_kd plan --network kd_sam"
+        ValueError,
+        match="trains KDSAM, but the plans name PlainConvUNet: make plans with nnunet_kd plan --network kd_sam",
     ):
         trainer_for(workspace, plans).initialize()
     plans = plans_for(workspace, sam, embeddings="sam", channels=[1])

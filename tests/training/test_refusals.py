@@ -67,9 +67,7 @@ def test_a_finished_training_is_refused_in_one_sentence(workspace):
     done = run_command(["nnUNetv2_train", *WORDS], workspace.environment())
     _, empty, sentence = last_lines(done.stdout)
     assert done.returncode == 1 and empty == ""
-    assert sentence.startswith(
-        f"nnunet_kd: {final.parent} holds a finished training, which is not overwritten: add --val"
-    )
+    assert sentence.startswith(f"nnunet_kd: {final.parent} holds a finished training, which is not overwritten: add")
     assert final.read_bytes() == before
     assert run_command(["nnUNetv2_train", *WORDS, "--val"], workspace.environment()).returncode == 0
     assert final.read_bytes() == before

@@ -69,8 +69,8 @@ def test_progress_says_how_long_the_rest_takes(monkeypatch):
     for step in range(6):
         progress((step + 1) / 6)
     assert lines == [
-        "initial weights: 33% are fitted, about 24 s are left",
-        "initial weights: 67% are fitted, about 12 s are left",
+        "initial weights: 33% of the fit is done, about 24 s are left",
+        "initial weights: 67% of the fit is done, about 12 s are left",
     ]
 
 
