@@ -1,6 +1,6 @@
 """The distillation methods that plans can name, with their default settings.
 
-Unless noted otherwise, weights are those of the authors' code, most of which is for 2-D natural images. Methods that use
+Unless noted otherwise, weights are those of the authors' code, most of which is for 2-D natural images. Methods with
 one feature map there, such as IFVD, use every encoder stage here.
 """
 
@@ -108,7 +108,7 @@ def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epo
     terms: dict[str, Term] = {}
     for where, declared in _declared(own, method):
         if declared.name in terms:
-            raise ValueError(f"{where}: the term {declared.name!r} is listed twice, keep one")
+            raise ValueError(f"{where}: the training already has the term {declared.name!r}, remove one")
         terms[declared.name] = declared.build(num_epochs, where)
     shares = sum(term.weight for term in terms.values() if term.convex)
     if shares > 1:

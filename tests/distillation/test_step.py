@@ -54,7 +54,7 @@ def test_many_regions_need_no_table(count):
 
 def test_more_regions_than_bits():
     manager = LabelManager({"background": 0, "all": list(range(1, 63)), **{str(i): i for i in range(1, 63)}}, [1] * 63)
-    with pytest.raises(NotImplementedError, match="classes of 63 regions: at most 62 can be told apart"):
+    with pytest.raises(NotImplementedError, match="has 63 regions, but the term's loss can tell only 62 apart"):
         LabelCodes(manager).check_classes()
 
 

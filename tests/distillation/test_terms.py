@@ -86,7 +86,7 @@ def test_plan_goes_before_declaration_before_loss():
         (FREEKD, {"prompt_epochs": 100}, "prompt_epochs 100 leaves none of 100 epochs for the student"),
         (LOGITS, {"scales": "some"}, "here: scales must be 'all' or 'full', got 'some'"),
         (LOGITS, {"convex": 1}, "here: convex must be true or false, got 1"),
-        (LOGITS, {"weight": 1.5}, "here: a convex term's weight is at most 1, got 1.5"),
+        (LOGITS, {"weight": 1.5}, "here: the weight of a convex term must be at most 1, got 1.5"),
         (CWD, {"stages": [0]}, "unknown key 'stages' in here: did you mean 'scales'"),
     ],
 )
@@ -275,7 +275,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
 @pytest.mark.parametrize(
     ("own", "method", "message"),
     [
-        ((), {"levels": 1}, "nnunet_kd.method: 'levels' belongs to a term, name it under 'terms' or 'add'"),
+        ((), {"levels": 1}, "nnunet_kd.method: 'levels' belongs to a term: name the term under 'terms' or 'add'"),
         ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
         ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
         ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),
@@ -285,7 +285,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
         ((DCD,), {"terms": [{"name": "dcd", "lvels": 1}]}, r"'lvels' in nnunet_kd.method.terms\[0\]: .*'levels'"),
         ((DCD,), {"terms": [{"name": "cwd"}], "levels": 1}, "has both 'terms' and 'levels'"),
         ((DCD,), {"terms": [{"name": "cwd"}], "add": [{"name": "dcd"}]}, "has both 'terms', .* and 'add'"),
-        ((DCD,), {"add": [{"name": "dcd"}]}, r"nnunet_kd.method.add\[0\]: the term 'dcd' is there already"),
+        ((DCD,), {"add": [{"name": "dcd"}]}, r"nnunet_kd.method.add\[0\]: the training already has the term 'dcd'"),
         (
             (DCD,),
             {"add": [{"name": "cwd", "temperature": 0}]},
