@@ -1,9 +1,9 @@
 """Tracing the channels of a network from layer to layer.
 
-Torch-Pruning's dependency graph (1.6.1) is similar, but it assumes that unknown operations work channel by channel, does
-not see weights that two layers share, and loses an instance normalisation whose output is added to in place, as in
-residual encoders. When channels are reordered, each of these changes the output without an error. Here, channels that
-reach an unknown operation keep their order.
+Torch-Pruning's dependency graph (1.6.1) is similar, but it assumes that unknown operations work channel by channel,
+does not see weights that two layers share, and loses an instance normalisation whose output is added to in place, as
+in residual encoders. When channels are reordered, each of these changes the output without an error. Here, channels
+that reach an unknown operation keep their order.
 """
 
 from __future__ import annotations

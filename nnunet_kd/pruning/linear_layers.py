@@ -48,7 +48,7 @@ class LinearLayer(ABC):
 
     @abstractmethod
     def gives(self, output: Tensor, places: Places) -> Tensor:
-        """Return the map's outputs ``(positions, outputs)`` at places of a layer's output ``(B, channels, *spatial)``."""
+        """Return the map's outputs ``(positions, outputs)`` at places of an output ``(B, channels, *spatial)``."""
 
     @abstractmethod
     def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:

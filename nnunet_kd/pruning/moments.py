@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MANY = 2**20  # above so many positions, they are drawn with replacement
+MANY = 2**20  # positions; if there are more, they are drawn with replacement
 
 
 def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     """Draw ``wanted`` integers below ``count``, or all of them if there are fewer.
 
-    They are distinct unless ``count`` is above :data:`MANY`, since a permutation of all voxels of a batch takes a second.
+    They are distinct unless ``count`` is above :data:`MANY`: a permutation of all voxels of a batch takes a second.
     """
     if count > MANY:
         return torch.randint(count, (wanted,), generator=generator)

@@ -1,9 +1,9 @@
 """Choosing the teacher's channels that a student keeps, so that the layers that read them lose least.
 
-Luo et al., "ThiNet", ICCV 2017, choose the channels to keep greedily by the output of the next layer, from the last layer
-to the first, so that only kept channels of a layer's output count. Here a removed channel is not replaced by zero but by
-its least-squares prediction from the kept channels, because :func:`nnunet_kd.pruning.reconstruction.reconstruct` later
-fits the layers in this way.
+Luo et al., "ThiNet", ICCV 2017, choose the channels to keep greedily by the output of the next layer, from the last
+layer to the first, so that only kept channels of a layer's output count. Here a removed channel is not replaced by zero
+but by its least-squares prediction from the kept channels, because
+:func:`nnunet_kd.pruning.reconstruction.reconstruct` later fits the layers in this way.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
     """Build a state dict for the student from the teacher's weights of the same names.
 
-    Of ``N`` channels, those with the indices ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer in
-    the teacher. For concatenated tensors this selects the same channels as for each tensor alone, so a layer reads the
-    channels it read in the teacher. The weights of a layer that reads ``n`` of ``N`` channels are multiplied by
+    Of ``N`` channels, those with the indices ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer
+    in the teacher. For concatenated tensors this selects the same channels as for each tensor alone, so a layer reads
+    the channels it read in the teacher. The weights of a layer that reads ``n`` of ``N`` channels are multiplied by
     ``N / n``, which keeps the magnitude of its sum if no normalisation follows.
 
     Args:

@@ -194,7 +194,7 @@ def test_half_precision(checkpointing):
         ({"conv_op": nn.Conv3d}, "segments slices: conv_op must be torch.nn.Conv2d, got"),
         (
             {"strides": [[1, 1], [2, 2]]},
-            r"strides of BrainSegDMIF are \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
+            r"strides of BrainSegDMIF must be \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
         ),
         ({"modalities": [0, 3]}, r"modalities must be different channels of 0 to 2, got \[0, 3\]"),
         ({"modalities": [1, 1]}, r"got \[1, 1\]"),

@@ -128,5 +128,5 @@ def test_dprm_does_not_reach_along_an_axis_the_plans_do_not_convolve():
 def test_errors():
     with pytest.raises(ValueError, match="3 stages need as many features, got 2"):
         DRAUNet(1, 2, 3, [4, 8])
-    with pytest.raises(ValueError, match="an even kernel does not keep the grid"):
+    with pytest.raises(ValueError, match="kernel sizes must be odd"):
         DRAUNet(1, 2, dprm_kernel_size=4)

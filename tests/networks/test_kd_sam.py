@@ -139,7 +139,7 @@ def test_a_classifiers_weights_start_the_resnet():
     ("options", "words"),
     [
         ({"conv_op": nn.Conv3d}, "KDSAM segments slices: conv_op must be torch.nn.Conv2d"),
-        ({"strides": [[1, 1], [2, 2]]}, "strides of KDSAM are"),
+        ({"strides": [[1, 1], [2, 2]]}, "strides of KDSAM must be"),
         ({"image_size": 72}, "must be a multiple of 32, got 72"),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_cannot_be_built(options, words):
 
 
 def test_a_background_alone_and_foreign_weights():
-    with pytest.raises(ValueError, match="1 output channel with a background leaves no structure"):
+    with pytest.raises(ValueError, match="num_classes must leave a structure besides the background, got 1"):
         tiny(classes=1)
     with pytest.raises(ValueError, match=r"no mask_decoder\.mask_tokens\.weight"):
         load_sam_decoder(tiny(), {"weight": torch.zeros(1)})

@@ -58,8 +58,8 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded():
         load({name: value for name, value in weights.items() if "image_encoder" not in name})
     with pytest.raises(ValueError, match="it has image_encoder.blocks.2.norm1.bias"):
         load({**weights, "image_encoder.blocks.2.norm1.bias": torch.zeros(16)})
-    with pytest.raises(ValueError, match=r"blocks.0.norm1.bias is \(17,\), the network's is \(16,\)"):
+    with pytest.raises(ValueError, match=r"blocks.0.norm1.bias has the shape \(17,\), the network's has \(16,\)"):
         load({**weights, "image_encoder.blocks.0.norm1.bias": torch.zeros(17)})
-    with pytest.raises(ValueError, match=r"blocks.0.attn.rel_pos_h is \(7, 8\), the network's is \(5, 8\)"):
+    with pytest.raises(ValueError, match=r"blocks.0.attn.rel_pos_h has the shape \(7, 8\), the network's has \(5, 8\)"):
         load({**weights, "image_encoder.blocks.0.attn.rel_pos_h": torch.zeros(7, 8)})  # other windows
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

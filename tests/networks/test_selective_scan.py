@@ -198,7 +198,7 @@ def test_on_a_gpu(length):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"u": torch.zeros(2, 6)}, r"expected u \(batch, channels, length\), at least one token, got \(2, 6\)"),
+        ({"u": torch.zeros(2, 6)}, r"expected u \(batch, channels, length\) with at least one token, got \(2, 6\)"),
         ({"u": torch.zeros(2, 6, 0)}, r"at least one token, got \(2, 6, 0\)"),
         ({"B": torch.zeros(2, 3, 9)}, r"B \(batch, groups, state, length\), got \(6, 3\) and \(2, 3, 9\)"),
         ({"B": torch.zeros(2, 4, 3, 9)}, "6 channels are not divisible into 4 groups"),

@@ -263,12 +263,12 @@ def test_in_float64():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conv_op": nn.Conv3d}, "VM-UNet scans images in 2-D, got conv_op Conv3d"),
+        ({"conv_op": nn.Conv3d}, "VM-UNet is 2-D: conv_op must be torch.nn.Conv2d, got Conv3d"),
         ({"features_per_stage": [4, 8]}, "3 stages need 3 features, got 2"),
         ({"strides": [1, 4, 2]}, "3 stages need 4 strides, got 3"),
         ({"depths": [1, 1]}, "3 stages need 3 depths, got 2"),
         ({"depths_decoder": [1] * 4}, "3 stages need 3 decoder depths, got 4"),
-        ({"strides": [4, 2, 2, 2]}, r"the first stride is that of the full resolution, 1, got \[4, 4\]"),
+        ({"strides": [4, 2, 2, 2]}, r"the first stride must be 1, the full resolution, got \[4, 4\]"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
     ],
 )
@@ -278,5 +278,5 @@ def test_errors(options, message):
 
 
 def test_sizes_that_strides_do_not_divide():
-    with pytest.raises(ValueError, match=r"expected sizes divisible by \(16, 16\), got \(32, 40\)"):
+    with pytest.raises(ValueError, match=r"expected image sizes divisible by \(16, 16\), got \(32, 40\)"):
         small()(torch.zeros(1, 2, 32, 40))
