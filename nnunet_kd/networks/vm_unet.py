@@ -178,8 +178,8 @@ class VMUNet(nn.Module):
 
     With three input channels and one class the network has 27.43 M parameters and, at 256 x 256, 4.11 G operations, as
     published: multiply-adds of convolutions and linear layers, and 4 operations per normalised number. This count omits
-    the projections of the four directions (1.22 G multiply-adds) and the scan (2.96 G by VMamba's formula of ``9 N + 1``
-    operations per token and channel).
+    the projections of the four directions (1.22 G multiply-adds) and the scan (2.96 G by VMamba's formula of
+    ``9 N + 1`` operations per token and channel).
 
     Args:
         input_channels: The number of channels of the images.

@@ -4,11 +4,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_kd.distillation.targets import LabelCodes
 
-MAP = torch.tensor([[[0, 1, 2], [3, 4, 1]]])  # (1, y, x); 4 is ignored where there is an ignore label
+MAP = torch.tensor([[[0, 1, 2], [3, 4, 1]]])  # (1, y, x); 4 is the ignore label if there is one
 
 
 def regions_of(label_map, manager):
-    """nnU-Net's training target of a label map."""
+    """Return nnU-Net's training target of a label map."""
     from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
     ignored = [manager.ignore_label] if manager.has_ignore_label else []
@@ -30,7 +30,7 @@ def test_ignore_label():
 
 
 def test_regions_overlap():
-    """Labels 2 and 3 lie in the same regions and so are one class."""
+    """Labels 2 and 3 lie in the same regions and are therefore one class."""
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "d": 4}
     manager = LabelManager(labels, regions_class_order=[1, 2, 4])
     codes = LabelCodes(manager)

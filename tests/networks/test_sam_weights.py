@@ -23,7 +23,7 @@ def test_published_weights_reach_every_encoder_with_resampled_positions():
         moved = {"pos_embed", "blocks.1.attn.rel_pos_h", "blocks.1.attn.rel_pos_w"}
         assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - moved)
         assert ours["pos_embed"].shape == (1, 2, 2, 16) and ours["blocks.1.attn.rel_pos_h"].shape == (3, 8)
-        # segment_anything resamples relative positions itself where it meets an image of another size.
+        # segment_anything itself resamples relative positions for an image of another size.
         tokens = random_images(1, 2, 2, 16)
         torch.testing.assert_close(encoder.blocks[1](tokens), sam.image_encoder.blocks[1](tokens))
         torch.testing.assert_close(ours["pos_embed"].mean(), theirs["pos_embed"].mean(), atol=0.05, rtol=0)

@@ -1,4 +1,4 @@
-"""A whole training in several processes: nnU-Net's own ``run_ddp`` on gloo and CPU.
+"""A complete training in several processes: nnU-Net's own ``run_ddp`` with gloo on the CPU.
 
 What is nnU-Net's ``-num_gpus`` without a GPU: every process of :func:`nnunetv2.run.run_training.run_ddp` with its
 loading, training, gathering, saving, resuming and validation. Replaced are the four things that need CUDA: the NCCL

@@ -1,4 +1,4 @@
-"""A training that is stopped goes on from the last epoch it has finished; signals do what they always did."""
+"""A stopped training resumes from its last finished epoch, and signals keep their effect."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals o
 
 
 def train_until(epoch: int, number: int | None, *words: str) -> None:
-    """A training that gets a signal after its second step in an epoch, when its weights are others than at its end.
+    """A training that gets a signal in the middle of an epoch, when its weights differ from those at the end.
 
     Args:
         epoch: From 0.
@@ -45,12 +45,12 @@ def train_until(epoch: int, number: int | None, *words: str) -> None:
 
 
 @needs_fork
-def test_stopped_in_every_way_and_gone_on_with(workspace):
-    """Bit by bit, as if nothing had happened."""
+def test_resuming_after_every_kind_of_stop(workspace):
+    """The result equals an undisturbed training bit by bit."""
     training = KilledTraining(workspace, 5, save_every=50)
     for epoch, number, exit_code in ((2, signal.SIGTERM, -signal.SIGTERM), (3, signal.SIGINT, 1), (4, None, 1)):
         ended = training.run(None, train_until, epoch, number)
-        assert ended.exit_code == exit_code, ended.output  # after Ctrl-C multiprocessing's, here
+        assert ended.exit_code == exit_code, ended.output  # after Ctrl-C, multiprocessing's exit code
         assert "KeyboardInterrupt" in ended.output or number != signal.SIGINT
         assert f"stopped: the last finished epoch is in {training.fold / 'checkpoint_latest.pth'}, add" in ended.output
         training.check()
@@ -59,8 +59,8 @@ def test_stopped_in_every_way_and_gone_on_with(workspace):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_nnunets_command_as_ever(workspace):
-    """With processes that load batches."""
+def test_ctrl_c_ends_nnunets_command_as_usual(workspace):
+    """The command has processes that load batches."""
     workspace.plans("killed", training={**SHORT, "num_epochs": 500, "save_every": 50}, teacher={"plans": "nnUNetPlans"})
     program = Path(sys.executable).parent / "nnUNetv2_train"
     words = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "killed", "-device", "cpu"]
@@ -78,19 +78,19 @@ def test_ctrl_c_ends_nnunets_command_as_ever(workspace):
     assert saved >= 2 and "".join(seen).count("stopped: the last finished epoch is in") == 1
 
 
-# ---- alone
+# ---- LastEpoch alone
 
 
 @pytest.fixture
 def heard():
-    """Signals that reached whoever listened before the training."""
+    """The signals that reach the handler installed before the training."""
     numbers = []
     before = signal.signal(signal.SIGTERM, lambda number, _: numbers.append(number))
     yield numbers
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_signal_saves_and_is_handed_on(tmp_path, heard):
+def test_a_signal_saves_and_reaches_the_previous_handler(tmp_path, heard):
     said = []
     last = LastEpoch(said.append)
     listener = signal.getsignal(signal.SIGTERM)
@@ -106,8 +106,8 @@ def test_a_signal_saves_and_is_handed_on(tmp_path, heard):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
 
 
-def test_what_is_on_the_disk_is_not_replaced(tmp_path, heard):
-    """A first signal waits until the file is whole; a training that ends leaves nothing to save."""
+def test_newer_checkpoints_are_not_replaced(tmp_path, heard):
+    """A first signal waits until the file is complete, and a finished training has nothing left to save."""
     last = LastEpoch(print)
     latest = tmp_path / "checkpoint_latest.pth"
     with last.saved_when_stopped(tmp_path):
@@ -120,13 +120,13 @@ def test_what_is_on_the_disk_is_not_replaced(tmp_path, heard):
         last.hold(lambda: pytest.fail("it is on the disk"))
         signal.raise_signal(signal.SIGTERM)
         assert latest.read_text() == "of epoch 2"
-        with last.saving(tmp_path / "checkpoint_best.pth"):  # --c does not look for the best where there is a latest
+        with last.saving(tmp_path / "checkpoint_best.pth"):  # --c ignores the best checkpoint if there is a latest one
             last.hold(lambda: {"current_epoch": 3})
         signal.raise_signal(signal.SIGTERM)
         assert torch.load(latest) == {"current_epoch": 3}
 
 
-def test_a_disk_that_is_full_hides_nothing(tmp_path):
+def test_a_full_disk_does_not_hide_the_signal(tmp_path):
     said = []
     last = LastEpoch(said.append)
     (tmp_path / "checkpoint_latest.pth").mkdir()
@@ -136,8 +136,8 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path):
     assert said[0].startswith("stopped: the last finished epoch could not be saved: ")
 
 
-def test_signals_that_are_ignored_stay_ignored(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+def test_ignored_signals_remain_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with LastEpoch(print).saved_when_stopped(tmp_path):
             signal.raise_signal(signal.SIGHUP)
@@ -147,20 +147,20 @@ def test_signals_that_are_ignored_stay_ignored(tmp_path):
 
 
 def load(begun):
-    """As a process that loads batches, which does not end by itself."""
+    """Wait like a process that loads batches, which does not end by itself."""
     begun.set()
     time.sleep(60)
 
 
 @needs_fork
-def test_a_process_that_loads_batches_ends_as_ever(tmp_path):
+def test_a_process_that_loads_batches_ends_as_usual(tmp_path):
     last, fork = LastEpoch(print), multiprocessing.get_context("fork")
     with last.saved_when_stopped(tmp_path):
         last.hold(lambda: {"current_epoch": 1})
         begun = fork.Event()
         worker = fork.Process(target=load, args=(begun,))
         worker.start()
-        assert begun.wait(30)  # Python drops signals that reach a process while it is forked
+        assert begun.wait(30)  # Python drops signals that arrive during a fork
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == -signal.SIGTERM
@@ -181,5 +181,5 @@ def test_large_checkpoints_are_not_held(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("epochs", "expected"), [(1, 1), (19, 1), (40, 4), (499, 49), (500, 50), (1000, 50), (5000, 50)]
 )
-def test_saves_are_a_tenth_of_a_training_apart(epochs, expected):
+def test_checkpoints_are_a_tenth_of_a_training_apart(epochs, expected):
     assert usual_save_every(epochs) == expected
