@@ -36,7 +36,7 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     Attributes:
         seed: The seed of initial weights, data loading and augmentation; ``None`` leaves them unseeded, as in nnU-Net.
         resumes: Whether the training resumes from a checkpoint.
-        overwrite: Whether a new training may replace a finished one.
+        overwrite: Whether a new training can replace a finished one.
     """
 
     seed: int | None

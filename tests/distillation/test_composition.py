@@ -85,7 +85,7 @@ def test_the_recipe_applies_only_without_terms_in_the_plans(workspace):
     more = workspace.plans("nnUNetPlans", training=SHORT, method={"add": [{"name": "logits", "weight": 0.125}]})
     trainer = make_trainer(nnUNetTrainerKD, more, workspace)
     assert [term.weight for term in trainer.preparation.terms] == [0.125] and trainer.preparation.starts_from_teacher
-    with pytest.raises(ValueError, match="nnunet_kd.method: 'weight' belongs to a term, name it"):
+    with pytest.raises(ValueError, match="nnunet_kd.method: 'weight' belongs to a term: name the term"):
         make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", method={"weight": 0.5}), workspace)
 
 

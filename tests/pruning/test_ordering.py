@@ -65,7 +65,7 @@ class Forked(nn.Module):
 def kept_share(read, group, weights, taken):
     """Return the share of a layer's output that the taken channels of a group explain, per kernel voxel.
 
-    Of ``read`` (positions, channels), ``group`` (a slice of them), ``weights`` (outputs, channels, voxels).
+    ``read`` is (positions, channels), ``group`` a slice of the channels, ``weights`` (outputs, channels, voxels).
     """
     read = read - read.mean(0)
     own = read[:, group]

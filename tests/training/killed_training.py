@@ -38,8 +38,8 @@ class KilledTraining:
     """A training that is compared with an undisturbed one.
 
     Args:
-        workspace: Where both are.
-        epochs: Of both.
+        workspace: The workspace of both trainings.
+        epochs: The number of epochs of both.
         changes: Of their other settings.
     """
 
@@ -107,11 +107,11 @@ def killed_again_and_again(workspace: Workspace, kills: int, epochs: int, reach:
     """Kill a training at random times and finish it; return the number of saved epochs after each kill.
 
     Args:
-        workspace: Where it trains.
-        kills: How often.
-        epochs: Of the training.
+        workspace: The workspace of the training.
+        kills: The number of kills.
+        epochs: The number of epochs.
         reach: The longest time before a kill, as part of the time the undisturbed training took.
-        seed: Of the times.
+        seed: The seed of the times.
     """
     training = KilledTraining(workspace, epochs)
     saved = []

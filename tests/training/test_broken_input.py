@@ -68,7 +68,7 @@ def one_voxel(image, labels, properties):
             not_finite(np.nan),
             "channel 1 of its preprocessed image has values that are not finite. Correct the raw",
         ),
-        (not_finite(-np.inf), "its preprocessed image has values that are not finite numbers in channel 1"),
+        (not_finite(-np.inf), "channel 1 of its preprocessed image has values that are not finite"),
         (
             another_class,
             "its segmentation has the label 7, but dataset.json declares 0 to 2. nnUNetv2_plan_and_preprocess --verify",
@@ -220,7 +220,8 @@ def test_damaged_splits_are_named(workspace):
     path.write_text(path.read_text()[:20])
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     with pytest.raises(
-        ValueError, match=r"splits_final.json: it is no JSON .* remove them: nnU-Net makes the same again"
+        ValueError,
+        match=r"splits_final.json: it is no JSON .* Remove the file unless .*: nnU-Net makes the same folds again",
     ):
         trainer.run_training()
 

@@ -33,7 +33,7 @@ CONFIGURATIONS = ("3d_fullres", "2d")  # Dice per case, Dice over the batch
 def gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     """Return the gradients of student and adapters after one step on this process's share of a batch of two.
 
-    In double precision, where nnU-Net lets it be, so that only a real difference is one.
+    They are in double precision where nnU-Net allows it, so that rounding does not hide a difference.
     """
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,6 +1,6 @@
 """Training steps on a simulated GPU.
 
-Tensors that stand for a GPU's refuse those of other devices; mixed precision is the CPU's, in bfloat16 for float16.
+Fake tensors of a GPU refuse those of other devices. Mixed precision is that of the CPU, in bfloat16 instead of float16.
 """
 
 import numpy as np

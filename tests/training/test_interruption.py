@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals o
 
 
 def train_until(epoch: int, number: int | None, *words: str) -> None:
-    """A training that gets a signal in the middle of an epoch, when its weights differ from those at the end.
+    """Run a training that is stopped in the middle of an epoch, when its weights differ from those at the end.
 
     Args:
-        epoch: From 0.
-        number: Of the signal; ``None``: an exception.
-        words: Further arguments.
+        epoch: The epoch, counted from 0.
+        number: The number of the signal; ``None`` for an exception.
+        words: Further arguments of the command.
     """
     step, steps = DistillationTrainer.train_step, []
 

@@ -273,7 +273,7 @@ def test_the_record_includes_the_source_of_soft_labels(workspace):
 def test_a_case_of_another_shape_is_named(workspace):
     store_of(workspace, logits=lambda made: np.zeros((3, 4, 4, 4)))
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
-    with pytest.raises(ValueError, match=r"are \(4, 4, 4\), the preprocessed case is"):
+    with pytest.raises(ValueError, match=r"have the shape \(4, 4, 4\), but the preprocessed case has"):
         trainer.on_train_start()
 
 
