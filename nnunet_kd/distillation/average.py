@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class WeightAverage(nn.Module):
-    """A copy of a network whose parameters and running statistics are an average of the network's.
+    """A copy of a network that holds the exponential moving average of its parameters and running statistics.
 
     Args:
-        network: The network that trains. It is not changed.
-        decay: After every step, ``average = decay * average + (1 - decay) * weights``.
+        network: The network that trains, which is not changed.
+        decay: The decay of the average: after every step, ``average = decay * average + (1 - decay) * weights``.
 
     Attributes:
-        network: The copy.
+        network: The copy with the averaged weights.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -33,13 +33,13 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of one training step into the average; counters of steps are copied."""
+        """Update the average with the current weights; integer buffers are copied."""
         torch._foreach_lerp_(self._averaged, self._weights, 1 - self.decay)
         self._copy_counters()
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the average, and begin with the weights the network has now."""
+        """Restart the average from the network's current weights."""
         torch._foreach_copy_(self._averaged, self._weights)
         self._copy_counters()
 
@@ -56,7 +56,7 @@ def averaged_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the network's of the same names; what they do not name stays."""
+    """Copy tensors into the network's tensors of the same names; all others are kept."""
     own = averaged_tensors(network)
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Everything a training adds to nnU-Net's loss: the terms, the teacher, and the stages both networks share."""
+"""The distiller, which computes all losses that a training adds to nnU-Net's own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from nnunet_kd.teachers.teacher import Teacher
 
 
 class Distiller:
-    """Maps images, the student's outputs and targets of one batch to named losses.
+    """Map the images, student outputs and targets of one batch to named losses.
 
     Args:
-        terms: What is computed.
-        labels: Reads nnU-Net's targets.
+        terms: The terms to compute.
+        labels: The reader of nnU-Net's targets.
 
     Attributes:
-        teacher: Set by :meth:`attach`; ``None`` before, and where no term needs one.
-        teacher_stages: The teacher's encoder stages, from which adapters are built. A training that resumes only to be
-            validated sets these alone.
+        teacher: The teacher, set by :meth:`attach`; ``None`` before that or if no term needs one.
+        teacher_stages: The teacher's encoder stages, from which adapters are built. A training that is only validated
+            sets them without a teacher.
         stages: Pairs (student stage, teacher stage) on the same grid.
     """
 
@@ -62,7 +62,7 @@ class Distiller:
 
     @property
     def reads_teacher_logits(self) -> bool:
-        """Whether the teacher's decoder is ever needed."""
+        """Whether any term needs the teacher's decoder."""
         return any(term.reads_logits or term.tuning_name is not None for term in self.terms)
 
     # ---- Teacher and adapters
@@ -71,8 +71,8 @@ class Distiller:
         """Match the stages of student and teacher, and check that every term can use the pairs.
 
         Raises:
-            ValueError: If no stages match, or a term asks for others.
-            NotImplementedError: If a term needs classes, and the regions are too many to be told apart.
+            ValueError: If no stages match, or if a term asks for a stage without a match.
+            NotImplementedError: If a term needs classes and there are too many regions to tell apart.
         """
         pairs = match_stages(student, teacher)
         for term in self.terms:
@@ -82,16 +82,16 @@ class Distiller:
         return pairs
 
     def attach(self, teacher: Teacher | TeacherEnsemble, stages: list[tuple[int, int]]) -> None:
-        """Take the teacher of this training, and the pairs that :meth:`check` found."""
+        """Set the teacher of this training and the stage pairs that :meth:`check` found."""
         self.teacher = teacher
         self.teacher_stages = teacher.stages
         self.stages = stages
 
     def adapters(self, student: nn.Module) -> nn.ModuleDict:
-        """Build what trains with a student: term name -> its adapters.
+        """Build the modules that train with a student: term name -> its adapters.
 
         Raises:
-            NotImplementedError: If a term reads features that the student does not show.
+            NotImplementedError: If a term reads features that the student does not expose.
         """
         stages = encoder_stages(student) if self.reads_encoder else None
         decoder = len(decoder_stages(student)) if self.reads_decoder else 0
@@ -101,7 +101,7 @@ class Distiller:
         return adapters
 
     def frozen(self, epoch: int, adapters: Any) -> list[nn.Parameter]:
-        """Return the parameters of adapters that must not move in ``epoch``."""
+        """Return the adapters' parameters that must not change in ``epoch``."""
         return [parameter for term in self.terms for parameter in term.frozen(epoch, adapters[term.name])]
 
     # ---- One step
@@ -117,21 +117,21 @@ class Distiller:
         task_loss: Callable[[Tensor, Tensor], Tensor],
         soft_labels: SoftLabels | None = None,
     ) -> dict[str, Tensor]:
-        """Compute every term whose weight is not 0 in this epoch, and what terms still tune.
+        """Compute every term with a weight above 0 in this epoch, and every tuning loss.
 
-        The teacher runs once, as deep as these need, or not at all.
+        The teacher runs at most once, and its decoder only if a term needs it.
 
         Args:
-            images: ``(B, channels, *patch)``.
-            outputs: The student's.
-            target: nnU-Net's, one per scale under deep supervision.
-            epoch: Counted from 0.
+            images: The images, ``(B, channels, *patch)``.
+            outputs: The student's outputs for them.
+            target: nnU-Net's target, a list with one per scale under deep supervision.
+            epoch: The epoch, counted from 0.
             adapters: Term name -> its adapters.
             task_loss: nnU-Net's loss at the finest scale.
-            soft_labels: Stored soft labels of the batch, where a term reads them.
+            soft_labels: The stored soft labels of the batch, if a term reads them.
 
         Returns:
-            Name in the log -> unweighted scalar.
+            Name in the log -> unweighted scalar loss.
         """
         active = [term for term in self.terms if term.weight_at(epoch) > 0]
         tuning = [term for term in self.terms if term.tunes_at(epoch)]
@@ -164,10 +164,10 @@ class Distiller:
 
         Args:
             segmentation: nnU-Net's loss, scalar.
-            losses: What the distiller returned for the step.
-            epoch: Counted from 0.
-            unused: The adapters' parameters. They get a gradient of zero where some have none otherwise: DDP would
-                stop, and the optimizer would treat them differently.
+            losses: The losses that the distiller returned for the step.
+            epoch: The epoch, counted from 0.
+            unused: The adapters' parameters. Those without a gradient get one of zero, since DDP would fail without it
+                and the optimizer would treat them differently.
         """
         share = 1.0
         total = torch.zeros_like(segmentation)
@@ -186,11 +186,11 @@ class Distiller:
 
     @property
     def names(self) -> list[str]:
-        """Names of all losses in the log: every term, then what terms tune first."""
+        """The names of all losses in the log: every term, then the tuning losses."""
         tuning = [term.tuning_name for term in self.terms if term.tuning_name is not None]
         return [*(term.name for term in self.terms), *tuning]
 
     @property
     def places(self) -> list[Any]:
-        """What adapters and the optimizer's state depend on: the terms' names, in order, and their stages."""
+        """The names and stages of the terms in order, on which the adapters and the optimizer's state depend."""
         return [[term.name, term.stages] for term in self.terms]

@@ -1,7 +1,7 @@
-"""The terms a plan can name, with the numbers their trainers use.
+"""The distillation methods that plans can name, with their default settings.
 
-Weights are the numbers of the authors' code, most of them for 2-D natural images, unless said otherwise. Methods that
-have one feature map there, as IFVD, have it here on every stage of the encoder.
+Unless noted otherwise, weights are those of the authors' code, most of which is for 2-D natural images. Methods with
+one feature map there, such as IFVD, use every encoder stage here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ METHOD = "nnunet_kd.method"
 
 @dataclass(frozen=True)
 class Method:
-    """A term that trainers and plans name, with its numbers; each training builds its own from it.
+    """A named kind of term with its settings, from which each training builds its own term.
 
     Attributes:
         name: The term's name in plans and in the log.
-        kind: The kind of term.
+        kind: The class of the term.
         loss: The class of its loss.
-        numbers: Keyword arguments of ``kind`` and of ``loss`` that differ from their defaults.
+        numbers: The keyword arguments of ``kind`` and ``loss`` that differ from their defaults.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Method:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """Everything a plan can set, with the value it has if the plan does not."""
+        """All settings that a plan can change, with their defaults."""
         loss = {name: one.default for name, one in inspect.signature(self.loss).parameters.items()}
         return {**loss, **_keywords(self.kind), **self.numbers}
 
     def changed(self, numbers: Mapping[str, Any], where: str = METHOD) -> Method:
-        """Return the method with other numbers, where these say so.
+        """Return the method with some settings replaced.
 
         Args:
-            numbers: From a plan.
-            where: Where the plan has them, for messages.
+            numbers: The new settings, from a plan.
+            where: Their place in the plan, for messages.
 
         Raises:
             ValueError: For a key that belongs neither to the term nor to its loss.
@@ -57,11 +57,11 @@ class Method:
         """Build the term of a training.
 
         Args:
-            num_epochs: Length of the training.
-            where: Where a plan has the numbers, for messages.
+            num_epochs: The number of epochs of the training.
+            where: The place of the settings in the plan, for messages.
 
         Raises:
-            ValueError: For a number that means nothing.
+            ValueError: If a setting is out of range.
         """
         own = {key: value for key, value in self.numbers.items() if key in _keywords(self.kind)}
         options = {key: value for key, value in self.numbers.items() if key not in own}
@@ -72,7 +72,7 @@ class Method:
 
 
 def _keywords(kind: type[Term]) -> dict[str, Any]:
-    """The keyword arguments of a kind of term with their defaults; first those all terms have."""
+    """Return the keyword arguments of a kind of term with their defaults, those of all terms first."""
     constructors = [vars(one)["__init__"] for one in reversed(kind.__mro__[:-1]) if "__init__" in vars(one)]
     parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
@@ -95,20 +95,20 @@ def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epo
 
     Args:
         own: The trainer's methods; ``None`` if it distils nothing, whatever the plans say.
-        method: ``nnunet_kd.method`` of the plans: numbers of the trainer's first method, and methods to ``add`` to the
-            trainer's or, as ``terms``, to use instead of them, each an object with its ``name`` and whatever differs
-            from :data:`TERMS`.
-        num_epochs: Length of the training.
+        method: ``nnunet_kd.method`` of the plans: settings of the trainer's first method, and a list of methods to
+            ``add`` to the trainer's or, under ``terms``, to replace them. Each is an object with its ``name`` and the
+            settings that differ from :data:`TERMS`.
+        num_epochs: The number of epochs of the training.
 
     Raises:
-        ValueError: For anything that is not valid, naming the key.
+        ValueError: If a setting is not valid; the message names its key.
     """
     if own is None:
         return []
     terms: dict[str, Term] = {}
     for where, declared in _declared(own, method):
         if declared.name in terms:
-            raise ValueError(f"{where}: the term {declared.name!r} is there already")
+            raise ValueError(f"{where}: the training already has the term {declared.name!r}, remove one")
         terms[declared.name] = declared.build(num_epochs, where)
     shares = sum(term.weight for term in terms.values() if term.convex)
     if shares > 1:
@@ -119,17 +119,21 @@ def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epo
 
 
 def _declared(own: Sequence[Method], method: Mapping[str, Any]) -> list[tuple[str, Method]]:
-    """The methods of trainer and plans, each with the place that named it."""
+    """Return the methods of trainer and plans, each with the place that names it."""
     numbers = {key: value for key, value in method.items() if key not in ("terms", "add")}
     listed = [*_listed(method, "terms"), *_listed(method, "add")]
     if "terms" in method and numbers:
-        raise ValueError(f"{METHOD} has both 'terms' and {next(iter(numbers))!r}: numbers belong to a term of the list")
+        raise ValueError(
+            f"{METHOD} has both 'terms' and {next(iter(numbers))!r}: settings belong to a term of the list"
+        )
     if "terms" in method and "add" in method:
         raise ValueError(f"{METHOD} has both 'terms', which replaces the trainer's terms, and 'add': list all in one")
     declared: list[tuple[str, Method]] = []
     if "terms" not in method:
         if numbers and not own:
-            raise ValueError(f"{METHOD}: {next(iter(numbers))!r} belongs to a term, name it under 'terms' or 'add'")
+            raise ValueError(
+                f"{METHOD}: {next(iter(numbers))!r} belongs to a term: name the term under 'terms' or 'add'"
+            )
         declared = [(METHOD, one.changed(numbers if one is own[0] else {})) for one in own]
     known = {**{one.name: one for one in own}, **TERMS}
     for where, entry in listed:

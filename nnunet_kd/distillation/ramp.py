@@ -14,15 +14,15 @@ class Ramp:
     0 until epoch ``start``, then ``(1 - cos(pi * p)) / 2`` with ``p = (epoch - start) / length`` clipped to 1.
 
     Attributes:
-        start: Epoch at which the ramp begins.
-        length: Epochs it takes.
+        start: The epoch at which the ramp begins.
+        length: The number of epochs that the ramp takes.
     """
 
     start: float
     length: float
 
     def __call__(self, epoch: int) -> float:
-        """Factor of the weight in ``epoch``, counted from 0."""
+        """Return the factor of the weight in ``epoch``, counted from 0."""
         if epoch < self.start:
             return 0.0
         progress = min((epoch - self.start) / self.length, 1.0) if self.length else 1.0
@@ -30,12 +30,12 @@ class Ramp:
 
 
 def read_ramp(value: Any, num_epochs: int) -> Ramp | None:
-    """A ramp from ``[start, length]``: whole numbers are epochs, decimals fractions of the training.
+    """Read a ramp ``[start, length]``: integers are epochs, floats are fractions of the training.
 
-    ``[150, 800]`` and, at 1000 epochs, ``[0.15, 0.8]`` are the same ramp. ``None`` is no ramp.
+    At 1000 epochs ``[150, 800]`` and ``[0.15, 0.8]`` are the same ramp. ``None`` means no ramp.
 
     Raises:
-        ValueError: For anything else, or a ramp that does not start before the training ends.
+        ValueError: If the value is anything else, or if the ramp begins after the end of the training.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""What a distillation term sees of one training step."""
+"""The inputs of a distillation term in one training step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SoftLabels(NamedTuple):
     """Stored logits of a teacher, for one batch.
 
     Attributes:
-        logits: ``(B, heads, *patch)``.
-        valid: Where there are any, boolean ``(B, 1, *patch)``.
+        logits: The teacher's logits, ``(B, heads, *patch)``.
+        valid: The mask of voxels that have soft labels, boolean ``(B, 1, *patch)``.
     """
 
     logits: Tensor
@@ -27,21 +27,21 @@ class SoftLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Outputs of student and teacher for one batch; the teacher's are empty where no term needs them.
+    """Outputs of student and teacher for one batch; the teacher's are empty if no term needs them.
 
     Attributes:
-        logits: The student's, finest scale first; one tensor without deep supervision.
-        encoder: Features of the student's encoder stages, highest resolution first; empty where no term reads them.
-        decoder: Features of the student's decoder stages, highest resolution (the last) first; empty where no term
+        logits: The student's logits, finest scale first; one tensor without deep supervision.
+        encoder: Features of the student's encoder stages, highest resolution first; empty if no term reads them.
+        decoder: Features of the student's decoder stages, highest resolution (the last stage) first; empty if no term
             reads them.
-        teacher_logits: Like ``logits``, at the scales the teacher was trained at.
-        teacher_encoder: Like ``encoder``.
+        teacher_logits: The teacher's logits at the scales it was trained with, finest first.
+        teacher_encoder: Features of the teacher's encoder stages, highest resolution first.
         stages: Pairs (student stage, teacher stage) on the same grid.
         targets: nnU-Net's targets, one for each of the student's scales.
-        labels: Reads the targets.
+        labels: The reader of the targets.
         teacher: The teacher itself, for terms that run a part of it again.
         task_loss: nnU-Net's loss of logits and target at the finest scale.
-        soft_labels: Stored soft labels; ``None`` where no term reads them.
+        soft_labels: The stored soft labels; ``None`` if no term reads them.
     """
 
     logits: list[Tensor]

@@ -1,4 +1,4 @@
-"""The student, what trains with it, and the average of its weights, as one module."""
+"""The student, its adapters and its weight average as one module."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nnunet_kd.networks.stages import decoder_stages
 
 
 class StudentOutputs(NamedTuple):
-    """What a student gives in training mode.
+    """The outputs of a student in training mode.
 
     Attributes:
-        logits: One tensor, or one per scale under deep supervision, finest first.
-        encoder: Features of the encoder stages, highest resolution first; empty where no term reads them.
-        decoder: Features of the decoder stages, highest resolution first; empty where no term reads them.
+        logits: One tensor, or a list with one per scale under deep supervision, finest first.
+        encoder: Features of the encoder stages, highest resolution first; empty if no term reads them.
+        decoder: Features of the decoder stages, highest resolution first; empty if no term reads them.
     """
 
     logits: Any
@@ -26,21 +26,21 @@ class StudentOutputs(NamedTuple):
 
 
 class StudentWithAdapters(nn.Module):
-    """Student and adapters for the optimizer, gradient clipping and DDP; the plain student for everybody else.
+    """A student with its adapters, which looks like the plain student outside training.
 
-    In training mode the forward pass returns :class:`StudentOutputs`. In evaluation mode it returns what the student
-    returns, with averaged weights where there is an :attr:`average`. ``state_dict`` is that of the same network:
-    nnU-Net saves no adapter.
+    The optimizer, gradient clipping and DDP see student and adapters. In training mode the forward pass returns
+    :class:`StudentOutputs`; in evaluation mode it returns the output of the student, or of its :attr:`average` if there
+    is one. ``state_dict`` is that of the evaluated network, so nnU-Net saves no adapters.
 
     Args:
         student: A network with nnU-Net's ``decoder``, and with ``encoder`` if its features are wanted.
         adapters: Term name -> its adapters.
-        encoder: Return the features of the encoder stages.
-        decoder: Return the features of the decoder stages.
+        encoder: Whether to return the features of the encoder stages.
+        decoder: Whether to return the features of the decoder stages.
 
     Attributes:
-        average: The average of the student's weights; ``None`` where there is none. It is no part of what is trained,
-            and is set once the optimizer has been made.
+        average: The average of the student's weights, or ``None``. Set it after the optimizer was made, which must not
+            train it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class StudentWithAdapters(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """Where nnU-Net switches deep supervision."""
+        """The student's decoder, on which nnU-Net switches deep supervision."""
         decoder: nn.Module = self.student.decoder  # type: ignore[assignment]
         return decoder
 
@@ -80,11 +80,11 @@ class StudentWithAdapters(nn.Module):
         return StudentOutputs(logits, features, self._decoder_features.end())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state of the network that is validated."""
+        """Return the state of the network that is validated and saved."""
         return self.evaluated.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state into the student, and into its average."""
+        """Load a state into the student and its average."""
         if self.average is not None:
             self.average.network.load_state_dict(*args, **kwargs)
         return self.student.load_state_dict(*args, **kwargs)
@@ -100,12 +100,12 @@ def check_adapters(adapters: nn.Module, saved: Mapping[str, Tensor]) -> None:
     if now != before:
         raise ValueError(
             "this training was begun with other options of its terms, which need other adapters, than "
-            "nnunet_kd.method of the plans has now: restore it, or train again without --c"
+            "nnunet_kd.method of the plans has now: restore nnunet_kd.method, or train from the start without --c"
         )
 
 
 class _Recorder:
-    """A forward hook that keeps outputs, last first, while a pass is recorded."""
+    """A forward hook that records the outputs of a pass, last one first."""
 
     def __init__(self) -> None:
         self._features: list[Tensor] | None = None

@@ -1,4 +1,4 @@
-"""nnU-Net's training targets: which voxels count, and which class each of them has."""
+"""Reading nnU-Net's training targets, whether they hold labels or regions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor
 
 
 class LabelCodes:
-    """Reads nnU-Net's training targets: which voxels count, and which class each of them has.
+    """Read from nnU-Net's targets which voxels are not ignored and which class each voxel has.
 
-    A target is ``(B, 1, *spatial)`` with the label, or one channel a region, and one more that marks ignored voxels
-    where there are any. Regions may overlap: voxels have the same class where they are in the same regions.
+    A target of labels is ``(B, 1, *spatial)``. A target of regions has one channel per region and, if the data set has
+    an ignore label, a last one that marks ignored voxels. Regions can overlap: voxels belong to the same class if they
+    are in the same regions.
 
     Args:
-        label_manager: nnU-Net's.
+        label_manager: nnU-Net's label manager.
     """
 
     def __init__(self, label_manager: Any) -> None:
@@ -36,22 +37,24 @@ class LabelCodes:
             self.num_classes = label_manager.num_segmentation_heads
 
     def check_classes(self) -> None:
-        """Whether :meth:`classes` can tell the regions apart.
+        """Check that :meth:`classes` can tell the regions apart.
 
         Raises:
-            NotImplementedError: For more regions than a whole number has bits.
+            NotImplementedError: If there are more regions than a 64-bit integer can encode.
         """
         if self._num_regions > 62:
-            raise NotImplementedError(f"classes of {self._num_regions} regions: at most 62 can be told apart")
+            raise NotImplementedError(
+                f"the data set has {self._num_regions} regions, but the term's loss can tell only 62 apart"
+            )
 
     def valid(self, target: Tensor) -> Tensor | None:
-        """Voxels that count, boolean ``(B, 1, *spatial)``; ``None`` where all do."""
+        """Return the mask of voxels that are not ignored, boolean ``(B, 1, *spatial)``; ``None`` if all are valid."""
         if self.ignore_label is None:
             return None
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
 
     def classes(self, target: Tensor) -> Tensor:
-        """Class of every voxel, ``(B, *spatial)``, whole numbers from 0; -1 where it is ignored."""
+        """Return the class of every voxel, ``(B, *spatial)``, counted from 0; -1 for ignored voxels."""
         if self.regions:
             regions = target if self.ignore_label is None else target[:, :-1]
             bits = 1 << torch.arange(regions.shape[1], device=target.device)

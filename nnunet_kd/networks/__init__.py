@@ -1,1 +1,1 @@
-"""Networks a plans file can name; each builds from input channels, classes and keywords that default to its paper."""
+"""Networks that the plans can name; the default arguments are those of each network's paper."""

@@ -1,4 +1,4 @@
-"""BrainSegDMIF: one SAM encoder a modality, fused as they go, and masks without a prompt.
+"""BrainSegDMIF: one SAM encoder per modality, fused at several depths, and masks without prompts.
 
 Wang et al., "BrainSegDMIF: A Dynamic Fusion-enhanced SAM for Brain Lesion Segmentation", sections 3 and 4.2. 2-D.
 """
@@ -21,11 +21,11 @@ from nnunet_kd.networks.square_frame import to_square
 
 
 class EncodedImages(NamedTuple):
-    """What the decoder needs.
+    """The input of the decoder.
 
     Attributes:
-        features: ``(B, out_channels, rows, columns)`` of the square.
-        size: Height and width of the images in it.
+        features: Features of the square, ``(B, out_channels, rows, columns)``.
+        size: The height and width of the images.
     """
 
     features: Tensor
@@ -33,24 +33,24 @@ class EncodedImages(NamedTuple):
 
 
 class ModalityEncoders(nn.Module):
-    """A SAM image encoder for each modality, run side by side, with DMIF after every block of global attention.
+    """One SAM image encoder per modality, in parallel, with DMIF after every block of global attention.
 
-    The encoders are ``segment_anything``'s without their necks. SAM sees RGB, so a modality is shown three times and
-    published weights fit as they are. f_fus is added to the tokens of every encoder; that of the last block goes
-    through one neck to the decoder.
+    The encoders are those of ``segment_anything`` without their necks. SAM takes RGB, so each modality is repeated
+    three times and published weights fit unchanged. f_fus is added to the tokens of every encoder; the f_fus of the
+    last block passes through a common neck to the decoder.
 
     Attributes:
-        encoders: One a modality, in the order of ``modalities``.
-        fusions: DMIF after each span of blocks; empty without.
-        neck: SAM's, from tokens to ``out_channels``; one for all.
+        encoders: One encoder per modality, in the order of ``modalities``.
+        fusions: One DMIF module per span of blocks; empty without DMIF.
+        neck: SAM's neck from tokens to ``out_channels``, common to all encoders.
 
     Args:
-        input_channels: Of the images.
-        modalities: Which of them are seen.
-        global_attention: Blocks that attend to the whole image, ascending, the last block being one.
-        dmif: Else encoders do not hear of each other, and their mean is the result.
-        activation_checkpointing: Keep only the inputs of blocks, and compute blocks again for the gradient.
-        image_size: As for :class:`BrainSegDMIF`, and so the rest.
+        input_channels: The number of channels of the images.
+        modalities: The input channels that have an encoder.
+        global_attention: The blocks that attend to the whole image, ascending; the last block must be one of them.
+        dmif: Whether DMIF fuses the encoders. Without it they are independent and their mean is the result.
+        activation_checkpointing: Whether to keep only the inputs of blocks and to recompute blocks for the gradient.
+        image_size: As for :class:`BrainSegDMIF`, like all following arguments.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class ModalityEncoders(nn.Module):
         self.fusions = nn.ModuleList(DynamicModalFusion(embed_dim) for _ in global_attention if dmif)
 
     def forward(self, images: Tensor) -> EncodedImages:
-        """Fused features of the images, which are shown in a square (:func:`~.square_frame.to_square`).
+        """Return the fused features of images placed in a square (:func:`~.square_frame.to_square`).
 
         Raises:
-            ValueError: For images that are not ``(B, input_channels, height, width)``.
+            ValueError: If the images are not ``(B, input_channels, height, width)``.
         """
         if images.ndim != 4 or images.shape[1] != self.input_channels:
             raise ValueError(f"expected images (B, {self.input_channels}, height, width), got {tuple(images.shape)}")
@@ -123,7 +123,7 @@ class ModalityEncoders(nn.Module):
 
     def _run(self, module: nn.Module, tokens: Tensor) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            # Nothing here is random, so no state of random numbers has to be kept for the second time.
+            # The blocks are deterministic, so the random state need not be restored.
             again: Tensor = checkpoint(module, tokens, use_reentrant=False, preserve_rng_state=False)
             return again
         result: Tensor = module(tokens)
@@ -131,44 +131,46 @@ class ModalityEncoders(nn.Module):
 
 
 class BrainSegDMIF(nn.Module):
-    """The network a plan names as ``nnunet_kd.networks.brainseg_dmif.BrainSegDMIF``, for 2-D configurations.
+    """BrainSegDMIF for 2-D configurations: encoders for all modalities and a decoder without prompts.
 
-    :class:`ModalityEncoders`, then :class:`~.prompt_free_decoder.PromptFreeDecoder`. Defaults are the paper's, ViT-B;
-    with four modalities 353 million parameters, of which the encoders have 344.
+    The plans name it ``nnunet_kd.networks.brainseg_dmif.BrainSegDMIF``. :class:`ModalityEncoders` is followed by
+    :class:`~.prompt_free_decoder.PromptFreeDecoder`. The defaults are those of the paper, with ViT-B: for four
+    modalities 353 million parameters, 344 million of them in the encoders.
 
-    Images of another size than ``image_size`` are padded with zeros to a square of it or, where larger, shrunk
-    bilinearly at their aspect ratio; logits come back on the images' grid. Intensities are taken as nnU-Net
-    normalises them: zero mean and unit deviation, as SAM's own are.
+    Smaller images are padded with zeros to a square with side ``image_size``; larger ones are first shrunk bilinearly
+    with their aspect ratio kept. The logits are resized back to the grid of the images. Intensities are expected to be
+    normalised by nnU-Net to zero mean and unit deviation, as they are for SAM.
 
     Args:
-        input_channels: Of the images; each is a modality.
-        num_classes: Output channels, background included unless they are regions.
-        image_size: Side of the square the encoders see, in pixels; a multiple of the patch size.
-        patch_size: Side of a token.
-        embed_dim: Features of a token.
-        depth: Blocks of an encoder.
-        num_heads: Of a block.
-        global_attention: Blocks that attend to the whole image, ascending; the last block is one of them.
-        window_size: Side of the other blocks' windows, in tokens.
-        out_channels: Of the fused features in the decoder; a multiple of 16.
-        dmif: Fuse the encoders as they go (Table 3); else their mean is taken at the end.
-        prompt_generator: Learn mask tokens in place of prompts (Table 3); else image features alone make the masks.
-        upsampling_decoder: Upsample at three scales (Table 3); else as SAM does.
-        modalities: Input channels that are seen, each by an encoder of its own (Table 2); all of them if left out.
-        activation_checkpointing: Keep only the inputs of blocks in training, and compute blocks twice.
-        conv_op: ``torch.nn.Conv2d``; plans name it.
+        input_channels: The number of channels of the images; each channel is a modality.
+        num_classes: The number of output channels, with the background unless they are regions.
+        image_size: The side of the square that the encoders see, in pixels; a multiple of the patch size.
+        patch_size: The side of a token in pixels.
+        embed_dim: The number of features per token.
+        depth: The number of blocks per encoder.
+        num_heads: The number of attention heads per block.
+        global_attention: The blocks that attend to the whole image, ascending; the last block must be one of them.
+        window_size: The side of the other blocks' windows, in tokens.
+        out_channels: The number of fused features in the decoder; a multiple of 16.
+        dmif: Whether DMIF fuses the encoders (Table 3). Without it, their mean is taken at the end.
+        prompt_generator: Whether mask tokens are learnt in place of prompts (Table 3). Without it, masks are made from
+            image features alone.
+        upsampling_decoder: Whether features are upsampled at three scales (Table 3) instead of SAM's one.
+        modalities: The input channels that are used, each with its own encoder (Table 2); ``None`` for all.
+        activation_checkpointing: Whether to keep only the inputs of blocks in training and to compute blocks twice.
+        conv_op: ``torch.nn.Conv2d``, which the plans name.
         strides: ``[[1, 1], [4, 4], [4, 4]]``, from which nnU-Net computes the grids of deep supervision.
-        deep_supervision: Give two resolutions of logits; nnU-Net switches it at ``decoder.deep_supervision``.
+        deep_supervision: Whether to return logits at two scales; nnU-Net switches ``decoder.deep_supervision``.
 
     Shape:
-        ``(B, input_channels, height, width)`` to ``(B, num_classes, height, width)``, any size; under deep supervision
-        a list of that and of ``(B, num_classes, height / 4, width / 4)``.
+        ``(B, input_channels, height, width)`` of any size to ``(B, num_classes, height, width)``; under deep
+        supervision a list of these logits and ``(B, num_classes, height / 4, width / 4)``.
 
     Raises:
-        ValueError: For numbers that do not fit each other, another ``conv_op``, or other strides.
+        ValueError: If arguments do not fit each other, or for another ``conv_op`` or other strides.
     """
 
-    resizes = True  # images of different sizes are different computations, so an exported network knows one
+    resizes = True  # the computation depends on the image size, so an exported network accepts only one
 
     def __init__(
         self,
@@ -224,9 +226,9 @@ class BrainSegDMIF(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Any:
-        """Logits, or a list of them."""
+        """Return logits, or a list of them under deep supervision."""
         return self.decoder(self.encoder(x))
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """Leave a module as it was made; nnU-Net calls it. He's initialisation is for rectified convolutions."""
+        """Keep a module's initial values; nnU-Net calls this, but He's initialisation would not suit transformers."""

@@ -1,4 +1,4 @@
-"""DRA-UNet: a U-Net of depthwise-pointwise reinforced modules and residual parameter-free attention.
+"""DRA-UNet: a U-Net with depthwise-pointwise reinforced modules and residual parameter-free attention.
 
 The student of "SAM-DRA-UNet" (section 3.3, eq. 8-12), in 2-D as published and in 3-D.
 """
@@ -23,7 +23,7 @@ SIMAM_LAMBDA = 1e-4
 
 
 def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
-    r"""Parameter-free attention: each voxel is weighted by how far it stands out in its channel.
+    r"""Weight each voxel by how much it stands out in its channel (parameter-free attention).
 
     .. math:: y = x\, \sigma\!\left(\frac{(x - \mu)^2}{4 (s^2 + \lambda)} + \frac12\right)
 
@@ -31,7 +31,7 @@ def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
     Parameter-Free Attention Module for Convolutional Neural Networks", ICML 2021, eq. 5 and appendix.
 
     Args:
-        features: ``(B, C, *spatial)``; statistics are computed in float32 at least.
+        features: The features, ``(B, C, *spatial)``; statistics are computed in float32 or higher precision.
         regularisation: :math:`\lambda`.
     """
     axes = tuple(range(2, features.ndim))
@@ -43,7 +43,7 @@ def simam(features: Tensor, regularisation: float = SIMAM_LAMBDA) -> Tensor:
 
 
 fx.wrap("simam")  # one node of a traced graph
-simam.channelwise = True  # type: ignore[attr-defined]  # as such pruning may reorder its channels
+simam.channelwise = True  # type: ignore[attr-defined]  # lets pruning reorder its channels
 
 
 class DPRM(nn.Module):
@@ -52,12 +52,12 @@ class DPRM(nn.Module):
     .. math:: f_1 = x + D(\sigma\{B(x)\}), \qquad f_2 = P(\sigma\{B(f_1)\})
 
     Args:
-        inputs: Channels of x.
-        outputs: Channels of f_2.
-        conv_op: Convolution of the right number of axes.
-        kernel_size: Of the depthwise convolution D, one odd number an axis.
-        norm_op: B; the paper has batch normalisation.
-        norm_op_kwargs: Its keywords.
+        inputs: The number of channels of x.
+        outputs: The number of channels of f_2.
+        conv_op: The class of 2-D or 3-D convolutions.
+        kernel_size: The kernel size of the depthwise convolution D, one odd number per axis.
+        norm_op: The class of the normalisation B; the paper uses batch normalisation.
+        norm_op_kwargs: The keyword arguments of the normalisation.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class DPRM(nn.Module):
         self.pointwise = conv_op(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
+        """Map ``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
         reinforced = x + self.depthwise(torch.relu(self.norm1(x)))
         result: Tensor = self.pointwise(torch.relu(self.norm2(reinforced)))
         return result
 
 
 class ConvNormReLU(nn.Sequential):
-    """A convolution that keeps the grid, normalisation and ReLU."""
+    """A convolution that keeps the grid, followed by normalisation and ReLU."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class ResSimAM(nn.Module):
-    r"""Residual simple attention module, eq. 10-12: the attention adds no parameter to the two convolutions.
+    r"""Residual simple attention module, eq. 10-12, which adds no parameters to its two convolutions.
 
     .. math:: g_1 = \sigma(B\{\mathrm{Conv}(x)\}), \qquad g_2 = S\{\sigma(B\{\mathrm{Conv}(g_1)\})\}, \qquad
         g_3 = g_1 + g_2
@@ -112,13 +112,13 @@ class ResSimAM(nn.Module):
     (Eq. 11 prints :math:`f_1` inside; :math:`g_1` is meant.)
 
     Args:
-        inputs: Channels of x.
-        outputs: Channels of g_1, g_2, g_3.
-        conv_op: Convolution of the right number of axes.
-        kernel_size: One odd number an axis.
-        norm_op: B.
-        norm_op_kwargs: Its keywords.
-        attention: Whether S is :func:`simam` and its input is added; without, two plain convolutions remain.
+        inputs: The number of channels of x.
+        outputs: The number of channels of g_1, g_2 and g_3.
+        conv_op: The class of 2-D or 3-D convolutions.
+        kernel_size: The kernel size of both convolutions, one odd number per axis.
+        norm_op: The class of the normalisation B.
+        norm_op_kwargs: The keyword arguments of the normalisation.
+        attention: Whether S is :func:`simam` and g_1 is added. Without it, two plain convolutions remain.
     """
 
     def __init__(
@@ -137,14 +137,14 @@ class ResSimAM(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
+        """Map ``(B, inputs, *spatial)`` to ``(B, outputs, *spatial)``."""
         before: Tensor = self.first(x)
         after: Tensor = self.second(before)
         return before + simam(after) if self.attention else after
 
 
 class _Encoder(nn.Module):
-    """Stages with what nnU-Net's decoder asks of an encoder; ``forward`` gives the features of all, finest first."""
+    """An encoder with nnU-Net's interface; ``forward`` returns the features of all stages, finest first."""
 
     def __init__(
         self,
@@ -171,12 +171,12 @@ class _Encoder(nn.Module):
         for number, (width, kernel, stride) in enumerate(zip(output_channels, kernel_sizes, strides, strict=True)):
             before = output_channels[max(number - 1, 0)]
             parts: list[nn.Module] = []
-            if number == 0:  # to as many channels as the first module's depthwise convolution has
+            if number == 0:  # the first module's depthwise convolution needs this many channels
                 padding = [size // 2 for size in kernel]
                 parts.append(conv_op(input_channels, width, tuple(kernel), padding=padding, bias=False))
             if any(step > 1 for step in stride):
                 parts.append(pool(tuple(stride), tuple(stride)))
-            if dprm:  # along axes nnU-Net's plans do not convolve, neither does this
+            if dprm:  # an axis that the plans do not convolve is not convolved here either
                 wide = [dprm_kernel_size if size > 1 else 1 for size in kernel]
                 parts.append(DPRM(before, width, conv_op, wide, *norm))
             else:
@@ -194,33 +194,34 @@ class _Encoder(nn.Module):
 
 
 class DRAUNet(nn.Module):
-    """The network a plan names as ``nnunet_kd.networks.dra_unet.DRAUNet``.
+    """DRA-UNet in 2-D or 3-D, which the plans name ``nnunet_kd.networks.dra_unet.DRAUNet``.
 
-    Every encoder stage is max pooling, :class:`DPRM` and :class:`ResSimAM`; the first starts with a convolution to its
-    width, since the paper's depthwise convolution has 64 channels. The decoder is nnU-Net's, with transposed
-    convolutions, skip connections and deep supervision, its blocks being :class:`ResSimAM`.
+    Every encoder stage consists of max pooling, :class:`DPRM` and :class:`ResSimAM`. The first one begins with a
+    convolution to its width, because the paper's depthwise convolution has 64 channels. The decoder is nnU-Net's, with
+    transposed convolutions, skip connections and deep supervision, but with :class:`ResSimAM` as its blocks.
 
     Args:
-        input_channels: Of the images.
-        num_classes: Output channels.
-        n_stages: Resolutions (paper: 5).
-        features_per_stage: Widths, or the first one, which then doubles with every stage.
+        input_channels: The number of channels of the images.
+        num_classes: The number of output channels.
+        n_stages: The number of encoder stages (5 in the paper).
+        features_per_stage: The width of every stage, or of the first one, which then doubles with every stage.
         conv_op: ``torch.nn.Conv2d`` or ``Conv3d``.
-        kernel_sizes: One number, or a list an axis for every stage.
-        strides: As the kernel sizes; pooling of each stage, the first usually 1. A number is that of all but the first.
-        norm_op: Normalisation; batch normalisation as published if left out.
-        norm_op_kwargs: Its keywords.
-        deep_supervision: Give the logits of all resolutions, finest first.
-        dprm: Use :class:`DPRM`; else a plain convolution (Table 2).
-        attention: Use the attention of :class:`ResSimAM` (Table 2); without both it is a U-Net.
-        dprm_kernel_size: Of the depthwise convolution.
+        kernel_sizes: One number, or a list with one number per axis for every stage.
+        strides: The pooling strides of every stage in the form of the kernel sizes; the first is usually 1. A single
+            number is the stride of all stages but the first.
+        norm_op: The class of the normalisation; ``None`` for batch normalisation, as published.
+        norm_op_kwargs: The keyword arguments of the normalisation.
+        deep_supervision: Whether to return logits at several scales, finest first.
+        dprm: Whether to use :class:`DPRM` instead of a plain convolution (Table 2).
+        attention: Whether to use the attention of :class:`ResSimAM` (Table 2). Without both, the network is a U-Net.
+        dprm_kernel_size: The kernel size of the depthwise convolution.
 
     Shape:
-        ``(B, input_channels, *spatial)`` to ``(B, num_classes, *spatial)``, sizes divisible by the product of strides;
-        under deep supervision a list of such, a resolution each but the coarsest.
+        ``(B, input_channels, *spatial)`` to ``(B, num_classes, *spatial)``, with sizes divisible by the product of the
+        strides; under deep supervision a list with the logits of every scale but the coarsest.
 
     Raises:
-        ValueError: For numbers of stages that disagree, or an even kernel.
+        ValueError: If the numbers of stages disagree, or if a kernel size is even.
     """
 
     def __init__(
@@ -251,7 +252,7 @@ class DRAUNet(nn.Module):
                 raise ValueError(f"{n_stages} stages need as many {name}, got {len(given)}")
         kernels = [list(maybe_convert_scalar_to_list(conv_op, kernel)) for kernel in kernel_sizes]
         if dprm_kernel_size % 2 == 0 or any(size % 2 == 0 for kernel in kernels for size in kernel):
-            raise ValueError("an even kernel does not keep the grid")
+            raise ValueError("kernel sizes must be odd, since even ones change the size of the image")
         self.encoder = _Encoder(
             input_channels,
             list(features_per_stage),
@@ -273,10 +274,10 @@ class DRAUNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Any:
-        """Logits, or a list of them."""
+        """Return logits, or a list of them under deep supervision."""
         return self.decoder(self.encoder(x))
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """He's initialisation of convolutions, as nnU-Net's own networks have it; nnU-Net calls it."""
+        """Initialize a convolution as nnU-Net's own networks do; nnU-Net calls this."""
         InitWeights_He(1e-2)(module)

@@ -1,4 +1,4 @@
-"""KD-SAM: a ResNet-50 in the place of SAM's image encoder, and SAM's own decoder that is asked without prompts.
+"""KD-SAM: a ResNet-50 in place of SAM's image encoder, with SAM's own decoder used without prompts.
 
 Patil et al., "Efficient Knowledge Distillation of SAM for Medical Image Segmentation". Prompt encoder and mask decoder
 are those of the ``segment_anything`` package (Kirillov et al., "Segment Anything", 2023).
@@ -19,11 +19,11 @@ SAM_STRIDE = 16  # input pixels per pixel of SAM's embedding
 
 
 def to_frame(images: Tensor, size: int) -> Tensor:
-    """SAM's frame: the longer side resized to ``size``, the shorter one padded with 0 at its end.
+    """Fit images into SAM's frame: resize the longer side to ``size``, pad the shorter one with zeros at its end.
 
     Args:
-        images: ``(B, C, H, W)``.
-        size: Of the square.
+        images: The images, ``(B, C, H, W)``.
+        size: The side of the square in pixels.
 
     Returns:
         ``(B, C, size, size)``.
@@ -35,7 +35,7 @@ def to_frame(images: Tensor, size: int) -> Tensor:
 
 
 def content_size(image: Sequence[int], size: int) -> tuple[int, int]:
-    """Height and width of an image in the frame."""
+    """Return the height and width of an image in the frame."""
     scale = size / max(image)
     height, width = (int(side * scale + 0.5) for side in image)
     return height, width
@@ -48,10 +48,10 @@ class DistilledEncoder(nn.Module):
     stride 32, bilinear interpolation to stride 16, ``3 x 3``, each followed by SAM's layer normalisation.
 
     Args:
-        input_channels: Of the images.
-        blocks: Residual blocks of the four stages; ``(3, 4, 6, 3)`` is a ResNet-50.
-        embedding_channels: Of SAM's embedding.
-        image_size: Side of SAM's frame in pixels.
+        input_channels: The number of channels of the images.
+        blocks: The number of residual blocks in each of the four stages; ``(3, 4, 6, 3)`` is a ResNet-50.
+        embedding_channels: The number of channels of SAM's embedding.
+        image_size: The side of SAM's frame in pixels.
 
     Shape:
         ``(B, input_channels, H, W)`` of any size to ``(B, embedding_channels, image_size / 16, image_size / 16)``.
@@ -70,7 +70,7 @@ class DistilledEncoder(nn.Module):
         parts = dict(resnet.named_children())
         del parts["avgpool"], parts["fc"]
         self.resnet = nn.Sequential()
-        for name, part in parts.items():  # under torchvision's names, so that its weights fit
+        for name, part in parts.items():  # keeps torchvision's names, so that its weights load
             self.resnet.add_module(name, part)
         self.reduce = nn.Sequential(nn.Conv2d(2048, embedding_channels, 1, bias=False), LayerNorm2d(embedding_channels))
         self.refine = nn.Sequential(
@@ -86,16 +86,17 @@ class DistilledEncoder(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """SAM's prompt encoder and mask decoder, asked for one mask a structure without any prompt.
+    """SAM's prompt encoder and mask decoder, which predict one mask per structure without prompts.
 
     Args:
-        structures: Masks, each from a token of its own.
-        background: Put a channel of zeros before the masks: softmax over it and one mask is that mask's sigmoid.
-        embedding_channels: Of SAM's embedding.
-        image_size: Side of SAM's frame in pixels.
-        mlp_dim: Of the transformer's two layers.
-        num_heads: Of its attentions.
-        mask_channels: Of the prompt encoder's mask branch, which nothing passes.
+        structures: The number of masks, each with its own token.
+        background: Whether to put a channel of zeros before the masks. The softmax over it and a single mask is then
+            the sigmoid of the mask.
+        embedding_channels: The number of channels of SAM's embedding.
+        image_size: The side of SAM's frame in pixels.
+        mlp_dim: The hidden width of the transformer's two layers.
+        num_heads: The number of attention heads.
+        mask_channels: The number of channels of the prompt encoder's mask branch, which is not used.
         deep_supervision: See :class:`KDSAM`.
 
     Shape:
@@ -124,11 +125,11 @@ class SamDecoder(nn.Module):
         self.mask_decoder = MaskDecoder(
             transformer_dim=embedding_channels,
             transformer=TwoWayTransformer(2, embedding_channels, num_heads, mlp_dim),
-            num_multimask_outputs=structures - 1,  # SAM adds one
+            num_multimask_outputs=structures - 1,  # SAM adds one token
         )
         prompts = self.prompt_encoder
         for unused in (prompts.point_embeddings, prompts.not_a_point_embed, prompts.mask_downscaling):
-            unused.requires_grad_(False)  # else DDP waits for their gradients
+            unused.requires_grad_(False)  # DDP would wait for their gradients
         self.mask_decoder.iou_prediction_head.requires_grad_(False)
 
     def forward(self, embeddings: Tensor, size: Sequence[int]) -> Tensor | list[Tensor]:
@@ -144,36 +145,36 @@ class SamDecoder(nn.Module):
 
 
 class KDSAM(nn.Module):
-    """The network a plan names as ``nnunet_kd.networks.kd_sam.KDSAM``; 24.6 M parameters before its decoder's 4 M.
+    """KD-SAM, which the plans name ``nnunet_kd.networks.kd_sam.KDSAM``: an encoder of 24.6 M and a decoder of 4 M.
 
-    Images are brought to SAM's frame inside (:func:`to_frame`), logits back to the grid of the images.
+    The network fits images into SAM's frame (:func:`to_frame`), and resizes logits back to the grid of the images.
 
     Args:
-        input_channels: Of the images.
-        num_classes: Output channels.
+        input_channels: The number of channels of the images.
+        num_classes: The number of output channels.
         conv_op: ``torch.nn.Conv2d``.
-        strides: For nnU-Net, which computes the grids of deep supervision from them; nothing else is possible.
-        background: The first output channel is the background's, whose logit is 0; ``False`` where all channels are
+        strides: The only supported strides, from which nnU-Net computes the grids of deep supervision.
+        background: Whether the first output channel is the background, with a logit of 0; ``False`` if all channels are
             regions.
-        image_size: Side of SAM's frame in pixels, a multiple of 32.
-        blocks: Residual blocks of the four stages; ``(3, 4, 6, 3)`` is a ResNet-50.
-        embedding_channels: Of SAM's embedding.
-        mlp_dim: Of the decoder's transformer.
-        num_heads: Of its attentions.
-        mask_channels: Of the prompt encoder's mask branch.
-        deep_supervision: Give the logits at a quarter of the resolution too. nnU-Net weighs the coarsest of several
-            outputs with 0, so this trains as without.
+        image_size: The side of SAM's frame in pixels, a multiple of 32.
+        blocks: The number of residual blocks in each of the four stages; ``(3, 4, 6, 3)`` is a ResNet-50.
+        embedding_channels: The number of channels of SAM's embedding.
+        mlp_dim: The hidden width of the decoder's transformer.
+        num_heads: The number of attention heads.
+        mask_channels: The number of channels of the prompt encoder's mask branch.
+        deep_supervision: Whether to return logits at a quarter of the resolution as well. nnU-Net gives the coarsest
+            output the weight 0, so training does not change.
 
     Shape:
-        ``(B, input_channels, H, W)`` to ``(B, num_classes, H, W)``, of any size; under deep supervision a list of
-        that and ``(B, num_classes, H / 4, W / 4)``.
+        ``(B, input_channels, H, W)`` of any size to ``(B, num_classes, H, W)``; under deep supervision a list of these
+        logits and ``(B, num_classes, H / 4, W / 4)``.
 
     Raises:
-        ValueError: For images with three axes, other strides, a frame the ResNet cannot halve five times, or no class
-            beside the background.
+        ValueError: For a 3-D ``conv_op``, other strides, a frame that the ResNet cannot halve five times, or no class
+            besides the background.
     """
 
-    resizes = True  # images of different sizes are different computations, so an exported network knows one
+    resizes = True  # the computation depends on the image size, so an exported network accepts only one
 
     def __init__(
         self,
@@ -196,35 +197,35 @@ class KDSAM(nn.Module):
             raise ValueError(f"the side of SAM's frame must be a multiple of 32, got {image_size}")
         structures = num_classes - 1 if background else num_classes
         if structures < 1:
-            raise ValueError(f"{num_classes} output channel with a background leaves no structure")
+            raise ValueError(f"num_classes must leave a structure besides the background, got {num_classes}")
         self.encoder = DistilledEncoder(input_channels, blocks, embedding_channels, image_size)
         self.decoder = SamDecoder(
             structures, background, embedding_channels, image_size, mlp_dim, num_heads, mask_channels, deep_supervision
         )
 
     def forward(self, images: Tensor) -> Any:
-        """Logits, or a list of them."""
+        """Return logits, or a list of them under deep supervision."""
         return self.decoder(self.encoder(images), images.shape[2:])
 
 
 def load_sam_decoder(network: KDSAM, weights: Mapping[str, Tensor]) -> None:
-    """Start the decoder from SAM's.
+    """Load SAM's weights into the decoder.
 
-    What SAM has for each of its four masks (token, hypernetwork, expected quality) is given to the structures in turn.
+    The structures take the token, hypernetwork and quality head of SAM's four masks in turn.
 
     Args:
-        network: Its decoder is changed.
-        weights: State dict of a whole SAM in the published format.
+        network: The network whose decoder is changed.
+        weights: The state dict of a complete SAM in the published format.
 
     Raises:
-        ValueError: Where keys or shapes are not those of the network's decoder.
+        ValueError: If keys or shapes are not those of the network's decoder.
     """
     decoder = network.decoder
     parts = ("prompt_encoder.", "mask_decoder.")
     given = {name: value for name, value in weights.items() if name.startswith(parts)}
     structures, tokens = decoder.mask_decoder.num_mask_tokens, given.get("mask_decoder.mask_tokens.weight")
     if tokens is None:
-        raise ValueError("these are no weights of a SAM: there is no mask_decoder.mask_tokens.weight")
+        raise ValueError("the file does not hold the weights of a SAM: mask_decoder.mask_tokens.weight is missing")
     turn = [structure % len(tokens) for structure in range(structures)]
     adapted = {name: value for name, value in given.items() if not name.startswith("mask_decoder.output_hypernetworks")}
     quality = f"mask_decoder.iou_prediction_head.layers.{len(decoder.mask_decoder.iou_prediction_head.layers) - 1}."
@@ -237,21 +238,21 @@ def load_sam_decoder(network: KDSAM, weights: Mapping[str, Tensor]) -> None:
     try:
         decoder.load_state_dict(adapted)
     except RuntimeError as error:
-        raise ValueError(f"these weights of a SAM do not fit the decoder of KD-SAM: {error}") from error
+        raise ValueError(f"SAM's weights do not fit the decoder of KD-SAM: {error}") from error
 
 
 def load_resnet(network: KDSAM, weights: Mapping[str, Tensor]) -> None:
-    """Start the encoder from a classifier's weights, for instance torchvision's of ImageNet.
+    """Load a classifier's weights into the ResNet, for instance torchvision's ImageNet weights.
 
-    For other than three input channels the first convolution gets the mean over the colours, scaled so that the sum
-    over channels stays.
+    If there are not three input channels, the first convolution gets the mean over the colours, scaled so that the sum
+    over channels is the same.
 
     Args:
-        network: Its encoder is changed; the neck stays.
-        weights: State dict in torchvision's names.
+        network: The network whose ResNet is changed; its neck is not.
+        weights: The state dict with torchvision's names.
 
     Raises:
-        ValueError: Where keys or shapes are not those of the network's ResNet.
+        ValueError: If keys or shapes are not those of the network's ResNet.
     """
     resnet: Any = network.encoder.resnet
     channels: int = resnet.conv1.in_channels
@@ -262,4 +263,4 @@ def load_resnet(network: KDSAM, weights: Mapping[str, Tensor]) -> None:
     try:
         resnet.load_state_dict(adapted)
     except RuntimeError as error:
-        raise ValueError(f"these weights do not fit the ResNet of KD-SAM: {error}") from error
+        raise ValueError(f"the weights do not fit the ResNet of KD-SAM: {error}") from error

@@ -1,18 +1,20 @@
-"""The order in memory in which a network trains fastest."""
+"""The memory format in which a network trains fastest."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-NARROW = 8  # channels of the first 3-D convolution, up to which channels last is faster: benchmarks/memory_layout.py
+NARROW = (
+    8  # the most channels of the first 3-D convolution at which channels last is faster (benchmarks/memory_layout.py)
+)
 
 
 def in_fast_layout(network: nn.Module, device: torch.device) -> nn.Module:
-    """Lay a narrow 3-D network out with its channels last, on a CPU, where it trains faster so.
+    """Convert a narrow 3-D network on a CPU to channels last, in which it trains faster.
 
-    Every other network, and any network on another device, stays as it is. Shapes and values stay, and so do results
-    up to rounding: only the order in memory changes.
+    All other networks and all other devices keep their format. Only the order in memory changes; shapes and values do
+    not, and results differ by rounding only.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
     if device.type != "cpu" or first is None or first.out_channels > NARROW:

@@ -1,4 +1,4 @@
-"""Weights of torchvision's classifiers, from a file or downloaded once."""
+"""Pretrained weights of torchvision's classifiers, read from a file or downloaded once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from nnunet_kd.nnunet.trust.archives import check_stored
 RANDOM = "random"
 IMAGENET = "imagenet"
 
-# relu1_2, relu2_2, relu3_3, relu4_3: positions in VGG-16's convolutional part.
+# The indices of relu1_2, relu2_2, relu3_3 and relu4_3 in VGG-16's convolutional part.
 VGG16_ENDS = (3, 8, 15, 22)
 
 
 def vgg16_layers(weights: str | Path = IMAGENET) -> nn.Sequential:
-    """VGG-16 (Simonyan & Zisserman, 2014) up to relu4_3.
+    """Build VGG-16 (Simonyan & Zisserman, 2014) up to relu4_3.
 
     Args:
-        weights: File with torchvision's state dict; ``"imagenet"``: torchvision's own; ``"random"``: no trained weights
-            at all, the same at every call.
+        weights: A file with torchvision's state dict, ``"imagenet"`` for torchvision's weights, or ``"random"`` for
+            random weights that are the same in every call.
 
     Raises:
-        ValueError: For a file that is no such state dict.
-        FileNotFoundError: Where there is no file, or nothing can be downloaded.
+        ValueError: If the file does not hold such a state dict.
+        FileNotFoundError: If the file is missing, or if the weights cannot be downloaded.
     """
     from torchvision.models import VGG16_Weights, vgg
 
@@ -34,7 +34,7 @@ def vgg16_layers(weights: str | Path = IMAGENET) -> nn.Sequential:
         torch.manual_seed(0)
         layers: nn.Sequential = vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[: VGG16_ENDS[-1] + 1]
     for number, layer in enumerate(layers):
-        if isinstance(layer, nn.ReLU):  # in place it would overwrite what is read
+        if isinstance(layer, nn.ReLU):  # an in-place ReLU would overwrite the features that are read
             layers[number] = nn.ReLU(inplace=False)
     if weights == RANDOM:
         return layers
@@ -48,14 +48,14 @@ def vgg16_layers(weights: str | Path = IMAGENET) -> nn.Sequential:
 
 
 def resnet50_weights(weights: str | Path = IMAGENET) -> dict[str, Tensor]:
-    """State dict of torchvision's ResNet-50.
+    """Return the state dict of torchvision's ResNet-50.
 
     Args:
-        weights: A file, or ``"imagenet"``: torchvision's own.
+        weights: A file with the state dict, or ``"imagenet"`` for torchvision's weights.
 
     Raises:
-        ValueError: For a file that is no state dict.
-        FileNotFoundError: Where there is no file, or nothing can be downloaded.
+        ValueError: If the file does not hold a state dict.
+        FileNotFoundError: If the file is missing, or if the weights cannot be downloaded.
     """
     from torchvision.models import ResNet50_Weights
 
@@ -63,16 +63,16 @@ def resnet50_weights(weights: str | Path = IMAGENET) -> dict[str, Tensor]:
 
 
 def read_weights(weights: str | Path, published: Any, network: str) -> dict[str, Tensor]:
-    """A state dict.
+    """Read a state dict from a file, or download it.
 
     Args:
-        weights: A file, or ``"imagenet"``.
-        published: torchvision's entry, downloaded for ``"imagenet"``.
-        network: Its name, for messages.
+        weights: A file with the state dict, or ``"imagenet"``.
+        published: torchvision's entry, which is downloaded for ``"imagenet"``.
+        network: The name of the network, for messages.
 
     Raises:
-        ValueError: For a file that is no state dict.
-        FileNotFoundError: Where there is no file, or nothing can be downloaded.
+        ValueError: If the file does not hold a state dict.
+        FileNotFoundError: If the file is missing, or if the weights cannot be downloaded.
     """
     if weights == IMAGENET:
         try:
@@ -88,7 +88,7 @@ def read_weights(weights: str | Path, published: Any, network: str) -> dict[str,
     check_stored(Path(weights))
     try:
         given = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise ValueError(f"cannot read {weights}: it is damaged, or holds more than weights") from error
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise ValueError(f"{weights} does not hold torchvision's weights of {network}")

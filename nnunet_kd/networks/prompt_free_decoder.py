@@ -1,4 +1,4 @@
-"""Masks from image features without a prompt: mask tokens that find their own, and upsampling at three scales.
+"""A mask decoder without prompts: learnt mask tokens, and upsampling at three scales.
 
 Wang et al., "BrainSegDMIF: A Dynamic Fusion-enhanced SAM for Brain Lesion Segmentation", sections 3.2 and 3.3.
 """
@@ -16,23 +16,23 @@ from nnunet_kd.networks.square_frame import from_square
 
 NUM_HEADS = 8
 
-# Grids of D_1, D_2 and D_3 over that of the features; the paper gives no numbers. SAM's only one is 4.
+# Upsampling factors of D_1, D_2 and D_3, for which the paper gives no numbers. SAM has a single factor of 4.
 SCALES = (2, 4, 8)
 
 
 class PromptGenerator(nn.Module):
-    r"""Learned mask tokens in place of prompts, eq. 8 and 9, with residuals and norms as in SAM's decoder.
+    r"""Learnt mask tokens in place of prompts, eq. 8 and 9, with residuals and norms as in SAM's decoder.
 
     .. math::
         \tilde M_Q &= \mathrm{Attn}(M_Q, M_Q), \qquad M'_Q = \mathrm{Attn}(\tilde M_Q, F_r) \\
         M_T &= \mathrm{MLP}(M'_Q), \qquad M''_Q = \mathrm{Attn}(F_r, M_T)
 
-    The attention is ``segment_anything``'s, with several heads; towards and from the image at half the width. The
-    features' positions are those the encoders gave them.
+    The attention is the multi-head attention of ``segment_anything``, at half the width to and from the image. The
+    features keep the positions that the encoders added.
 
     Args:
-        num_tokens: K, one for each output channel.
-        dim: D.
+        num_tokens: K, the number of tokens, one per output channel.
+        dim: D, the number of features.
     """
 
     def __init__(self, num_tokens: int, dim: int) -> None:
@@ -48,15 +48,15 @@ class PromptGenerator(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """M_T and M''_Q.
+        """Return M_T and M''_Q.
 
         Args:
-            image: F_r, the fused features of all places.
+            image: F_r, the fused features of all positions.
 
         Shape:
             ``(B, N, D)`` to ``(B, K, D)`` and ``(B, N, D)``.
         """
-        # shape[0] where len() would do, too: len() makes the batch size of an exported network a constant.
+        # shape[0] instead of len(), which would make the batch size of an exported network a constant.
         tokens = self.mask_tokens.expand(image.shape[0], -1, -1)
         tokens = self.norms[0](tokens + self.self_attention(tokens, tokens, tokens))
         tokens = self.norms[1](tokens + self.token_to_image(tokens, image, image))
@@ -66,13 +66,13 @@ class PromptGenerator(nn.Module):
 
 
 class MaskModulation(nn.Module):
-    """O_Q, what the mask tokens say after they have seen the image again, mapped by G to one number a channel (eq. 11).
+    """G(O_Q) of eq. 11: one factor per mask token and channel, after the tokens attend to the image again.
 
-    As SAM's last attention and its hypernetwork; here one network for all tokens.
+    This is SAM's last attention and hypernetwork, but with one network for all tokens.
 
     Args:
-        dim: D.
-        width: C, channels of the maps that are modulated.
+        dim: D, the number of features.
+        width: C, the number of channels of the modulated maps.
     """
 
     def __init__(self, dim: int, width: int) -> None:
@@ -84,26 +84,26 @@ class MaskModulation(nn.Module):
         self.mapping = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width))
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
-        """``(B, K, D)`` and ``(B, N, D)`` to G(O_Q), ``(B, K, C)``."""
+        """Map tokens ``(B, K, D)`` and image features ``(B, N, D)`` to G(O_Q), ``(B, K, C)``."""
         mapped: Tensor = self.mapping(self.norm(tokens + self.token_to_image(tokens, image, image)))
         return mapped
 
 
 def upsampling(dim: int, width: int, scale: int) -> nn.Sequential:
-    """One of eq. 10's modules: a transposed convolution with kernel and stride ``scale``, and a 3x3 convolution."""
+    """Build a module of eq. 10: a transposed convolution with kernel and stride ``scale``, and a 3x3 convolution."""
     from segment_anything.modeling.common import LayerNorm2d
 
     return nn.Sequential(
         nn.ConvTranspose2d(dim, 2 * width, scale, scale),
         LayerNorm2d(2 * width),
         nn.GELU(),
-        nn.Conv2d(2 * width, width, 3, padding=1),  # across the borders of patches
+        nn.Conv2d(2 * width, width, 3, padding=1),  # mixes across the borders of patches
         nn.GELU(),
     )
 
 
 def sam_upsampling(dim: int, width: int) -> nn.Sequential:
-    """The one path of SAM's mask decoder, four times as fine as the features."""
+    """Build the upsampling of SAM's mask decoder, by a factor of 4."""
     from segment_anything.modeling.common import LayerNorm2d
 
     return nn.Sequential(
@@ -116,18 +116,18 @@ def sam_upsampling(dim: int, width: int) -> nn.Sequential:
 
 
 def modulated_masks(modulation: Tensor, scales: list[Tensor]) -> Tensor:
-    r"""Eq. 11-13: maps of several resolutions times G(O_Q), resized bilinearly to the last one's and summed.
+    r"""Multiply maps at several scales by G(O_Q), resize them to the finest scale and sum them (eq. 11-13).
 
-    :math:`G(O_Q) \odot D_i` has a channel axis, which a mask has not; as in SAM's decoder, its sum is the mask.
-    Resizing and summing over scales are linear, so the sum over channels is taken first: no map with both a class and
-    a channel axis is made.
+    :math:`G(O_Q) \odot D_i` has a channel axis, which a mask does not have; as in SAM's decoder, the mask is the sum
+    over it. Because resizing and summing over scales are linear, the sum over channels is taken first, so that no map
+    has both a class axis and a channel axis.
 
     Args:
         modulation: G(O_Q), ``(B, K, C)``.
-        scales: D_1, D_2, ..: ``(B, C, rows_i, columns_i)``, finest last.
+        scales: The maps D_1, D_2, .. of shape ``(B, C, rows_i, columns_i)``, finest last.
 
     Returns:
-        ``(B, K, rows, columns)`` of the finest.
+        The masks at the finest scale, ``(B, K, rows, columns)``.
     """
     masks = [(modulation @ maps.flatten(2)).view(*modulation.shape[:2], *maps.shape[2:]) for maps in scales]
     final: Tensor = masks[-1]
@@ -137,16 +137,16 @@ def modulated_masks(modulation: Tensor, scales: list[Tensor]) -> Tensor:
 
 
 class PromptFreeDecoder(nn.Module):
-    """Prompt generator and layer-by-layer upsampling decoder; everything after the encoders.
+    """The part of BrainSegDMIF after the encoders: prompt generator and upsampling decoder.
 
     Args:
-        num_classes: K.
-        dim: D, channels of the features; divisible by 16.
-        image_size: Side of the square the features show.
-        prompt_generator: Else no tokens: the features are upsampled as they come, and G(O_Q) is one learned number a
-            class and channel, which is a 1x1 convolution.
-        upsampling_decoder: Else SAM's single path.
-        deep_supervision: Give logits at a quarter of the images' resolution, too.
+        num_classes: K, the number of output channels.
+        dim: D, the number of channels of the features; divisible by 16.
+        image_size: The side of the square that the features cover, in pixels.
+        prompt_generator: Whether to use mask tokens. Without them, the features are upsampled directly, and G(O_Q) is
+            one learnt number per class and channel, which amounts to a 1x1 convolution.
+        upsampling_decoder: Whether to upsample at three scales instead of SAM's one.
+        deep_supervision: Whether to return logits at a quarter of the resolution as well.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class PromptFreeDecoder(nn.Module):
         self.paths = nn.ModuleList(paths or [sam_upsampling(dim, width)])
 
     def masks(self, features: Tensor) -> Tensor:
-        """Logits on the decoder's own grid: 8 times that of the features, 4 times on SAM's path.
+        """Return logits on the decoder's grid, which is 8 times that of the features, or 4 times with SAM's upsampling.
 
         Shape:
             ``(B, D, rows, columns)`` to ``(B, K, 8 rows, 8 columns)``.
@@ -184,10 +184,10 @@ class PromptFreeDecoder(nn.Module):
         return modulated_masks(modulation, [path(features) for path in self.paths])
 
     def forward(self, encoded: tuple[Tensor, tuple[int, int]]) -> Tensor | list[Tensor]:
-        """Logits at the images' resolution; under deep supervision a list, the second at a quarter of it.
+        """Return logits at the images' resolution, and under deep supervision also at a quarter of it.
 
         Args:
-            encoded: Features ``(B, D, rows, columns)`` of the square, and height and width of the images in it.
+            encoded: The features ``(B, D, rows, columns)`` of the square, and the height and width of the images.
         """
         features, size = encoded
         logits = from_square(self.masks(features), self.image_size, size)

@@ -1,4 +1,4 @@
-"""Weights of a published SAM for networks that hold its image encoder at another image size."""
+"""Loading the weights of a published SAM into networks with its image encoder at another image size."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nnunet_kd.networks.brainseg_dmif import BrainSegDMIF
 
 
 def load_sam_encoder(network: BrainSegDMIF, state_dict: Mapping[str, Tensor]) -> None:
-    """Put the image encoder of a published SAM into every modality's, and its neck into the neck.
+    """Load the image encoder of a published SAM into the encoders of all modalities, and its neck into their neck.
 
-    Tables of positions are resampled where the image size differs: absolute ones bicubically, relative ones of global
-    attention linearly, as ``segment_anything`` itself does for an image of another size.
+    For another image size, position embeddings are resampled: absolute ones bicubically, and relative ones of global
+    attention linearly, as in ``segment_anything``.
 
     Args:
-        network: Of the same width, depth, patch and windows as that SAM.
-        state_dict: Of a whole SAM; only what starts with ``image_encoder.`` is read.
+        network: A network with the same width, depth, patch size and windows as the SAM.
+        state_dict: The state dict of a complete SAM, of which only names with the prefix ``image_encoder.`` are read.
 
     Raises:
-        ValueError: For an encoder of another kind, naming what is missing, left over or of another shape; nothing is
-            loaded then.
+        ValueError: If the encoders differ; the message names what is missing, left over or of another shape. Nothing
+            is loaded then.
     """
     prefix = "image_encoder."
     published = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
@@ -32,7 +32,9 @@ def load_sam_encoder(network: BrainSegDMIF, state_dict: Mapping[str, Tensor]) ->
         if names:
             listed = ", ".join(prefix + name for name in sorted(names)[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"this is not the SAM the network is built like: it {what} {listed}{more}")
+            raise ValueError(
+                f"the weights are of a SAM with another architecture than the network: it {what} {listed}{more}"
+            )
     tables = [f"blocks.{block}.attn.rel_pos_{axis}" for block in network.encoder.global_attention for axis in "hw"]
     fitting = {}
     for name, current in expected.items():
@@ -42,7 +44,9 @@ def load_sam_encoder(network: BrainSegDMIF, state_dict: Mapping[str, Tensor]) ->
         elif name in tables and value.ndim == 2:
             value = _resampled_distances(value, len(current))
         if value.shape != current.shape:
-            raise ValueError(f"{prefix}{name} is {tuple(value.shape)}, the network's is {tuple(current.shape)}")
+            raise ValueError(
+                f"{prefix}{name} has the shape {tuple(value.shape)}, the network's has {tuple(current.shape)}"
+            )
         fitting[name] = value
     for encoder in encoders:
         encoder.load_state_dict({name: value for name, value in fitting.items() if not name.startswith("neck.")})
@@ -50,7 +54,7 @@ def load_sam_encoder(network: BrainSegDMIF, state_dict: Mapping[str, Tensor]) ->
 
 
 def _resampled_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """``(1, rows, columns, D)`` on another grid; without aliasing where it is coarser."""
+    """Resample absolute position embeddings ``(1, rows, columns, D)`` to another grid, with antialiasing."""
     if table.shape[1:3] == grid:
         return table
     maps = F.interpolate(table.permute(0, 3, 1, 2), grid, mode="bicubic", align_corners=False, antialias=True)
@@ -58,7 +62,7 @@ def _resampled_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _resampled_distances(table: Tensor, length: int) -> Tensor:
-    """``(distances, D)`` at another number of distances."""
+    """Resample relative position embeddings ``(distances, D)`` to another number of distances."""
     if len(table) == length:
         return table
     return F.interpolate(table.T[None], length, mode="linear", align_corners=False)[0].T

@@ -6,13 +6,13 @@ the discretisation of their implementation, :math:`\bar A = \exp(\Delta A)` and 
 
 .. math:: h_t = \exp(\Delta_t A) \odot h_{t-1} + \Delta_t B_t u_t, \qquad y_t = C_t h_t + D u_t
 
-The sequence is cut into chunks, one after the other, and a chunk into about as many blocks as a block has tokens. All
-blocks advance together, first from zero, which gives what each adds to the state at its end; a short pass over the
-blocks then gives the state each starts from, and a second run from there the states. Decays are only ever multiplied,
-nothing is divided by one, so none that underflows does harm.
+The sequence is cut into chunks, which are processed in order, and a chunk into about as many blocks as a block has
+tokens. All blocks of a chunk advance in parallel. A first run from zero gives what each block adds to its final state,
+a short pass over the blocks then gives their initial states, and a second run from these gives all states. Decays are
+multiplied but never divided by, so underflow is harmless.
 
-The states of one chunk exist at a time. The backward pass, the same recurrence in reverse order, recomputes them from
-the state the chunk starts with; these, one a chunk, and the inputs are all that is kept for it.
+Only the states of one chunk exist at a time. The backward pass is the same recurrence in reverse order; it recomputes
+the states from the initial state of each chunk, which is all it keeps besides the inputs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ try:
 except ImportError:
     mamba_kernel = None
 
-# States of a chunk, all channels together: the buffers stay in a processor's last cache, or give a GPU enough to do.
+# States of a chunk over all channels: few enough for a processor's last-level cache, or enough to occupy a GPU.
 CHUNK_STATES = {"cpu": 2**20, "other": 2**25}
 SHORTEST_CHUNK = 64
 
@@ -46,7 +46,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """``mamba-ssm``'s kernel where it is installed and the tensors are on a GPU, :func:`chunked_scan` elsewhere.
+    """Run ``mamba-ssm``'s kernel if it is installed and the tensors are on a GPU, otherwise :func:`chunked_scan`.
 
     Arguments, shapes and errors are those of :func:`chunked_scan`.
     """
@@ -73,26 +73,26 @@ def chunked_scan(
     delta_softplus: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """The scan in plain PyTorch, in float32 at least, autocast or not.
+    """Run the scan in plain PyTorch, in float32 or higher precision even under autocast.
 
     Args:
-        u: Input sequences, one a channel.
-        delta: Step sizes, before bias and softplus; a negative one makes the state grow.
-        A: Continuous decay rates, usually negative.
-        B: Input vectors; a group of channels shares them. Channel c belongs to group ``c // (channels / groups)``.
-        C: Output vectors, likewise.
-        D: What is passed on of u, one number a channel; ``None`` is 0.
-        delta_bias: Added to delta, one number a channel.
-        delta_softplus: Use ``softplus(delta + delta_bias)``.
-        chunk_size: Tokens whose states exist at once; ``None`` takes as many as there is a fixed amount of memory for,
-            never less than 64.
+        u: The input sequences, one per channel.
+        delta: The step sizes, before bias and softplus; negative ones make the state grow.
+        A: The continuous decay rates, usually negative.
+        B: The input vectors, shared by a group of channels. Channel c belongs to group ``c // (channels / groups)``.
+        C: The output vectors, shared like B.
+        D: The weights of the skip connection from u, one number per channel; ``None`` for 0.
+        delta_bias: The bias of delta, one number per channel.
+        delta_softplus: Whether to use ``softplus(delta + delta_bias)``.
+        chunk_size: The number of tokens whose states exist at once; ``None`` for as many as fit into a fixed amount of
+            memory, but at least 64.
 
     Shape:
         u and delta ``(batch, channels, length)``, A ``(channels, state)``, B and C ``(batch, groups, state, length)``,
         D and delta_bias ``(channels,)``; the result is like u, in its type.
 
     Raises:
-        ValueError: For shapes that disagree, an empty sequence, or a chunk size below 1.
+        ValueError: If shapes disagree, the sequence is empty or the chunk size is below 1.
     """
     _check(u, delta, A, B, C, D, delta_bias, chunk_size)
     dtype = torch.float32
@@ -121,12 +121,14 @@ def chunked_scan(
 
 
 class _Grid:
-    """How tokens lie in chunks, blocks and steps: tensors of a chunk are ``(steps, blocks, ...)``, token by token
-    down the steps of a block, then on to the next block.
+    """The layout of tokens in chunks, blocks and steps.
+
+    Tensors of a chunk are ``(steps, blocks, ...)``. Consecutive tokens are the steps of a block, followed by those of
+    the next block.
     """
 
     def __init__(self, length: int, chunk_size: int) -> None:
-        chunk_size = math.ceil(length / math.ceil(length / chunk_size))  # chunks alike
+        chunk_size = math.ceil(length / math.ceil(length / chunk_size))  # chunks of equal size
         self.steps = math.isqrt(chunk_size - 1) + 1
         self.blocks = math.ceil(chunk_size / self.steps)
         self.size = self.steps * self.blocks
@@ -136,28 +138,30 @@ class _Grid:
         return slice(chunk * self.size, (chunk + 1) * self.size)
 
     def read(self, sequence: Tensor, chunk: int) -> Tensor:
-        """``(batch, groups, rows, length)`` to ``(steps, blocks, batch, groups, rows)``.
+        """Read a chunk of ``(batch, groups, rows, length)`` as ``(steps, blocks, batch, groups, rows)``.
 
-        Zeros follow the end: with a step size of 0 and no input the state stays as it is.
+        The end is padded with zeros: a step size of 0 without input does not change the state.
         """
-        tokens = sequence[..., self._tokens(chunk)].contiguous().permute(3, 0, 1, 2)  # two copies beat a strided one
+        tokens = (
+            sequence[..., self._tokens(chunk)].contiguous().permute(3, 0, 1, 2)
+        )  # two copies are faster than a strided one
         missing = self.size - tokens.shape[0]
         if missing:
             tokens = torch.cat([tokens, tokens.new_zeros(missing, *tokens.shape[1:])])
         return tokens.reshape(self.blocks, self.steps, *tokens.shape[1:]).transpose(0, 1).contiguous()
 
     def write(self, values: Tensor, sequence: Tensor, chunk: int) -> None:
-        """The reverse of :meth:`read`."""
+        """Write the values of a chunk into a sequence, as the inverse of :meth:`read`."""
         part = sequence[..., self._tokens(chunk)]
         part.copy_(values.transpose(0, 1).flatten(0, 1)[: part.shape[-1]].permute(1, 2, 3, 0).contiguous())
 
 
 class _Scan(torch.autograd.Function):
-    """Without D.
+    """The scan without D, and its gradients.
 
-    delta and drive, the product of delta and u, are ``(batch, groups, channels, length)``, A is
+    delta and drive (the product of delta and u) are ``(batch, groups, channels, length)``, A is
     ``(groups, state, channels)``, B and C are ``(batch, groups, state, length)``. States are
-    ``(..., groups, state, channels)``: channels are contiguous, so that every operation has long rows.
+    ``(..., groups, state, channels)``: channels are contiguous, so that every operation runs over long rows.
     """
 
     @staticmethod
@@ -192,7 +196,7 @@ class _Scan(torch.autograd.Function):
         buffers = _Buffers(grid, starts[0])
         adjoint, rates = torch.empty_like(buffers.states), torch.zeros_like(buffers.states[0])
         grads = [torch.empty_like(x) for x in (delta, drive, B, C)]
-        later = torch.zeros_like(starts[0])  # gradient of the state the chunk hands on
+        later = torch.zeros_like(starts[0])  # gradient of the chunk's final state
         for chunk in reversed(range(grid.chunks)):
             step, inputs, vectors = grid.read(delta, chunk), grid.read(drive, chunk), grid.read(B, chunk)
             buffers.run(step, inputs, A, vectors, starts[chunk])
@@ -202,7 +206,7 @@ class _Scan(torch.autograd.Function):
             grid.write((grad[..., None, :] @ buffers.states.mT)[..., 0, :], grads[3], chunk)
             grid.write((inputs[..., None, :] @ adjoint.mT)[..., 0, :], grads[2], chunk)
             grid.write((vectors[..., None, :] @ adjoint)[..., 0, :], grads[1], chunk)
-            exponent = adjoint.mul_(buffers.decay)  # gradient of delta A
+            exponent = adjoint.mul_(buffers.decay)  # gradient with respect to delta A
             exponent[1:].mul_(buffers.states[:-1])
             exponent[0].mul_(buffers.before)
             for now, size in zip(exponent, step, strict=True):
@@ -212,13 +216,13 @@ class _Scan(torch.autograd.Function):
 
 
 class _Buffers:
-    """What a chunk needs of memory, used for one after the other: fresh pages cost more than the arithmetic.
+    """The buffers of a chunk, reused by all chunks because allocating costs more than the arithmetic.
 
     Attributes:
         decay: :math:`\\exp(\\Delta_t A)`.
         states: h_t.
-        whole: Product of the decays of a block.
-        before: State a block starts from.
+        whole: The product of the decays of a block.
+        before: The initial state of a block.
     """
 
     def __init__(self, grid: _Grid, state: Tensor) -> None:
@@ -229,7 +233,7 @@ class _Buffers:
         self.ends = torch.empty_like(self.whole)
 
     def run(self, delta: Tensor, drive: Tensor, A: Tensor, B: Tensor, start: Tensor) -> None:
-        """Fill all attributes for a chunk that starts from a state."""
+        """Fill all buffers for a chunk with the initial state ``start``."""
         binary = A * math.log2(math.e)  # powers of 2 take half the time of powers of e
         torch.mul(delta[..., None, :], binary, out=self.decay).exp2_()
         torch.mul(delta.sum(0)[..., None, :], binary, out=self.whole).exp2_()
@@ -247,10 +251,14 @@ class _Buffers:
             last = state.addcmul_(a, last)
 
     def run_back(self, adjoint: Tensor, later: Tensor) -> Tensor:
-        """From the gradients of the outputs to those of the states, in place, given what comes after the chunk.
+        """Turn the gradients of the outputs into those of the states, in place.
+
+        Args:
+            adjoint: The gradients of the chunk's states through its outputs.
+            later: The gradient of the chunk's final state through the later chunks.
 
         Returns:
-            Gradient of the state the chunk starts from.
+            The gradient of the chunk's initial state.
         """
         decay, grads, ends = list(self.decay), list(adjoint), self.ends
         after = torch.empty_like(ends)
@@ -268,7 +276,7 @@ class _Buffers:
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    # networks are counted on the meta device, which autocast does not know
+    # operations are counted on the meta device, which autocast does not support
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -283,7 +291,7 @@ def _check(
     chunk_size: int | None,
 ) -> None:
     if u.ndim != 3 or not u.shape[-1]:
-        raise ValueError(f"expected u (batch, channels, length), at least one token, got {tuple(u.shape)}")
+        raise ValueError(f"expected u (batch, channels, length) with at least one token, got {tuple(u.shape)}")
     batch, channels, length = u.shape
     if A.ndim != 2 or B.ndim != 4:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Images of any size in the square a vision transformer is built for, and its answers back on their grid."""
+"""Fitting images of any size into a vision transformer's square input, and its logits back onto their grid."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def size_in_square(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Rows and columns an image takes in a square: its own, or where one is too many, both shrunk alike."""
+    """Return the height and width of an image in a square, shrunk with its aspect ratio if it is too large."""
     scale = min(1.0, side / max(size))
     height, width = (max(round(length * scale), 1) for length in size)
     return height, width
 
 
 def to_square(images: Tensor, side: int) -> Tensor:
-    """Images in the middle of a square; larger ones shrunk bilinearly, smaller ones not enlarged, zeros around.
+    """Centre images in a square of zeros; larger images are shrunk bilinearly, smaller ones keep their size.
 
-    BrainSegDMIF, section 4.2, pads with black and shrinks what is too large; its aspect ratio is kept here. nnU-Net
-    pads with zeros, too: the background where images are normalised within a mask.
+    BrainSegDMIF, section 4.2, pads with black and shrinks larger images; here their aspect ratio is kept. nnU-Net also
+    pads with zeros, which are the background if images are normalised within a mask.
 
     Shape:
         ``(B, C, height, width)`` to ``(B, C, side, side)``.
@@ -30,15 +30,15 @@ def to_square(images: Tensor, side: int) -> Tensor:
 
 
 def from_square(logits: Tensor, side: int, size: tuple[int, int]) -> Tensor:
-    """What :func:`to_square` undoes: logits of the square, on any grid, at the images' rows and columns.
+    """Undo :func:`to_square` for logits: cut out the images and resize them bilinearly to their own grid.
 
     Args:
-        logits: ``(B, K, rows, columns)``, covering the square.
-        side: Of the square, in the pixels images have there.
-        size: Height and width of the images.
+        logits: Logits ``(B, K, rows, columns)`` that cover the square, on any grid.
+        side: The side of the square in pixels.
+        size: The height and width of the images.
 
     Returns:
-        ``(B, K, height, width)``, resized bilinearly.
+        The logits on the grid of the images, ``(B, K, height, width)``.
     """
     if logits.shape[2:] != (side, side):
         logits = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)

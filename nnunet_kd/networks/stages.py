@@ -1,4 +1,4 @@
-"""The stages of a network: their widths and how coarse they are."""
+"""The stages of encoders and decoders, and matching those of two networks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class EncoderStages:
-    """What a distillation term has to know of an encoder.
+    """The widths and strides of an encoder's stages.
 
     Attributes:
-        widths: Channels of each stage, highest resolution first.
-        strides: For each stage the input voxels per feature voxel, one number an axis (z, y, x).
+        widths: The number of channels of each stage, highest resolution first.
+        strides: The number of input voxels per feature voxel of each stage, one per axis (z, y, x).
     """
 
     widths: tuple[int, ...]
@@ -22,21 +22,21 @@ class EncoderStages:
 
     @property
     def dim(self) -> int:
-        """Number of spatial axes."""
+        """The number of spatial axes."""
         return len(self.strides[0])
 
 
 def has_encoder_stages(network: nn.Module) -> bool:
-    """Whether the network has nnU-Net's encoder interface."""
+    """Return whether the network has nnU-Net's encoder interface."""
     encoder = getattr(network, "encoder", None)
     return hasattr(encoder, "output_channels") and hasattr(encoder, "strides")
 
 
 def encoder_stages(network: nn.Module) -> EncoderStages:
-    """Stages of a network with nnU-Net's encoder interface.
+    """Return the encoder stages of a network with nnU-Net's encoder interface.
 
     Raises:
-        NotImplementedError: For a network without ``encoder.output_channels`` and ``encoder.strides``.
+        NotImplementedError: If the network lacks ``encoder.output_channels`` or ``encoder.strides``.
     """
     if not has_encoder_stages(network):
         raise NotImplementedError(
@@ -52,13 +52,13 @@ def encoder_stages(network: nn.Module) -> EncoderStages:
 
 
 def decoder_stages(network: nn.Module) -> list[nn.Module]:
-    """Decoder stages of a network with nnU-Net's interface, in the order they are computed, lowest resolution first.
+    """Return the decoder stages of a network with nnU-Net's interface, lowest resolution first.
 
-    Each is as wide as the encoder's of its resolution. nnU-Net's decoders have none of the lowest resolution; where
-    there is one, as in VM-UNet, it is ``decoder.bottleneck``.
+    Each stage has the width of the encoder stage at its resolution. nnU-Net's decoders have no stage at the lowest
+    resolution; a network that has one, such as VM-UNet, calls it ``decoder.bottleneck``.
 
     Raises:
-        NotImplementedError: For a network without ``decoder.stages``, one for each encoder stage but the deepest.
+        NotImplementedError: If the network lacks ``decoder.stages`` with one stage per encoder stage but the deepest.
     """
     decoder = getattr(network, "decoder", None)
     stages = getattr(decoder, "stages", None)
@@ -72,12 +72,12 @@ def decoder_stages(network: nn.Module) -> list[nn.Module]:
 
 
 def match_stages(student: EncoderStages, teacher: EncoderStages) -> list[tuple[int, int]]:
-    """Pairs (student stage, teacher stage) that lie on the same grid, highest resolution first.
+    """Return the pairs (student stage, teacher stage) on the same grid, highest resolution first.
 
-    Where several stages of a network share a grid, the last of them is meant.
+    If several stages of a network share a grid, the last of them is paired.
 
     Raises:
-        ValueError: If no stages agree.
+        ValueError: If no stage of the student has the grid of a teacher's stage.
     """
     by_grid = {stride: index for index, stride in enumerate(teacher.strides)}
     last = {stride: index for index, stride in enumerate(student.strides)}

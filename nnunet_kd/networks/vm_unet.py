@@ -1,4 +1,4 @@
-"""VM-UNet: a U-Net of visual state space blocks with skip additions, in 2-D; the backbone of DSVM-UNet.
+"""VM-UNet: a 2-D U-Net of visual state space blocks with additive skip connections, the backbone of DSVM-UNet.
 
 Ruan et al., "VM-UNet: Vision Mamba UNet for Medical Image Segmentation", arXiv:2402.02491, section 3, in the size of
 Shao et al., "DSVM-UNet", table 4: VSS blocks 2-2-2-2 and 2-2-2-1, widths 96 to 768.
@@ -22,7 +22,7 @@ Stride = tuple[int, int]
 
 
 class PatchEmbedding(nn.Module):
-    """Patches that do not overlap to tokens: ``(B, inputs, H, W)`` to ``(B, H / s, W / s, outputs)``."""
+    """Embed non-overlapping patches as tokens: ``(B, inputs, H, W)`` to ``(B, H / s, W / s, outputs)``."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Neighbouring tokens to one: ``(B, H, W, inputs)`` to ``(B, H / s, W / s, outputs)``."""
+    """Merge neighbouring tokens into one: ``(B, H, W, inputs)`` to ``(B, H / s, W / s, outputs)``."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """A token to neighbouring ones: ``(B, H, W, inputs)`` to ``(B, H s, W s, outputs)``."""
+    """Expand each token into several: ``(B, H, W, inputs)`` to ``(B, H s, W s, outputs)``."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PatchExpanding(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Stages with what nnU-Net asks of an encoder; ``forward`` gives the features of all, finest first."""
+    """An encoder with nnU-Net's interface; ``forward`` returns the features of all stages, finest first."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class _Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """``(B, input_channels, H, W)`` to one ``(B, C, H / s, W / s)`` a stage."""
+        """Map ``(B, input_channels, H, W)`` to features ``(B, C, H / s, W / s)``, one per stage."""
         if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisors, strict=True)):
-            raise ValueError(f"expected sizes divisible by {tuple(self.divisors)}, got {tuple(x.shape[2:])}")
+            raise ValueError(f"expected image sizes divisible by {tuple(self.divisors)}, got {tuple(x.shape[2:])}")
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -103,7 +103,7 @@ class _Encoder(nn.Module):
 
 
 class _DecoderStage(nn.Module):
-    """Expansion, addition of the encoder's features, blocks."""
+    """A decoder stage: patch expanding, addition of the encoder's features, VSS blocks."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride, state_size: int, rates: list[float]) -> None:
         super().__init__()
@@ -111,13 +111,13 @@ class _DecoderStage(nn.Module):
         self.blocks = nn.Sequential(*(VSSBlock(outputs, state_size, rate) for rate in rates))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """``(B, inputs, H, W)`` and ``(B, outputs, H s, W s)`` to the latter's shape."""
+        """Map ``(B, inputs, H, W)`` and a skip ``(B, outputs, H s, W s)`` to the shape of the skip."""
         y: Tensor = self.blocks(self.expand(x.permute(0, 2, 3, 1)) + skip.permute(0, 2, 3, 1))
         return y.permute(0, 3, 1, 2)
 
 
 class _Bottleneck(nn.Sequential):
-    """Blocks, from and to ``(B, C, H, W)``."""
+    """VSS blocks on channels-first features ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
@@ -127,11 +127,11 @@ class _Bottleneck(nn.Sequential):
 
 
 class _Decoder(nn.Module):
-    """What nnU-Net asks of a decoder: ``stages`` and ``seg_layers``, lowest resolution first, ``deep_supervision``.
+    """A decoder with nnU-Net's interface: ``stages`` and ``seg_layers``, lowest resolution first, ``deep_supervision``.
 
-    The paper's deepest decoder level, which has the resolution of the encoder's and no skip, is ``bottleneck``. All
-    ``seg_layers`` exist with and without deep supervision, so that weights load in both; the last has the full
-    resolution and its own expansion.
+    ``bottleneck`` is the paper's deepest decoder stage, which has the resolution of the deepest encoder stage and no
+    skip. All ``seg_layers`` exist with and without deep supervision, so that weights load in both cases. The last one
+    has the full resolution and its own expansion.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class _Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in (*widths[1:], final))
 
     def forward(self, features: Sequence[Tensor]) -> Any:
-        """The encoder's features to logits, finest first under deep supervision."""
+        """Map the encoder's features to logits, or to a list of them under deep supervision, finest first."""
         x = self.bottleneck(features[-1])
         logits = []
         *heads, last = self.seg_layers
@@ -165,47 +165,48 @@ class _Decoder(nn.Module):
 
 
 class VMUNet(nn.Module):
-    """The network a plan names as ``nnunet_kd.networks.vm_unet.VMUNet``.
+    """VM-UNet in 2-D, which the plans name ``nnunet_kd.networks.vm_unet.VMUNet``.
 
-    An encoder stage is patch embedding or merging and VSS blocks, a decoder stage patch expanding, the addition of the
-    encoder stage's output and VSS blocks. (The published code adds what enters an encoder stage, before the expansion;
-    here a decoder needs nothing but the features an encoder gives. Parameters and operations are the same.) A last
-    expansion, to a quarter of the first width, and a 1x1 convolution give the logits in full resolution.
+    An encoder stage consists of patch embedding or merging and VSS blocks; a decoder stage of patch expanding, the
+    addition of the encoder stage's output and VSS blocks. The published code adds the input of an encoder stage, before
+    the expansion; here the decoder needs nothing but the features of the encoder, with the same number of parameters
+    and operations. A last expansion to a quarter of the first width and a 1x1 convolution yield logits at full
+    resolution.
 
-    nnU-Net's plans have one stride more than there are stages: the first, ``[1, 1]``, is that full resolution, the
-    second the patch embedding's. nnU-Net derives the scales of deep supervision from them: 1, 1/4, 1/8 and 1/16.
+    The plans have one more stride than stages: the first, ``[1, 1]``, is the full resolution, the second that of the
+    patch embedding. nnU-Net derives the scales of deep supervision from them: 1, 1/4, 1/8 and 1/16.
 
-    With three input channels and one class it has 27.43 M parameters and, at 256 x 256, 4.11 G operations as published:
-    multiply-adds of convolutions and linear layers, and 4 operations a normalised number. That leaves out the four
-    directions' projections, 1.22 G multiply-adds, and the scan, 2.96 G by VMamba's formula of ``9 N + 1`` operations a
-    token and channel.
+    With three input channels and one class the network has 27.43 M parameters and, at 256 x 256, 4.11 G operations, as
+    published: multiply-adds of convolutions and linear layers, and 4 operations per normalised number. This count omits
+    the projections of the four directions (1.22 G multiply-adds) and the scan (2.96 G by VMamba's formula of
+    ``9 N + 1`` operations per token and channel).
 
     Args:
-        input_channels: Of the images.
-        num_classes: Output channels.
-        n_stages: Resolutions of the encoder.
-        features_per_stage: Widths, or the first one, which then doubles with every stage.
+        input_channels: The number of channels of the images.
+        num_classes: The number of output channels.
+        n_stages: The number of encoder stages.
+        features_per_stage: The width of every stage, or of the first one, which then doubles with every stage.
         conv_op: ``torch.nn.Conv2d``.
-        strides: ``n_stages + 1`` of them, numbers or one a axis; 1, 4, 2, 2, ... if left out.
-        depths: VSS blocks of each encoder stage, or of all.
-        depths_decoder: The same of the decoder, deepest first, the bottleneck included; two, and one in the finest, if
-            left out.
-        deep_supervision: Give the logits of all resolutions, finest first.
-        state_size: Of the scan.
-        drop_path: Probability that a training sample skips the deepest blocks; it grows linearly from 0 along the
-            encoder and falls again along the decoder. The default is that of the published class; configurations
-            published beside it have 0.3.
+        strides: ``n_stages + 1`` strides, each a number or one number per axis; ``None`` for 1, 4, 2, 2, ...
+        depths: The number of VSS blocks of each encoder stage, or of all of them.
+        depths_decoder: The number of VSS blocks of each decoder stage, deepest first and with the bottleneck, or of all
+            of them; ``None`` for two, and one in the finest stage.
+        deep_supervision: Whether to return logits at all scales, finest first.
+        state_size: The state size of the scan.
+        drop_path: The probability that a training sample skips the deepest blocks. It grows linearly from 0 along the
+            encoder and falls back to 0 along the decoder. The default is that of the published class; the published
+            configurations use 0.3.
 
     Shape:
-        ``(B, input_channels, H, W)`` to ``(B, num_classes, H, W)``, sizes divisible by the product of strides; under
-        deep supervision a list of such.
+        ``(B, input_channels, H, W)`` to ``(B, num_classes, H, W)``, with sizes divisible by the product of the strides;
+        under deep supervision a list with the logits of every scale.
 
     Raises:
-        ValueError: For a 3-D ``conv_op``, numbers of stages that disagree, a first stride that is not 1, or a drop path
-            outside [0, 1); in the forward pass for other sizes.
+        ValueError: For a 3-D ``conv_op``, numbers of stages that disagree, a first stride other than 1, or a drop path
+            outside [0, 1); in the forward pass, for image sizes that are not divisible.
     """
 
-    has_onnx_form = False  # the scan is a loop over chunks with a backward pass of its own
+    has_onnx_form = False  # the scan is a loop over chunks with its own backward pass
 
     def __init__(
         self,
@@ -223,7 +224,7 @@ class VMUNet(nn.Module):
     ) -> None:
         super().__init__()
         if convert_conv_op_to_dim(conv_op) != 2:
-            raise ValueError(f"VM-UNet scans images in 2-D, got conv_op {conv_op.__name__}")
+            raise ValueError(f"VM-UNet is 2-D: conv_op must be torch.nn.Conv2d, got {conv_op.__name__}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
         if isinstance(features_per_stage, int):
@@ -243,28 +244,28 @@ class VMUNet(nn.Module):
                 raise ValueError(f"{n_stages} stages need {wanted} {name}, got {len(given)}")
         rows_columns = [tuple(maybe_convert_scalar_to_list(conv_op, stride)) for stride in strides]
         if rows_columns[0] != (1, 1):
-            raise ValueError(f"the first stride is that of the full resolution, 1, got {list(rows_columns[0])}")
+            raise ValueError(f"the first stride must be 1, the full resolution, got {list(rows_columns[0])}")
         self.encoder = _Encoder(
             input_channels, list(features_per_stage), rows_columns[1:], depths, state_size, drop_path
         )
         self.decoder = _Decoder(self.encoder, num_classes, depths_decoder, state_size, drop_path, deep_supervision)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits, or a list of them."""
+        """Return logits, or a list of them under deep supervision."""
         return self.decoder(self.encoder(x))
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """As published: linear layers from a truncated normal distribution of standard deviation 0.02.
+        """Initialize a linear layer with a truncated normal distribution of standard deviation 0.02, as published.
 
-        Everything else keeps the values it was made with, the scan's among them; nnU-Net calls it.
+        All other modules, the scan included, keep their initial values. nnU-Net calls this.
         """
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
 
 
 def _drop_rates(first: float, last: float, depths: list[int]) -> list[list[float]]:
-    """For the blocks of every stage, changing linearly."""
+    """Return drop path rates for the blocks of every stage that change linearly from ``first`` to ``last``."""
     count = max(sum(depths) - 1, 1)
     rates = iter([first + (last - first) * (block / count) for block in range(sum(depths))])
     return [[next(rates) for _ in range(depth)] for depth in depths]

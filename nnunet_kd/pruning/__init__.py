@@ -1,6 +1,6 @@
-"""A smaller network from a larger one: its channels chosen, its weights fitted to what the larger network gives.
+"""Pruning: a smaller network with selected channels of a larger one, fitted to the larger one's outputs.
 
-This room needs PyTorch alone, and knows no trainer, no data and no particular network.
+The package needs nothing but PyTorch, and does not depend on a trainer, a data set or a particular network.
 """
 
 from nnunet_kd.pruning.heads import Heads

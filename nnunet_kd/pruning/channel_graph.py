@@ -1,4 +1,4 @@
-"""Groups of channels that have one order all over a network, and the change of that order."""
+"""Groups of channels that share their order throughout a network, and how to reorder them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights per channel.
+    """A layer with weights for each channel, and the groups of its channels.
 
     Attributes:
         name: The module's name in the network.
-        reads: Groups along the axis the layer sums over, in their order. Empty for a layer that sums over no channels,
-            such as a normalisation or a depthwise convolution, or over channels that could not be followed.
-        gives: Groups along the axis of its output, in their order.
+        reads: The groups along the axis that the layer sums over, in order. Empty for a layer that does not sum over
+            channels, such as a normalisation or a depthwise convolution, or whose input could not be traced.
+        gives: The groups along the axis of its output, in order.
     """
 
     name: str
@@ -28,14 +28,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Groups of channels; those of a group are numbered the same in every layer.
+    """Layers and groups of channels; the channels of a group have the same order in every layer.
 
-    A convolution's output starts a group; adding two outputs merges their two groups.
+    A convolution's output starts a group, and adding two outputs merges their groups.
 
     Attributes:
         layers: The layers in the order in which they run.
-        sizes: Group -> number of its channels.
-        free: Groups whose channels can be reordered without a change of the network's output.
+        sizes: Group -> the number of its channels.
+        free: The groups whose channels can be reordered without changing the network's output.
     """
 
     layers: Sequence[Layer]
@@ -44,10 +44,10 @@ class ChannelGraph:
 
     @torch.no_grad()
     def reorder(self, network: nn.Module, orders: Mapping[int, Tensor]) -> None:
-        """Change the order of channels in place.
+        """Reorder the channels of a network in place.
 
         Args:
-            network: The network the graph was made of.
+            network: The network that the graph was made from.
             orders: Free group -> a permutation of its channels.
         """
         for layer in self.layers:
@@ -57,17 +57,17 @@ class ChannelGraph:
             for name, tensor in own:
                 groups = {given: layer.gives, summed: layer.reads} if name == "weight" else {0: layer.gives}
                 for axis, along in groups.items():
-                    if axis is not None and along and tensor.dim():  # none: a normalisation's number of batches
+                    if axis is not None and along and tensor.dim():  # a normalisation's batch counter has no axis
                         tensor.copy_(tensor.index_select(axis, self._along(along, orders).to(tensor.device)))
 
     def _along(self, groups: Iterable[int], orders: Mapping[int, Tensor]) -> Tensor:
-        """Return the order of all channels along an axis."""
+        """Return the order of all channels along an axis with these groups."""
         return torch.cat(
             [orders.get(group, torch.arange(self.sizes[group])) + start for group, start in self.starts(groups)]
         )
 
     def starts(self, groups: Iterable[int]) -> list[tuple[int, int]]:
-        """Pair each of the groups along an axis with the number of its first channel there."""
+        """Pair each group along an axis with the index of its first channel."""
         found, start = [], 0
         for group in groups:
             found.append((group, start))
@@ -76,7 +76,7 @@ class ChannelGraph:
 
 
 def axes(layer: nn.Module) -> tuple[int | None, int]:
-    """Return the axis of a layer's weight that it sums over, if there is one, and the axis of its output channels."""
+    """Return the axis of a layer's weight that is summed over, or ``None``, and the axis of the output channels."""
     if not isinstance(layer, _ConvNd) or layer.groups > 1:
         return None, 0
     return (0, 1) if isinstance(layer, _ConvTransposeNd) else (1, 0)

@@ -1,9 +1,9 @@
-"""Follows a network's channels from layer to layer.
+"""Tracing the channels of a network from layer to layer.
 
-Torch-Pruning's dependency graph (1.6.1) answers a similar question, but takes every operation it does not know for one
-that works channel by channel, misses weights that two layers share, and loses an instance normalisation whose output
-is added to in place, as in residual encoders. Where channels are reordered, each of these changes the output without
-an error. Here the channels that meet an unknown operation keep their order.
+Torch-Pruning's dependency graph (1.6.1) is similar, but it assumes that unknown operations work channel by channel,
+does not see weights that two layers share, and loses an instance normalisation whose output is added to in place, as
+in residual encoders. When channels are reordered, each of these changes the output without an error. Here, channels
+that reach an unknown operation keep their order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CHANNELWISE = (
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
 )
 CHANNELWISE_FUNCTIONS = {*(torch.relu, torch.sigmoid, torch.tanh, F.relu, F.leaky_relu, F.gelu, F.silu, F.interpolate)}
-# A network's own function says that it works channel by channel by an attribute of this name. The mark travels with the
-# function, so no room has to import the other, and nothing is lost when pruning is used without the rest.
+# A network marks its own function as working channel by channel with an attribute of this name, so that neither package
+# has to import the other.
 CHANNELWISE_MARK = "channelwise"
 COMBINING_TWO = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
 JOINING = {torch.cat, torch.concat}
@@ -38,10 +38,10 @@ ABOUT_SHAPES = {"shape", "ndim", "dtype", "device", "size", "dim"}
 
 
 def channel_graph(network: nn.Module) -> ChannelGraph:
-    """Follow the channels of a network from layer to layer.
+    """Trace the channels of a network from layer to layer.
 
-    Groups that meet an unknown operation are not free, nor are those of the output. A network's own function is known
-    where it is one node of the trace and marked as working on its first argument channel by channel::
+    The groups of the output and those that reach an unknown operation are not free. A network's own function is known
+    if it is one node of the trace and marked as working on its first argument channel by channel::
 
         fx.wrap("attention")
         attention.channelwise = True
@@ -54,7 +54,7 @@ def channel_graph(network: nn.Module) -> ChannelGraph:
     """
     try:
         traced = fx.symbolic_trace(network)
-    except Exception as error:  # whatever a forward method makes of a stand-in for a tensor
+    except Exception as error:  # forward methods can raise anything when given a proxy
         raise ValueError(f"{type(network).__name__} cannot be traced: {[*str(error).splitlines(), ''][0]}") from None
     follower = _Follower(traced)
     follower.run(None)
@@ -63,13 +63,13 @@ def channel_graph(network: nn.Module) -> ChannelGraph:
 
 @dataclass(frozen=True)
 class _Channels:
-    """Stands for a tensor: the groups along its channel axis."""
+    """A stand-in for a tensor: the groups along its channel axis."""
 
     groups: tuple[int, ...]
 
 
 class _Follower(fx.Interpreter):
-    """Runs a network on :class:`_Channels`; ``None`` stands for whatever is not followed."""
+    """Run a network on :class:`_Channels`; ``None`` stands for values that are not traced."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
@@ -77,10 +77,10 @@ class _Follower(fx.Interpreter):
         self._sizes: list[int] = []
         self._same: list[int] = []  # group -> a group it was merged into, or itself
         self._held: set[int] = set()
-        self._read_alone: list[Any] = []  # parameters that are used outside their layer
+        self._read_alone: list[Any] = []  # parameters that are read outside their layer
 
     def found(self) -> ChannelGraph:
-        """Return the graph, once the network has run."""
+        """Return the graph after the network has run."""
         self._hold_shared()
         layers = [
             Layer(layer.name, tuple(map(self._one, layer.reads)), tuple(map(self._one, layer.gives)))
@@ -91,17 +91,17 @@ class _Follower(fx.Interpreter):
         return ChannelGraph(layers, {group: self._sizes[group] for group in groups}, frozenset(free))
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> None:
-        """Do not follow the images' channels."""
+        """Leave the channels of the images untraced."""
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> None:
-        """Note a parameter that another operation than its layer's reads."""
+        """Record a parameter that is read outside its layer."""
         self._read_alone.append(self.fetch_attr(target))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> _Channels | None:
-        """Follow channels through a layer."""
+        """Trace channels through a layer."""
         module = self.fetch_attr(target)
         if len(args) != 1 or kwargs or not {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
-            return self._hold(args, kwargs)  # the latter: its weight is computed from other parameters
+            return self._hold(args, kwargs)  # other parameters: the weight is computed from them
         read: _Channels | None = args[0]
         if isinstance(module, CHANNELWISE):
             return read
@@ -113,7 +113,7 @@ class _Follower(fx.Interpreter):
         return self._hold(args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> _Channels | None:
-        """Follow channels through a function."""
+        """Trace channels through a function."""
         if args and (target in CHANNELWISE_FUNCTIONS or getattr(target, CHANNELWISE_MARK, False)):
             if any(isinstance(other, _Channels) for other in (*args[1:], *kwargs.values())):
                 return self._hold(args, kwargs)
@@ -132,7 +132,7 @@ class _Follower(fx.Interpreter):
         return self._hold(args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> _Channels | None:
-        """Hold the channels of a tensor whose method is called, unless it only asks for its shape."""
+        """Hold the channels of a tensor whose method is called, unless the method only returns its shape."""
         return None if target in ABOUT_SHAPES else self._hold(args, kwargs)
 
     def output(self, target: Any, args: Any, kwargs: Any) -> _Channels | None:
@@ -140,14 +140,14 @@ class _Follower(fx.Interpreter):
         return self._hold(args, kwargs)
 
     def _layer(self, name: str, reads: tuple[int, ...], gives: tuple[int, ...]) -> tuple[int, ...]:
-        """Note that a layer runs, perhaps once more, and return the groups of its output."""
+        """Record a run of a layer, which can be a repeated one, and return the groups of its output."""
         layer = self._layers.setdefault(name, Layer(name, reads, gives))
         self._merge(layer.reads, reads)
         self._merge(layer.gives, gives)
         return layer.gives
 
     def _hold_shared(self) -> None:
-        """Hold the groups of layers whose weights are read elsewhere too."""
+        """Hold the groups of layers whose weights are also read elsewhere."""
         owned = {name: [id(own) for own in self.fetch_attr(name).parameters(recurse=False)] for name in self._layers}
         times = Counter([id(read) for read in self._read_alone] + [one for own in owned.values() for one in own])
         for name, layer in self._layers.items():
@@ -165,7 +165,7 @@ class _Follower(fx.Interpreter):
         return group
 
     def _merge(self, some: Sequence[int], others: Sequence[int]) -> None:
-        """Give the channels of both one order."""
+        """Merge groups, so that their channels share one order."""
         if [self._sizes[group] for group in some] != [self._sizes[group] for group in others]:
             self._held.update(some, others)
             return
@@ -173,7 +173,7 @@ class _Follower(fx.Interpreter):
             self._same[self._one(other)] = self._one(one)
 
     def _hold(self, *arguments: Any) -> _Channels | None:
-        """Let the channels of all arguments keep their order, and return what stands for a result not followed."""
+        """Mark the channels of all arguments as not free, and return the stand-in for an untraced result."""
         fx.node.map_aggregate(arguments, self._hold_one)
         return None
 

@@ -1,7 +1,7 @@
-"""The last layer of a segmentation network, fitted to the probabilities of its teacher.
+"""Fitting the last layer of a segmentation network to the probabilities of its teacher.
 
-Multinomial logistic regression (for regions binary, one per region) on the teacher's soft labels: once it has
-converged, every class has the same total probability as the teacher gives it, however rare the class is.
+The fit is a multinomial logistic regression on the teacher's soft labels (for regions, one binary regression each).
+When it has converged, every class has the same total probability as in the teacher, however rare the class is.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from nnunet_kd.pruning.moments import draw, in_double
 
-Heads = Literal["classes", "regions"]  # whether logits belong to exclusive classes, or each to a region
+Heads = Literal["classes", "regions"]  # logits belong to exclusive classes, or each to a region
 
 ITERATIONS = 60
-PENALTY = 1e-4  # on squared weights of inputs whose variance is 1
+PENALTY = 1e-4  # on squared weights, with inputs normalised to unit variance
 
 
 def classes_of(logits: Tensor, heads: Heads) -> Tensor:
-    """Return the number of each voxel's class.
+    """Return the index of each voxel's class.
 
     Args:
-        logits: ``(B, heads, *spatial)``.
-        heads: What the logits belong to. Voxels that lie in the same regions are of one class.
+        logits: The logits, ``(B, heads, *spatial)``.
+        heads: Whether logits belong to classes or regions. Voxels in the same regions have the same class.
 
     Shape:
         ``(B * voxels,)``.
@@ -38,15 +38,15 @@ def classes_of(logits: Tensor, heads: Heads) -> Tensor:
 
 
 def draw_by_class(classes: Tensor, wanted: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw positions, half of them from all and half in equal parts from the classes that are present.
+    """Draw positions, half of them from all positions and half in equal parts from the classes that are present.
 
     Args:
-        classes: Number of each position's class, ``(positions,)``.
-        wanted: How many to draw.
-        generator: On the CPU.
+        classes: The class index of each position, ``(positions,)``.
+        wanted: The number of positions to draw.
+        generator: The random number generator, on the CPU.
 
     Returns:
-        Numbers of positions, and a weight for each, so that the weighted sum over the drawn positions is in expectation
+        The indices of the drawn positions and their weights, with which a weighted sum over them is in expectation
         proportional to the sum over all; both ``(drawn,)``, on the CPU.
     """
     classes = classes.cpu()
@@ -66,22 +66,22 @@ def draw_by_class(classes: Tensor, wanted: int, generator: torch.Generator) -> t
 def fit_head(
     read: Tensor, logits: Tensor, counts: Tensor, weight: Tensor, bias: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the linear map that diverges least from the teacher's probabilities.
+    r"""Fit the linear map with the least divergence from the teacher's probabilities.
 
     .. math:: \min_{W, b} \sum_p c_p \, \mathrm{KL}\big(q(y_p) \,\Vert\, q(W x_p + b)\big)
 
     with q the softmax over the classes, or for regions the sigmoid of each. The problem is convex; L-BFGS solves it.
 
     Args:
-        read: x, what the layer reads, ``(positions, numbers)``.
+        read: x, the layer's inputs, ``(positions, inputs)``.
         logits: y, the teacher's logits, ``(positions, heads)``.
-        counts: c, how much each position counts, ``(positions,)``.
-        weight: W to begin with, ``(numbers, heads)``.
-        bias: b to begin with, ``(heads,)``.
-        heads: What the logits belong to.
+        counts: c, the weight of each position, ``(positions,)``.
+        weight: The initial W, ``(inputs, heads)``.
+        bias: The initial b, ``(heads,)``.
+        heads: Whether logits belong to classes or regions.
 
     Returns:
-        W and b in these shapes.
+        The fitted W and b in these shapes.
     """
     read, logits = in_double(read), in_double(logits)
     counts = counts.to(read) / counts.sum()

@@ -10,10 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Register hooks, and remove them when the block ends, also by an exception.
+    """Keep hooks for the length of the block, and remove them even if it raises.
 
     Args:
-        handles: What ``register_forward_hook`` and its kin return, one per hook.
+        handles: The handles that ``register_forward_hook`` and similar methods return.
     """
     registered: list[RemovableHandle] = []
     try:

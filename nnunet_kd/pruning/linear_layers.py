@@ -1,4 +1,4 @@
-"""Convolutions of a teacher and its student as linear maps from the input at a position to the output there."""
+"""Convolutions of teacher and student as linear maps from the input at a position to the output there."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nnunet_kd.pruning.hooks import hooks
 from nnunet_kd.pruning.selection import channels_taken
 
-Places = tuple[Tensor, ...]  # numbers of images and coordinates of positions, the same for both networks
+Places = tuple[Tensor, ...]  # image indices and coordinates of positions, the same for both networks
 
 
 @dataclass(frozen=True)
 class LinearLayer(ABC):
-    """A layer of both networks.
+    """A layer that both networks have, as a linear map.
 
     Attributes:
         name: The module's name.
-        number: Its place in the order of the layers.
+        number: The index of the layer in running order.
         teacher: The teacher's module.
         student: The student's module.
-        is_output: Whether its output is one of the network's.
-        norm: The student's batch normalisation of the layer's output, if that is what runs next.
+        is_output: Whether its output is an output of the network.
+        norm: The student's batch normalisation of the layer's output, if it runs right after the layer.
     """
 
     name: str
@@ -40,15 +40,15 @@ class LinearLayer(ABC):
 
     @abstractmethod
     def reads(self, images: Tensor, places: Places) -> Tensor:
-        """Return what the layer reads at places of the student's input.
+        """Return the inputs of the map at the given places of the layer's input.
 
         Shape:
-            ``(B, channels, *spatial)`` to ``(positions, numbers)``.
+            ``(B, channels, *spatial)`` to ``(positions, inputs)``.
         """
 
     @abstractmethod
     def gives(self, output: Tensor, places: Places) -> Tensor:
-        """Return what the layer gives at places, of an output ``(B, channels, *spatial)``: ``(positions, numbers)``."""
+        """Return the map's outputs ``(positions, outputs)`` at places of an output ``(B, channels, *spatial)``."""
 
     @abstractmethod
     def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
@@ -56,22 +56,22 @@ class LinearLayer(ABC):
 
     @abstractmethod
     def assign(self, weight: Tensor, bias: Tensor) -> None:
-        """Set the student's map ``(numbers it reads, numbers it gives)`` and its intercepts."""
+        """Set the student's map ``(inputs, outputs)`` and its intercepts."""
 
     def shift(self, bias: Tensor) -> None:
-        """Set intercepts ``(channels,)``; a layer without a bias has the normalisation subtract that much less."""
+        """Set the intercepts ``(channels,)``; without a bias, the normalisation subtracts that much less."""
         if self.student.bias is not None:
             self.student.bias.copy_(bias)
         elif self.norm is not None:
             self.norm.running_mean.sub_(bias.to(self.norm.running_mean))
 
     def taught(self, output: Tensor) -> Tensor:
-        """Return the student's channels of the teacher's output."""
+        """Select the student's channels from the teacher's output."""
         return output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
 
 
 class Convolution(LinearLayer):
-    """Reads windows and gives voxels."""
+    """A convolution, which maps windows of its input to voxels."""
 
     def reads(self, images: Tensor, places: Places) -> Tensor:
         padded = F.pad(images, [width for width in reversed(self.student.padding) for _ in range(2)])
@@ -89,7 +89,7 @@ class Convolution(LinearLayer):
 
 
 class TransposedConvolution(LinearLayer):
-    """Reads voxels and gives windows that do not overlap."""
+    """A transposed convolution, which maps voxels to windows that do not overlap."""
 
     def reads(self, images: Tensor, places: Places) -> Tensor:
         return _windows(images, places, *[(1,) * (images.dim() - 2)] * 3)
@@ -109,13 +109,13 @@ class TransposedConvolution(LinearLayer):
 def linear_layers(teacher: nn.Module, student: nn.Module, images: Tensor) -> list[LinearLayer]:
     """List the layers that can be fitted, in the order in which they run.
 
-    These are convolutions that run once and have no groups, and of transposed ones those whose strides are their
-    kernels.
+    These are the convolutions that run once and have no groups. Transposed convolutions must have strides equal to
+    their kernel sizes.
 
     Args:
         teacher: A network with the same layers.
         student: The network that runs.
-        images: ``(B, channels, *spatial)``.
+        images: The images to run, ``(B, channels, *spatial)``.
     """
     ran: list[str] = []
     gave: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def linear_layers(teacher: nn.Module, student: nn.Module, images: Tensor) -> lis
 
 
 def _kind(layer: Any) -> type[LinearLayer] | None:
-    """Return how a layer is read as a linear map, or ``None`` if it cannot be."""
+    """Return the class for a layer as a linear map, or ``None`` if the layer cannot be fitted."""
     if isinstance(layer, nn.Conv2d | nn.Conv3d):
         fits = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         return Convolution if fits else None
@@ -153,7 +153,7 @@ def _kind(layer: Any) -> type[LinearLayer] | None:
 
 
 def _subtracts_mean(module: nn.Module) -> bool:
-    """Say whether a module subtracts, in evaluation, the mean that it saw in training."""
+    """Return whether a module subtracts a running mean in evaluation mode."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 

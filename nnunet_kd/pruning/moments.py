@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MANY = 2**20  # positions, above which they are drawn with replacement
+MANY = 2**20  # positions; if there are more, they are drawn with replacement
 
 
 def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Draw numbers below ``count``: ``wanted`` of them, or all where there are fewer.
+    """Draw ``wanted`` integers below ``count``, or all of them if there are fewer.
 
-    They are all different unless ``count`` is large: a permutation of a batch's voxels takes a second, so of many they
-    are drawn with replacement.
+    They are distinct unless ``count`` is above :data:`MANY`: a permutation of all voxels of a batch takes a second.
     """
     if count > MANY:
         return torch.randint(count, (wanted,), generator=generator)
@@ -25,17 +24,17 @@ def in_double(tensor: Tensor) -> Tensor:
 
 
 class Moments:
-    """Weighted sums of features, and of the products of any two, over positions that arrive batch by batch."""
+    """Weighted sums of features and of their pairwise products, accumulated batch by batch."""
 
     def __init__(self) -> None:
         self._products: Tensor | float = 0.0
 
     def add(self, features: Tensor, weights: Tensor | None = None) -> None:
-        """Add positions.
+        """Add the features at some positions.
 
         Args:
-            features: ``(positions, features)``.
-            weights: How much each position counts, ``(positions,)``; ``None`` counts each once.
+            features: The features, ``(positions, features)``.
+            weights: The weight of each position, ``(positions,)``; ``None`` weighs all with 1.
         """
         rows = in_double(torch.cat((features, torch.ones_like(features[:, :1])), 1))
         weighted = rows if weights is None else rows * weights.to(rows)[:, None]
@@ -43,17 +42,17 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """Shape ``(features,)``."""
+        """The weighted mean of the features, ``(features,)``."""
         return self._added[:-1, -1] / self._added[-1, -1]
 
     @property
     def covariance(self) -> Tensor:
-        """Shape ``(features, features)``."""
+        """The weighted covariance of the features, ``(features, features)``."""
         return self._added[:-1, :-1] / self._added[-1, -1] - torch.outer(self.mean, self.mean)
 
     @property
     def scatter(self) -> Tensor:
-        """The covariance times the sum of the weights, which a regression needs, without dividing by that sum."""
+        """The covariance times the sum of the weights, as a regression needs it."""
         return self._added[:-1, :-1] - torch.outer(self._added[:-1, -1], self.mean)
 
     @property

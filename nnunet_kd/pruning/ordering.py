@@ -1,9 +1,9 @@
-"""Choice of the teacher's channels that a student keeps: those with which the layers that read them lose least.
+"""Choosing the teacher's channels that a student keeps, so that the layers that read them lose least.
 
-Luo et al., "ThiNet", ICCV 2017: the channels that are kept are chosen greedily by the output of the next layer, from
-the last layer to the first, so that a layer's output counts only in channels that are kept themselves. Here a channel
-that is removed does not count as zero but as what least squares predict of it from those that are kept, since
-:func:`nnunet_kd.pruning.reconstruction.reconstruct` fits the layers so afterwards.
+Luo et al., "ThiNet", ICCV 2017, choose the channels to keep greedily by the output of the next layer, from the last
+layer to the first, so that only kept channels of a layer's output count. Here a removed channel is not replaced by zero
+but by its least-squares prediction from the kept channels, because
+:func:`nnunet_kd.pruning.reconstruction.reconstruct` later fits the layers in this way.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ def sort_channels(
     *,
     step: Callable[[], None] = lambda: None,
 ) -> int:
-    r"""Reorder the teacher's channels in place, so that those a student takes are worth most.
+    r"""Reorder the teacher's channels in place, so that a student takes the most valuable ones.
 
-    From each group of channels that have one order (:func:`nnunet_kd.pruning.channel_tracing.channel_graph`), the
-    channel j is taken next that adds most to
+    From each group of channels that share their order (:func:`nnunet_kd.pruning.channel_tracing.channel_graph`), the
+    next channel taken is the one that adds most to
 
     .. math:: \frac{1}{|O|} \sum_{o \in O} \sum_k
         \frac{w_{ok}^T (C - R) w_{ok}}{\sum_{k'} w_{ok'}^T C w_{ok'}},
 
     summed over the layers that read the group. C is the covariance of a layer's input over positions drawn from the
-    images, R what is left of it after regression on the channels taken, in the numerator for the group's channels
-    alone; O are the channels of the layer's output that the student has, w_ok the layer's weights for them at voxel k
-    of the kernel, whose voxels count as independent.
+    images, R the residual covariance after regression on the channels taken; the numerator is restricted to the
+    group's channels. O are the channels of the layer's output that the student has, and w_ok their weights at voxel k
+    of the kernel, whose voxels are treated as independent.
 
     Args:
         teacher: A network in evaluation mode. Its outputs change by rounding only.
-        student: The same network but for its widths, which alone are read.
+        student: The same architecture with other widths; only the widths are read.
         batches: Images ``(B, channels, *spatial)``, on the teacher's device.
-        positions: How many are drawn per image and layer, where there are as many.
-        step: Called after every batch.
+        positions: The number of positions drawn per image and layer, if there are as many.
+        step: The function that is called after every batch.
 
     Returns:
-        How many groups were reordered.
+        The number of reordered groups.
 
     Raises:
-        ValueError: If the teacher's channels cannot be followed.
+        ValueError: If the teacher's channels cannot be traced.
     """
     graph = channel_graph(teacher)
     wanted = _widths(graph, student)
@@ -70,7 +70,7 @@ def sort_channels(
 
 
 def _widths(graph: ChannelGraph, student: nn.Module) -> dict[int, int]:
-    """Map each free group of which the student has fewer channels to their number."""
+    """Return the student's number of channels for every free group that is narrower in the student."""
     widths: dict[int, set[int]] = {}
     for layer in graph.layers:
         given: Any = getattr(student.get_submodule(layer.name), "out_channels", None)
@@ -84,17 +84,18 @@ def _widths(graph: ChannelGraph, student: nn.Module) -> dict[int, int]:
 
 
 def _first(graph: ChannelGraph, group: int) -> int:
-    """Return the number of the first layer whose output has the group."""
+    """Return the index of the first layer whose output contains the group."""
     return next(number for number, layer in enumerate(graph.layers) if group in layer.gives)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """What a layer loses without some of the channels it reads.
+    """The loss of a layer without some of the channels it reads.
 
     Attributes:
-        covariance: Of the N channels of a group, ``(N, N)``.
-        importance: ``(N, N)``; the trace of its product with a covariance is a share of the layer's output variance.
+        covariance: The covariance of the N channels of a group, ``(N, N)``.
+        importance: A matrix ``(N, N)``; the trace of its product with a covariance is a share of the layer's output
+            variance.
     """
 
     covariance: Tensor
@@ -103,12 +104,12 @@ class _Loss:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that sums over channels.
+    """A layer that sums over channels, with the statistics of its input.
 
     Attributes:
-        layer: Its groups.
-        weight: ``(output channels, input channels, voxels of the kernel)``.
-        covariance: Of its input channels.
+        layer: The layer with its groups.
+        weight: The weight, ``(output channels, input channels, voxels of the kernel)``.
+        covariance: The covariance of the input channels.
     """
 
     layer: Layer
@@ -116,7 +117,7 @@ class _Reader:
     covariance: Tensor
 
     def loss(self, group: int, graph: ChannelGraph, taken: Mapping[int, Tensor]) -> _Loss:
-        """Return the loss for a group it reads, where of its output only the channels taken count."""
+        """Return the loss for a group that the layer reads; of its output, only the channels taken count."""
         stay = torch.cat(
             [taken.get(given, torch.arange(graph.sizes[given])) + at for given, at in graph.starts(self.layer.gives)]
         )
@@ -132,7 +133,7 @@ class _Reader:
 def _readers(
     graph: ChannelGraph, teacher: nn.Module, batches: Iterable[Tensor], positions: int, step: Callable[[], None]
 ) -> list[_Reader]:
-    """Run the teacher, and return the layers that read groups with the covariances of their inputs."""
+    """Run the teacher, and return the layers that read groups, with the covariances of their inputs."""
     layers = [layer for layer in graph.layers if layer.reads]
     moments = [Moments() for _ in layers]
 
@@ -158,7 +159,7 @@ def _readers(
 
 
 def _best(losses: Iterable[_Loss], count: int) -> Tensor:
-    """Choose channels one by one, each the best with those before, and return their numbers in ascending order."""
+    """Choose channels greedily one by one, and return their indices in ascending order."""
     left = [[loss.covariance.clone(), loss.importance] for loss in losses]
     size = len(left[0][0])
     tolerances = [1e-9 * covariance.diagonal().mean() for covariance, _ in left]
@@ -179,7 +180,7 @@ def _best(losses: Iterable[_Loss], count: int) -> Tensor:
 
 
 def _order(taken: Tensor, size: int) -> Tensor:
-    """Return the permutation that puts channels where :func:`channels_taken` looks; others keep their order."""
+    """Return the permutation that moves channels to where :func:`channels_taken` finds them."""
     places = torch.zeros(size, dtype=torch.bool)
     places[channels_taken(size, len(taken))] = True
     gone = torch.ones(size, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A student made of its teacher in three steps: order the channels, take the weights, fit the layers."""
+"""Making a student from its teacher in three steps: order the channels, take the weights, fit the layers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nnunet_kd.pruning.selection import selected_weights
 
 @dataclass(frozen=True)
 class Pruned:
-    """How a student was made.
+    """The outcome of :func:`prune`.
 
     Attributes:
-        reordered: How many of the teacher's groups of channels were reordered.
-        refusal: Why the teacher's channels could not be followed, so that the student has every r-th instead of the
-            best; ``None`` if they could, or were not to be reordered.
-        explained: Name of every layer that was fitted, in the order in which they run -> share of the variance of the
-            teacher's output that it explains.
+        reordered: The number of the teacher's channel groups that were reordered.
+        refusal: The reason why the teacher's channels could not be traced, so that the student has every r-th channel
+            instead of the best; ``None`` otherwise.
+        explained: The name of every fitted layer, in running order -> the share of the variance of the teacher's output
+            that it explains.
     """
 
     reordered: int
@@ -40,7 +40,7 @@ def prune(
     reorder: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Pruned:
-    """Give a student the weights with which it comes closest to its teacher, without training it.
+    """Set a student's weights so that it approximates its teacher, without training.
 
     Example::
 
@@ -51,14 +51,14 @@ def prune(
     Args:
         teacher: A segmentation network that maps images to logits, or to a list of them. With ``reorder`` its channels
             are reordered in place, which changes its outputs by rounding only.
-        student: The same network but for its widths, on the teacher's device. Its weights are replaced.
+        student: The same architecture with other widths, on the teacher's device. Its weights are replaced.
         images: ``(B, channels, *spatial)`` with two or three spatial axes, or a sequence of such batches of one size.
             The student runs on all of them at once.
-        heads: ``"classes"``: the outputs are logits of exclusive classes; ``"regions"``: each is the logit of a region.
-            They are fitted to the teacher's probabilities then; ``None`` fits them by least squares, which may lose
-            rare classes.
-        reorder: Give the student the channels with which the teacher's layers lose least, instead of every r-th.
-        progress: Called after every step with the share of the work that is done.
+        heads: Whether the outputs are logits of exclusive ``"classes"`` or of ``"regions"``. They are fitted to the
+            teacher's probabilities then; ``None`` fits them by least squares, which can lose rare classes.
+        reorder: Whether the student gets the channels with which the teacher's layers lose least, instead of every
+            r-th.
+        progress: The function that is called after every step with the share of the work that is done.
 
     Raises:
         ValueError: If the student's layers, kernels or classes differ from the teacher's, or if it is wider.
@@ -66,7 +66,7 @@ def prune(
     batches = [images] if isinstance(images, Tensor) else images
     layers = sum(isinstance(module, _ConvNd) for module in student.modules())
     step = _counted(progress, (2 if reorder else 1) * len(batches) + layers)
-    selected_weights(teacher, student)  # raises, if it does, before the teacher changes
+    selected_weights(teacher, student)  # raises before the teacher is changed
     reordered, refusal = 0, None
     training = teacher.training
     teacher.eval()
@@ -83,7 +83,7 @@ def prune(
 
 
 def _counted(progress: Callable[[float], None] | None, steps: int) -> Callable[[], None]:
-    """Return a function that counts its calls, and tells the share that they are of all steps."""
+    """Return a function that counts its calls and reports their share of all steps."""
     done = 0
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""Weights of a smaller network whose layers give, one after the other, what those of a larger one give.
+"""Fitting the layers of a smaller network, one after the other, to the outputs of a larger one's.
 
 He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3: least squares on the
 outputs of the whole network, from the inputs of the thinner one.
@@ -34,30 +34,30 @@ def reconstruct(
 
     .. math:: \min_{W, b} \sum_p \lVert y^T(p) - W x^S(p) - b \rVert^2 + \lambda \lVert W \rVert^2
 
-    over positions p drawn from the images. x is what the student's layer reads there once all layers before it are
-    fitted, y what the teacher's gives in the channels the student has; so a layer makes up for errors of earlier ones
-    as far as it can. :func:`nnunet_kd.pruning.linear_layers.linear_layers` says which layers are fitted. All other
-    weights remain as they are.
+    over positions p drawn from the images. x^S is the input of the student's layer after all earlier layers have been
+    fitted, and y^T the output of the teacher's layer in the channels the student has; a layer thus compensates for
+    errors of earlier ones. :func:`nnunet_kd.pruning.linear_layers.linear_layers` lists the layers that are fitted. All
+    other weights are kept.
 
-    Least squares pull the logits of a rare class towards their mean, which is that of the background, and can so lose
-    the class. A head, a layer whose output is one of the network's, is fitted to the teacher's probabilities instead
-    where ``heads`` says what its outputs are (:func:`nnunet_kd.pruning.heads.fit_head`).
+    Least squares pull the logits of a rare class towards their mean, which is that of the background, and can lose the
+    class. With ``heads``, a layer whose output is an output of the network is therefore fitted to the teacher's
+    probabilities (:func:`nnunet_kd.pruning.heads.fit_head`).
 
     Args:
         teacher: A network with at least the student's widths, in evaluation mode. Layers that it does not run, such as
-            heads it was not trained with, are not fitted.
-        student: The same network but for its widths, with the weights of
+            heads of scales that are switched off, are not fitted.
+        student: The same architecture with other widths, with the weights of
             :func:`nnunet_kd.pruning.selection.selected_weights`. They are changed in place.
         batches: Images ``(B, channels, *spatial)`` of one size, two or three spatial axes, on the device of both. The
             student runs on all of them at once.
-        positions: How many are drawn per image and layer, where there are as many.
+        positions: The number of positions drawn per image and layer, if there are as many.
         ridge: lambda as a share of the mean variance of x, times the number of positions.
-        heads: ``"classes"``: the network's outputs are logits of exclusive classes; ``"regions"``: each is the logit
-            of a region; ``None``: they are fitted by least squares, as those of any other layer.
-        step: Called after every batch of the teacher's and after every layer.
+        heads: Whether the network's outputs are logits of exclusive ``"classes"`` or of ``"regions"``; ``None`` fits
+            them by least squares like any other layer.
+        step: The function that is called after every batch of the teacher and after every layer.
 
     Returns:
-        Name of every layer that was fitted, in their order -> share of y's variance it explains.
+        The name of every fitted layer, in running order -> the share of the variance of y that it explains.
     """
     training = student.training
     student.eval()
@@ -83,12 +83,12 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class _Target:
-    """What the teacher's layer gives for a batch.
+    """The output of a teacher's layer at drawn positions of a batch.
 
     Attributes:
-        places: Positions that were drawn.
-        rows: The output there, ``(positions, numbers)``.
-        weights: How much each position counts; ``None``: all the same.
+        places: The drawn positions.
+        rows: The outputs there, ``(positions, outputs)``.
+        weights: The weight of each position; ``None`` weighs all equally.
     """
 
     places: Places
@@ -104,7 +104,7 @@ def _targets(
     heads: Heads | None,
     step: Callable[[], None],
 ) -> dict[str, list[_Target]]:
-    """Run the teacher once, and map the name of each layer it runs to what it gives for each batch."""
+    """Run the teacher once, and map the name of each layer that runs to its targets for all batches."""
     targets: dict[str, list[_Target]] = {}
 
     def keep(layer: LinearLayer) -> Callable[[Any, tuple[Tensor], Tensor], None]:
@@ -133,17 +133,17 @@ def _draw(
 ) -> tuple[Places, Tensor | None]:
     """Draw positions from the images of a batch.
 
-    Those of rare classes are drawn from a head's output more often than others, and count less.
+    For a head, positions of rare classes are drawn more often than others and have a lower weight.
 
     Args:
-        grid: Size of the grid of positions.
-        output: The teacher's, ``(B, channels, *spatial)``.
-        positions: How many to draw per image.
-        heads: What the output is, if it is a head's.
-        generator: On the CPU.
+        grid: The size of the grid of positions.
+        output: The output of the teacher's layer, ``(B, channels, *spatial)``.
+        positions: The number of positions to draw per image.
+        heads: What the logits of a head belong to; ``None`` for other layers.
+        generator: The random number generator, on the CPU.
 
     Returns:
-        Positions, and how much each counts; ``None``: all the same.
+        The positions and their weights; ``None`` in place of weights weighs all equally.
     """
     size = (len(output), *grid)
     count, wanted = torch.Size(size).numel(), positions * len(output)
@@ -161,16 +161,16 @@ def _fit(
 
     Args:
         layer: The layer.
-        images: What the student is about to read, a tensor for each batch.
-        targets: What it has to give, for each batch.
+        images: The inputs of the student's layer, one tensor per batch.
+        targets: The teacher's outputs, one entry per batch.
         ridge: As for :func:`reconstruct`.
         heads: As for :func:`reconstruct`.
 
     Returns:
-        Share of the variance that is explained.
+        The share of the variance that is explained.
     """
     moments = Moments()
-    inputs = []  # a head's, which are read again
+    inputs = []  # kept for a head, which reads them again
     for read, target in zip(images, targets, strict=True):
         rows = layer.reads(read, target.places)
         moments.add(torch.cat((rows, target.rows), 1), target.weights)
@@ -186,15 +186,15 @@ def _fit(
 
 
 def _regress(moments: Moments, outputs: int, ridge: float) -> tuple[Tensor, Tensor, float]:
-    """Regress the last numbers of every position on those before them.
+    """Regress the outputs of a layer on its inputs.
 
     Args:
-        moments: Of what a layer reads, and behind it of what it has to give.
-        outputs: How many numbers it gives.
-        ridge: Penalty of squared weights, as a share of the mean scatter of what is read.
+        moments: The moments of the layer's inputs, followed by its outputs.
+        outputs: The number of outputs.
+        ridge: The penalty on squared weights, as a share of the mean scatter of the inputs.
 
     Returns:
-        Weights ``(inputs, outputs)``, intercepts, and the share of the outputs' variance that is explained.
+        The weights ``(inputs, outputs)``, the intercepts, and the explained share of the outputs' variance.
     """
     mean, scatter = moments.mean, moments.scatter
     count = len(mean) - outputs

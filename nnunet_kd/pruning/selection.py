@@ -1,4 +1,4 @@
-"""Weights of a smaller network taken from a larger one: every k-th channel.
+"""Taking the weights of a smaller network from every r-th channel of a larger one.
 
 Xu et al., "Initializing Models with Larger Ones", ICLR 2024 (weight selection, uniform).
 """
@@ -13,16 +13,16 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 
 def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """Build a state dict for the student, each weight taken from the teacher's of the same name.
+    """Build a state dict for the student from the teacher's weights of the same names.
 
-    Of ``N`` channels those numbered ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer in the
-    teacher. Where two tensors are concatenated along their channels, each is thinned as it would be alone, so a layer
-    reads the channels it read in the teacher. A layer that reads ``n`` of ``N`` channels has its weights multiplied by
-    ``N / n``, so that a sum over channels keeps its magnitude where no normalisation follows.
+    Of ``N`` channels, those with the indices ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer
+    in the teacher. For concatenated tensors this selects the same channels as for each tensor alone, so a layer reads
+    the channels it read in the teacher. The weights of a layer that reads ``n`` of ``N`` channels are multiplied by
+    ``N / n``, which keeps the magnitude of its sum if no normalisation follows.
 
     Args:
         teacher: A network with at least the student's widths.
-        student: The same network but for its widths; may be on the meta device.
+        student: The same architecture with other widths; it can be on the meta device.
 
     Raises:
         ValueError: If layers, kernels or classes differ, or if the student is wider.
@@ -39,12 +39,12 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
 
 
 def channels_taken(has: int, wants: int) -> Tensor:
-    """Return the numbers of the channels that a student with ``wants`` takes of a teacher's ``has``."""
+    """Return the indices of the ``wants`` channels that a student takes from the teacher's ``has``."""
     return torch.arange(wants) * has // wants
 
 
 def _input_axes(network: nn.Module) -> Mapping[str, int]:
-    """Map the name of a weight to the axis its layer sums over."""
+    """Map the name of each weight to the axis that its layer sums over."""
     axes = {}
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, _ConvTransposeNd):

@@ -1,1 +1,1 @@
-"""How distillation fits nnU-Net's training: the only place that knows its life cycle."""
+"""Distillation inside nnU-Net's training; no other part of the package knows its life cycle."""

@@ -1,4 +1,4 @@
-"""What a training says in its log before its first epoch."""
+"""The lines that a training writes to its log before its first epoch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from nnunet_kd.training.record import record_of
 
 
 def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
-    """Say what is distilled from what, with which settings, and what has leaked.
+    """Log the distillation terms, the settings and any leakage of validation cases.
 
     Args:
-        trainer: The trainer, whose log it is.
-        leakage: A warning; ``None``: nothing has leaked.
-        unfinished: Whether there are epochs to train.
+        trainer: The trainer whose log receives the lines.
+        leakage: A warning about leakage, or ``None`` if nothing has leaked.
+        unfinished: Whether any epochs remain to be trained.
     """
     say, preparation = trainer.print_to_log_file, trainer.preparation
     if leakage is not None:
         say(leakage)
     unread = not preparation.terms and preparation.method is None
-    if preparation.settings.method and unread:  # so that NoKD can share its plans with a method
+    if preparation.settings.method and unread:  # not an error: NoKD can share its plans with a method
         say("nnunet_kd.method of the plans is not used: this trainer distils nothing")
     if unfinished:
         say(f"settings {json.dumps(record_of(preparation))}")

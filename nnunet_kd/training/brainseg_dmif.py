@@ -23,16 +23,18 @@ from nnunet_kd.training.trainer import DistillationTrainer
 
 @dataclass(frozen=True)
 class BrainSegDMIFSettings:
-    """``nnunet_kd.method`` of the plans. The network's own settings are the plans' ``arch_kwargs``.
+    """``nnunet_kd.method`` of the plans; the settings of the network are the plans' ``arch_kwargs``.
 
     Attributes:
-        checkpoint: SAM's weights, which every modality's encoder starts from; ``None``: random weights.
-        model_type: Key of ``segment_anything.sam_model_registry``.
-        milestones: Epochs, counted from 0, from which on the learning rate is multiplied once more.
-        factor: By this.
-        gamma: Of the focal loss.
-        alpha: Weight of its foreground; ``None``: all voxels weigh the same.
-        batch_dice: Dice of the whole batch instead of each slice; under DDP of each process's share of it.
+        checkpoint: The file with SAM's weights, from which the encoders of all modalities start; ``None`` for random
+            weights.
+        model_type: A key of ``segment_anything.sam_model_registry``.
+        milestones: The epochs, counted from 0, at which the learning rate is multiplied by ``factor``.
+        factor: The factor of the learning rate at each milestone.
+        gamma: The exponent of the focal loss.
+        alpha: The weight of the foreground in the focal loss; ``None`` weighs all voxels equally.
+        batch_dice: Whether the Dice is computed over the batch instead of per slice; under DDP each process computes it
+            over its own part of the batch.
     """
 
     checkpoint: str | None = None
@@ -52,11 +54,11 @@ class BrainSegDMIFSettings:
 
 
 class FocalDiceOfTargets(nn.Module):
-    """:class:`FocalDiceLoss` of nnU-Net's training targets: labels or regions, some voxels perhaps ignored.
+    """Apply :class:`FocalDiceLoss` to nnU-Net's targets: labels or regions, with or without ignored voxels.
 
     Args:
-        loss: On classes or regions and a mask.
-        labels: Reads the targets.
+        loss: The loss, which takes classes or regions and a mask.
+        labels: The reader of the targets.
     """
 
     def __init__(self, loss: FocalDiceLoss, labels: LabelCodes) -> None:
@@ -65,7 +67,7 @@ class FocalDiceOfTargets(nn.Module):
         self._labels = labels
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of logits and a target at the same resolution."""
+        """Return the loss of logits and a target at the same resolution."""
         valid = self._labels.valid(target)
         if self._labels.regions:
             target = target[:, : logits.shape[1]]
@@ -77,35 +79,35 @@ class BrainSegDMIFTrainer(DistillationTrainer):
     """nnU-Net's trainer for :class:`nnunet_kd.networks.brainseg_dmif.BrainSegDMIF`.
 
     Raises:
-        ValueError: For settings, weights or a network that do not fit.
-        FileNotFoundError: Where SAM's weights are missing.
+        ValueError: If settings, weights or the network do not fit.
+        FileNotFoundError: If SAM's weights are missing.
     """
 
     network_of_plans = "brainseg_dmif"
     method = BrainSegDMIFSettings
 
     def set_up(self) -> None:
-        """Read the settings."""
+        """Read the settings, and check that SAM's weights exist before anything is trained."""
         self.enable_deep_supervision = False
         self.settings: BrainSegDMIFSettings = self.preparation.method
         checkpoint = self.settings.checkpoint
         if checkpoint is not None and not self.has_begun() and not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"nnunet_kd.method.checkpoint: there are no weights of SAM in {checkpoint}")
+            raise FileNotFoundError(f"nnunet_kd.method.checkpoint: SAM's weights are missing at {checkpoint}")
 
     def start_weights(self, student: BrainSegDMIF) -> None:
-        """Every modality's encoder starts from SAM's, where the settings name one."""
+        """Load SAM's encoder into the encoder of every modality, if the settings name a checkpoint."""
         if self.settings.checkpoint is not None:
             sam = load_sam(self.settings.model_type, Path(self.settings.checkpoint))
             load_sam_encoder(student, sam.state_dict())
             self.print_to_log_file(f"BrainSegDMIF: encoders start from {self.settings.checkpoint}")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, StepSchedule]:
-        """Adam, without weight decay."""
+        """Make Adam without weight decay and the step schedule of the learning rate."""
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr)
         return optimizer, StepSchedule(optimizer, self.settings.milestones, self.settings.factor)
 
     def _build_loss(self) -> nn.Module:
-        """FocalDice, eq. 14."""
+        """Build the FocalDice loss, eq. 14."""
         settings = self.settings
         return FocalDiceOfTargets(
             FocalDiceLoss(settings.gamma, settings.alpha, 1.0, settings.batch_dice), self.distiller.labels

@@ -1,4 +1,4 @@
-"""What is in a checkpoint beside nnU-Net's own, and how it is written and read."""
+"""Checkpoints: what they hold in addition to nnU-Net's content, and how they are written and read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nnunet_kd.storage.writing import replacing
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
-    """``torch.save``; the file is complete, or the one before it."""
+    """Save like ``torch.save``, but never leave an incomplete file."""
     with replacing(Path(path)) as unfinished:
         torch.save(content, unfinished)
 
 
 def plainly_laid_out(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, each contiguous; names that share a tensor, of which nnU-Net has many, share it still."""
+    """Make every weight contiguous; names that share a tensor, as many in nnU-Net do, still share it."""
     made: dict[tuple[int, torch.Size], Tensor] = {}
     for weight in weights.values():
         key = (weight.data_ptr(), weight.shape)
@@ -32,10 +32,10 @@ def plainly_laid_out(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stock_checkpoint(save: Callable[[Any], None]) -> dict[str, Any]:
-    """Return what nnU-Net saves, on the CPU.
+    """Return nnU-Net's checkpoint, on the CPU.
 
     Args:
-        save: nnU-Net's method, which writes into a file.
+        save: nnU-Net's method that writes the checkpoint into a file.
     """
     buffer = io.BytesIO()
     save(buffer)
@@ -46,9 +46,9 @@ def stock_checkpoint(save: Callable[[Any], None]) -> dict[str, Any]:
 
 
 def saved_state(joint: StudentWithAdapters) -> dict[str, Any]:
-    """Return what nnU-Net does not save of a student: its adapters and, beside an average, its own weights.
+    """Return the state that nnU-Net does not save: the adapters and, if weights are averaged, the student's own.
 
-    With an average nnU-Net saves the averaged weights, which are those to predict with.
+    With an average nnU-Net saves the averaged weights, because predictions use them.
     """
     averaged = joint.average is not None
     return {
@@ -59,16 +59,16 @@ def saved_state(joint: StudentWithAdapters) -> dict[str, Any]:
 
 
 def check_resumable(saved: Any, path: str, places: list[Any], optimizer: str | None) -> None:
-    """Check that a training can go on from a checkpoint.
+    """Check that a training can resume from a checkpoint.
 
     Args:
-        saved: What :func:`saved_state` and the trainer added to it; ``None``: nothing.
-        path: Where it is, for messages.
-        places: See :attr:`nnunet_kd.distillation.distiller.Distiller.places`.
-        optimizer: What the settings ask for now.
+        saved: The state that this package added to the checkpoint; ``None`` if it added none.
+        path: The checkpoint's path, for messages.
+        places: The current value of :attr:`nnunet_kd.distillation.distiller.Distiller.places`.
+        optimizer: The optimizer that the settings ask for now.
 
     Raises:
-        ValueError: If it was begun by another trainer, with other terms or with another optimizer.
+        ValueError: If the training began with another trainer, other terms or another optimizer.
     """
     if saved is None:
         raise ValueError(f"{path} was not written by a trainer of nnunet_kd: train without --c")
@@ -76,28 +76,28 @@ def check_resumable(saved: Any, path: str, places: list[Any], optimizer: str | N
         before, now = (", ".join(name for name, _ in them) for them in (saved["terms"], places))
         raise ValueError(
             f"this training was begun with other terms or stages ({before or 'none'}) than nnunet_kd.method of the "
-            f"plans has now ({now or 'none'}): restore it, or train again without --c"
+            f"plans has now ({now or 'none'}): restore nnunet_kd.method, or train from the start without --c"
         )
     begun = saved["record"].get("optimizer") if "record" in saved else optimizer
-    if begun != optimizer:  # its state is of other moments
+    if begun != optimizer:  # optimizers keep different states
         raise ValueError(
-            f"this training was begun with {begun or 'SGD'} as its optimizer, which nnunet_kd.training of the "
-            "plans no longer has: restore it, or train again without --c"
+            f"this training was begun with {begun or 'SGD'}, but nnunet_kd.training of the plans now asks for "
+            f"{optimizer or 'SGD'}: restore the optimizer, or train from the start without --c"
         )
 
 
 def load_average(joint: StudentWithAdapters, other: Mapping[str, Tensor] | None, shown: bool) -> None:
-    """Restore a student and its average, once nnU-Net has loaded the weights it saved.
+    """Restore a student and its average after nnU-Net has loaded the weights it saved.
 
-    An average that the settings no longer ask for is restored too: it is what is validated.
+    The average is restored even if the settings no longer ask for one, because validation uses it.
 
     Args:
-        joint: Has nnU-Net's weights, in its average too.
-        other: The weights that nnU-Net did not save; ``None``: the training had no average.
-        shown: Whether nnU-Net saved the average, and ``other`` are the student's own weights; if not, the reverse.
+        joint: The student; nnU-Net's weights are in it and in its average.
+        other: The weights that nnU-Net did not save; ``None`` if the training had no average.
+        shown: Whether nnU-Net saved the average, so that ``other`` holds the student's own weights, or the reverse.
     """
     if other is None:
-        if joint.average is not None:  # asked for since
+        if joint.average is not None:  # added to the settings since
             joint.average.restart()
         return
     if joint.average is None:

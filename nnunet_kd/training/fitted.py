@@ -1,4 +1,4 @@
-"""Fit a student's initial weights to what its teacher makes of augmented training patches."""
+"""Fit a student's initial weights to its teacher's outputs on augmented training patches."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from nnunet_kd.training.start import (
 
 
 def fit_to_teacher(trainer: Any, start: Start) -> None:
-    """Fit the initial weights, and say in the log how good they are.
+    """Fit the initial weights of a trainer's student, and log how good they are.
 
-    Nothing happens where they are not to be fitted, or where other weights have been loaded since. The patches are
-    drawn with random numbers of their own: the training goes on as if none had been drawn.
+    Nothing happens if the settings do not ask for fitting, or if other weights have been loaded since. Drawing the
+    patches does not change the state of the random number generators.
 
     Args:
-        trainer: The trainer, which has its data and its student.
-        start: Its initial weights. The teacher is taken from it.
+        trainer: The trainer that holds the data and the student.
+        start: The initial weights. Their teacher is removed from the object.
     """
     teacher = start.take_teacher()
     if teacher is None:
         return
     student, say = trainer.trained().student, trainer.print_to_log_file
     if any(not torch.equal(weight.cpu(), start.weights[name]) for name, weight in student.state_dict().items()):
-        say("initial weights: others were loaded, these are not fitted to the teacher's outputs")
+        say("initial weights: others were loaded, so nothing is fitted to the teacher's outputs")
         return
     heads: Heads = "regions" if trainer.label_manager.has_regions else "classes"
     names = head_names(trainer.dataset_json["labels"], heads)
@@ -55,7 +55,7 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
     teacher = teacher.to(trainer.device)
     prune = trainer.preparation.settings.training.initial_weights == "pruned"
     fit_start(teacher, student, patches.images, prune=prune, heads=heads, log=say)
-    if trainer.is_ddp:  # the same up to rounding
+    if trainer.is_ddp:  # processes may differ by rounding
         for weight in student.state_dict().values():
             torch.distributed.broadcast(weight, 0)
     ignored = trainer.label_manager.ignore_label
@@ -65,6 +65,6 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
 
 
 def _image_and_target(trainer: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of a batch, on the device, and its target at the finest scale."""
+    """Return the images of a batch and its target at the finest scale, both on the device."""
     images, target = trainer.on_device(batch)
     return images[:, : trainer.num_input_channels], target[0] if isinstance(target, list) else target

@@ -1,4 +1,4 @@
-"""What the labels themselves train with, where a paper asks for other than nnU-Net's Dice and cross-entropy."""
+"""Losses on the labels, for papers that do not use nnU-Net's Dice and cross-entropy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def without_dice(loss: nn.Module) -> None:
-    """Leave cross-entropy alone of nnU-Net's loss.
+    """Reduce nnU-Net's loss to cross-entropy, in place.
 
-    nnU-Net's own ``weight_dice = 0`` gives the number 0 instead of a tensor where a batch has no annotated voxel.
+    nnU-Net's own ``weight_dice = 0`` returns the number 0 instead of a tensor if a batch has no annotated voxel.
 
     Args:
-        loss: nnU-Net's, with or without deep supervision; changed.
+        loss: nnU-Net's loss, with or without deep supervision.
     """
     inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     inner.dc = _NoDice()
@@ -22,5 +22,5 @@ def without_dice(loss: nn.Module) -> None:
 
 class _NoDice(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        """0, with a gradient."""
+        """Return 0 with a gradient."""
         return 0 * logits.float().mean()

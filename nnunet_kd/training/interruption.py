@@ -1,6 +1,6 @@
-"""What a training leaves where it is stopped: the end of the last epoch it has finished.
+"""Saving the last finished epoch when a training is stopped.
 
-Only there does ``--c`` go on exactly: in the middle of an epoch its log, its average and its batches have no end yet.
+``--c`` resumes exactly only from the end of an epoch: within one, log, weight average and batches are incomplete.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from nnunet_kd.nnunet.settings import SCHEDULE
 from nnunet_kd.storage.writing import replacing
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
-LARGEST = 2**30  # bytes of a checkpoint that is held in memory
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, the scheduler of a cluster, a terminal that is closed
+LARGEST = 2**30  # bytes; larger checkpoints are not held in memory
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a cluster's scheduler, a closed terminal
 
-_handlers: dict[int, Any] = {}  # of the signals, before a training took them
+_handlers: dict[int, Any] = {}  # the handlers that a running training replaces
 
 
 def usual_save_every(num_epochs: int) -> int:
-    """Epochs between two saves: nnU-Net's number, but at most a tenth of the training."""
+    """Return the number of epochs between two checkpoints: nnU-Net's, but at most a tenth of the training."""
     return max(1, min(int(SCHEDULE["save_every"]), num_epochs // 10))
 
 
 class LastEpoch:
-    """The checkpoint of the last finished epoch: held in memory, and written where the training is stopped.
+    """The checkpoint of the last finished epoch, held in memory and written if the training is stopped.
 
-    It takes as much memory as the file, three times the weights: 22 MiB for a quarter of the width of a U-Net of 31
-    million parameters, and as much time as a save without the disk, tenths of a second an epoch. Beyond
-    :data:`LARGEST` nothing is held, and a stopped training goes on from its last save.
+    It takes as much memory as its file, three times the weights (22 MiB for a quarter of the width of a U-Net with 31
+    million parameters), and tenths of a second per epoch. Checkpoints above :data:`LARGEST` are not held; a stopped
+    training then resumes from its last save.
 
     Args:
-        say: Writes a line into the log.
+        say: The function that writes a line to the log.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -54,10 +54,10 @@ class LastEpoch:
         self._path: Path | None = None
 
     def hold(self, checkpoint: Callable[[], Mapping[str, Any]]) -> None:
-        """Hold the checkpoint of the epoch that has just ended, unless it is on the disk.
+        """Hold the checkpoint of the epoch that has just ended, unless it is saved already.
 
         Args:
-            checkpoint: Makes it.
+            checkpoint: The function that makes the checkpoint.
         """
         if self._path is None or self._saved or self._too_large:
             self._saved = False
@@ -68,13 +68,11 @@ class LastEpoch:
         if not self._too_large:
             self._held = buffer.getvalue()
             return
-        self._say(
-            f"checkpoints are larger than {LARGEST // 2**20} MiB: a training that is stopped goes on from its last save"
-        )
+        self._say(f"checkpoints are larger than {LARGEST // 2**20} MiB: a stopped training resumes from its last save")
 
     @contextmanager
     def saving(self, path: Path) -> Iterator[None]:
-        """Around writing a checkpoint: a first signal waits, and a newer file is not replaced by what was held."""
+        """Delay a first signal while a checkpoint is written, and discard the held checkpoint afterwards."""
         self._writing = True
         try:
             yield
@@ -88,15 +86,15 @@ class LastEpoch:
 
     @contextmanager
     def saved_when_stopped(self, folder: Path) -> Iterator[None]:
-        """Around a training: whatever stops it, the last finished epoch is written first.
+        """Write the last finished epoch if the training in this block is stopped, whatever stops it.
 
-        Signals then do what they did before; those that were ignored still are.
+        Signals then have their previous effect; ignored signals remain ignored.
 
         Args:
-            folder: Of the fold.
+            folder: The fold's results folder.
         """
         self._path, self._saved = folder / LATEST, False
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set handlers
             for name in SIGNALS:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
@@ -108,14 +106,14 @@ class LastEpoch:
             raise
         finally:
             self._held = self._path = None
-            _give_back()
+            _restore_handlers()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Of a signal."""
+        """Handle a signal: write the last finished epoch, then call the previous handler."""
         if self._writing and self._waiting is None:
             self._waiting = number
             return
-        if not self._writing:  # else a second one: what is being written still has the file
+        if not self._writing:  # a second signal during a save must not write the same file
             self._write()
         before = _handlers.get(number, signal.SIG_DFL)
         if callable(before):
@@ -131,19 +129,20 @@ class LastEpoch:
         try:
             with replacing(self._path) as unfinished:
                 unfinished.write_bytes(held)
-            said = f"stopped: the last finished epoch is in {self._path}, add --c to go on from there"
+            said = f"stopped: the last finished epoch is in {self._path}, add --c to resume from there"
         except OSError as error:
             said = f"stopped: the last finished epoch could not be saved: {error}"
-        with suppress(OSError, RuntimeError):  # a signal may come while something else is printed
+        with suppress(OSError, RuntimeError):  # a signal can interrupt another print
             self._say(said)
             sys.stdout.flush()
 
 
-def _give_back() -> None:
+def _restore_handlers() -> None:
+    """Restore the previous signal handlers."""
     for number, handler in _handlers.items():
         signal.signal(number, handler)
     _handlers.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_give_back)  # the processes that load batches end as they always did
+    os.register_at_fork(after_in_child=_restore_handlers)  # data loading processes keep their usual handlers

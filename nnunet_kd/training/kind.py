@@ -1,4 +1,4 @@
-"""What a trainer class declares, for code that needs no more of it."""
+"""The attributes that a trainer class declares, as a protocol for code that needs only these."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from nnunet_kd.distillation.methods import Method
 
 
 class TrainerKind(Protocol):
-    """A trainer class that distils.
+    """The protocol of a trainer class that distils.
 
     Attributes:
-        reduction: Where the plans name no student, its widths are the teacher's, divided by this.
-        terms: Terms beside nnU-Net's own loss, which plans can add to or replace; ``None``: none, whatever they say.
-        recipe: Settings of the training that belong to these terms: not used where the plans list others instead.
-        network_of_plans: Key of :data:`nnunet_kd.nnunet.planning.NETWORKS`, for plans that name no student; ``None``
-            keeps the network of the plans.
-        method: Dataclass of ``nnunet_kd.method``, for a trainer that has settings of its own instead of terms.
+        reduction: The divisor of the teacher's widths for a student that the plans do not name.
+        terms: The terms in addition to nnU-Net's loss, which plans can extend or replace; ``None`` if the trainer has
+            none whatever the plans say.
+        recipe: Training settings that belong to these terms. They do not apply if the plans list other terms.
+        network_of_plans: A key of :data:`nnunet_kd.nnunet.planning.NETWORKS`, the network of a student that the plans
+            do not name; ``None`` keeps the network of the plans.
+        method: The dataclass of ``nnunet_kd.method``, if the trainer has its own settings instead of terms.
     """
 
     __name__: str
@@ -29,4 +30,4 @@ class TrainerKind(Protocol):
 
     @property
     def build_network_architecture(self) -> Any:
-        """nnU-Net's static method that builds the plain student."""
+        """The static method of nnU-Net that builds the plain student."""

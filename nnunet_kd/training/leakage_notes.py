@@ -1,4 +1,4 @@
-"""Warnings of leakage in the plans that nnU-Net saves with the results of all folds."""
+"""Leakage warnings in the plans that nnU-Net saves in the results folder."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from nnunet_kd.training.sources import Sources
 
 
 def note_leakage(trainer: Any, sources: Sources, validation: Collection[str] | None) -> str | None:
-    """Put a fold's warning into the plans that nnU-Net is about to save for all folds; those of other folds stay.
+    """Put a fold's warning into the plans that nnU-Net is about to save, and keep the other folds' warnings.
 
     Args:
         trainer: The trainer of the fold.
-        sources: What its student learns from.
-        validation: The fold's validation cases; ``None``: nothing is trained, and what was noted before holds.
+        sources: The sources of its student.
+        validation: The fold's validation cases; ``None`` if nothing is trained, so that the earlier warning holds.
 
     Returns:
-        The warning; ``None``: nothing has leaked.
+        The warning, or ``None`` if nothing has leaked.
     """
     say = trainer.print_to_log_file
     try:
         notes = _noted(Path(trainer.output_folder_base))
     except ValueError as error:
-        say(f"{error}: notes of leakage of other folds are lost")
+        say(f"{error}: the leakage warnings of other folds are lost")
         notes = {}
     fold = str(trainer.fold)
     warning: str | None
     if validation is None:
         warning = notes.get(fold, trainer.preparation.leakage)
     else:
-        before = notes.get(fold, "") if trainer.resumes else ""  # of epochs that stay in the student
+        before = notes.get(fold, "") if trainer.resumes else ""  # earlier epochs still count in a resumed training
         now = [note for note in sources.leakage(validation) if note not in before]
         warning = joined([before or None, *now])
     notes.pop(fold, None)
@@ -50,29 +50,29 @@ def note_leakage(trainer: Any, sources: Sources, validation: Collection[str] | N
 
 
 def keep_leakage(trainer: Any, warning: str | None) -> None:
-    """Put a fold's warning into the results' plans again, in case a fold that began at the same time has lost it."""
+    """Restore a fold's warning in the results folder if a fold that began at the same time has overwritten it."""
     if trainer.local_rank == 0:
         try:
             _keep(Path(trainer.output_folder_base), str(trainer.fold), warning)
-        except ValueError as error:  # the training is done, whatever becomes of the note
+        except ValueError as error:  # a finished training must not fail because of its warning
             trainer.print_to_log_file(f"{error}: the note of leakage may be lost")
 
 
 def _noted(folder: Path) -> dict[str, str]:
-    """What the results' plans say of teachers that have seen validation cases: student fold -> warning.
+    """Return the leakage warnings in the plans of the results folder: student fold -> warning.
 
     Raises:
-        ValueError: Where they cannot be read: nnU-Net does not write them atomically.
+        ValueError: If the plans cannot be read, for nnU-Net does not write them atomically.
     """
     plans = folder / "plans.json"
     return recorded_leakage(read_plans(plans)) if plans.is_file() else {}
 
 
 def _keep(folder: Path, fold: str, warning: str | None) -> None:
-    """Put a fold's warning into the results' plans again, where a fold that began at the same time has lost it.
+    """Put a fold's warning back into the plans of the results folder, if it is missing.
 
     Raises:
-        ValueError: Where they cannot be read, as while that fold writes them.
+        ValueError: If the plans cannot be read, for example while another fold writes them.
     """
     notes = _noted(folder)
     if warning is not None and notes.get(fold) != warning:

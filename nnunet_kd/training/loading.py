@@ -1,4 +1,4 @@
-"""Seeded data loading: batch ``i`` of a training is the same whatever runs before it and however many workers."""
+"""Seeded data loading: batch ``i`` does not depend on earlier batches or on the number of workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seed_everything(seed: int, *position: int) -> None:
 
 @contextmanager
 def generators_left_alone() -> Iterator[None]:
-    """What is drawn inside changes nothing that Python, NumPy and PyTorch draw on the CPU after it."""
+    """Restore the CPU random states of Python, NumPy and PyTorch at the end of the block."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -42,10 +42,12 @@ def generators_left_alone() -> Iterator[None]:
 
 
 def repeat_exactly(transforms: Any) -> None:
-    """Let no stopwatch choose between ways of blurring that differ in the last digits.
+    """Fix the implementation of the Gaussian blur, which nnU-Net chooses by its run time.
+
+    The implementations differ in the last digits.
 
     Args:
-        transforms: nnU-Net's, composed; changed.
+        transforms: nnU-Net's composed transforms, changed in place.
     """
     for inner in getattr(transforms, "transforms", [getattr(transforms, "transform", None)]):
         if inner is not None:
@@ -55,16 +57,16 @@ def repeat_exactly(transforms: Any) -> None:
 
 
 class SeededBatches:
-    """An endless data loader that seeds all random numbers before each batch, by the number of the batch.
+    """An endless data loader that seeds all random numbers by the number of each batch.
 
     Args:
-        loader: nnU-Net's data loader, which cuts and augments one batch at each ``next``.
-        seed: Seed of the training.
+        loader: nnU-Net's data loader, which crops and augments one batch per ``next``.
+        seed: The seed of the training.
         stream: :data:`TRAINING` or :data:`VALIDATION`.
-        rank: Rank of this process under DDP.
-        first: Number of the first batch, above 0 when a training goes on.
-        workers: Processes that share the batches between them in turn.
-        check: Says what is wrong with a batch; the training hears of it where the batch arrives.
+        rank: The rank of this process under DDP.
+        first: The number of the first batch, above 0 when a training resumes.
+        workers: The number of processes that take turns in making batches.
+        check: The function that describes the fault of a batch; :func:`checked` raises it in the training process.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class SeededBatches:
         self._workers = workers
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Called in a worker: it makes every ``workers``-th batch, starting with its own."""
+        """Make this worker start with batch ``thread_id`` and then make every ``workers``-th one."""
         # A forked worker inherits OpenMP's record of a thread pool but not the threads, and would wait for them.
         torch.set_num_threads(1)
         self._next += thread_id
@@ -95,7 +97,7 @@ class SeededBatches:
 
 
 def checked(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch; ``ValueError`` where fault was found with it."""
+    """Return the batch, or raise ``ValueError`` if the check found a fault."""
     if _FAULT in batch:
         raise ValueError(batch[_FAULT])
     return batch
@@ -121,14 +123,14 @@ def seeded_augmenter(
     pin_memory: bool,
     check: Check | None = None,
 ) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
-    """Batches of :class:`SeededBatches` in order, made by ``workers`` processes, by this one where that is 0.
+    """Return the batches of :class:`SeededBatches` in order, made by ``workers`` processes, or by this one if 0.
 
-    ``next`` raises ``ValueError`` for a batch that ``check`` finds fault with.
+    ``next`` raises ``ValueError`` for a batch that fails the ``check``.
     """
     batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1), check)
     if workers == 0:
         return _InThisProcess(batches, None)
-    # One batch waits for each worker, as many as nnU-Net's one queue holds, or so: they are large, and may be pinned.
+    # Each worker queues one batch, about as many in all as nnU-Net's queue: batches are large and may be pinned.
     return _InProcesses(batches, None, workers, num_cached_per_queue=1, pin_memory=pin_memory, wait_time=0.002)
 
 
@@ -142,16 +144,16 @@ def seeded_loaders(
     pin_memory: bool,
     check: Check,
 ) -> tuple[Any, Any]:
-    """Make seeded loaders of nnU-Net's, with as many processes as it would start.
+    """Make seeded loaders from nnU-Net's, with the number of processes that nnU-Net would start.
 
     Args:
-        loaders: For training and for validation; each cuts and augments a batch at every ``next``.
-        iterations: Batches per epoch that are taken from each.
+        loaders: The loaders for training and validation, which crop and augment a batch per ``next``.
+        iterations: The number of batches per epoch for training and for validation.
         epoch: The first epoch.
-        seed: Of the training.
-        rank: Of this process under DDP.
-        pin_memory: For transfers to a GPU.
-        check: Says what is wrong with a batch.
+        seed: The seed of the training.
+        rank: The rank of this process under DDP.
+        pin_memory: Whether batches are put into pinned memory for transfers to a GPU.
+        check: The function that describes the fault of a batch.
     """
     workers = get_allowed_n_proc_DA()
     shares = workers, max(1, workers // 2) if workers else 0

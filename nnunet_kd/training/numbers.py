@@ -1,4 +1,4 @@
-"""The numbers that training steps leave for the log."""
+"""Conversion, averaging and logging of the values of training steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nnunet_kd.training.faults import SKIPPED
 
 
 def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Scalars of one step, which leave the device in one transfer."""
+    """Convert the scalars of one step to numbers, in one transfer from the device."""
     numbers = torch.stack([value.detach().float() for value in values.values()])
     return dict(zip(values, numbers.cpu().numpy(), strict=True))
 
 
 def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
-    """Mean of every value over the steps of an epoch where it is finite, and over the processes."""
+    """Average every value over the steps of an epoch and over the processes, ignoring values that are not finite."""
     here = {name: _finite_mean([output[name] for output in outputs]) for name in outputs[0]}
     if not is_ddp:
         return here
@@ -30,7 +30,7 @@ def means(outputs: list[dict[str, Any]], is_ddp: bool) -> Mapping[str, float]:
 
 
 def with_finite_loss(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The losses of an epoch for nnU-Net's log; steps without a finite one count as their mean."""
+    """Return the losses of an epoch for nnU-Net's log, with the mean in place of losses that are not finite."""
     mean = _finite_mean([output["loss"] for output in outputs])
     return [{"loss": output["loss"] if np.isfinite(output["loss"]) else mean} for output in outputs]
 
@@ -48,18 +48,18 @@ def log_terms(
     weights: Mapping[str, float],
     is_ddp: bool,
 ) -> list[str]:
-    """Log the mean of every term over an epoch; not a number where a term was not computed.
+    """Log the mean of every term over an epoch, NaN for a term that was not computed.
 
     Args:
-        logger: nnU-Net's.
-        epoch: Counted from 0.
-        names: Names of the terms in the log.
-        outputs: What the steps of the epoch left.
+        logger: nnU-Net's logger.
+        epoch: The epoch, counted from 0.
+        names: The names of the terms in the log.
+        outputs: The values of every step of the epoch.
         weights: Term -> its weight in this epoch.
         is_ddp: Whether several processes train together.
 
     Returns:
-        Lines for the log file.
+        The lines for the log file.
     """
     lines = []
     epoch_means = means(outputs, is_ddp)

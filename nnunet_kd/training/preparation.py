@@ -1,4 +1,4 @@
-"""A student's experiment as its plans and its trainer class ask for it: nothing is changed or written."""
+"""A student's experiment, derived from its plans and its trainer class without changing or writing anything."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from nnunet_kd.training.kind import TrainerKind
 
 @dataclass(frozen=True)
 class Preparation:
-    """A student's experiment: its plans (derived from the teacher's where they named no student) and settings.
+    """The plans and the settings of a student; plans that name no student are derived from the teacher's.
 
     Attributes:
         student: The student's plans, configuration and ``dataset.json``.
-        fold: The fold it trains.
-        settings: The ``nnunet_kd`` block, with the trainer's own settings where it says nothing.
-        terms: What is distilled.
-        method: ``nnunet_kd.method`` as the trainer's own settings; ``None`` where it holds numbers of terms.
+        fold: The fold that is trained.
+        settings: The ``nnunet_kd`` block, completed with the trainer's settings.
+        terms: The distillation terms.
+        method: ``nnunet_kd.method`` as the trainer's dataclass; ``None`` if it holds settings of terms.
     """
 
     student: Experiment
@@ -50,7 +50,7 @@ class Preparation:
 
     @property
     def leakage(self) -> str | None:
-        """A warning where the settings let the teacher see validation cases; no teacher is needed to know."""
+        """A warning if the settings let the teacher see validation cases, without looking at the teacher."""
         return leakage(self.settings.teachers, self.fold) if self.uses_teacher else None
 
     @property
@@ -70,35 +70,35 @@ class Preparation:
 
     @property
     def soft_label_term(self) -> SoftLabelTerm | None:
-        """The term that reads stored soft labels, if there is one and it has a weight."""
+        """The term that reads stored soft labels; ``None`` without one or if its weight is 0."""
         found = [term for term in self.terms if isinstance(term, SoftLabelTerm) and term.weight > 0]
         return found[0] if found else None
 
     def distiller(self) -> Distiller:
-        """Return what computes the terms; no teacher is attached to it yet."""
+        """Return a distiller for the terms, without a teacher yet."""
         labels = PlansManager(self.student.plans).get_label_manager(self.student.dataset_json)
         return Distiller(self.terms, LabelCodes(labels))
 
     def rescheduled(self, trainer: TrainerKind, schedule: Mapping[str, Any]) -> Preparation:
-        """Return the same with another schedule, which the terms follow.
+        """Return a copy with another schedule and terms built for it.
 
         Raises:
-            ValueError: If they cannot.
+            ValueError: If a term does not fit the schedule.
         """
         settings = replace(self.settings, training=replace(self.settings.training, **schedule))
         return replace(self, settings=settings, terms=_terms(trainer, settings))
 
 
 def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Preparation:
-    """Read the ``nnunet_kd`` block for one trainer class.
+    """Prepare a student's experiment for one trainer class.
 
     Args:
-        trainer: The class, or whatever declares the same.
-        student: Plans that name a student, or the teacher's, of which one is derived.
+        trainer: The trainer class, or an object with the same attributes.
+        student: An experiment whose plans name a student, or the teacher's, from which one is derived.
         fold: The fold to train.
 
     Raises:
-        ValueError: For a block that is not valid.
+        ValueError: If the ``nnunet_kd`` block is not valid.
     """
     settings = read_settings(student.plans)
     settings = replace(settings, training=_with_class_attributes(trainer, settings, student.plans))
@@ -106,7 +106,7 @@ def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Prepa
     terms = _terms(trainer, settings)
     for key in ("optimizer", "initial_weights"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
-            raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own")
+            raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own, remove the key")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
 
@@ -116,7 +116,7 @@ def _terms(trainer: TrainerKind, settings: Settings) -> list[Term]:
 
 
 def _with_class_attributes(trainer: TrainerKind, settings: Settings, plans: Plans) -> TrainingSettings:
-    """Class attributes of the trainer where the block says nothing; of the schedule, ``null`` says nothing."""
+    """Complete the training settings with class attributes; ``null`` in the schedule counts as not set."""
     block = plans.get(BLOCK, {}).get("training", {})
     given = {key for key, value in block.items() if value is not None or key not in SCHEDULE}
     recipe = {} if "terms" in settings.method else trainer.recipe
@@ -126,7 +126,7 @@ def _with_class_attributes(trainer: TrainerKind, settings: Settings, plans: Plan
 
 
 def _student_plans(trainer: TrainerKind, experiment: Experiment, student: StudentSettings | None) -> Plans:
-    """Plans of a student as they are; others with the widths and the network that block or trainer asks for."""
+    """Return a student's plans unchanged, and derive other plans as the block or the trainer asks."""
     plans = experiment.plans
     if student is not None and student.source_plans not in (None, plans["plans_name"]):
         return deepcopy(plans)
@@ -139,22 +139,22 @@ def _student_plans(trainer: TrainerKind, experiment: Experiment, student: Studen
     )
     if experiment.configuration not in derived["configurations"]:
         raise ValueError(
-            f"{trainer.__name__} trains configurations {', '.join(derived['configurations'])}, not "
+            f"{trainer.__name__} trains the configurations {', '.join(derived['configurations'])}, not "
             f"{experiment.configuration}"
         )
     return derived
 
 
 def check_network(student: nn.Module, class_name: str, trainer: str) -> None:
-    """Check that the plans name the network a trainer is made for.
+    """Check that the plans name the network that the trainer is made for.
 
     Raises:
-        ValueError: With the command that makes such plans.
+        ValueError: If they do not; the message has the command that makes such plans.
     """
     kind = type(student)
     if f"{kind.__module__}.{kind.__qualname__}" != class_name:
         module, _, wanted = class_name.rpartition(".")
         raise ValueError(
-            f"{trainer} trains {wanted}, the plans name {kind.__qualname__}: make plans with nnunet_kd plan --network "
-            f"{module.rpartition('.')[2]}"
+            f"{trainer} trains {wanted}, but the plans name {kind.__qualname__}: make plans with nnunet_kd plan "
+            f"--network {module.rpartition('.')[2]}"
         )

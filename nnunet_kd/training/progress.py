@@ -1,4 +1,4 @@
-"""The terms' curves in nnU-Net's ``progress.png``."""
+"""Curves of the distillation terms in nnU-Net's ``progress.png``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-FAST = 1  # zlib's level: every epoch waits for the picture
+FAST = 1  # zlib's compression level: every epoch waits for the picture
 
 
 def append_terms(png: Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Draw one curve a term below the picture nnU-Net has just made, in its width and style.
+    """Draw one curve per term below nnU-Net's picture, in the same width and style.
 
     Args:
-        png: nnU-Net's picture; replaced. Left alone where it does not exist.
-        curves: Term -> unweighted value of every epoch, not a number where its weight was 0. The axis is logarithmic
-            where all values allow it, terms being of very different size.
+        png: nnU-Net's picture, which is replaced. If it does not exist, nothing happens.
+        curves: Term -> its unweighted value in every epoch, NaN if its weight was 0. The axis is logarithmic if all
+            values are positive, because terms differ by orders of magnitude.
     """
     if not png.is_file():
         return

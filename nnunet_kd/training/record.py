@@ -1,4 +1,4 @@
-"""What a training was made with: the settings of every stretch of epochs, kept in its checkpoints."""
+"""The settings that a training's epochs were trained with, as its checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from nnunet_kd.training.sources import find_soft_labels
 
 Record = Mapping[str, Any]
 ORIGINS = ("teacher_checkpoints", "soft_labels_made_by")
-DIGITS = 12  # of a digest
+DIGITS = 12  # of a digest that are kept
 
 
 def record_of(preparation: Preparation) -> dict[str, Any]:
-    """Return what a training depends on beside network and data, in plain values: defaults may change after it."""
+    """Return all settings that the result of a training depends on, defaults included, as plain values."""
     settings = preparation.settings
     configuration = PlansManager(preparation.student.plans).get_configuration(preparation.student.configuration)
     record = _given(settings.training)
-    del record["overwrite"]  # of no influence
+    del record["overwrite"]  # does not influence the result
     record.update(
         batch_size=int(configuration.batch_size),
         patch_size=[int(side) for side in configuration.patch_size],
@@ -43,9 +43,9 @@ def record_of(preparation: Preparation) -> dict[str, Any]:
 
 
 def _origins(preparation: Preparation) -> dict[str, Any]:
-    """Digests of what is learnt from, as far as it is there: teachers' checkpoints, how soft labels were made.
+    """Return digests of the teachers' checkpoints and of the source of the soft labels, as far as they exist.
 
-    Another teacher may have taken the place and the name of the one before.
+    Digests reveal that a teacher was replaced by another one under the same path.
     """
     found: dict[str, Any] = {}
     student = preparation.student
@@ -61,10 +61,10 @@ def _origins(preparation: Preparation) -> dict[str, Any]:
 
 
 def changes(now: Record, before: Record) -> str:
-    """Say what differs between two records; empty: nothing.
+    """Describe the differences between two records; an empty string means that there are none.
 
-    A record of an earlier version does not tell the batch, or all of the terms. Of what is learnt from only what both
-    know is compared: it need not be there any more.
+    Records of earlier versions lack the batch settings and the options of the terms, which are not compared then.
+    Digests are compared only if both records have them, since teachers and soft labels may have been removed.
     """
     unknown = {"batch_size", "patch_size", "batch_dice", "term_options"} - {*before}
     unknown |= {*ORIGINS} - ({*before} & {*now})
@@ -73,15 +73,15 @@ def changes(now: Record, before: Record) -> str:
 
 
 def _given(settings: TrainingSettings | TeacherSettings) -> dict[str, Any]:
-    """The settings that are not ``None``, in plain values."""
+    """Return the settings that are not ``None`` as plain values."""
     return {key: value for key, value in asdict(settings).items() if value is not None}
 
 
 class History:
-    """Of one training, kept in its checkpoints.
+    """The records of one training, which its checkpoints keep.
 
     Args:
-        now: Settings of the epochs to come, in plain values.
+        now: The record of the epochs that are still to be trained.
     """
 
     def __init__(self, now: Record) -> None:
@@ -90,12 +90,12 @@ class History:
         self._epochs = 0
 
     def resume(self, saved: Mapping[str, Any], epochs: int) -> None:
-        """Go on with what :meth:`state` gave, after so many epochs."""
+        """Continue the history that :meth:`state` saved after ``epochs`` epochs."""
         self._before = records(saved)
         self._epochs = epochs
 
     def state(self, epochs: int) -> dict[str, Any]:
-        """For a checkpoint after so many epochs: settings that no epoch was trained with are not among them."""
+        """Return the records for a checkpoint after ``epochs`` epochs; settings that no epoch used are left out."""
         all_records = list(self._before)
         if not all_records or (epochs > self._epochs and all_records[-1] != self._now):
             all_records.append(self._now)
@@ -103,7 +103,7 @@ class History:
 
 
 def records(saved: Mapping[str, Any]) -> list[Record]:
-    """All records of a checkpoint, in turn; none where an earlier version of this package wrote it."""
+    """Return all records of a checkpoint in order; earlier versions of this package wrote none."""
     earlier = saved.get("earlier_records")
     every = [*(earlier if isinstance(earlier, list) else []), saved.get("record")]
     return [record for record in every if isinstance(record, dict)]

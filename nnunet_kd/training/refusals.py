@@ -1,6 +1,6 @@
-"""What a person can get wrong, said last and alone below the traceback of nnU-Net's commands.
+"""Showing errors of this package as a single sentence below the traceback of nnU-Net's commands.
 
-nnU-Net makes and runs a trainer inside its own command, which shows what that raises under forty lines of calls.
+nnU-Net makes and runs a trainer inside its own command, which hides the error message under forty lines of calls.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _Result = TypeVar("_Result")
 
 
 def said_last(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Have what this package refuses in a method shown as one sentence, where a command of nnU-Net ends with it.
+    """Print this package's errors in a method as one sentence if they end a command of nnU-Net.
 
-    The exception is raised as it is: programs that catch it see no difference.
+    The exception itself is raised unchanged for programs that catch it.
     """
 
     @functools.wraps(method)
@@ -40,7 +40,7 @@ def said_last(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised it, in one sentence: what libraries raise needs its traceback."""
+    """Return whether this package raised the error; errors of libraries need their traceback."""
     end = error.__traceback__
     while end is not None and end.tb_next is not None:
         end = end.tb_next
@@ -48,7 +48,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _say_last(error: BaseException) -> None:
-    if multiprocessing.parent_process() is not None:  # which shows the text of this one's traceback as its own error
+    if multiprocessing.parent_process() is not None:  # the parent shows this process's traceback as its error
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(_sentence(error))
     elif _in_command():
@@ -65,11 +65,11 @@ def _in_command() -> bool:
 def _show(
     before: Callable[..., Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """For ``sys.excepthook``, once: what was there before, and then the sentence."""
+    """Call the previous ``sys.excepthook``, then print the sentence; lasts for one exception."""
     sys.excepthook = before
     before(kind, error, traceback)
     if hasattr(error, _SAID):
-        sys.stdout.flush()  # what nnU-Net has printed belongs above, in a pipe too
+        sys.stdout.flush()  # nnU-Net's output must come first, in a pipe too
         print(_sentence(error), file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""The results folder of a training: may it be written, is it this student's, does nobody else train in it now."""
+"""Checks on the results folder of a training: is it writable, does it belong to this student, is it in use?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EARLIER = "earlier_"
 
 
 def results_of(trainer: str, student: Experiment) -> Path | None:
-    """Where nnU-Net puts all folds of a training; ``None`` where ``nnUNet_results`` is not set."""
+    """Return the results folder that all folds share; ``None`` if ``nnUNet_results`` is not set."""
     if not nnUNet_results.is_set():
         return None
     plans = student.plans
@@ -31,92 +31,94 @@ def results_of(trainer: str, student: Experiment) -> Path | None:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Return whether a training has saved anything in the folder of a fold."""
+    """Return whether a fold's folder has any checkpoint."""
     return any((folder / name).is_file() for name in CHECKPOINTS)
 
 
 def check_results(folder: Path, student: Experiment) -> None:
-    """Refuse a folder that cannot be written, or that has checkpoints of another student.
+    """Check that a results folder is writable and holds no checkpoints of another student.
 
-    nnU-Net keeps one ``plans.json`` for all folds. If it were overwritten for another network, the folds that are
-    trained could no longer predict.
+    nnU-Net keeps one ``plans.json`` for all folds. Overwritten for another network, it would make the trained folds
+    useless for prediction.
 
     Raises:
-        OSError: If the folder cannot be written.
-        ValueError: If another student was trained there.
+        OSError: If the folder is not writable.
+        ValueError: If another student was trained in it.
     """
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OSError(f"cannot write results into {folder}: {there} is read-only, or not yours")
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OSError(f"cannot write results into {folder}: {existing} is read-only, or not yours")
     plans = folder / "plans.json"
     if not plans.is_file() or not any(path for name in CHECKPOINTS for path in folder.glob(f"fold_*/{name}")):
         return
     try:
         before = _network(read_plans(plans), student.configuration)
-    except (ValueError, KeyError):  # torn by a kill; nnU-Net writes it again
+    except (ValueError, KeyError):  # truncated when nnU-Net was killed; nnU-Net writes it again
         return
     now = _network(student.plans, student.configuration)
     if before != now:
         raise ValueError(
             f"{folder} holds another student ({network_in_words(before)}) than these plans ask for "
-            f"({network_in_words(now)}): give the plans another plans_name, or remove that folder"
+            f"({network_in_words(now)}): give the plans another plans_name, or remove the folder"
         )
 
 
 def readable_splits(preprocessed: Path) -> None:
-    """Check that nnU-Net can read the data set's folds, where it has made them.
+    """Check that nnU-Net can read the folds of the data set, if they have been made.
 
     Args:
-        preprocessed: The data set's folder in ``nnUNet_preprocessed``.
+        preprocessed: The folder of the data set in ``nnUNet_preprocessed``.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If the file of the folds cannot be read.
     """
     splits = preprocessed / "splits_final.json"
     if splits.is_file():
         try:
             read_splits(splits)
-        except ValueError as error:  # nnU-Net was killed while it wrote them
-            raise ValueError(f"{error}. If they are not your own, remove them: nnU-Net makes the same again") from None
+        except ValueError as error:  # truncated when nnU-Net was killed
+            raise ValueError(
+                f"{error}. Remove the file unless you wrote it yourself: nnU-Net makes the same folds again"
+            ) from None
 
 
 def refuse_finished(folder: Path) -> None:
-    """Refuse to train again where a training of this student has ended: prediction needs its checkpoint.
+    """Refuse to replace a finished training, whose checkpoint predictions need.
 
     Args:
-        folder: Of the fold.
+        folder: The fold's results folder.
 
     Raises:
-        FileExistsError: Where its last checkpoint is there.
+        FileExistsError: If the folder has the checkpoint of a finished training.
     """
     if (folder / "checkpoint_final.pth").is_file():
         raise FileExistsError(
-            f"{folder} holds a finished training, which stays as it is: add --val to validate it, --c to go on where "
-            'the plans have more epochs now, or set "overwrite": true in nnunet_kd.training of the plans to train from '
-            "the beginning"
+            f"{folder} holds a finished training, which is not overwritten: add --val to validate it, --c to resume "
+            'if the plans have more epochs now, or set "overwrite": true in nnunet_kd.training of the plans to train '
+            "from the start"
         )
 
 
 def set_aside(folder: Path) -> list[str]:
-    """Rename the checkpoints of an earlier training in the folder of a fold; returns their names now.
+    """Rename the checkpoints of an earlier training in a fold's folder, and return their new names.
 
-    Else ``--c``, where the new training is stopped, would go on with the old one's end. What was set aside before, as
-    several trainings were stopped, stays beside it.
+    Otherwise ``--c`` would resume the earlier training after the new one was stopped. Checkpoints that were set aside
+    before are kept.
     """
     prefixes = (f"{_EARLIER}{number}_" if number > 1 else _EARLIER for number in itertools.count(1))
     prefix = next(prefix for prefix in prefixes if not any(folder.glob(f"{prefix}checkpoint_*.pth")))
-    there = [name for name in CHECKPOINTS if (folder / name).is_file()]
-    for name in there:
+    found = [name for name in CHECKPOINTS if (folder / name).is_file()]
+    for name in found:
         os.replace(folder / name, folder / f"{prefix}{name}")
-    return [f"{prefix}{name}" for name in there]
+    return [f"{prefix}{name}" for name in found]
 
 
-def go_on_from_end(folder: Path) -> None:
-    """Take the end of a training that goes on for more epochs for one of its saves.
+def resume_from_end(folder: Path) -> None:
+    """Rename the final checkpoint of a training that resumes for more epochs to its latest one.
 
-    Else ``--c``, where it is stopped, would go on from there again, whatever was saved since.
+    Otherwise ``--c`` would resume from the final checkpoint again, whatever was saved since.
     """
     final = folder / "checkpoint_final.pth"
     if final.is_file():
@@ -124,7 +126,7 @@ def go_on_from_end(folder: Path) -> None:
 
 
 def remove_aside(folder: Path) -> None:
-    """What :func:`set_aside` has kept, once the new training has its own."""
+    """Delete the checkpoints that :func:`set_aside` has kept, once the new training has its own."""
     for path in folder.glob(f"{_EARLIER}*checkpoint_*.pth"):
         path.unlink()
 
@@ -135,13 +137,13 @@ def _network(plans: dict[str, Any], configuration: str) -> Any:
 
 
 class Lock:
-    """Held by the process that trains in a folder; see :class:`nnunet_kd.storage.processes.FileLock`.
+    """The lock of the process that trains in a folder; see :class:`nnunet_kd.storage.processes.FileLock`.
 
     Args:
-        folder: Of one fold.
+        folder: The fold's results folder.
 
     Raises:
-        BusyError: Where another process holds it.
+        BusyError: If another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -149,11 +151,11 @@ class Lock:
             self._lock = FileLock(folder / LOCK)
         except BusyError as error:
             raise BusyError(
-                f"another process trains in {folder} now (process {error}): wait for it, or stop it"
+                f"another process trains in {folder} (process {error}): wait for it to end, or stop it"
             ) from None
-        for leftover in folder.glob("*.unfinished*"):  # of a killed training; nobody else writes here
+        for leftover in folder.glob("*.unfinished*"):  # left by a killed training; only the lock's owner writes here
             leftover.unlink()
 
     def free(self) -> None:
-        """At the end of the training."""
+        """Release the lock at the end of the training."""
         self._lock.free()

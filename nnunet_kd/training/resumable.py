@@ -1,4 +1,4 @@
-"""nnU-Net's trainer that repeats exactly, goes on exactly where it was stopped, and loses no file."""
+"""nnU-Net's trainer with reproducible results, exact resuming and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from nnunet_kd.training.numbers import as_numbers
 from nnunet_kd.training.refusals import said_last
 from nnunet_kd.training.results import (
     Lock,
-    go_on_from_end,
     readable_splits,
     refuse_finished,
     remove_aside,
+    resume_from_end,
     set_aside,
 )
 
 
 class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped
-    """The half of a trainer that knows nothing of distillation.
+    """Train reproducibly and resume exactly; knows nothing about distillation.
 
     A subclass calls :meth:`begin_life` before nnU-Net's constructor.
 
     Attributes:
-        seed: Seeds initial weights, loading and augmentation; ``None`` leaves nnU-Net's unseeded ones.
-        resumes: Whether the training goes on from a checkpoint.
-        overwrite: Whether a finished training may be begun again.
+        seed: The seed of initial weights, data loading and augmentation; ``None`` leaves them unseeded, as in nnU-Net.
+        resumes: Whether the training resumes from a checkpoint.
+        overwrite: Whether a new training can replace a finished one.
     """
 
     seed: int | None
     overwrite: bool
 
     def begin_life(self) -> None:
-        """Set what this class keeps: nnU-Net's constructor takes its own arguments only."""
+        """Initialize the attributes of this class, which nnU-Net's constructor already uses."""
         self.resumes = False
         self._lock: Lock | None = None
         self._split: tuple[list[str], list[str]] | None = None
@@ -58,7 +58,7 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     # ---- data
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Split as nnU-Net does, once: the check for leakage and the validation see the same cases."""
+        """Split as nnU-Net does, but only once: the leakage check and the validation must see the same cases."""
         if self._split is None:
             if self.fold != "all":
                 readable_splits(Path(self.preprocessed_dataset_folder_base))
@@ -66,7 +66,7 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         return self._split
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return nnU-Net's loaders; seeded, each batch by its number, unless the seed is null."""
+        """Return nnU-Net's loaders, with every batch seeded by its number unless the seed is ``None``."""
         if self.seed is None:
             return self.stock_dataloaders()
         with no_worker_processes():
@@ -82,46 +82,46 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         )
 
     def stock_dataloaders(self) -> tuple[Any, Any]:
-        """Return nnU-Net's loaders as they are."""
+        """Return nnU-Net's loaders without seeding."""
         loaders: tuple[Any, Any] = super().get_dataloaders()
         return loaders
 
     def batch_check(self) -> BatchCheck:
-        """Return the check of this training's images, soft labels and labels."""
+        """Return the check that every batch of images, labels and soft labels has to pass."""
         return BatchCheck(self.num_input_channels, self.label_manager)
 
     # ---- training
 
     @said_last
     def run_training(self) -> None:
-        """Train as nnU-Net does; if the training is stopped, the last finished epoch is saved."""
+        """Train as nnU-Net does, and save the last finished epoch if the training is stopped."""
         if not self.resumes and not self.overwrite:
             refuse_finished(Path(self.output_folder))
         with self._last_epoch.saved_when_stopped(Path(self.output_folder)) if self.writes else nullcontext():
             super().run_training()
 
     def lock_results(self) -> None:
-        """Refuse to train where another process trains now."""
+        """Lock the results folder, and refuse to train while another process holds the lock."""
         if self.local_rank == 0:
             self._lock = Lock(Path(self.output_folder))
 
     def clear_way(self) -> None:
-        """Prepare the folder for the checkpoints of this training, whatever an earlier one has left there."""
+        """Move the checkpoints of earlier trainings out of the way of this one."""
         folder = Path(self.output_folder)
         if self.resumes:
-            go_on_from_end(folder)
+            resume_from_end(folder)
             self._save_best()
         elif earlier := set_aside(folder):
             self.print_to_log_file(f"of an earlier training, until this one has ended: {', '.join(earlier)}")
 
     def on_train_epoch_start(self) -> None:
-        """Begin an epoch with random numbers that depend on the epoch alone."""
+        """Seed the random numbers of an epoch, so that they depend on nothing but the epoch."""
         if self.seed is not None:
             seed_everything(self.seed, NETWORK, self.local_rank, self.current_epoch + 1)
         super().on_train_epoch_start()
 
     def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        """Move the images of a batch, and its target, which is a list under deep supervision."""
+        """Move the images and the target of a batch to the device; under deep supervision the target is a list."""
         target = batch["target"]
         if isinstance(target, list):
             moved: Any = [scale.to(self.device, non_blocking=True) for scale in target]
@@ -130,14 +130,14 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         return batch["data"].to(self.device, non_blocking=True), moved
 
     def frozen(self) -> list[nn.Parameter]:
-        """Return the parameters that must not move in this epoch."""
+        """Return the parameters that must not change in this epoch."""
         return []
 
     def optimize(self, total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Take the backward pass, clip and step as nnU-Net does; a step whose gradients are not finite is skipped.
+        """Run nnU-Net's backward pass, clipping and optimizer step, but skip steps whose gradients are not finite.
 
         Returns:
-            The values as numbers, and whether the step was skipped.
+            The values as plain numbers, and under :data:`SKIPPED` whether the step was skipped.
         """
         if self.grad_scaler is not None:
             self.grad_scaler.scale(total).backward()
@@ -145,10 +145,10 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         else:
             total.backward()  # type: ignore[no-untyped-call]
         for parameter in self.frozen():
-            parameter.grad = None  # neither decayed nor moved by old momentum
+            parameter.grad = None  # so that neither weight decay nor old momentum changes it
         finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12))
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)  # or not, as it found them
+            self.grad_scaler.step(self.optimizer)  # skips the step if the gradients are not finite
             self.grad_scaler.update()
         elif finite:
             self.optimizer.step()
@@ -157,14 +157,14 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         return numbers
 
     def on_epoch_end(self) -> None:
-        """End the epoch as nnU-Net does, and hold its checkpoint for the case that the training is stopped."""
+        """End the epoch as nnU-Net does, and keep its checkpoint in memory in case the training is stopped."""
         super().on_epoch_end()
         if self.writes:
             with self._in_ended_epoch():
                 self._last_epoch.hold(self.checkpoint_content)
 
     def on_train_end(self) -> None:
-        """End the training as nnU-Net does; after it others may train in this folder."""
+        """End the training as nnU-Net does, and release the lock on the results folder."""
         super().on_train_end()
         if self._lock is not None:
             if not self.disable_checkpointing:
@@ -174,7 +174,7 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     # ---- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint and, under a key of our own, what resuming needs beside it; atomically."""
+        """Write atomically nnU-Net's checkpoint and, under an own key, the additional state that resuming needs."""
         if not self.writes:
             super().save_checkpoint(filename)
             return
@@ -182,12 +182,12 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
             save_atomically(self.checkpoint_content(), filename)
 
     def checkpoint_content(self) -> dict[str, Any]:
-        """Return what nnU-Net saves, on the CPU, and what is our own."""
+        """Return nnU-Net's checkpoint, on the CPU, with the state of this package."""
         return {**stock_checkpoint(super().save_checkpoint), BLOCK: self.own_state()}
 
     @contextmanager
     def _in_ended_epoch(self) -> Iterator[None]:
-        """Count as nnU-Net does within an epoch: its checkpoints then name the next one."""
+        """Set the epoch counter back to the ended epoch, as nnU-Net has it when it writes a checkpoint."""
         self.current_epoch -= 1
         try:
             yield
@@ -195,7 +195,10 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
             self.current_epoch += 1
 
     def _save_best(self) -> None:
-        """Save a training that goes on from the best of its epochs as such: nnU-Net does so after its usual save."""
+        """Write the best checkpoint if a resumed training's last epoch is its best one.
+
+        A training stopped between nnU-Net's usual save and its save of the best epoch lacks that checkpoint.
+        """
         dice = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
         best: float | None = self._best_ema  # type: ignore[has-type]
         if dice and (best is None or dice[-1] > best):
@@ -204,5 +207,5 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
                 self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
 
     def own_state(self) -> dict[str, Any]:
-        """Return what resuming needs beside nnU-Net's checkpoint."""
+        """Return the state that resuming needs in addition to nnU-Net's checkpoint."""
         return {}

@@ -1,6 +1,6 @@
-"""Learning rates that differ from nnU-Net's polynomial; nnU-Net calls ``step`` at the start of every epoch.
+"""Learning rate schedules in place of nnU-Net's polynomial; nnU-Net calls ``step`` at the start of every epoch.
 
-All but the plateau's follow from the number of the epoch alone, and so survive ``--c`` without being saved.
+All but :class:`PlateauSchedule` depend on the epoch alone, so resuming needs no saved state.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class EpochSchedule(ABC):
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
 
     def step(self, epoch: int) -> None:
-        """Set the rate of ``epoch``, counted from 0."""
+        """Set the learning rate of ``epoch``, counted from 0."""
         for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
             group["lr"] = self.rate(initial, epoch)
 
     @abstractmethod
     def rate(self, initial: float, epoch: int) -> float:
-        """Of an epoch."""
+        """Return the learning rate of ``epoch``, counted from 0."""
 
 
 class StepSchedule(EpochSchedule):
-    """Multiplied by a factor at each milestone."""
+    """A learning rate that is multiplied by a factor at each milestone."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, milestones: Sequence[int], factor: float) -> None:
         super().__init__(optimizer)
@@ -41,14 +41,14 @@ class StepSchedule(EpochSchedule):
         self._factor = factor
 
     def rate(self, initial: float, epoch: int) -> float:
-        """Lower from each milestone on."""
+        """Return the initial rate times the factor for every milestone reached."""
         return initial * self._factor ** bisect_right(self._milestones, epoch)
 
 
 class CosineSchedule(EpochSchedule):
-    """Half a cosine from the initial rate to a least one in the last epoch.
+    """A learning rate that falls along half a cosine to its least value in the last epoch.
 
-    VM-UNet's and DSVM-UNet's falls for 50 epochs and rises for 50, three times in their 300; this one falls once.
+    In VM-UNet and DSVM-UNet it falls for 50 epochs and rises for 50, three times in 300 epochs; here it falls once.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int, least: float = 1e-5) -> None:
@@ -57,30 +57,30 @@ class CosineSchedule(EpochSchedule):
         self._least = least
 
     def rate(self, initial: float, epoch: int) -> float:
-        """Never above the initial one."""
+        """Return the rate on the cosine, which never exceeds the initial one."""
         least = min(self._least, initial)
         return least + (initial - least) * (1 + math.cos(math.pi * min(epoch / self._last, 1))) / 2
 
 
 def adamw(network: nn.Module, initial_lr: float, num_epochs: int) -> tuple[torch.optim.Optimizer, CosineSchedule]:
-    """Make AdamW and the cosine that goes with it."""
+    """Make AdamW and its cosine schedule."""
     optimizer = torch.optim.AdamW(network.parameters(), initial_lr)
     return optimizer, CosineSchedule(optimizer, num_epochs)
 
 
 class PlateauSchedule:
-    """The learning rate follows the validation loss; what nnU-Net asks at the start of an epoch changes nothing."""
+    """A learning rate that falls when the validation loss no longer does."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
         self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=0.1, patience=patience, threshold=0, threshold_mode="abs"
-        )  # any loss that is lower, losses below 0 too
+        )  # any lower loss is progress, negative ones included
         self.observe = self._plateau.step
         self.state_dict = self._plateau.state_dict
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """How far it has come; the patience is that of now."""
+        """Load the state of a saved schedule, but keep the current patience."""
         self._plateau.load_state_dict({**state, "patience": self._plateau.patience})
 
     def step(self, _epoch: int) -> None:
-        """nnU-Net calls it with the number of the epoch."""
+        """Do nothing: nnU-Net calls this at the start of an epoch, the rate changes in ``observe``."""

@@ -1,9 +1,9 @@
-"""Stored soft labels in nnU-Net's data loader: cut, padded and spatially augmented with the image they belong to.
+"""Stored soft labels in nnU-Net's data loader: cropped, padded and spatially augmented with the image they belong to.
 
-nnU-Net's loader knows images and segmentations. So soft labels travel as further channels of the image wherever it
-only cuts and pads, and as batchgeneratorsv2's ``regression_target`` wherever images are augmented: every spatial
-transform treats both alike, and no intensity transform touches a regression target. One more channel marks what lies
-inside the volume; where an augmentation looks beyond it there is no soft label to follow.
+nnU-Net's loader knows only images and segmentations. Soft labels are therefore additional channels of the image while
+it is cropped and padded, and batchgeneratorsv2's ``regression_target`` while it is augmented: spatial transforms treat
+both alike, and intensity transforms leave a regression target unchanged. One more channel marks the inside of the
+volume, since voxels that an augmentation takes from outside have no soft label.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 
 class ImageWithSoftLabels:
-    """Channels of an image, of its soft labels, and a 1 inside the volume, as one array that is read where indexed.
+    """An image, its soft labels and a channel of ones as one array, read from disk only when indexed.
 
     Args:
-        image: ``(channels, z, y, x)``, memory mapped.
-        soft_labels: ``(heads, z, y, x)``, memory mapped.
+        image: The image ``(channels, z, y, x)``, memory mapped.
+        soft_labels: The soft labels ``(heads, z, y, x)``, memory mapped.
     """
 
     def __init__(self, image: Any, soft_labels: Any) -> None:
@@ -34,18 +34,18 @@ class ImageWithSoftLabels:
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, where: tuple[slice, ...]) -> np.ndarray:
-        """The cut, all channels of it, float32."""
-        assert where[0] == slice(None), "a cut has all channels"
+        """Return all channels of a crop as float32."""
+        assert where[0] == slice(None), "a crop has all channels"
         image, soft_labels = (np.asarray(part[where], dtype=np.float32) for part in self._parts)
         return np.concatenate([image, soft_labels, np.ones((1, *image.shape[1:]), np.float32)])
 
 
 class DatasetWithSoftLabels:
-    """nnU-Net's data set, whose images carry soft labels.
+    """nnU-Net's data set with soft labels attached to its images.
 
     Args:
-        dataset: nnU-Net's.
-        store: Has all its cases.
+        dataset: nnU-Net's data set.
+        store: The store with the soft labels of all its cases.
     """
 
     def __init__(self, dataset: Any, store: SoftLabelStore) -> None:
@@ -57,23 +57,23 @@ class DatasetWithSoftLabels:
         return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, Any]:
-        """As nnU-Net's: image, segmentation, that of the stage before, properties.
+        """Return image, segmentation, segmentation of the previous stage and properties, as nnU-Net does.
 
         Raises:
-            ValueError: For soft labels that are damaged or of another shape.
+            ValueError: If the soft labels are damaged or have another shape than the image.
         """
         image, segmentation, previous, properties = self._dataset.load_case(identifier)
         soft_labels = self._store.open(identifier)
         if tuple(soft_labels.shape[1:]) != tuple(image.shape[1:]):
             raise ValueError(
-                f"the soft labels {self._store.path(identifier)} are {tuple(soft_labels.shape[1:])}, the preprocessed "
-                f"case is {tuple(image.shape[1:])}"
+                f"the soft labels {self._store.path(identifier)} have the shape {tuple(soft_labels.shape[1:])}, but "
+                f"the preprocessed case has {tuple(image.shape[1:])}: make the soft labels again"
             )
         return ImageWithSoftLabels(image, soft_labels), segmentation, previous, properties
 
 
 class _SplitImage(BasicTransform):  # type: ignore[misc]  # untyped
-    """Channels after the first few become the regression target."""
+    """Move the channels after those of the image into the regression target."""
 
     def __init__(self, image_channels: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _SplitImage(BasicTransform):  # type: ignore[misc]  # untyped
 
 
 class _JoinImage(BasicTransform):  # type: ignore[misc]  # untyped
-    """The regression target becomes the last channels of the image, for the loader's batch has no other place."""
+    """Append the regression target to the image's channels, since a batch of the loader has no other place."""
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
         data_dict["image"] = torch.cat((data_dict["image"], data_dict.pop("regression_target")))
@@ -94,25 +94,25 @@ class _JoinImage(BasicTransform):  # type: ignore[misc]  # untyped
 
 
 def with_soft_labels(transforms: BasicTransform, image_channels: int) -> BasicTransform:
-    """nnU-Net's augmentation for images that carry soft labels.
+    """Adapt nnU-Net's augmentation to images that carry soft labels.
 
     Args:
-        transforms: nnU-Net's.
-        image_channels: Of the images alone.
+        transforms: nnU-Net's transforms.
+        image_channels: The number of channels of the images without soft labels.
     """
     return ComposeTransforms([_SplitImage(image_channels), transforms, _JoinImage()])
 
 
 def split_batch(images: Tensor, input_channels: int) -> tuple[Tensor, SoftLabels]:
-    """Split a batch into what the network sees and soft labels.
+    """Split a batch into the network's input and soft labels.
 
     Args:
-        images: ``data`` of a batch, ``(B, input_channels + heads + 1, *patch)``.
-        input_channels: Of the network.
+        images: The ``data`` of a batch, ``(B, input_channels + heads + 1, *patch)``.
+        input_channels: The number of the network's input channels.
 
     Returns:
-        ``(B, input_channels, *patch)``, and the soft labels.
+        The input ``(B, input_channels, *patch)``, and the soft labels.
     """
     network_input, soft_labels, inside = torch.tensor_split(images, (input_channels, images.shape[1] - 1), dim=1)
-    valid = inside > 0.999  # interpolation between ones, up to rounding
+    valid = inside > 0.999  # interpolated between ones only, up to rounding
     return network_input.contiguous(), SoftLabels(soft_labels, valid)

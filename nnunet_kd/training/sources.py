@@ -1,4 +1,4 @@
-"""What a student learns from beside its data: teachers, initial weights, stored soft labels; found and checked."""
+"""The sources a student learns from in addition to its data: teachers, initial weights, stored soft labels."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from nnunet_kd.training.preparation import Preparation
 
 
 class Sources:
-    """The sources of one training, each found once.
+    """Find and check the sources of one training, each of them once.
 
     Args:
         trainer: The trainer class.
-        preparation: What is prepared of the experiment.
+        preparation: The student's preparation.
 
     Attributes:
-        start: The student's initial weights; ``None`` before :meth:`attach`, and where none come from a teacher.
-        soft_labels: The stored soft labels; ``None`` before :meth:`attach`, and where no term reads any.
+        start: The student's initial weights; ``None`` before :meth:`attach` or if none come from a teacher.
+        soft_labels: The stored soft labels; ``None`` before :meth:`attach` or if no term reads any.
     """
 
     def __init__(self, trainer: TrainerKind, preparation: Preparation) -> None:
@@ -49,11 +49,11 @@ class Sources:
         self.soft_labels: SoftLabelStore | None = None
 
     def attach(self, distiller: Distiller, resumes: bool) -> None:
-        """Find everything this training learns from, unless it has been found before.
+        """Find the sources of this training, unless they have been found before.
 
         Args:
-            distiller: Gets the teacher.
-            resumes: Whether the training goes on from a checkpoint, and so needs no initial weights.
+            distiller: The distiller that receives the teacher.
+            resumes: Whether the training resumes from a checkpoint and so needs no initial weights.
 
         Raises:
             FileNotFoundError: If a source is missing.
@@ -74,10 +74,10 @@ class Sources:
         self._attached = True
 
     def leakage(self, validation: Collection[str] | None = None) -> list[str]:
-        """Say what these sources have seen of the student's validation cases.
+        """Describe which of the student's validation cases these sources have seen.
 
         Args:
-            validation: The student's validation cases; ``None``: as far as they were known when the sources were found.
+            validation: The student's validation cases; ``None`` for those known when the sources were found.
         """
         preparation, labels = self._preparation, self.soft_labels
         taught = teacher_leakage(preparation, self._files, validation) if self._files else None
@@ -87,12 +87,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class AttachedTeacher:
-    """The teacher of one training.
+    """The teacher of one training, loaded and checked.
 
     Attributes:
-        teacher: The frozen network, or several as one.
-        stages: Pairs (student stage, teacher stage) on the same grid; empty where no term reads features.
-        leakage: As far as it was known when the teacher was found; see :mod:`nnunet_kd.training.leakage`.
+        teacher: The frozen network, or an ensemble of several.
+        stages: Pairs (student stage, teacher stage) on the same grid; empty if no term reads features.
+        leakage: The leakage known when the teacher was found; see :mod:`nnunet_kd.training.leakage`.
         files: The files of every teacher.
     """
 
@@ -116,8 +116,8 @@ def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTe
     tuned = [term.name for term in preparation.terms if term.tuning_name is not None]
     if tuned and len(files) > 1:
         raise NotImplementedError(
-            f"{tuned[0]} tunes prompts on one teacher, there are {len(files)}: keep one in {BLOCK}.teacher, or another "
-            "term"
+            f"{tuned[0]} tunes prompts on one teacher, but the plans name {len(files)}: keep one in {BLOCK}.teacher, "
+            "or use another term"
         )
     own_stages = encoder_stages(_student_network(trainer, student)) if features else None
 
@@ -137,35 +137,35 @@ class Start:
     """Initial weights of a student.
 
     Attributes:
-        weights: As the training begins with them, or as the reconstruction of them does.
-        leakage: What has leaked into them, as far as it was known when the teacher was found.
-        files: Of the teacher.
-        teacher: The network whose outputs they are to be fitted to; ``None`` where they are not.
+        weights: The weights themselves, before any fit to the teacher's outputs.
+        leakage: The leakage known when the teacher was found.
+        files: The files of the teacher.
+        teacher: The network to whose outputs the weights are to be fitted; ``None`` if they are used as they are.
     """
 
-    weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes what its trainer has into debug.json
+    weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes the trainer's attributes into debug.json
     leakage: str | None
     files: list[TeacherFiles] = field(repr=False)
     teacher: nn.Module | None = field(default=None, repr=False)
 
     def take_teacher(self) -> nn.Module | None:
-        """Return the teacher, and keep it no longer than it is needed."""
+        """Return the teacher and drop the reference to it, so that its memory can be freed."""
         teacher, self.teacher = self.teacher, None
         return teacher
 
 
 def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
-    """The student's initial weights, taken from its teacher.
+    """Take the student's initial weights from its teacher.
 
     Raises:
-        FileNotFoundError: Where the teacher is missing.
-        ValueError: Where it cannot be read, has other layers, or there are several.
+        FileNotFoundError: If the teacher is missing.
+        ValueError: If the teacher cannot be read or has other layers, or if there are several.
     """
     files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
     if len(files) > 1:
         together = ', and "method": {"terms": [{"name": "logits"}]} to let them teach together'
         raise ValueError(
-            f"{BLOCK}.training.initial_weights: a student starts from one teacher, and the plans name {len(files)}: "
+            f"{BLOCK}.training.initial_weights: a student starts from one teacher, but the plans name {len(files)}: "
             f'keep one of them in {BLOCK}.teacher, or set "training": {{"initial_weights": null}}'
             f"{'' if trainer.terms is None else together}"
         )
@@ -174,16 +174,16 @@ def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
     try:
         weights = selected_weights(teacher, _student_network(trainer, preparation.student))
     except ValueError as error:
-        raise ValueError(f"{BLOCK}.training.initial_weights: {error}; null starts from random ones") from None
+        raise ValueError(f"{BLOCK}.training.initial_weights: {error}; set it to null for random weights") from None
     return Start(weights, teacher_leakage(preparation, files), files, teacher if fitted else None)
 
 
 def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
-    """The stored soft labels a term reads, checked; ``None`` where none does.
+    """Find and check the stored soft labels that a term reads; return ``None`` if no term reads any.
 
     Raises:
-        FileNotFoundError: Where there are none, with the command that makes them.
-        ValueError: Where they belong to other data or to an earlier state of them, or a training case has none.
+        FileNotFoundError: If there are none; the message has the command that makes them.
+        ValueError: If they were made for other or since changed data, or a training case has none.
     """
     term = preparation.soft_label_term
     if term is None:
@@ -209,18 +209,23 @@ def _preprocessed(student: Experiment) -> Path:
 
 
 def find_soft_labels(student: Experiment, term: SoftLabelTerm) -> SoftLabelStore:
+    """Find the store of soft labels that a term reads.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     identifier = PlansManager(student.plans).get_configuration(student.configuration).data_identifier
     return find_store(_preprocessed(student), identifier, term.store)
 
 
 def soft_labels_command(student: Experiment) -> str:
-    """The beginning of what a person has to type for soft labels or embeddings that are missing."""
+    """Return the beginning of the command that makes missing soft labels or embeddings."""
     plans = student.plans
     return f"nnunet_kd soft-labels -d {plans['dataset_name']} -c {student.configuration} -p {plans['plans_name']}"
 
 
 def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:
-    """Of a fold, where nnU-Net has split the data set already; else all preprocessed cases."""
+    """Return the training cases of a fold, or all preprocessed cases if nnU-Net has not made the folds yet."""
     splits = cases.folder / "splits_final.json"
     if fold != "all" and splits.is_file():
         folds = read_splits(splits)
@@ -234,11 +239,11 @@ def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
     coarsest = teacher.strides[-1]
     if any(size % stride for size, stride in zip(patch, coarsest, strict=True)):
         raise ValueError(
-            f"the student's patch {list(patch)} cannot be divided by the teacher's strides {list(coarsest)}"
+            f"the student's patch size {list(patch)} cannot be divided by the teacher's strides {list(coarsest)}"
         )
 
 
 def _student_network(trainer: TrainerKind, student: Experiment) -> nn.Module:
-    """The network the plans ask for, built without memory."""
+    """Build the network of the plans on the meta device, which takes no memory."""
     with torch.device("meta"):
         return build_network(trainer, student)

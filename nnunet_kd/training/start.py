@@ -1,4 +1,4 @@
-"""Initial weights fitted to a teacher's outputs on training patches: draws the patches, and logs what comes of it."""
+"""Fitting initial weights to a teacher's outputs: drawing the patches, and logging how well the student does."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from nnunet_kd import pruning
 from nnunet_kd.pruning.heads import Heads
 
-PATCHES = 24  # to which a start is fitted at most
+PATCHES = 24  # the most to which initial weights are fitted
 FEWEST = 12  # with fewer, small patches hold too little of rare classes
 VOXELS = 24 * 96**3  # in all patches together, since the student runs on them at once
-# One patch takes as long as seven do in training (benchmarks/start_time.py), so a start takes less than a tenth.
-TRAINED_PATCHES = 120  # for each patch of a start
-CHECKED = 6  # patches, at least, to which the start is not fitted, on which its Dice is measured
-RARE = 3  # patches; more are drawn while a class is in fewer
-GONE = 0.1  # share of the teacher's Dice for a class, below which the start has lost it
-EVERY = 10.0  # seconds between two lines on progress
+# Fitting to one patch takes as long as training on seven (benchmarks/start_time.py), so the fit takes less than a tenth
+# of the training.
+TRAINED_PATCHES = 120  # for each patch of the fit
+CHECKED = 6  # patches, at least, that are left out of the fit and on which the Dice is measured
+RARE = 3  # patches; more are drawn while fewer contain a class
+GONE = 0.1  # a class is lost if the student's Dice is below this share of the teacher's
+EVERY = 10.0  # seconds between two progress messages
 
 Log = Callable[[str], None]
 
@@ -35,8 +36,8 @@ class Patches:
     """Augmented training patches.
 
     Attributes:
-        images: ``(B, channels, *patch)``, a tensor for each batch.
-        targets: nnU-Net's at the finest resolution, a tensor for each batch.
+        images: Images ``(B, channels, *patch)``, one tensor per batch.
+        targets: nnU-Net's targets at the finest scale, one tensor per batch.
     """
 
     images: list[Tensor]
@@ -50,11 +51,11 @@ class Patches:
 
 
 def patches_wanted(trained: int, patch: Sequence[int]) -> int:
-    """Return how many patches to fit a start to.
+    """Return the number of patches to which initial weights are fitted.
 
     Args:
-        trained: How many patches the whole training will see.
-        patch: Their size in voxels.
+        trained: The number of patches that the whole training sees.
+        patch: The size of a patch in voxels.
     """
     affordable = min(trained // TRAINED_PATCHES, VOXELS // math.prod(patch))
     return min(max(affordable, FEWEST), PATCHES)
@@ -63,13 +64,13 @@ def patches_wanted(trained: int, patch: Sequence[int]) -> int:
 def draw_patches(
     batches: Iterator[tuple[Tensor, Tensor]], count: int, size: int, classes: Callable[[Tensor], Tensor]
 ) -> Patches:
-    """Draw patches in whole batches, and more while a class is in few of them.
+    """Draw patches in whole batches, and continue while few of them contain a class.
 
     Args:
-        batches: Images and targets without end.
-        count: How many patches to draw at least. At most as many again are looked through for rare classes.
-        size: Patches per batch.
-        classes: Tells which classes each patch of a target has, boolean ``(B, classes)``.
+        batches: An endless iterator over images and targets.
+        count: The least number of patches to draw. At most as many again are searched for rare classes.
+        size: The number of patches per batch.
+        classes: The function that tells which classes each patch of a target contains, boolean ``(B, classes)``.
     """
     drawn = list(itertools.islice(batches, math.ceil(count / size)))
     found = torch.stack([classes(target).sum(0) for _, target in drawn]).sum(0)
@@ -78,18 +79,18 @@ def draw_patches(
         if not rare.any():
             break
         images, target = next(batches)
-        there = classes(target)
-        if (there & rare).any():
+        present = classes(target)
+        if (present & rare).any():
             drawn.append((images, target))
-            found = found + there.sum(0)
+            found = found + present.sum(0)
     return Patches.of(drawn)
 
 
 class Progress:
-    """Says in the log from time to time how much of the work is done, and how long the rest will take.
+    """Log from time to time how much of the work is done, and how long the rest will take.
 
     Args:
-        log: Takes a line.
+        log: The function that writes a line to the log.
     """
 
     def __init__(self, log: Log) -> None:
@@ -97,11 +98,11 @@ class Progress:
         self._begun = self._said = time.monotonic()
 
     def __call__(self, share: float) -> None:
-        """Take the share of the work that is done."""
+        """Report the share of the work that is done."""
         now = time.monotonic()
         if now - self._said >= EVERY and share < 1:
             left = (now - self._begun) / share * (1 - share)
-            self._log(f"initial weights: {share:.0%} are fitted, about {left:.0f} s are left")
+            self._log(f"initial weights: {share:.0%} of the fit is done, about {left:.0f} s are left")
             self._said = now
 
 
@@ -112,11 +113,11 @@ def fit_start(
 
     Args:
         teacher: The trained network. With ``prune`` its channels are reordered.
-        student: The same network but for its widths. Its weights are replaced.
-        patches: Images ``(B, channels, *patch)``, a tensor for each batch.
-        prune: Give the student the channels with which the teacher's layers lose least, instead of every r-th.
-        heads: What the logits belong to.
-        log: Takes a line.
+        student: The same architecture with other widths. Its weights are replaced.
+        patches: Images ``(B, channels, *patch)``, one tensor per batch.
+        prune: Whether the student gets the best channels of the teacher instead of every r-th.
+        heads: Whether logits belong to exclusive classes or to regions.
+        log: The function that writes a line to the log.
     """
     begun = time.monotonic()
     count = sum(len(batch) for batch in patches)
@@ -135,13 +136,13 @@ def fit_start(
 
 @torch.no_grad()
 def patch_dice(network: nn.Module, patches: Patches, heads: Heads, ignore_label: int | None) -> np.ndarray:
-    """Compute the Dice of each foreground class over all voxels of the patches, NaN where neither side has the class.
+    """Compute the Dice of each foreground class over all voxels of the patches; NaN for an absent class.
 
     Args:
-        network: Gives logits, one tensor or several of which the first is the finest.
+        network: A network whose output is one tensor of logits, or several with the finest scale first.
         patches: Patches on the network's device.
-        heads: What the logits belong to.
-        ignore_label: Label of voxels that do not count.
+        heads: Whether logits belong to exclusive classes or to regions.
+        ignore_label: The label of voxels that are ignored, or ``None``.
 
     Shape:
         ``(classes without the background,)`` or ``(regions,)``.
@@ -168,38 +169,38 @@ def patch_dice(network: nn.Module, patches: Patches, heads: Heads, ignore_label:
 
 
 def classes_there(target: Tensor, heads: Heads, count: int) -> Tensor:
-    """Tell which of the foreground classes or regions are in each patch, boolean ``(B, count)``."""
+    """Tell which foreground classes or regions each patch contains, boolean ``(B, count)``."""
     if heads == "regions":
         return target[:, :count].flatten(2).any(2).cpu()
     return torch.stack([(target == label).flatten(1).any(1) for label in range(1, count + 1)], 1).cpu()
 
 
 def describe(names: Sequence[str], teacher: np.ndarray, start: np.ndarray) -> tuple[str, str | None]:
-    """Write a line with the Dice of start and teacher for each class, and a warning if the start has lost one."""
+    """Describe the Dice of student and teacher for each class, with a warning if the student has lost one."""
     said = [f"{name} {ours:.2f} ({theirs:.2f})" for name, theirs, ours in zip(names, teacher, start, strict=True)]
     lost = [name for name, theirs, ours in zip(names, teacher, start, strict=True) if ours < GONE * theirs]
     line = f"initial weights: Dice on other training patches (the teacher's): {', '.join(said)}"
     if not lost:
         return line, None
     return line, (
-        f"WARNING: the student starts without {', '.join(lost)}, which its teacher finds. It may not learn "
-        "them again in a short training; another nnunet_kd.training.seed draws other patches"
+        f"WARNING: the student starts without {', '.join(lost)}, which its teacher finds. A short training may "
+        "not recover them; another nnunet_kd.training.seed draws other patches"
     )
 
 
 def head_names(labels: Mapping[str, Any], heads: Heads) -> list[str]:
-    """Name the foreground classes or regions in the order of the network's outputs.
+    """Return the names of the foreground classes or regions in the order of the network's outputs.
 
     Args:
         labels: The entry ``labels`` of ``dataset.json``.
-        heads: What the outputs belong to.
+        heads: Whether the outputs belong to exclusive classes or to regions.
     """
     own = {name: value for name, value in labels.items() if name != "ignore" and np.any(np.asarray(value) != 0)}
     return list(own) if heads == "regions" else sorted(own, key=lambda name: int(own[name]))
 
 
 def _valid(target: Tensor, heads: Heads, ignore_label: int | None) -> Tensor | None:
-    """Tell which voxels count; ``None``: all."""
+    """Return the mask of voxels that are not ignored, or ``None`` if none are."""
     if ignore_label is None:
         return None
     return ~target[:, -1:].bool() if heads == "regions" else target != ignore_label

@@ -1,15 +1,14 @@
-"""The base of all trainers here: nnU-Net's trainer with a smaller student and distillation terms.
+"""The base class of all trainers: nnU-Net's trainer with a smaller student and distillation terms.
 
-nnU-Net's life cycle is one class, and every method here is a hook of it. What a hook computes is in the modules beside
-this one.
+Every method overrides a hook of nnU-Net's trainer. The neighbouring modules hold the computations.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,21 +49,20 @@ SEGMENTATION = "segmentation"
 
 
 class DistillationTrainer(ResumableTrainer):
-    """nnU-Net's trainer for a student: smaller widths, further loss terms, seeded and exactly resumable.
+    """Train a student with nnU-Net: narrower layers and additional loss terms, seeded and exactly resumable.
 
-    A subclass declares what :class:`nnunet_kd.training.kind.TrainerKind` lists, and in ``joint`` the module that holds
-    student and adapters. Settings come from the plan's ``nnunet_kd`` block, then from class attributes, then from
-    nnU-Net and the losses.
+    A subclass sets the attributes of :class:`nnunet_kd.training.kind.TrainerKind`, and ``joint``, the module that holds
+    student and adapters. The ``nnunet_kd`` block of the plans overrides class attributes, which override the defaults.
 
     Attributes:
-        preparation: What block and plans ask for.
-        distiller: Terms and teacher.
-        sources: What the student learns from: teachers, initial weights, soft labels.
+        preparation: The settings and the student's plans.
+        distiller: The distillation terms and the teacher.
+        sources: The teachers, initial weights and soft labels that the student learns from.
 
     Raises:
-        ValueError: For a block, a teacher or plans that do not fit, before anything is written.
+        ValueError: If the block, the teacher or the plans do not fit; nothing has been written then.
         FileNotFoundError: If the teacher is missing.
-        NotImplementedError: For a network or combination that cannot be distilled.
+        NotImplementedError: If the network or the combination of settings cannot be distilled.
     """
 
     reduction: ClassVar[float] = 4
@@ -106,19 +104,19 @@ class DistillationTrainer(ResumableTrainer):
         self.set_up()
 
     def set_up(self) -> None:
-        """End the construction, for a trainer with settings of its own: nnU-Net insists on this very constructor."""
+        """Set up what a subclass needs; nnU-Net does not allow another constructor signature."""
 
     @property
     def results(self) -> Path | None:
-        """The folder of all folds of this training; ``None`` if ``nnUNet_results`` is not set."""
+        """The results folder that all folds share; ``None`` if ``nnUNet_results`` is not set."""
         return results_of(type(self).__name__, self.preparation.student)
 
     def has_begun(self) -> bool:
-        """Return whether this training has saved anything before."""
+        """Return whether this fold has a checkpoint already."""
         return self.results is not None and has_checkpoints(self.results / f"fold_{self.preparation.fold}")
 
     def _follow_schedule(self) -> None:
-        """Build the terms for the schedule that another class has set since, be it a subclass or one of nnU-Net's."""
+        """Rebuild the terms if a subclass or a class of nnU-Net has changed the schedule after construction."""
         schedule = {key: getattr(self, key) for key in SCHEDULE}
         changed = {key: value for key, value in schedule.items() if value != self._schedule[key]}
         if changed:
@@ -134,7 +132,7 @@ class DistillationTrainer(ResumableTrainer):
 
     @said_last
     def initialize(self) -> None:
-        """Build what nnU-Net builds, with the student and its adapters as the network."""
+        """Initialize as nnU-Net does, with the student and its adapters as the network."""
         self._follow_schedule()
         if not self.resumes:
             self.sources.attach(self.distiller, resumes=False)
@@ -148,23 +146,22 @@ class DistillationTrainer(ResumableTrainer):
         if not self.resumes:
             self.start_weights(joint.student)
         decay = self.preparation.settings.training.ema_decay
-        if decay is not None:  # after nnU-Net has made the optimizer, which is not to train the average
+        if decay is not None:  # set after nnU-Net has made the optimizer, which must not train the average
             joint.average = WeightAverage(joint.student, decay)
 
     def start_weights(self, student: Any) -> None:
-        """Load weights that are not random; not called if a training goes on."""
+        """Load initial weights that are not random; not called when a training resumes."""
         if self.sources.start is not None:
             student.load_state_dict(self.sources.start.weights)
 
     @contextmanager
     def _building(self) -> Iterator[None]:
-        """Let nnU-Net build, compile, optimise and wrap student and adapters where it would the plain network."""
+        """Make nnU-Net build, compile and wrap the student with its adapters instead of the plain network."""
         build_student = type(self).build_network_architecture  # type: ignore[misc, has-type]  # static, shadowed below
 
-        @functools.wraps(build_student)
+        @wraps(build_student)  # nnU-Net inspects the signature
         def build(*arguments: Any, **options: Any) -> nn.Module:
-            student = build_student(*arguments, **options)
-            student = in_fast_layout(student, self.device)
+            student = in_fast_layout(build_student(*arguments, **options), self.device)
             distiller = self.distiller
             return self.joint(student, distiller.adapters(student), distiller.reads_encoder, distiller.reads_decoder)
 
@@ -175,28 +172,28 @@ class DistillationTrainer(ResumableTrainer):
             del self.build_network_architecture
 
     def trained(self) -> StudentWithAdapters:
-        """Return student and adapters, without what compilation and DDP put around them."""
+        """Return the student with its adapters, without the wrappers of compilation and DDP."""
         network = self.network.module if self.is_ddp else self.network
         network = network._orig_mod if isinstance(network, OptimizedModule) else network
         assert isinstance(network, StudentWithAdapters)
         return network
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Switch deep supervision of the student, and of the average of its weights."""
+        """Switch deep supervision of the student and of its weight average."""
         super().set_deep_supervision_enabled(enabled)
         average = self.trained().average
         if average is not None:
             average.network.decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Make nnU-Net's optimizer and schedule, unless the settings ask for AdamW."""
+        """Make nnU-Net's optimizer and schedule, or AdamW if the settings ask for it."""
         if self.preparation.settings.training.optimizer is None:
             usual: tuple[torch.optim.Optimizer, Any] = super().configure_optimizers()
             return usual
         return adamw(self.network, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> nn.Module:
-        """Build nnU-Net's loss; cross-entropy alone if a term asks for it."""
+        """Build nnU-Net's loss, reduced to cross-entropy if a term asks for it."""
         loss: nn.Module = super()._build_loss()
         if any(getattr(term, "hard_loss", None) == "ce" for term in self.preparation.terms):
             without_dice(loss)
@@ -205,13 +202,13 @@ class DistillationTrainer(ResumableTrainer):
     # ---- the data
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Return nnU-Net's data sets; training images carry soft labels if a term reads them."""
+        """Return nnU-Net's data sets; the training images carry soft labels if a term reads them."""
         train, val = super().get_tr_and_val_datasets()
         store = self.sources.soft_labels
         return (train if store is None else DatasetWithSoftLabels(train, store)), val
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's augmentation, for images that may carry soft labels."""
+        """Return nnU-Net's augmentation, adapted to images that carry soft labels."""
         transforms = super().get_training_transforms(*args, **kwargs)
         if self.seed is not None:
             repeat_exactly(transforms)
@@ -222,10 +219,10 @@ class DistillationTrainer(ResumableTrainer):
     # ---- training
 
     def on_train_start(self) -> None:
-        """Attach what the student learns from, begin with its weights, and say in the log what is distilled."""
+        """Attach the sources, fit the initial weights, and log what is distilled."""
         unfinished = self.current_epoch < self.num_epochs
         self.lock_results()
-        if unfinished:  # a training that is only validated again needs no teacher
+        if unfinished:  # validation alone needs no teacher
             self.sources.attach(self.distiller, self.resumes)
         validation = self.do_split()[1] if unfinished else None
         self._leakage = note_leakage(self, self.sources, validation)
@@ -237,15 +234,17 @@ class DistillationTrainer(ResumableTrainer):
             fit_to_teacher(self, self.sources.start)
         if self.preparation.settings.training.ema_decay is None and joint.average is not None and unfinished:
             joint.average = None
-            self.print_to_log_file("no average any more: goes on from the last step's weights, not from their average")
-        if joint.average is not None and self.current_epoch == 0:  # weights may have changed since it was made
+            self.print_to_log_file(
+                "weights are no longer averaged: resuming from the last step's weights, not the average"
+            )
+        if joint.average is not None and self.current_epoch == 0:  # the weights may have changed since it was made
             joint.average.restart()
         announce(self, self._leakage, unfinished)
         if unfinished and self.writes:
             self.clear_way()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one step of nnU-Net's with the terms added; every value leaves the device in one transfer."""
+        """Take one training step with the terms added; all values leave the device in one transfer."""
         images, target = self.on_device(batch)
         soft_labels = None
         if self.sources.soft_labels is not None:
@@ -272,23 +271,23 @@ class DistillationTrainer(ResumableTrainer):
         return numbers
 
     def frozen(self) -> list[nn.Parameter]:
-        """Return the adapters' parameters that must not move in this epoch."""
+        """Return the adapters' parameters that must not change in this epoch."""
         return self.distiller.frozen(self.current_epoch, self.trained().adapters)
 
     # ---- the log
 
     def logged_terms(self) -> list[str]:
-        """Return the names in the log: nnU-Net's own loss, every term, and what terms tune first."""
+        """Return the names of all logged losses: nnU-Net's own, every term's, and the tuning losses."""
         return [SEGMENTATION, *self.distiller.names]
 
     def _add_log_entries(self) -> None:
         logged = self.logger.local_logger.my_fantastic_logging
         for name in self.logged_terms():
             logged.setdefault(name, [])
-        logged.setdefault(SKIPPED, [0] * self.current_epoch)  # an earlier checkpoint may not have it
+        logged.setdefault(SKIPPED, [0] * self.current_epoch)  # missing in checkpoints of earlier versions
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log the mean of every term beside nnU-Net's loss; not a number while its weight is 0."""
+        """Log nnU-Net's loss and the mean of every term, which is NaN while the term's weight is 0."""
         super().on_train_epoch_end(with_finite_loss(train_outputs))
         weights = {term.name: term.weight_at(self.current_epoch) for term in self.preparation.terms}
         names = self.logged_terms()
@@ -296,7 +295,7 @@ class DistillationTrainer(ResumableTrainer):
             self.print_to_log_file(line)
 
     def on_epoch_end(self) -> None:
-        """End the epoch as nnU-Net does, and draw the terms' curves below its ``progress.png``."""
+        """End the epoch as nnU-Net does, then draw the terms' curves below its ``progress.png``."""
         super().on_epoch_end()
         names = self.logged_terms()
         if self.local_rank == 0 and len(names) > 1:
@@ -304,14 +303,14 @@ class DistillationTrainer(ResumableTrainer):
             append_terms(Path(self.output_folder) / "progress.png", {name: logged[name] for name in names})
 
     def on_train_end(self) -> None:
-        """End the training as nnU-Net does, with the note of leakage in the results' plans."""
+        """End the training as nnU-Net does, and keep the leakage warning in the plans of the results folder."""
         keep_leakage(self, self._leakage)
         super().on_train_end()
 
     # ---- checkpoints
 
     def own_state(self) -> dict[str, Any]:
-        """Return what resuming needs beside nnU-Net's checkpoint."""
+        """Return the state that resuming needs in addition to nnU-Net's checkpoint."""
         stages = self.distiller.teacher_stages
         return {
             **self._history.state(self.current_epoch + 1),
@@ -322,7 +321,7 @@ class DistillationTrainer(ResumableTrainer):
 
     @said_last
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load student, adapters, optimizer, average and log of a saved training."""
+        """Load the student, adapters, optimizer, average and log of a saved training."""
         saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(BLOCK)
         optimizer = self.preparation.settings.training.optimizer
         check_resumable(saved, filename_or_checkpoint, self.distiller.places, optimizer)
@@ -338,11 +337,11 @@ class DistillationTrainer(ResumableTrainer):
         self._history.resume(saved, self.current_epoch)
         changed = changes(record_of(self.preparation), saved["record"]) if "record" in saved else ""
         if changed and self.current_epoch < self.num_epochs:
-            self.print_to_log_file(f"goes on with other settings than it was begun with: {changed}")
+            self.print_to_log_file(f"training resumes with other settings than it began with: {changed}")
         elif changed:
             self.print_to_log_file(f"was trained with other settings than the plans have now: {changed}")
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
-        """Load what :meth:`own_state` saved, once network and optimizer are there."""
+        """Load the state of :meth:`own_state`, after the network and the optimizer were made."""
         self.trained().adapters.load_state_dict(saved["adapters"])
         load_average(self.trained(), saved["average"], saved["average_shown"])

@@ -1,4 +1,4 @@
-"""Several terms in one training: one pass of the teacher, one sum, prompts tuned first."""
+"""Several terms in one training share one pass of the teacher and one sum; prompts are tuned first."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from tests.conftest import SHORT, make_trainer
 
 
 class Calls:
-    """Counts the passes through a module's parts."""
+    """Count the passes through a module's parts."""
 
     def __init__(self, **modules):
         self.counts = dict.fromkeys(modules, 0)
@@ -26,7 +26,7 @@ class Calls:
         self.counts[name] += 1
 
 
-def test_terms_of_the_block_sum_up_and_the_teacher_runs_once_a_step(workspace):
+def test_terms_of_the_block_are_summed_and_the_teacher_runs_once_per_step(workspace):
     terms = [
         {"name": "dcd", "weight": 0.5, "ramp": [1, 0]},
         {"name": "logits", "weight": 0.3},
@@ -54,7 +54,7 @@ def test_the_teacher_decodes_only_while_a_term_needs_it(workspace):
     assert calls.counts == {"encoder": 4, "decoder": 2}
 
 
-def test_the_trainers_own_term_and_another(workspace):
+def test_the_trainers_own_term_with_another(workspace):
     method = {"ramp": None, "levels": 1, "add": [{"name": "fitnets", "weight": 0.1, "stages": [0]}]}
     trainer = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT, method=method), workspace)
     trainer.run_training()
@@ -65,14 +65,14 @@ def test_the_trainers_own_term_and_another(workspace):
     assert "distilling dcd: weight 0.01" in log.read_text() and "distilling fitnets: weight 0.1" in log.read_text()
 
 
-def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
+def test_the_recipe_applies_only_without_terms_in_the_plans(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
     assert not trainer.preparation.terms and trainer.preparation.uses_teacher
     training = trainer.preparation.settings.training
     assert {key: getattr(training, key) for key in nnUNetTrainerKD.recipe} == nnUNetTrainerKD.recipe
     trainer.run_training()
-    assert trainer.distiller.teacher is None  # once it has begun
+    assert trainer.distiller.teacher is None  # a training that has begun attaches it later
     assert np.isfinite(trainer.logger.get_checkpoint()["train_losses"]).all()
 
     said = {**SHORT, "initial_weights": None, "ema_decay": None}
@@ -85,7 +85,7 @@ def test_the_recipe_and_what_is_left_of_it_where_plans_list_terms(workspace):
     more = workspace.plans("nnUNetPlans", training=SHORT, method={"add": [{"name": "logits", "weight": 0.125}]})
     trainer = make_trainer(nnUNetTrainerKD, more, workspace)
     assert [term.weight for term in trainer.preparation.terms] == [0.125] and trainer.preparation.starts_from_teacher
-    with pytest.raises(ValueError, match="nnunet_kd.method: 'weight' belongs to a term, name it"):
+    with pytest.raises(ValueError, match="nnunet_kd.method: 'weight' belongs to a term: name the term"):
         make_trainer(nnUNetTrainerKD, workspace.plans("nnUNetPlans", method={"weight": 0.5}), workspace)
 
 
@@ -95,7 +95,7 @@ def test_progress_shows_the_terms(workspace):
     trainer = make_trainer(nnUNetTrainerLogitsKD, plans, workspace)
     trainer.run_training()
     picture = Image.open(f"{trainer.output_folder}/progress.png")
-    assert picture.size == (3000, 5400 + 1800)  # nnU-Net's, and one panel
+    assert picture.size == (3000, 5400 + 1800)  # nnU-Net's picture and one panel
 
 
 def test_prompts_are_tuned_then_frozen(workspace):
@@ -117,7 +117,7 @@ def test_prompts_are_tuned_then_frozen(workspace):
         moved = [not torch.equal(before[name], after[name]) for before, after in itertools.pairwise(seen)]
         if "tokens" in name:
             assert moved == [True, True, False], name
-        else:  # phi decays, as all adapters of terms that wait do, and learns in the end
+        else:  # phi decays like all adapters of waiting terms, and learns at last
             assert moved[2], name
     logged = trainer.logger.get_checkpoint()
     tuning, distilling = np.array(logged["freekd_prompts"]), np.array(logged["freekd"])
@@ -126,8 +126,8 @@ def test_prompts_are_tuned_then_frozen(workspace):
     np.testing.assert_allclose(logged["train_losses"][0], logged["segmentation"][0] + tuning[0], rtol=1e-5)
 
 
-def test_prompts_are_tuned_by_the_teachers_own_loss(workspace):
-    """The student learns nothing from it, and the teacher's decoder stays as it is."""
+def test_prompts_are_tuned_with_nnunets_loss_of_the_teacher(workspace):
+    """The student learns nothing from it, and the teacher's decoder does not change."""
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.1})
     trainer = make_trainer(nnUNetTrainerFreeKD, plans, workspace)
     trainer.on_train_start()

@@ -13,20 +13,20 @@ def test_the_authors_ramp():
     assert ramp(950) == ramp(999) == 1
 
 
-def test_fractions_are_of_the_training():
+def test_fractions_refer_to_the_training():
     fractions, epochs = read_ramp([0.15, 0.8], 1000), read_ramp([150, 800], 1000)
     assert [fractions(epoch) for epoch in range(1000)] == pytest.approx([epochs(epoch) for epoch in range(1000)])
     assert read_ramp((0.15, 0.8), 10)(5) > 0.3
 
 
-def test_none_is_no_ramp_and_no_length_a_step():
+def test_none_means_no_ramp_and_a_length_of_zero_a_step():
     assert read_ramp(None, 10) is None
     step = read_ramp([3, 0], 10)
     assert [step(epoch) for epoch in (2, 3)] == [0, 1]
 
 
 @pytest.mark.parametrize("value", ["0.1", [1], [1, 2, 3], [True, 1], [-1, 5], [0.5, 1.5], [0.1, None], 3])
-def test_nonsense(value):
+def test_invalid_ramps(value):
     with pytest.raises(ValueError, match=r"ramp .* got"):
         read_ramp(value, 100)
 

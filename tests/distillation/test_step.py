@@ -4,11 +4,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_kd.distillation.targets import LabelCodes
 
-MAP = torch.tensor([[[0, 1, 2], [3, 4, 1]]])  # (1, y, x); 4 is ignored where there is an ignore label
+MAP = torch.tensor([[[0, 1, 2], [3, 4, 1]]])  # (1, y, x); 4 is the ignore label if there is one
 
 
 def regions_of(label_map, manager):
-    """nnU-Net's training target of a label map."""
+    """Return nnU-Net's training target of a label map."""
     from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
     ignored = [manager.ignore_label] if manager.has_ignore_label else []
@@ -30,7 +30,7 @@ def test_ignore_label():
 
 
 def test_regions_overlap():
-    """Labels 2 and 3 lie in the same regions and so are one class."""
+    """Labels 2 and 3 lie in the same regions and are therefore one class."""
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "d": 4}
     manager = LabelManager(labels, regions_class_order=[1, 2, 4])
     codes = LabelCodes(manager)
@@ -54,7 +54,7 @@ def test_many_regions_need_no_table(count):
 
 def test_more_regions_than_bits():
     manager = LabelManager({"background": 0, "all": list(range(1, 63)), **{str(i): i for i in range(1, 63)}}, [1] * 63)
-    with pytest.raises(NotImplementedError, match="classes of 63 regions: at most 62 can be told apart"):
+    with pytest.raises(NotImplementedError, match="has 63 regions, but the term's loss can tell only 62 apart"):
         LabelCodes(manager).check_classes()
 
 

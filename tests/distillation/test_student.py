@@ -45,9 +45,9 @@ def test_stages_of_the_decoder_finest_first():
     assert [tuple(stage.shape[1:]) for stage in decoder] == [(4, 16, 12), (8, 8, 6)]
     torch.testing.assert_close(student.decoder.seg_layers[-1](decoder[0]), logits[0])
     joint.eval()(images)
-    assert len(joint.train()(images)[2]) == 2  # nothing is left of the pass in evaluation mode
+    assert len(joint.train()(images)[2]) == 2  # the pass in evaluation mode has left nothing
     decoder = joint.train()(images).decoder
-    student(images)  # as when initial weights are fitted: nothing is added
+    student(images)  # as in the fit of initial weights: nothing is recorded
     assert len(decoder) == 2
     with pytest.raises(NotImplementedError, match="Linear has no decoder.stages, one for each encoder stage"):
         StudentWithAdapters(nn.Linear(1, 1), nn.ModuleDict(), decoder=True)
@@ -65,12 +65,12 @@ def test_teacher_is_frozen_and_stays_in_evaluation_mode():
     assert not any(key.startswith("decoder") for key in teacher.state_dict())
 
 
-def test_teacher_gives_what_is_asked_for():
+def test_teacher_returns_only_what_is_requested():
     images, network = torch.randn(1, 2, 16, 12), unet(8)
     expected = network.eval()(images)
     both = Teacher(network, logits=True, deep_supervision=True)
     logits, features = both(images)
-    assert len(features) == 3 and len(logits) == 1  # the coarsest of two resolutions is never trained by nnU-Net
+    assert len(features) == 3 and len(logits) == 1  # nnU-Net never trains the coarsest of two scales
     torch.testing.assert_close(logits[0], expected[0])
     torch.testing.assert_close(both.decode(features), expected[0])
     assert both(images, logits=False)[0] == []
@@ -79,7 +79,7 @@ def test_teacher_gives_what_is_asked_for():
     torch.testing.assert_close(full[0], expected[0])
 
 
-def test_logits_are_all_that_is_needed_of_a_network_without_encoder():
+def test_a_network_without_encoder_can_teach_logits():
     network = nn.Conv2d(2, 3, 1)
     logits, features = Teacher(network, features=False, logits=True)(torch.randn(1, 2, 4, 4))
     assert features == [] and logits[0].shape == (1, 3, 4, 4)
@@ -105,7 +105,7 @@ def test_average_of_weights():
 
 
 def test_running_statistics_are_averaged_with_the_weights_they_belong_to():
-    """DRA-UNet has batch normalisation: the averaged weights with the last step's statistics are no network."""
+    """With batch normalisation, averaged weights do not fit the statistics of the last step."""
     module = nn.BatchNorm2d(1)
     average = WeightAverage(module, decay=0.75)
     module.running_mean.fill_(2.0)
@@ -116,7 +116,7 @@ def test_running_statistics_are_averaged_with_the_weights_they_belong_to():
     assert sorted(averaged_tensors(module)) == ["bias", "running_mean", "running_var", "weight"]
 
 
-def test_the_average_is_what_is_evaluated_and_saved(joint):
+def test_the_average_is_evaluated_and_saved(joint):
     images = torch.randn(1, 2, 16, 12)
     joint.average = WeightAverage(joint.student, decay=0.5)
     before = joint.eval()(images)
@@ -130,8 +130,8 @@ def test_the_average_is_what_is_evaluated_and_saved(joint):
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_student_and_average_come_back_from_a_checkpoint(joint, shown):
-    """Checkpoints of before may have been saved with the student's own weights as nnU-Net's."""
+def test_student_and_average_are_restored_from_a_checkpoint(joint, shown):
+    """In earlier checkpoints nnU-Net's weights can be the student's own."""
     joint.average = WeightAverage(joint.student, decay=0.5)
     with torch.no_grad():
         for parameter in joint.student.parameters():
@@ -151,7 +151,7 @@ def test_student_and_average_come_back_from_a_checkpoint(joint, shown):
         assert all(torch.equal(weight, average[name]) for name, weight in restored.evaluated.state_dict().items())
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path):
     path = tmp_path / "checkpoint_latest.pth"
     save_atomically({"epoch": 1}, path)
     with pytest.raises(Exception, match="pickle"):
@@ -175,7 +175,7 @@ def test_a_narrow_network_is_laid_out_for_the_cpu():
     torch.testing.assert_close(laid_out(images), network(images))
 
 
-def test_saved_weights_are_laid_out_plainly_and_once():
+def test_saved_weights_are_contiguous_and_shared():
     weight = torch.randn(2, 3, 4, 4, 4).to(memory_format=torch.channels_last_3d)
     plain = torch.randn(2, 3)
     saved = plainly_laid_out({"a": weight, "b": weight.detach(), "c": plain})
@@ -184,6 +184,6 @@ def test_saved_weights_are_laid_out_plainly_and_once():
 
 
 @pytest.mark.parametrize(("features", "device"), [(NARROW, "cuda"), (2 * NARROW, "cpu")])
-def test_other_networks_are_left_as_they_are(features, device):
+def test_other_networks_keep_their_layout(features, device):
     network = in_fast_layout(convolutions(features), torch.device(device))
     assert all(weight.is_contiguous() for weight in network.parameters())

@@ -26,7 +26,7 @@ TEACHER = EncoderStages((32, 64, 128), ((1, 1, 1), (2, 2, 2), (4, 4, 4)))
 
 
 class Labels:
-    """Every voxel counts; classes of a softmax."""
+    """Labels without an ignore label, for exclusive classes."""
 
     regions = False
     num_classes = 3
@@ -57,7 +57,7 @@ def built(term=TERM, num_epochs=100, **numbers):
     return term.changed(numbers, "here").build(num_epochs, "here")
 
 
-def test_plan_goes_before_declaration_before_loss():
+def test_plans_override_the_method_which_overrides_the_loss():
     term = built(weight=0.05, bands="detail")
     assert term.weight == 0.05
     assert (term.loss.levels, term.loss.bands, term.loss.wavelet) == (2, "detail", "db4")
@@ -86,7 +86,7 @@ def test_plan_goes_before_declaration_before_loss():
         (FREEKD, {"prompt_epochs": 100}, "prompt_epochs 100 leaves none of 100 epochs for the student"),
         (LOGITS, {"scales": "some"}, "here: scales must be 'all' or 'full', got 'some'"),
         (LOGITS, {"convex": 1}, "here: convex must be true or false, got 1"),
-        (LOGITS, {"weight": 1.5}, "here: a convex term's weight is at most 1, got 1.5"),
+        (LOGITS, {"weight": 1.5}, "here: the weight of a convex term must be at most 1, got 1.5"),
         (CWD, {"stages": [0]}, "unknown key 'stages' in here: did you mean 'scales'"),
     ],
 )
@@ -105,7 +105,7 @@ def random_stages():
     return features, taught
 
 
-def test_sum_over_stages_of_one_grid():
+def test_sum_over_stages_on_the_same_grid():
     pairs = match_stages(STUDENT, TEACHER)
     assert pairs == [(0, 0), (2, 1), (3, 2)]
     term = built()
@@ -138,7 +138,7 @@ def test_classes_reach_the_loss_that_needs_them():
 
 
 def test_scales_of_deep_supervision():
-    """Half the weight a scale; the student's coarsest is never trained by nnU-Net, the teacher has no (5, 5)."""
+    """Each scale halves the weight; nnU-Net never trains the student's coarsest, and the teacher has no (5, 5)."""
     sizes = [(20, 20), (10, 10), (5, 5), (2, 2)]
     ours = [torch.randn(1, 3, *size) for size in sizes]
     theirs = [torch.randn(1, 3, *size) for size in (sizes[0], sizes[1], sizes[3])]
@@ -169,7 +169,7 @@ def test_logits_are_compared_where_their_own_target_is_annotated(declared, regio
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_soft_labels_count_where_there_are_some_and_the_voxel_is_annotated(regions):
+def test_only_annotated_voxels_with_soft_labels_count(regions):
     logits, soft = torch.randn(2, 2, 3, 6, 6).unbind()
     there, annotated = torch.rand(2, 2, 1, 6, 6).unbind()
     there, annotated = there > 0.4, annotated > 0.4
@@ -204,9 +204,9 @@ def test_prompts_are_tuned_first():
 
 
 def test_prompts_are_tuned_by_what_the_teacher_decodes_of_filtered_features():
-    """The filtered ones at the teacher's stages, the others as they are, and the mean redundancy."""
+    """It decodes filtered features at the matched stages and unchanged ones elsewhere; redundancy is averaged."""
     features, taught = random_stages()
-    taught.insert(1, torch.randn(1, 48, 4, 4, 8))  # of a grid the student does not have
+    taught.insert(1, torch.randn(1, 48, 4, 4, 8))  # on a grid that the student does not have
 
     class Decoding:
         def decode(self, features):
@@ -235,14 +235,14 @@ def test_prompts_are_tuned_by_what_the_teacher_decodes_of_filtered_features():
     assert redundancy > 0
 
 
-def test_ifvds_trainer_has_its_authors_numbers():
+def test_ifvds_trainer_has_the_authors_settings():
     ifvd, logits = build_terms(nnUNetTrainerIFVD.terms, {}, 100)
     assert (ifvd.name, ifvd.weight, ifvd.stages) == ("ifvd", 200, None)
     assert (logits.name, logits.weight, logits.loss.temperature) == ("logits", 10, 1)
     assert not logits.convex and not logits.all_scales
 
 
-def test_every_term_can_be_built_and_says_its_numbers():
+def test_every_term_can_be_built_and_shows_its_settings():
     assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
     for name, term in TERMS.items():
         assert str(built(term)).startswith(f"{name}: weight {term.numbers['weight']:g}")
@@ -257,12 +257,15 @@ def test_terms_are_kept_added_or_replaced():
     assert names((DCD,), {"levels": 1, "add": [{"name": "logits"}]}) == ["dcd", "logits"]
     assert names((DCD, CWD), {"terms": [{"name": "ifvd"}, {"name": "cwd"}]}) == ["ifvd", "cwd"]
     assert names((), {}) == [] and names((), {"add": [{"name": "cwd"}]}) == ["cwd"]
-    assert names(None, {"weight": 3, "add": [{"name": "cwd"}]}) == []  # what other methods are told
+    assert names(None, {"weight": 3, "add": [{"name": "cwd"}]}) == []  # settings of other methods are ignored
     (first, second) = build_terms((DCD, CWD), {"weight": 0.5}, 100)
-    assert (first.weight, second.weight) == (0.5, CWD.numbers["weight"])  # flat numbers are the first term's
+    assert (first.weight, second.weight) == (
+        0.5,
+        CWD.numbers["weight"],
+    )  # settings outside a list belong to the first term
 
 
-def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are():
+def test_listed_terms_have_default_settings_whatever_the_trainer_has():
     logits = Method("logits", LogitsTerm, LOGITS.loss, {"weight": 10.0, "temperature": 1.0})
     own = (logits, replace(CWD, name="mine"))
     (term,) = build_terms(own, {}, 100)[:1]
@@ -275,7 +278,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
 @pytest.mark.parametrize(
     ("own", "method", "message"),
     [
-        ((), {"levels": 1}, "nnunet_kd.method: 'levels' belongs to a term, name it under 'terms' or 'add'"),
+        ((), {"levels": 1}, "nnunet_kd.method: 'levels' belongs to a term: name the term under 'terms' or 'add'"),
         ((DCD,), {"terms": [], "levels": 1}, "nnunet_kd.method.terms must be a list like"),
         ((DCD,), {"terms": {"name": "dcd"}}, "nnunet_kd.method.terms must be a list like .*, got {'name': 'dcd'}"),
         ((DCD,), {"terms": ["dcd"]}, r"nnunet_kd.method.terms\[0\] must be an object with a name, got 'dcd'"),
@@ -285,7 +288,7 @@ def test_terms_of_a_list_have_the_numbers_of_the_table_whatever_the_trainers_are
         ((DCD,), {"terms": [{"name": "dcd", "lvels": 1}]}, r"'lvels' in nnunet_kd.method.terms\[0\]: .*'levels'"),
         ((DCD,), {"terms": [{"name": "cwd"}], "levels": 1}, "has both 'terms' and 'levels'"),
         ((DCD,), {"terms": [{"name": "cwd"}], "add": [{"name": "dcd"}]}, "has both 'terms', .* and 'add'"),
-        ((DCD,), {"add": [{"name": "dcd"}]}, r"nnunet_kd.method.add\[0\]: the term 'dcd' is there already"),
+        ((DCD,), {"add": [{"name": "dcd"}]}, r"nnunet_kd.method.add\[0\]: the training already has the term 'dcd'"),
         (
             (DCD,),
             {"add": [{"name": "cwd", "temperature": 0}]},

@@ -1,4 +1,4 @@
-"""A small BrainSegDMIF and images for it."""
+"""A small BrainSegDMIF with suitable images."""
 
 import torch
 
@@ -17,7 +17,7 @@ SMALL = {
 
 
 def small(channels=3, classes=2, seed=0, **options):
-    """A network whose parameters are all away from zero, so that each of them matters."""
+    """Build a network whose parameters all differ from zero, so that each of them has an effect."""
     torch.manual_seed(seed)
     network = BrainSegDMIF(channels, classes, **{**SMALL, **options})
     with torch.no_grad():

@@ -23,7 +23,9 @@ ABLATIONS = [
 @pytest.mark.parametrize("classes", [1, 3])
 def test_every_ablation_trains_all_its_parameters(options, classes):
     torch.manual_seed(0)
-    network = BrainSegDMIF(2, classes, **SMALL, **options)  # as it is made: nothing may hide behind random numbers
+    network = BrainSegDMIF(
+        2, classes, **SMALL, **options
+    )  # with its initial values, so that random numbers hide nothing
     network.apply(network.initialize)
     optimizer = torch.optim.Adam(network.parameters(), 3e-4)
     images, target = random_images(2, 2, 24, 28), torch.ones(2, classes, 24, 28)
@@ -39,7 +41,7 @@ def test_every_ablation_trains_all_its_parameters(options, classes):
     assert losses[1] < losses[0]
 
 
-def test_ablations_leave_out_what_they_name():
+def test_ablations_remove_the_named_part():
     full = small()
     assert len(full.encoder.fusions) == 1 and len(full.decoder.paths) == 3 and full.decoder.prompts is not None
     assert len(small(dmif=False).encoder.fusions) == 0
@@ -53,12 +55,12 @@ def test_without_fusion_the_encoders_mean_is_decoded():
     network, images = small(2, dmif=False).eval(), random_images(1, 2, 32, 32)
     means = []
     for channel, encoder in enumerate(network.encoder.encoders):
-        whole = copy.deepcopy(encoder)  # its neck is the identity: these are the tokens
+        whole = copy.deepcopy(encoder)  # its neck is the identity, so it returns tokens
         means.append(whole(images[:, [channel] * 3]))
     torch.testing.assert_close(network.encoder(images).features, network.encoder.neck(sum(means) / 2))
 
 
-def test_fused_features_go_back_to_each_encoder():
+def test_fused_features_are_added_to_each_encoder():
     network, images = small(2, depth=3, global_attention=[1, 2]).eval(), random_images(1, 2, 32, 32)
     encoders, (first, last) = network.encoder.encoders, network.encoder.fusions
     streams = [e.patch_embed(images[:, [m] * 3]) + e.pos_embed for m, e in enumerate(encoders)]
@@ -79,7 +81,7 @@ def test_permuting_modalities_with_their_encoders_changes_nothing(dmif):
     assert (network(images) - expected).abs().max() > 1e-3  # the encoders do differ
 
 
-def test_a_subset_of_modalities_sees_no_other():
+def test_a_subset_of_modalities_ignores_the_others():
     network, images = small(4, modalities=[1, 3]), random_images(1, 4, 32, 32)
     assert len(network.encoder.encoders) == 2
     other = images.clone()
@@ -109,7 +111,7 @@ def test_any_size_with_and_without_deep_supervision(size):
     network = small(deep_supervision=True)
     images = random_images(2, 3, *size)
     outputs = network(images)
-    # nnU-Net's sizes of targets: its trainer makes the scales, its data augmentation rounds.
+    # The sizes of nnU-Net's targets: its trainer makes the scales, and its data augmentation rounds the sizes.
     scales = 1 / np.cumprod(np.array(ONE_OUTPUT_STRIDES), axis=0)[:-1]
     sizes = [[round(length * factor) for length, factor in zip(size, scale, strict=True)] for scale in scales]
     assert [tuple(output.shape) for output in outputs] == [(2, 2, *length) for length in sizes]
@@ -119,10 +121,10 @@ def test_any_size_with_and_without_deep_supervision(size):
 
 @pytest.mark.parametrize("size", [(128, 128), (120, 90), (256, 190)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"upsampling_decoder": False}], ids=["three scales", "SAM's path"])
-def test_places_are_kept(options, size):
-    """What changes in one corner of an image changes the logits there."""
+def test_positions_are_kept(options, size):
+    """A change in one corner of an image changes the logits there."""
     network = small(1, image_size=128, depth=1, global_attention=[0], prompt_generator=False, **options)
-    with torch.no_grad():  # without attention nothing travels farther than a patch and the convolutions
+    with torch.no_grad():  # without attention, changes spread only over a patch and the convolutions
         network.encoder.encoders[0].blocks[0].attn.proj.weight.zero_()
         images = random_images(1, 1, *size)
         other = images.clone()
@@ -141,7 +143,7 @@ def test_is_built_from_a_plan():
     again.load_state_dict(network.state_dict())
 
 
-def test_activation_checkpointing_changes_memory_only():
+def test_activation_checkpointing_changes_only_the_memory():
     plain, saving = small(), small(activation_checkpointing=True)
     images = random_images(2, 3, 32, 32)
     for network in (plain, saving):
@@ -154,7 +156,7 @@ def test_activation_checkpointing_changes_memory_only():
 
 
 def kept_by_the_encoder(network, images):
-    """Bytes the forward pass saves for the gradient, parameters apart."""
+    """Return the bytes that the forward pass saves for the gradient, without the parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept = {}
 
@@ -194,7 +196,7 @@ def test_half_precision(checkpointing):
         ({"conv_op": nn.Conv3d}, "segments slices: conv_op must be torch.nn.Conv2d, got"),
         (
             {"strides": [[1, 1], [2, 2]]},
-            r"strides of BrainSegDMIF are \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
+            r"strides of BrainSegDMIF must be \[\[1, 1\], \[4, 4\], \[4, 4\]\], got \[\[1, 1\], \[2, 2\]\]",
         ),
         ({"modalities": [0, 3]}, r"modalities must be different channels of 0 to 2, got \[0, 3\]"),
         ({"modalities": [1, 1]}, r"got \[1, 1\]"),

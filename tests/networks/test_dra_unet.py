@@ -12,7 +12,7 @@ CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def literal_simam(features, regularisation=1e-4):
-    """Voxel by voxel: the inverse of the minimal energy of Yang et al., eq. 5, is e below; y = x sigmoid(e)."""
+    """Compute SimAM voxel by voxel: e is the inverse of the minimal energy (Yang et al., eq. 5), y = x sigmoid(e)."""
     result = torch.empty_like(features)
     for image in range(features.shape[0]):
         for channel in range(features.shape[1]):
@@ -119,7 +119,7 @@ def test_paper_size_and_the_rows_of_table_2():
     assert sizes[True, True] == sizes[True, False] < sizes[False, False] == sizes[False, True]
 
 
-def test_dprm_does_not_reach_along_an_axis_the_plans_do_not_convolve():
+def test_dprm_does_not_convolve_an_axis_that_the_plans_do_not():
     network = DRAUNet(1, 2, 2, 4, nn.Conv3d, [[1, 3, 3], [3, 3, 3]], [[1, 1, 1], [1, 2, 2]])
     assert network.encoder.stages[0][1].depthwise.kernel_size == (1, 7, 7)
     assert network.encoder.stages[1][1].depthwise.kernel_size == (7, 7, 7)
@@ -128,5 +128,5 @@ def test_dprm_does_not_reach_along_an_axis_the_plans_do_not_convolve():
 def test_errors():
     with pytest.raises(ValueError, match="3 stages need as many features, got 2"):
         DRAUNet(1, 2, 3, [4, 8])
-    with pytest.raises(ValueError, match="an even kernel does not keep the grid"):
+    with pytest.raises(ValueError, match="kernel sizes must be odd"):
         DRAUNet(1, 2, dprm_kernel_size=4)

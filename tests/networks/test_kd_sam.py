@@ -1,4 +1,4 @@
-"""KD-SAM's network, against the segment_anything package and torchvision."""
+"""KD-SAM's network, compared with the segment_anything package and torchvision."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_size_and_shape_of_the_real_encoder():
         encoder = KDSAM(3, 2).encoder
         embedding = encoder(torch.empty(1, 3, 600, 450))
         resnet = torchvision.models.resnet50()
-    assert embedding.shape == (1, 256, 64, 64)  # as segment_anything's image encoders give it at 1024 x 1024
+    assert embedding.shape == (1, 256, 64, 64)  # the shape of segment_anything's embeddings at 1024 x 1024
     assert count(encoder) <= 26.4e6
     neck = 2048 * 256 + 2 * 256 + 256 * 256 * 9 + 2 * 256
     assert count(encoder) == count(resnet) - count(resnet.fc) + neck
@@ -38,12 +38,12 @@ def test_size_and_shape_of_the_real_encoder():
 
 
 def test_sams_own_decoder_is_loaded_key_by_key():
-    """At the published size, from a state dict of the published format."""
+    """The network has the published size, and the state dict the published format."""
     torch.manual_seed(0)
     sam = sam_model_registry["vit_b"]()
     weights = sam.state_dict()
     assert len(weights) == 314 and "mask_decoder.iou_prediction_head.layers.2.weight" in weights
-    network = KDSAM(3, 6)  # a background and five structures: the first mask comes a second time
+    network = KDSAM(3, 6)  # a background and five structures, so the first mask is used twice
     load_sam_decoder(network, weights)
     loaded = network.decoder.state_dict()
     of_sam = {name: value for name, value in weights.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
@@ -106,8 +106,8 @@ def test_the_frame_is_sams():
         assert not framed[..., height:, :].any() and not framed[..., width:].any()
 
 
-def test_what_is_drawn_comes_out_where_it_is():
-    """Frame and way back agree: a mask that is the image itself returns to its place."""
+def test_masks_are_returned_to_their_place():
+    """A mask that equals the image in SAM's frame returns to its place in the image."""
     image = torch.zeros(1, 1, 48, 80)
     image[..., 12:36, 20:50] = 1
     framed = to_frame(image, 64)
@@ -116,14 +116,14 @@ def test_what_is_drawn_comes_out_where_it_is():
     assert ((back > 0.5) == (image > 0.5)).float().mean() > 0.99
 
 
-def test_unused_parts_of_sam_wait_for_no_gradient():
+def test_unused_parts_of_sam_need_no_gradient():
     network = tiny()
     network(torch.randn(2, 3, 40, 56)).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_a_classifiers_weights_start_the_resnet():
+def test_the_resnet_starts_from_a_classifiers_weights():
     torch.manual_seed(3)
     weights = torchvision.models.resnet50().state_dict()
     network = tiny(4, blocks=(3, 4, 6, 3))
@@ -139,19 +139,19 @@ def test_a_classifiers_weights_start_the_resnet():
     ("options", "words"),
     [
         ({"conv_op": nn.Conv3d}, "KDSAM segments slices: conv_op must be torch.nn.Conv2d"),
-        ({"strides": [[1, 1], [2, 2]]}, "strides of KDSAM are"),
+        ({"strides": [[1, 1], [2, 2]]}, "strides of KDSAM must be"),
         ({"image_size": 72}, "must be a multiple of 32, got 72"),
     ],
 )
-def test_what_cannot_be_built(options, words):
+def test_invalid_options(options, words):
     with pytest.raises(ValueError, match=words):
         tiny(**options)
 
 
 def test_a_background_alone_and_foreign_weights():
-    with pytest.raises(ValueError, match="1 output channel with a background leaves no structure"):
+    with pytest.raises(ValueError, match="num_classes must leave a structure besides the background, got 1"):
         tiny(classes=1)
-    with pytest.raises(ValueError, match=r"no mask_decoder\.mask_tokens\.weight"):
+    with pytest.raises(ValueError, match=r"mask_decoder\.mask_tokens\.weight is missing"):
         load_sam_decoder(tiny(), {"weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="do not fit the decoder of KD-SAM"):
         load_sam_decoder(tiny(embedding_channels=64), tiny_sam().state_dict())

@@ -14,7 +14,7 @@ def fusion(**dims):
 
 
 def literal_fusion(module, features):
-    """Eq. 1-7 token by token; features (M, D)."""
+    """Compute eq. 1-7 token by token for features (M, D)."""
     number = len(features)
     mean = sum(features) / number
     one = [module.own.weight @ f + module.own.bias + module.mean.weight @ mean for f in features]
@@ -60,4 +60,4 @@ def test_fusion_does_not_depend_on_the_order_of_modalities():
     other = features.clone()
     other[:, 3] += 1
     difference = (module.interact(other) - module.interact(features)).abs().amax((0, 2, 3))
-    assert (difference > 1e-3).all()  # each modality hears of a change in another
+    assert (difference > 1e-3).all()  # a change in one modality reaches all others

@@ -8,7 +8,7 @@ from tests.networks.small_brainseg_dmif import random_images
 
 
 def literal_attention(module, queries, keys, values):
-    """Scaled dot products, head by head."""
+    """Compute scaled dot-product attention head by head."""
     q, k, v = module.q_proj(queries), module.k_proj(keys), module.v_proj(values)
     width = q.shape[-1] // module.num_heads
     heads = []

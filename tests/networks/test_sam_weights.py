@@ -23,7 +23,7 @@ def test_published_weights_reach_every_encoder_with_resampled_positions():
         moved = {"pos_embed", "blocks.1.attn.rel_pos_h", "blocks.1.attn.rel_pos_w"}
         assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - moved)
         assert ours["pos_embed"].shape == (1, 2, 2, 16) and ours["blocks.1.attn.rel_pos_h"].shape == (3, 8)
-        # segment_anything resamples relative positions itself where it meets an image of another size.
+        # segment_anything itself resamples relative positions for an image of another size.
         tokens = random_images(1, 2, 2, 16)
         torch.testing.assert_close(encoder.blocks[1](tokens), sam.image_encoder.blocks[1](tokens))
         torch.testing.assert_close(ours["pos_embed"].mean(), theirs["pos_embed"].mean(), atol=0.05, rtol=0)
@@ -58,8 +58,8 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded():
         load({name: value for name, value in weights.items() if "image_encoder" not in name})
     with pytest.raises(ValueError, match="it has image_encoder.blocks.2.norm1.bias"):
         load({**weights, "image_encoder.blocks.2.norm1.bias": torch.zeros(16)})
-    with pytest.raises(ValueError, match=r"blocks.0.norm1.bias is \(17,\), the network's is \(16,\)"):
+    with pytest.raises(ValueError, match=r"blocks.0.norm1.bias has the shape \(17,\), the network's has \(16,\)"):
         load({**weights, "image_encoder.blocks.0.norm1.bias": torch.zeros(17)})
-    with pytest.raises(ValueError, match=r"blocks.0.attn.rel_pos_h is \(7, 8\), the network's is \(5, 8\)"):
+    with pytest.raises(ValueError, match=r"blocks.0.attn.rel_pos_h has the shape \(7, 8\), the network's has \(5, 8\)"):
         load({**weights, "image_encoder.blocks.0.attn.rel_pos_h": torch.zeros(7, 8)})  # other windows
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -9,7 +9,7 @@ from nnunet_kd.networks.selective_scan import chunked_scan, selective_scan
 
 
 def sequential_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
-    """Token by token in float64, the two equations as they stand."""
+    """Evaluate the two equations token by token in float64."""
     u, delta, A, B, C = (x.double() for x in (u, delta, A, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.double()[:, None]
@@ -74,7 +74,7 @@ def test_every_chunk_size_equals_the_sequential_reference(chunk_size, length):
 
 
 @pytest.mark.parametrize("missing", ["D", "delta_bias", "delta_softplus"])
-def test_what_may_be_left_out(missing):
+def test_optional_arguments(missing):
     given = sequences(20, dtype=torch.float64)
     del given[missing]
     torch.testing.assert_close(chunked_scan(**given, chunk_size=6), sequential_scan(**given))
@@ -89,7 +89,7 @@ def test_gradcheck(length, chunk_size):
 
 @pytest.mark.parametrize("size", [1e-6, 30.0])
 def test_decays_that_vanish_and_decays_of_one(size):
-    """A product of decays underflows after a few tokens, or stays 1: no state is lost, no gradient infinite."""
+    """A product of decays underflows after a few tokens or is always 1; states and gradients remain finite."""
     given = sequences(257)
     given |= {"delta": torch.full_like(given["delta"], size), "delta_softplus": False, "delta_bias": None}
     assert relative_error(chunked_scan(**given), sequential_scan(**given)) < 1e-5
@@ -124,7 +124,7 @@ def test_autocast_and_half_precision_compute_in_float32():
 
 
 class Largest(TorchDispatchMode):
-    """Numbers in the largest storage any operation returns."""
+    """Record the size of the largest storage that any operation returns."""
 
     numbers = 0
 
@@ -137,7 +137,7 @@ class Largest(TorchDispatchMode):
 
 
 def memory(length, **options):
-    """Numbers kept for the backward pass, inputs included, and the largest tensor of both passes."""
+    """Return the size of all tensors kept for the backward pass, and of the largest tensor in both passes."""
     given = sequences(length, batch=1, channels=32, groups=4, state=16)
     inputs = {name: x.requires_grad_() if torch.is_tensor(x) else x for name, x in given.items()}
     kept = {}
@@ -163,7 +163,7 @@ def test_memory_is_linear_in_length_and_states_are_not_kept():
     assert measured[4096][1] <= 4 * 16 * 4096  # B and C, the largest of the sequences
 
 
-def test_default_chunks_hold_a_fixed_number_of_states():
+def test_default_chunks_have_a_fixed_number_of_states():
     _, largest = memory(8192)
     assert largest <= 1.1 * module.CHUNK_STATES["cpu"] < 32 * 16 * 8192
 
@@ -198,7 +198,7 @@ def test_on_a_gpu(length):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"u": torch.zeros(2, 6)}, r"expected u \(batch, channels, length\), at least one token, got \(2, 6\)"),
+        ({"u": torch.zeros(2, 6)}, r"expected u \(batch, channels, length\) with at least one token, got \(2, 6\)"),
         ({"u": torch.zeros(2, 6, 0)}, r"at least one token, got \(2, 6, 0\)"),
         ({"B": torch.zeros(2, 3, 9)}, r"B \(batch, groups, state, length\), got \(6, 3\) and \(2, 3, 9\)"),
         ({"B": torch.zeros(2, 4, 3, 9)}, "6 channels are not divisible into 4 groups"),

@@ -6,11 +6,11 @@ from tests.networks.small_brainseg_dmif import random_images
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 28), (7, 31), (64, 64), (64, 32), (45, 33)], ids=str)
-def test_images_are_padded_or_shrunk_and_answers_come_back(size):
+def test_images_are_padded_or_shrunk_and_logits_resized_back(size):
     images = random_images(1, 2, *size)
     square = to_square(images, 32)
     assert square.shape == (1, 2, 32, 32) and from_square(square, 32, size).shape == images.shape
-    if max(size) <= 32:  # not touched
+    if max(size) <= 32:  # not resized
         assert square.sum() == pytest.approx(images.sum().item(), abs=1e-3)
         assert torch.equal(from_square(square, 32, size), images)
     else:

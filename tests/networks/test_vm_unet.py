@@ -29,7 +29,7 @@ def small(classes=3, **options):
 
 
 def published_operations(network, images):
-    """Multiply-adds of the convolutions and linear layers, and four operations a number that is normalised."""
+    """Count multiply-adds of convolutions and linear layers, and four operations per normalised number."""
     operations = []
 
     def count(module, inputs, output):
@@ -48,7 +48,7 @@ def published_operations(network, images):
 
 
 def scan_operations(network, size):
-    """Multiply-adds of the projections held as parameters, and VMamba's count of the scans, (9 N + 1) L D."""
+    """Count multiply-adds of the projections of the scan, and the scans as in VMamba, (9 N + 1) L D."""
     projections = scans = 0
     scale = {width: math.prod(stride) for width, stride in zip(*_levels(network), strict=True)}
     for block in network.modules():
@@ -79,7 +79,7 @@ def test_the_papers_parameters_and_operations():
     assert [len(bottleneck), *(len(stage.blocks) for stage in stages)] == [2, 2, 2, 1]
 
 
-def test_nnunet_kds_own_count_runs_without_memory():
+def test_counting_operations_takes_no_memory():
     with torch.device("meta"):
         network = VMUNet(2, 3, **SMALL)
     cost = network_cost(network, 2, [64, 32])
@@ -153,7 +153,7 @@ def test_forward_with_and_without_deep_supervision(name):
     network = VMUNet(channels, classes, **{**SMALL, **options}, deep_supervision=True)
     network.apply(network.initialize)
     strides = [[1, 1], *network.encoder.strides]
-    scales = (1 / np.cumprod(np.vstack(strides), axis=0))[:-1]  # as nnU-Net does with the plan's
+    scales = (1 / np.cumprod(np.vstack(strides), axis=0))[:-1]  # as nnU-Net computes the scales from the plans
     images = torch.randn(2, channels, *size)
     outputs = network(images)
     assert [tuple(o.shape) for o in outputs] == [
@@ -178,7 +178,7 @@ def test_a_plan_builds_it_and_weights_load_with_and_without_deep_supervision():
     assert torch.equal(made[0](images)[0], made[1](images))
 
 
-def test_features_alone_make_the_logits():
+def test_logits_depend_on_the_features_alone():
     network = small().eval()
     images = torch.randn(2, 2, 32, 16)
     features = network.encoder(images)
@@ -188,7 +188,7 @@ def test_features_alone_make_the_logits():
 
 
 def test_dual_self_distillation_reads_its_stages():
-    network = small(deep_supervision=True, drop_path=0.0)  # which may leave a block out for all samples
+    network = small(deep_supervision=True, drop_path=0.0)  # drop path could skip a block for all samples
     term = TERMS["dual_self"].build(10, "here")
     adapters = Distiller([term], LabelCodes(LabelManager({"background": 0, "a": 1}, None))).adapters(network)
     student = StudentWithAdapters(network, adapters, decoder=True)
@@ -239,7 +239,7 @@ def test_drop_path_follows_the_seed_and_is_off_in_evaluation():
     part = block.train()(x) - x
     kept = part.flatten(1).abs().sum(1) > 0
     assert 16 < int(kept.sum()) < 48
-    torch.testing.assert_close(part[kept], 2 * whole[kept])  # the mean over samples stays
+    torch.testing.assert_close(part[kept], 2 * whole[kept])  # the mean over samples is kept
 
 
 def test_autocast_stays_close_and_the_scan_is_float32():
@@ -263,12 +263,12 @@ def test_in_float64():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conv_op": nn.Conv3d}, "VM-UNet scans images in 2-D, got conv_op Conv3d"),
+        ({"conv_op": nn.Conv3d}, "VM-UNet is 2-D: conv_op must be torch.nn.Conv2d, got Conv3d"),
         ({"features_per_stage": [4, 8]}, "3 stages need 3 features, got 2"),
         ({"strides": [1, 4, 2]}, "3 stages need 4 strides, got 3"),
         ({"depths": [1, 1]}, "3 stages need 3 depths, got 2"),
         ({"depths_decoder": [1] * 4}, "3 stages need 3 decoder depths, got 4"),
-        ({"strides": [4, 2, 2, 2]}, r"the first stride is that of the full resolution, 1, got \[4, 4\]"),
+        ({"strides": [4, 2, 2, 2]}, r"the first stride must be 1, the full resolution, got \[4, 4\]"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
     ],
 )
@@ -277,6 +277,6 @@ def test_errors(options, message):
         VMUNet(2, 3, **{**SMALL, **options})
 
 
-def test_sizes_that_strides_do_not_divide():
-    with pytest.raises(ValueError, match=r"expected sizes divisible by \(16, 16\), got \(32, 40\)"):
+def test_sizes_that_are_not_divisible_by_the_strides():
+    with pytest.raises(ValueError, match=r"expected image sizes divisible by \(16, 16\), got \(32, 40\)"):
         small()(torch.zeros(1, 2, 32, 40))

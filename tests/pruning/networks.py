@@ -37,7 +37,7 @@ def unet(width, dim=3, kind=PlainConvUNet, **options):
 
 
 def with_random_vectors(network):
-    """Normalisations that tell their channels apart."""
+    """Give normalisations different weights for each channel."""
     torch.manual_seed(1)
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 1:

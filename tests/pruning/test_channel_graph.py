@@ -31,7 +31,7 @@ def outputs(network, images):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_another_order_leaves_the_output(name):
+def test_reordering_does_not_change_the_output(name):
     network = with_random_vectors(NETWORKS[name]())
     two_axes = any(isinstance(module, nn.Conv2d) for module in network.modules())
     images = torch.randn(2, 2, *[16] * (2 if two_axes else 3))
@@ -45,11 +45,11 @@ def test_another_order_leaves_the_output(name):
         for layer in graph.layers
         if not torch.equal(network.state_dict()[f"{layer.name}.weight"], weights[f"{layer.name}.weight"])
     }
-    assert moved == {layer.name for layer in graph.layers}  # nothing was too careful to be moved
-    assert len(graph.free) >= len(graph.sizes) - 2  # the logits of two resolutions
+    assert moved == {layer.name for layer in graph.layers}  # no layer was held unnecessarily
+    assert len(graph.free) >= len(graph.sizes) - 2  # the logits of two scales
 
 
-def test_held_groups_are_those_that_matter():
+def test_only_the_groups_of_logits_are_held():
     network = unet(4, deep_supervision=True)
     graph = channel_graph(network)
     images = torch.randn(1, 2, 16, 16, 16)
@@ -66,7 +66,7 @@ def test_residual_sums_have_one_order():
 
 
 class Odd(nn.Module):
-    """A path a test gives, between two convolutions."""
+    """Two convolutions with a given path between them."""
 
     def __init__(self, path):
         super().__init__()
@@ -113,13 +113,13 @@ def check_freedom(path, free):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_operations_on_the_way(name):
+def test_operations_between_layers(name):
     check_freedom(*PATHS[name])
 
 
 @fx.wrap
 def sharpened(features, other=None):
-    """A network's own function, one node of the trace."""
+    """A network's own function, which is one node of the trace."""
     other = features if other is None else other
     return features * (features - other.mean((2, 3), keepdim=True)).abs()
 
@@ -129,10 +129,10 @@ def sharpened(features, other=None):
     [
         (True, lambda self, one, other: sharpened(one), 1),
         (False, lambda self, one, other: sharpened(one), 0),
-        (True, lambda self, one, other: sharpened(one, other), 0),  # of two whose orders may differ
+        (True, lambda self, one, other: sharpened(one, other), 0),  # of two inputs whose orders can differ
     ],
 )
-def test_a_function_says_that_it_works_channel_by_channel(monkeypatch, marked, path, free):
+def test_a_function_can_be_marked_as_channelwise(monkeypatch, marked, path, free):
     monkeypatch.setattr(sharpened, "channelwise", marked, raising=False)
     check_freedom(path, free)
 

@@ -8,7 +8,7 @@ from nnunet_kd.pruning.selection import selected_weights
 
 
 def problem(heads, classes=3, noise=0.0, positions=4000):
-    """Features, logits of a map of them, and the map."""
+    """Return features, their logits under a linear map, and the map."""
     generator = torch.Generator().manual_seed(0)
     read = torch.randn(positions, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0]) + 2
     weight = torch.randn(5, classes, generator=generator) / read.std(0)[:, None]
@@ -17,7 +17,7 @@ def problem(heads, classes=3, noise=0.0, positions=4000):
 
 
 @pytest.mark.parametrize("heads", ["classes", "regions"])
-def test_a_map_is_found_again(heads):
+def test_a_linear_map_is_recovered(heads):
     read, logits, *_ = problem(heads)
     found, intercept = fit_head(read, logits, torch.ones(len(read)), torch.zeros(5, 3), torch.zeros(3), heads)
     given = read.double() @ found + intercept
@@ -27,7 +27,7 @@ def test_a_map_is_found_again(heads):
 
 @pytest.mark.parametrize("heads", ["classes", "regions"])
 def test_every_class_keeps_its_volume(heads):
-    """What least squares do not give: the mean probability of a class is the teacher's, also where it is rare."""
+    """Unlike with least squares, the mean probability of even a rare class is the teacher's."""
     read, logits, *_ = problem(heads, noise=3.0)
     logits[:, 2] -= 6
     counts = torch.rand(len(read), generator=torch.Generator().manual_seed(1))
@@ -48,14 +48,14 @@ def test_constant_features_give_finite_weights():
     assert torch.isfinite(found).all() and torch.isfinite(intercept).all()
 
 
-def test_positions_of_rare_classes_are_drawn_more_often_and_count_less():
+def test_positions_of_rare_classes_are_drawn_more_often_with_lower_weights():
     classes = torch.zeros(100_000, dtype=torch.long)
     classes[:20] = 1
     classes[20:5000] = 2
     positions, weights = draw_by_class(classes, 6000, torch.Generator().manual_seed(0))
     drawn = classes[positions]
     assert len(positions) == 6000
-    assert (drawn == 1).sum() >= 900  # a uniform draw has one or two
+    assert (drawn == 1).sum() >= 900  # a uniform draw would have one or two
     for label in range(3):
         share = float(weights[drawn == label].sum() / weights.sum())
         assert share == pytest.approx(float((classes == label).double().mean()), rel=0.1)
@@ -69,7 +69,7 @@ def test_voxels_in_the_same_regions_have_one_class():
 
 
 class Segmenter(nn.Module):
-    """Two layers and a head, of images with one large and one small structure."""
+    """Two layers and a head, with images of one large and one small structure."""
 
     def __init__(self, width):
         super().__init__()
@@ -82,7 +82,7 @@ class Segmenter(nn.Module):
 
 
 def test_a_rare_class_is_not_lost():
-    """As with the posterior hippocampus: features tell it apart, but least squares never make its logit the highest."""
+    """Features identify the class, but under least squares its logit is never the highest."""
     torch.manual_seed(0)
     images = 0.5 * torch.randn(4, 1, 48, 48)
     images[:, :, 8:16, 8:16] += 2

@@ -17,7 +17,7 @@ def chain(width):
 
 
 def lost(teacher, taken, batches):
-    """What least squares on channels of the hidden layer leave of the output's variance, output by output."""
+    """Return the variance of each output that regression on some hidden channels does not explain."""
     with torch.no_grad():
         rows = teacher[:2](torch.cat(batches)).movedim(1, -1).flatten(0, -2).double()
         given = teacher(torch.cat(batches)).movedim(1, -1).flatten(0, -2).double()
@@ -27,12 +27,12 @@ def lost(teacher, taken, batches):
 
 
 def taken(teacher, reordered, width):
-    """Numbers of the teacher's channels a student takes of the reordered one."""
+    """Return the indices of the teacher's channels that a student takes after reordering."""
     weights = reordered[0].weight[channels_taken(len(teacher[0].weight), width)]
     return [int((teacher[0].weight == weight).flatten(1).all(1).nonzero()) for weight in weights]
 
 
-def test_each_channel_is_the_one_with_which_least_is_lost():
+def test_each_channel_minimises_the_loss():
     torch.manual_seed(0)
     teacher, batches = chain(12), images(2, 2, 9, 8)
     for width in (1, 3, 5):
@@ -47,7 +47,7 @@ def test_each_channel_is_the_one_with_which_least_is_lost():
 
 
 class Forked(nn.Module):
-    """A skip connection: what the first layer gives is read by two, by one of them behind other channels."""
+    """A skip connection: two layers read the first layer's output, one of them after other channels."""
 
     def __init__(self, first, second):
         super().__init__()
@@ -63,9 +63,9 @@ class Forked(nn.Module):
 
 
 def kept_share(read, group, weights, taken):
-    """Of what a layer gives, voxel by voxel of its kernel, what channels taken of a group it reads explain.
+    """Return the share of a layer's output that the taken channels of a group explain, per kernel voxel.
 
-    Of ``read`` (positions, channels), ``group`` (a slice of them), ``weights`` (outputs, channels, voxels).
+    ``read`` is (positions, channels), ``group`` a slice of the channels, ``weights`` (outputs, channels, voxels).
     """
     read = read - read.mean(0)
     own = read[:, group]
@@ -75,7 +75,7 @@ def kept_share(read, group, weights, taken):
 
 
 def chosen(size, count, worth):
-    """One at a time, the best with those before."""
+    """Choose channels one at a time, each the best in addition to those before."""
     taken = []
     for _ in range(count):
         left = [channel for channel in range(size) if channel not in taken]
@@ -84,7 +84,7 @@ def chosen(size, count, worth):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_that_read_a_channel_count(seed):
+def test_all_layers_that_read_a_channel_count(seed):
     torch.manual_seed(seed)
     teacher, batches = Forked(9, 6), images(2, 2, 9, 8)
     reordered = copy.deepcopy(teacher)
@@ -107,7 +107,7 @@ def test_all_that_read_a_channel_count(seed):
         assert found == expected, name
 
 
-def test_few_choices_are_better():
+def test_the_choice_is_among_the_best():
     torch.manual_seed(0)
     teacher, batches = chain(8), images(2, 2, 9, 8)
     reordered = copy.deepcopy(teacher)
@@ -117,8 +117,8 @@ def test_few_choices_are_better():
     assert mine <= all_losses[5]  # of 56
 
 
-def test_what_goes_after_it_does_not_count():
-    """Channels read only by outputs that go themselves are not taken, however large they are."""
+def test_removed_outputs_do_not_count():
+    """Channels that only removed outputs read are not taken, however large they are."""
     teacher = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     student = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1))
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_what_goes_after_it_does_not_count():
         teacher[0].weight.copy_(torch.randn_like(teacher[0].weight))
         teacher[0].weight[:2] *= 10
         teacher[2].weight.zero_()
-        teacher[2].weight[[0, 1], [0, 1]] = 5.0  # big ones
+        teacher[2].weight[[0, 1], [0, 1]] = 5.0  # large weights
         teacher[2].weight[[2, 3], [2, 3]] = 1.0
         teacher[4].weight[:, :2] = 0
         teacher[4].weight[:, 2:] = torch.tensor([[1.0, 0.5], [0.5, -1.0]])[:, :, None, None]
@@ -137,7 +137,7 @@ def test_what_goes_after_it_does_not_count():
 
 @pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_teacher_stays_what_it_is_and_the_student_comes_nearer(kind, dim):
+def test_the_teachers_output_is_kept_and_the_student_comes_nearer(kind, dim):
     teacher, batches = with_random_vectors(unet(16, dim, kind)), images(2, 2, *[16] * dim)
     unseen = images(2, 2, *[16] * dim, count=5)[-1]
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_the_teacher_stays_what_it_is_and_the_student_comes_nearer(kind, dim):
     assert near < far
 
 
-def test_it_repeats():
+def test_the_order_is_reproducible():
     teacher = unet(16)
     first, second = copy.deepcopy(teacher), copy.deepcopy(teacher)
     for network in (first, second):
@@ -168,7 +168,7 @@ def test_widths_need_not_divide_each_other():
     selected_weights(teacher, student)
 
 
-def test_a_student_as_wide_as_its_teacher_takes_all():
+def test_a_student_as_wide_as_its_teacher_takes_all_channels():
     teacher = unet(4)
     before = copy.deepcopy(teacher.state_dict())
     assert sort_channels(teacher, unet(4), images(2, 2, 16, 16, 16)) == 0

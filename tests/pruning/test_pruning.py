@@ -18,7 +18,7 @@ def equal(network, other):
 
 
 @pytest.mark.parametrize("heads", [None, "classes", "regions"])
-def test_it_orders_selects_and_fits(heads):
+def test_prune_orders_selects_and_fits(heads):
     teacher, batches = unet(8, 2), images(2, 2, 16, 16)
     by_hand = copy.deepcopy(teacher)
     reordered = sort_channels(by_hand, unet(4, 2), batches)
@@ -30,7 +30,7 @@ def test_it_orders_selects_and_fits(heads):
     assert pruned.explained == explained and pruned.reordered == reordered > 5 and pruned.refusal is None
 
 
-def test_without_another_order_every_other_channel_is_fitted():
+def test_without_reordering_every_other_channel_is_fitted():
     teacher, student, batches = unet(8, 2), unet(4, 2), images(2, 2, 16, 16)
     before = copy.deepcopy(teacher)
     expected = thinner(teacher, unet(4, 2))
@@ -40,7 +40,7 @@ def test_without_another_order_every_other_channel_is_fitted():
     assert pruned.reordered == 0 and pruned.refusal is None
 
 
-def test_one_batch_may_be_a_tensor():
+def test_a_single_batch_can_be_a_tensor():
     teacher, (batch,) = unet(8, 2), images(2, 2, 16, 16, count=1)
     first, second = unet(4, 2), unet(4, 2)
     prune(copy.deepcopy(teacher), first, batch)
@@ -48,7 +48,7 @@ def test_one_batch_may_be_a_tensor():
     assert equal(first, second)
 
 
-def test_a_teacher_that_cannot_be_followed_keeps_its_order():
+def test_a_teacher_that_cannot_be_traced_keeps_its_order():
     class Untraceable(nn.Sequential):
         def forward(self, read):
             return super().forward(read if read.mean() > -100 else -read)
@@ -138,5 +138,5 @@ ALONE = """
 """
 
 
-def test_it_needs_nothing_but_torch():
+def test_pruning_needs_nothing_but_torch():
     subprocess.run([sys.executable, "-c", textwrap.dedent(ALONE)], check=True, timeout=120)

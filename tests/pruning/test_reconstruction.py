@@ -44,7 +44,7 @@ def test_a_convolution_is_the_least_squares_solution(options, bias):
 
 
 @pytest.mark.parametrize("kernel", [2, (1, 2, 2)])
-def test_a_transposed_convolution_is_found_again(kernel):
+def test_a_transposed_convolution_is_recovered(kernel):
     teacher = nn.ConvTranspose3d(3, 4, kernel, stride=kernel)
     student = nn.ConvTranspose3d(3, 2, kernel, stride=kernel)
     student.load_state_dict(selected_weights(teacher, student))
@@ -54,14 +54,14 @@ def test_a_transposed_convolution_is_found_again(kernel):
     assert explained == {"": pytest.approx(1)}
 
 
-def test_a_teacher_that_says_everything_twice_becomes_the_student():
-    """Selected weights sum every second one; here the two of each pair have different weights in the layer after."""
+def test_a_teacher_with_duplicate_channels_is_recovered():
+    """Selected weights take one channel of each pair; here the next layer weighs the two differently."""
     teacher, student = unet(8), unet(4)
     with torch.no_grad():
         for name, weight in teacher.named_parameters():
             own = dict(student.named_parameters())[name].shape
             gives = 1 if name.startswith("decoder.transpconvs") and name.endswith("weight") else 0
-            if weight.shape[gives] != own[gives]:  # what a layer gives is there twice
+            if weight.shape[gives] != own[gives]:  # every output channel is duplicated
                 weight.copy_(
                     weight.index_select(gives, torch.arange(0, weight.shape[gives], 2)).repeat_interleave(2, gives)
                 )
@@ -91,7 +91,7 @@ def test_the_student_is_nearer_to_its_teacher(kind, dim):
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
 def test_a_batch_normalisation_takes_the_intercept_of_a_layer_that_has_none(layer):
-    """What the student normalises has, over all positions, the means of the teacher's."""
+    """The student's input of the normalisation has the same means over all positions as the teacher's."""
 
     def network(width):
         first = nn.Conv2d(2, width, 3, padding=1), nn.Tanh()
@@ -112,7 +112,7 @@ def test_a_batch_normalisation_takes_the_intercept_of_a_layer_that_has_none(laye
     assert (student[3].running_mean - teacher[3].running_mean[[0, 2, 5]]).abs().min() > 1e-3
 
 
-def test_it_repeats_and_leaves_the_rest_alone():
+def test_the_fit_is_reproducible_and_keeps_other_weights():
     teacher = unet(8, deep_supervision=True)
     first = thinner(teacher, unet(4, deep_supervision=True)).train()
     second = copy.deepcopy(first)

@@ -8,7 +8,7 @@ from nnunet_kd.pruning.selection import selected_weights
 
 
 class Joined(nn.Module):
-    """Two branches joined, as a skip connection is."""
+    """Two concatenated branches, like a skip connection."""
 
     def __init__(self, width, inputs=2, classes=3):
         super().__init__()
@@ -35,8 +35,8 @@ def test_every_other_channel_is_taken():
     torch.testing.assert_close(weights["out.bias"], teacher.out.bias, rtol=0, atol=0)
 
 
-def test_a_teacher_whose_channels_are_all_there_twice_is_the_student():
-    """A layer reads the channels it read in the teacher, also where two tensors are joined, and sums to the same."""
+def test_a_teacher_with_duplicate_channels_equals_the_student():
+    """A layer reads the same channels as in the teacher, even of concatenated tensors, with the same sums."""
     torch.manual_seed(0)
     teacher, student = Joined(8), Joined(4)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_networks_that_do_not_fit(student, message):
 
 
 def test_residual_encoders_whose_projections_differ():
-    """A block has one where its stage is wider than the one before."""
+    """A block has a projection only if its stage is wider than the previous one."""
 
     def network(widths):
         with torch.device("meta"):
@@ -79,8 +79,8 @@ def test_residual_encoders_whose_projections_differ():
     assert selected_weights(network([32, 64, 128]), network([4, 8, 16]))
 
 
-def test_a_teacher_on_a_gpu_is_taken_from_there():
-    """Of tensors that stand for those of a GPU, and refuse others as it would."""
+def test_weights_are_taken_from_a_teacher_on_a_gpu():
+    """Fake tensors of a GPU refuse tensors of other devices as a GPU would."""
     with FakeTensorMode():
         with torch.device("cuda"):
             teacher = Joined(8)

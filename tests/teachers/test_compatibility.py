@@ -62,5 +62,8 @@ def test_a_patch_that_the_teacher_cannot_process(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     plans["configurations"]["3d_fullres"]["patch_size"] = [13, 20, 16]
     refused(
-        workspace, ValueError, r"the student's patch \[13, 20, 16\] cannot be divided by the teacher's strides", plans
+        workspace,
+        ValueError,
+        r"the student's patch size \[13, 20, 16\] cannot be divided by the teacher's strides",
+        plans,
     )

@@ -89,7 +89,7 @@ def test_the_first_training_knows_what_its_teacher_has_seen(workspace, capsys, k
 def test_a_teacher_of_another_system_and_format_causes_no_warning(workspace, capsys):
     doctor = ["doctor", "-d", "598"]
     assert main(doctor) == 0
-    assert "cases of fold 0 cannot be checked: nnU-Net has not validated it" in capsys.readouterr().out
+    assert "cases of fold 0 cannot be checked: nnU-Net has not validated the teacher" in capsys.readouterr().out
     kept_back = without_splits(workspace)
     validated(workspace.teacher / "fold_0", *(f"D:\\\\results\\\\{case}.mha" for case in kept_back))
     trainer = make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT), workspace)

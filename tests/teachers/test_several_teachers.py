@@ -48,7 +48,7 @@ def test_several_teachers_teach_together(workspace, teacher):
 def test_several_teachers_have_no_common_prompts(workspace):
     second_fold(workspace)
     plans = workspace.plans("nnUNetPlans", teacher={"folds": [0, 1]}, method={"terms": [{"name": "freekd"}]})
-    message = "freekd tunes prompts on one teacher, there are 2: keep one in nnunet_kd.teacher, or another term"
+    message = "freekd tunes prompts on one teacher, but the plans name 2: keep one in nnunet_kd.teacher, or use another"
     refused(workspace, NotImplementedError, message, plans, kind=nnUNetTrainerKD)
 
 

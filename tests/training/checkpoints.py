@@ -1,4 +1,4 @@
-"""The checkpoints that a training has left."""
+"""Access to the checkpoints of a training."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, beside one that nobody disturbs."""
+"""A training that is killed repeatedly, compared with an undisturbed one."""
 
 import shutil
 import sys
@@ -13,29 +13,33 @@ SCHEDULE = {"num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "s
 
 FOLDER = "nnUNetTrainerDCD__killed__3d_fullres"
 
-FILES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as nnU-Net's --c looks for them
+FILES = (
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+)  # in the order in which nnU-Net's --c looks for them
 
 
 def train(*words: str) -> None:
-    """nnUNetv2_train in this process, without nnU-Net's plots, which take longer than the epochs."""
+    """Run nnUNetv2_train in this process without nnU-Net's plots, which take longer than the epochs."""
     import multiprocessing
 
     from nnunetv2.run.run_training import run_training_entry
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     LocalLogger.plot_progress_png = lambda *_: None
-    multiprocessing.cpu_count = lambda: 1  # which nnU-Net takes as the number of threads
+    multiprocessing.cpu_count = lambda: 1  # nnU-Net uses it as the number of threads
     sys.argv = ["nnUNetv2_train", "598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "killed", *words]
     sys.argv += ["-device", "cpu"]
     run_training_entry()
 
 
 class KilledTraining:
-    """A training beside one that nobody disturbs.
+    """A training that is compared with an undisturbed one.
 
     Args:
-        workspace: Where both are.
-        epochs: Of both.
+        workspace: The workspace of both trainings.
+        epochs: The number of epochs of both.
         changes: Of their other settings.
     """
 
@@ -63,17 +67,17 @@ class KilledTraining:
         )
 
     def newest(self):
-        """What --c goes on from; ``None``: nothing has been saved."""
+        """Return the checkpoint from which --c resumes, or ``None`` if nothing has been saved."""
         there = [self.fold / name for name in FILES if (self.fold / name).is_file()]
         return there[0] if there else None
 
     def check(self) -> None:
-        """The newest save is whole, not older than before, and what the undisturbed training was at that moment."""
+        """Check that the newest save is complete, not older than before, and equal to the undisturbed training's."""
         path = self.newest()
         assert path is not None or self.saved == 0, "a save is lost"
         if path is None:
             return
-        for file in self.fold.glob("*.pth"):  # none is torn
+        for file in self.fold.glob("*.pth"):  # every file is complete
             torch.load(file, weights_only=False)
         content = torch.load(path, weights_only=False)
         assert content["current_epoch"] >= self.saved
@@ -83,7 +87,7 @@ class KilledTraining:
             np.testing.assert_array_equal(logged[name], expected[name][: self.saved], err_msg=name)
 
     def finish(self) -> None:
-        """To the end, where everything equals the undisturbed training's, bit by bit."""
+        """Resume to the end, and check that everything equals the undisturbed training bit by bit."""
         last = self.run(None)
         assert last.exit_code == 0, last.output
         self.check()
@@ -100,20 +104,20 @@ class KilledTraining:
 
 
 def killed_again_and_again(workspace: Workspace, kills: int, epochs: int, reach: float, seed: int) -> list[int]:
-    """Kill a training at random times, and finish it; how many epochs were saved after each kill.
+    """Kill a training at random times and finish it; return the number of saved epochs after each kill.
 
     Args:
-        workspace: Where it trains.
-        kills: How often.
-        epochs: Of the training.
+        workspace: The workspace of the training.
+        kills: The number of kills.
+        epochs: The number of epochs.
         reach: The longest time before a kill, as part of the time the undisturbed training took.
-        seed: Of the times.
+        seed: The seed of the times.
     """
     training = KilledTraining(workspace, epochs)
     saved = []
     for after in times_of_all_phases(kills, reach * training.seconds, seed):
         ended = training.run(after)
-        assert ended.exit_code <= 0, ended.output  # killed, or at its end
+        assert ended.exit_code <= 0, ended.output  # killed, or finished
         training.check()
         saved.append(training.saved)
     training.finish()

@@ -1,8 +1,8 @@
-"""Every method, with numbers that make all of its terms active within one epoch."""
+"""All methods, with settings that make every term active within one epoch."""
 
 import importlib
 
-METHODS = {  # numbers that make every term active within one epoch
+METHODS = {
     "LogitsKD": {},
     "FitNets": {},
     "CWD": {},

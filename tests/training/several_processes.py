@@ -1,4 +1,4 @@
-"""A whole training in several processes: nnU-Net's own ``run_ddp`` on gloo and CPU."""
+"""A complete training in several processes: nnU-Net's own ``run_ddp`` with gloo on the CPU."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ FOLDER = "nnUNetTrainerDCD__shared__3d_fullres"
 
 
 def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | None, environment: dict[str, str]) -> None:
-    """One of several: trains until it breaks off at the given epoch, or to the end and validates."""
+    """Run one of several processes: train until the given epoch, or to the end and validate."""
     os.environ.update(environment)
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     running = importlib.import_module("nnunetv2.run.run_training")
@@ -45,7 +45,7 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
         patch.setattr(trainer_file, "DDP", lambda network, device_ids: wrapper(network))
         patch.setattr(running, "get_trainer_from_args", on_cpu)
         patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
-        if rank > 0:  # would raise
+        if rank > 0:  # any call would raise
             patch.setattr("nnunet_kd.training.resumable.save_atomically", None)
         options = {"disable_checkpointing": False, "c": resume, "val": False, "pretrained_weights": None}
         try:
@@ -66,7 +66,7 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
 def in_processes(count, workspace, resume, stop_at):
     """Batch size of every rank; all have the same weights."""
     out = str(workspace.root)
-    preloaded()  # what takes long is imported once
+    preloaded()  # imports the slow modules once
     arguments = (count, out, resume, stop_at, workspace.environment())
     multiprocessing.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(f"{out}/{count}_{rank}.pth") for rank in range(count)]
@@ -80,7 +80,7 @@ def saved(workspace, name):
 
 
 def train_and_resume(workspace, counts: tuple[int, int]) -> None:
-    """Train in some processes, break off, resume in another number of them, and validate; every claim is asserted."""
+    """Train in some processes, interrupt, resume in another number of processes, and validate."""
     training = {**SHORT, "num_epochs": 3, "ema_decay": 0.5, "initial_weights": "pruned"}
     plans = workspace.plans("shared", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": None})
     plans["configurations"]["3d_fullres"]["batch_size"] = 4

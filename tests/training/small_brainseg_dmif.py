@@ -11,7 +11,7 @@ NAME = "nnUNetPlans_brainseg_dmif"
 
 
 def plans_for(workspace, training=None, method=None, **network):
-    """Plans of a tiny BrainSegDMIF, written."""
+    """Write and return the plans of a tiny BrainSegDMIF."""
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     plans = student_plans(plans, name=NAME, network="brainseg_dmif")
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"].update({**TINY, **network})

@@ -10,7 +10,7 @@ SCHEDULE = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_
 
 
 def plans_for(workspace, sam, training=None, name="nnUNetPlans_kd_sam", **method):
-    """Plans of a tiny KD-SAM, written."""
+    """Write and return the plans of a tiny KD-SAM."""
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     regions = any(isinstance(label, list) for label in workspace.dataset_json["labels"].values())
     plans = student_plans(plans, name=name, network="kd_sam", regions=regions)

@@ -1,4 +1,4 @@
-"""Soft labels stored for a test's workspace."""
+"""Soft labels that are stored in a test's workspace."""
 
 import json
 
@@ -10,7 +10,7 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, sto
 
 
 def store_of(workspace, configuration="3d_fullres", name="sam", logits=None, source=None):
-    """Soft labels of all cases: 20 for the class of a voxel and 0 for the others, unless told otherwise."""
+    """Store soft labels of all cases: by default 20 for the class of a voxel and 0 for the others."""
     plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     cases = PreprocessedCases(workspace.preprocessed, Experiment(plans, configuration, workspace.dataset_json))
     labels = cases.labels

@@ -1,4 +1,4 @@
-"""Every trainer, trained through nnU-Net's life cycle in every kind of experiment nnU-Net has."""
+"""All trainers in all kinds of nnU-Net experiments, through nnU-Net's life cycle."""
 
 import json
 
@@ -20,7 +20,7 @@ TERMS = {
 
 
 def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **options):
-    """One epoch; two for FreeKD, the first of which tunes its prompts."""
+    """Train for one epoch, or for two with FreeKD, whose first epoch tunes its prompts."""
     epochs = 2 if method == "FreeKD" else 1
     training = {"num_epochs": epochs, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     plans = plans or workspace.plans("nnUNetPlans")
@@ -83,8 +83,8 @@ def test_cascade(workspace, method):
 
 
 @pytest.mark.parametrize("method", ["DCD", "FreeKD", "IFVD", "LogitsKD"])
-def test_student_of_another_depth_and_patch(workspace, method):
-    """One stage less than the teacher, and a larger patch."""
+def test_student_with_another_depth_and_patch_size(workspace, method):
+    """The student has one stage less than the teacher, and a larger patch."""
     plans = workspace.plans("nnUNetPlans")
     content = plans["configurations"]["3d_fullres"]
     content["patch_size"] = [2 * size if size < 16 else size for size in content["patch_size"]]
@@ -92,13 +92,15 @@ def test_student_of_another_depth_and_patch(workspace, method):
     arguments["n_stages"] -= 1
     for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder"):
         arguments[key] = arguments[key][:-1]
-    trainer = train_one_epoch(workspace, method, plans, deep_supervision=False)  # nnU-Net's has no weights for 2 stages
+    trainer = train_one_epoch(
+        workspace, method, plans, deep_supervision=False
+    )  # nnU-Net has no weights of scales for 2 stages
     if method != "LogitsKD":
         assert trainer.distiller.stages == [(0, 0), (1, 1)]
 
 
 def test_teacher_without_deep_supervision_teaches_at_full_resolution(workspace):
-    """Its heads at lower resolutions were never trained; nnU-Net notes so in debug.json."""
+    """Its heads at lower resolutions were never trained, which nnU-Net records in debug.json."""
     path = workspace.teacher / "fold_0" / "debug.json"
     notes = json.loads(path.read_text()) if path.is_file() else {}
     for trained, scales in (("True", 2), ("False", 1)):

@@ -1,4 +1,4 @@
-"""The average of the student's weights in a training: what is validated, saved and resumed."""
+"""The average of the student's weights is validated, saved and resumed."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.conftest import SHORT, make_trainer, stop_within
 from tests.training.checkpoints import NOW, checkpoint
 
 
-def test_average_is_what_is_saved_and_validated(workspace):
+def test_the_average_is_saved_and_validated(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.5}, method=NOW)
     trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
     trainer.run_training()
@@ -23,7 +23,7 @@ def test_average_is_what_is_saved_and_validated(workspace):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_an_average_may_begin_or_end_where_a_training_goes_on(workspace, averaged):
+def test_an_average_can_be_added_or_removed_when_a_training_resumes(workspace, averaged):
     schedule = {**SHORT, "save_every": 1}
     begun, now = (
         workspace.plans("nnUNetPlans", training={**schedule, **({"ema_decay": 0.5} if decay else {})})
@@ -36,7 +36,7 @@ def test_an_average_may_begin_or_end_where_a_training_goes_on(workspace, average
     maybe_load_checkpoint(trainer, True, False)
     student = trainer.trained().student
     assert_same = torch.testing.assert_close
-    evaluated = trainer.trained().evaluated.state_dict()  # what would be validated
+    evaluated = trainer.trained().evaluated.state_dict()  # the network that validation uses
     assert_same({**evaluated}, {**saved["network_weights"]}, rtol=0, atol=0)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
@@ -73,7 +73,7 @@ def test_average_follows_every_step(workspace):
         torch.testing.assert_close(saved[name], expected)
 
 
-def test_the_average_begins_with_the_weights_training_begins_with(workspace):
+def test_the_average_starts_from_the_initial_weights(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "ema_decay": 0.9})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     trainer.initialize()

@@ -41,7 +41,7 @@ def test_schedule_and_loss_are_the_papers(workspace):
     assert float(trainer.loss(logits, target)) == float(FocalDiceLoss()(logits, target))
 
 
-def test_settings_are_those_of_the_plans(workspace):
+def test_settings_come_from_the_plans(workspace):
     method = {"milestones": [1, 3], "factor": 0.1, "gamma": 1.0, "alpha": 0.3, "batch_dice": True}
     trainer = trainer_for(workspace, plans_for(workspace, method=method))
     trainer.initialize()
@@ -100,7 +100,7 @@ def test_every_row_of_the_ablations_is_a_setting_of_the_plans(workspace, network
     assert encoders == len(network.get("modalities", (0, 1, 2)))
 
 
-def test_resumed_it_equals_an_undisturbed_training(workspace):
+def test_a_resumed_training_equals_an_undisturbed_one(workspace):
     plans = plans_for(workspace, {"num_epochs": 3}, {"milestones": [1, 2]})
     whole = trainer_for(workspace, plans)
     whole.run_training()
@@ -143,7 +143,7 @@ def test_encoders_start_from_sam(workspace, monkeypatch):
         ({"gama": 2}, "did you mean 'gamma'?"),
     ],
 )
-def test_settings_that_cannot_be(workspace, method, words):
+def test_invalid_settings(workspace, method, words):
     with pytest.raises(ValueError, match=words):
         trainer_for(workspace, plans_for(workspace, method=method))
 
@@ -151,10 +151,10 @@ def test_settings_that_cannot_be(workspace, method, words):
 def test_missing_weights_and_other_networks(workspace):
     with pytest.raises(ValueError, match="training.optimizer: nnUNetTrainerBrainSegDMIF has its own"):
         trainer_for(workspace, plans_for(workspace, {"optimizer": "adamw"}))
-    with pytest.raises(FileNotFoundError, match="method.checkpoint: there are no weights of SAM in /none"):
+    with pytest.raises(FileNotFoundError, match="method.checkpoint: SAM's weights are missing at /none"):
         trainer_for(workspace, plans_for(workspace, method={"checkpoint": "/none"}))
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"})
-    with pytest.raises(ValueError, match="trains BrainSegDMIF, the plans name PlainConvUNet: make plans with"):
+    with pytest.raises(ValueError, match="trains BrainSegDMIF, but the plans name PlainConvUNet: make plans with"):
         trainer_for(workspace, plans).initialize()
 
 
@@ -168,7 +168,7 @@ def test_regions_and_ignored_voxels(workspace, variant):
 
 @pytest.mark.slow
 def test_four_modalities_through_stock_commands_and_on_to_a_student(modalities, tmp_path, capsys):
-    """Trained, predicted, and then the teacher of nnUNetTrainerSAMKD without any prompt."""
+    """Train, predict, and then teach nnUNetTrainerSAMKD without prompts."""
     schedule = {"num_epochs": 2, "num_iterations_per_epoch": 30, "num_val_iterations_per_epoch": 1, "initial_lr": 2e-3}
     plans_for(modalities, schedule, {"milestones": [1]})
     options = ("596", "2d", "0", "-tr", "nnUNetTrainerBrainSegDMIF", "-p", NAME, "-device", "cpu")

@@ -1,4 +1,4 @@
-"""What is wrong is said in one sentence, and neither weights nor files of a training suffer from it."""
+"""Broken input is reported in one sentence, and harms neither the weights nor the files of a training."""
 
 import itertools
 import json
@@ -66,12 +66,12 @@ def one_voxel(image, labels, properties):
     [
         (
             not_finite(np.nan),
-            "its preprocessed image has values that are not finite numbers in channel 1. Correct the raw",
+            "channel 1 of its preprocessed image has values that are not finite. Correct the raw",
         ),
-        (not_finite(-np.inf), "its preprocessed image has values that are not finite numbers in channel 1"),
+        (not_finite(-np.inf), "channel 1 of its preprocessed image has values that are not finite"),
         (
             another_class,
-            "its labels have the class 7, dataset.json knows 0 to 2. nnUNetv2_plan_and_preprocess --verify",
+            "its segmentation has the label 7, but dataset.json declares 0 to 2. nnUNetv2_plan_and_preprocess --verify",
         ),
     ],
     ids=["not a number", "infinite", "another class"],
@@ -96,8 +96,8 @@ def test_a_broken_case_is_named_and_nothing_is_learnt_from_it(workspace, capsys,
     [({}, "0 to 2"), ({"ignore": 3}, "0 to 3"), ({"far": 5}, "0, 1, 2, 5")],
     ids=["", "ignore", "far"],
 )
-def test_doctor_knows_the_labels_of_regions(workspace, capsys, more, known):
-    """The training sees regions; a label of none of them would be background to it."""
+def test_doctor_checks_the_labels_of_regions(workspace, capsys, more, known):
+    """The training sees only regions, to which a label outside all of them is background."""
     path = workspace.preprocessed / "dataset.json"
     labels = {"background": 0, "whole": [1, 2], "core": [2], **more}
     order = [1, 2, *(value for name, value in more.items() if name != "ignore")]
@@ -107,19 +107,19 @@ def test_doctor_knows_the_labels_of_regions(workspace, capsys, more, known):
     rewrite(workspace, another_class)
     capsys.readouterr()
     assert main(words) == 1
-    assert f"its labels have the class 7, dataset.json knows {known}. nnUNetv2_plan" in capsys.readouterr().out
+    assert f"has the label 7, but dataset.json declares {known}. nnUNetv2_plan" in capsys.readouterr().out
 
 
-def test_soft_labels_that_are_no_numbers_are_named(workspace, monkeypatch):
+def test_soft_labels_that_are_not_finite_are_named(workspace, monkeypatch):
     monkeypatch.setattr(SoftLabelStore, "write", _without_looking(SoftLabelStore.write))
     store_of(workspace, logits=lambda case: np.full_like(case, np.nan))
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
-    with pytest.raises(ValueError, match=r"^case head_00\d: its soft labels are not finite numbers. Remove its file"):
+    with pytest.raises(ValueError, match=r"^case head_00\d: its soft labels are not finite. Remove their file"):
         trainer.run_training()
 
 
 def _without_looking(write):
-    """Of a store that another program made."""
+    """The store was made by another program."""
 
     def written(self, *arguments):
         with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +131,7 @@ def _without_looking(write):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("change", [no_foreground, one_voxel])
-def test_cases_without_foreground_or_with_one_voxel_of_it_train(workspace, method, change):
+def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace, method, change):
     rewrite(workspace, change)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=METHODS[method])
     trainer = make_trainer(trainer_class(method), plans, workspace)
@@ -151,8 +151,8 @@ def test_a_batch_of_one(workspace, method):
 
 
 @pytest.mark.parametrize("options", [{"wavelet": "db4"}, {"levels": 4}, {"wavelet": "sym5", "levels": 3}], ids=str)
-def test_features_smaller_than_the_wavelet_train(workspace, options):
-    """The deepest stage's features are 3 x 5 x 4 voxels or so, the filters up to 10 long."""
+def test_training_with_features_smaller_than_the_wavelet(workspace, options):
+    """The deepest stage has features of about 3 x 5 x 4 voxels, and the filters have up to 10 taps."""
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"ramp": None, **options})
     trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
     trainer.run_training()
@@ -161,7 +161,7 @@ def test_features_smaller_than_the_wavelet_train(workspace, options):
 
 @pytest.fixture
 def read_only(tmp_path, request):
-    """Lets a folder be read only: for root too, whom no permission stops."""
+    """Make a folder read-only, even for root, whom permissions do not stop."""
 
     def protect(folder):
         command = ["mount", "--bind", str(folder), str(folder)]
@@ -203,7 +203,7 @@ def test_results_of_another_student_are_refused(workspace, resume):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     for path in folder.glob("fold_0/*.pth"):
         path.unlink()
-    make_trainer(nnUNetTrainerNoKD, wider, workspace)  # nothing is lost any more
+    make_trainer(nnUNetTrainerNoKD, wider, workspace)  # without checkpoints nothing can be lost
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(workspace):
@@ -220,12 +220,13 @@ def test_damaged_splits_are_named(workspace):
     path.write_text(path.read_text()[:20])
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     with pytest.raises(
-        ValueError, match=r"splits_final.json: it is not valid JSON .* remove them: nnU-Net makes the same again"
+        ValueError,
+        match=r"splits_final.json: it is not valid JSON .* Remove the file unless .*: nnU-Net makes the same folds",
     ):
         trainer.run_training()
 
 
-def test_plans_of_results_that_a_kill_has_torn_are_written_again(workspace):
+def test_truncated_plans_in_the_results_are_written_again(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folds": "same"})
     stop_within(make_trainer(nnUNetTrainerDCD, plans, workspace), 2)
     saved = workspace.results / FOLDER.format("DCD") / "plans.json"
@@ -241,7 +242,7 @@ def test_plans_of_results_that_a_kill_has_torn_are_written_again(workspace):
 
 
 def old_plans(workspace, **block):
-    """Of nnU-Net 2.0 to 2.3, which named no architecture."""
+    """Return plans as nnU-Net 2.0 to 2.3 wrote them, without an architecture."""
     plans = workspace.plans("nnUNetPlans", **block)
     for content in plans["configurations"].values():
         arguments = content.pop("architecture")["arch_kwargs"]
@@ -259,7 +260,7 @@ def old_plans(workspace, **block):
 
 
 def plans_2_5(workspace, **block):
-    """As nnU-Net 2.5 wrote them: an architecture, and none of what came later."""
+    """Return plans as nnU-Net 2.5 wrote them, with an architecture but without later keys."""
     plans = workspace.plans("nnUNetPlans", **block)
     known = {
         "dataset_name", "plans_name", "original_median_spacing_after_transp", "original_median_shape_after_transp",
@@ -280,7 +281,7 @@ def plans_2_5(workspace, **block):
 
 @pytest.mark.parametrize("older", [plans_2_5, old_plans])
 def test_plans_of_an_older_nnunet(workspace, older):
-    """Of teacher and student."""
+    """Both the teacher and the student have such plans."""
     stock = older(workspace)
     (workspace.teacher / "plans.json").write_text(json.dumps(stock))
     plans = older(workspace, training=SHORT, method={"ramp": None})
@@ -291,7 +292,7 @@ def test_plans_of_an_older_nnunet(workspace, older):
     assert network["arch_kwargs"]["features_per_stage"] == [8, 16, 32]
 
 
-def test_plans_of_no_nnunet_at_all(workspace):
+def test_plans_that_nnunet_never_wrote(workspace):
     plans = old_plans(workspace, training=SHORT)
     for content in plans["configurations"].values():
         del content["UNet_class_name"]
@@ -319,19 +320,19 @@ def test_only_one_process_trains_in_a_folder(workspace):
     other.start()
     assert ready.wait(60)
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
-    with pytest.raises(RuntimeError, match=rf"^another process trains in {folder} now \(process {other.pid}\): wait"):
+    with pytest.raises(RuntimeError, match=rf"^another process trains in {folder} \(process {other.pid}\): wait"):
         trainer.run_training()
-    other.kill()  # the system frees it
+    other.kill()  # the system frees the lock
     other.join()
     make_trainer(nnUNetTrainerNoKD, plans, workspace).run_training()
     assert not (folder / "training.lock").exists() and (folder / "checkpoint_final.pth").is_file()
 
 
-# ---- steps that cannot be taken
+# ---- steps with gradients that are not finite
 
 
 class Overflowing(torch.nn.Module):
-    """nnU-Net's loss, infinite in some steps."""
+    """nnU-Net's loss, but infinite in some steps."""
 
     def __init__(self, loss, steps):
         super().__init__()
@@ -370,10 +371,10 @@ def test_a_step_that_overflows_is_skipped_and_counted(workspace, scaled):
     assert logged["skipped_steps"] == [1, 0] and np.isfinite(logged["train_losses"]).all()
     assert "skipped 1 of 3 steps: their gradients were not finite" in Path(trainer.log_file).read_text()
     if scaled:
-        assert trainer.grad_scaler.get_scale() == 1.0  # halved, as nnU-Net has it
+        assert trainer.grad_scaler.get_scale() == 1.0  # halved, as in nnU-Net
 
 
-def test_a_training_that_has_diverged_ends_and_its_checkpoint_is_whole(workspace):
+def test_a_diverged_training_stops_and_keeps_its_checkpoint(workspace):
     training = {**SHORT, "num_iterations_per_epoch": 30, "num_epochs": 4}
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=training), workspace)
     trainer.initialize()

@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) with half a batch each give the gradients of one with the whole batch."""
+"""Two processes (gloo, CPU) with half a batch each compute the gradients of one with the whole batch."""
 
 import importlib
 import sys
@@ -25,15 +25,15 @@ CASES = {
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "dual_self"}]}, 0),
 }
-pytestmark = pytest.mark.xdist_group("ddp")  # one pair of processes for all of them
+pytestmark = pytest.mark.xdist_group("ddp")  # all tests use the same pair of processes
 
-CONFIGURATIONS = ("3d_fullres", "2d")  # Dice a case, Dice of the batch
+CONFIGURATIONS = ("3d_fullres", "2d")  # Dice per case, Dice over the batch
 
 
 def gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
-    """Of student and adapters after one step on this process's share of a batch of two.
+    """Return the gradients of student and adapters after one step on this process's share of a batch of two.
 
-    In double precision, where nnU-Net lets it be, so that only a real difference is one.
+    They are in double precision where nnU-Net allows it, so that rounding does not hide a difference.
     """
     torch.set_default_dtype(torch.float64)
     try:
@@ -50,10 +50,10 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
         f"plans_{processes}_{rank}", training=SHORT, method=method, teacher={"plans": "nnUNetPlans"}
     )
     trainer = make_trainer(kind, plans, workspace, configuration=configuration)
-    trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net takes it for granted that DDP is on CUDA
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net assumes that DDP runs on CUDA
     trainer.initialize()
     weights = trainer.loss.weight_factors
-    trainer.loss.weight_factors = [*weights[:-1], 1e-6]  # as nnU-Net has it under DDP without compilation
+    trainer.loss.weight_factors = [*weights[:-1], 1e-6]  # as in nnU-Net under DDP without compilation
     trainer.current_epoch = epoch
     trainer.network.train()
 
@@ -71,7 +71,7 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
 
 
 def worker(rank: int, root: str, out: str) -> None:
-    """One of two processes."""
+    """Run one of the two processes."""
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     wrapper = trainer_file.DDP
     trainer_file.DDP = lambda network, device_ids: wrapper(network)
@@ -84,7 +84,7 @@ def worker(rank: int, root: str, out: str) -> None:
 
 @pytest.fixture(scope="module")
 def in_two_processes(trained_workspace, tmp_path_factory):
-    """Gradients of both ranks, and the folder they worked in."""
+    """The gradients of both ranks, and the folder in which they worked."""
     import shutil
 
     root = tmp_path_factory.mktemp("ddp")

@@ -1,9 +1,9 @@
-"""A whole training in several processes: nnU-Net's own ``run_ddp`` on gloo and CPU.
+"""A complete training in several processes: nnU-Net's own ``run_ddp`` with gloo on the CPU.
 
-What is nnU-Net's ``-num_gpus`` without a GPU: every process of :func:`nnunetv2.run.run_training.run_ddp` with its
-loading, training, gathering, saving, resuming and validation. Replaced are the four things that need CUDA: the NCCL
-backend, ``torch.cuda.set_device``, DDP's ``device_ids``, and the trainer's device with its gradient scaler. So these
-are not exercised: NCCL, AMP under DDP, SyncBatchNorm (which KD-SAM's ResNet becomes), compiled networks in DDP.
+This is nnU-Net's ``-num_gpus`` without a GPU: every process of :func:`nnunetv2.run.run_training.run_ddp` loads, trains,
+gathers, saves, resumes and validates. Four things that need CUDA are replaced: the NCCL backend,
+``torch.cuda.set_device``, DDP's ``device_ids``, and the trainer's device with its gradient scaler. NCCL, AMP
+under DDP, SyncBatchNorm (which KD-SAM's ResNet uses under DDP) and compiled networks in DDP are not exercised.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Whether a step would run on a GPU, without one.
+"""Training steps on a simulated GPU.
 
-Tensors that stand for a GPU's refuse those of other devices; mixed precision is the CPU's, in bfloat16 for float16.
+Fake tensors of a GPU refuse those of other devices. Mixed precision is that of the CPU, in bfloat16 instead of float16.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ from tests.training.stored_labels import store_of
 
 @pytest.fixture(autouse=True)
 def no_fake_constants():
-    """Matrices that a test has made of tensors without data are of no use to the next."""
+    """Clear cached matrices, which the next test could not use because they have no data."""
     yield
     for function in vars(wavelets).values():
         if hasattr(function, "cache_clear"):
@@ -33,7 +33,7 @@ def no_fake_constants():
 
 @pytest.fixture
 def replaced_parameters(monkeypatch):
-    """Modules swap parameters with their converted ones otherwise, which fake tensors cannot."""
+    """Let modules replace parameters when converted instead of swapping them, which fake tensors do not support."""
 
     def apply(module, convert, recurse=True):
         for one in module.modules() if recurse else [module]:
@@ -48,7 +48,7 @@ def replaced_parameters(monkeypatch):
 
 
 def on_a_gpu(kind, plans, workspace, configuration="3d_fullres"):
-    """A trainer as nnU-Net's command makes it, but that it does not go backwards, which needs the real device."""
+    """Make a trainer as nnU-Net's command does, but without the backward pass, which needs the real device."""
     trainer = kind(
         {**plans, "continue_training": False}, configuration, 0, workspace.dataset_json, torch.device("cuda")
     )
@@ -57,7 +57,7 @@ def on_a_gpu(kind, plans, workspace, configuration="3d_fullres"):
 
 
 def step(trainer, stored=0):
-    """Values of a step; ``stored``: channels beside those of the images."""
+    """Return the values of a step; ``stored`` is the number of channels added to those of the images."""
     if trainer.distiller.teacher is not None:
         trainer.distiller.teacher.to(trainer.device)
     size = trainer.configuration_manager.patch_size
@@ -102,7 +102,7 @@ def test_a_step(workspace, replaced_parameters, method, options, values):
 
 @every_step
 def test_a_step_in_mixed_precision(workspace, monkeypatch, method, options, values):
-    """To the end, with the settings that nnU-Net's own training has on a GPU."""
+    """Take a complete step with the settings that nnU-Net uses on a GPU."""
     if method == "SAMKD":
         store_of(workspace)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)

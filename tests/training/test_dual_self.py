@@ -1,4 +1,4 @@
-"""Self-distillation needs no teacher, and joins terms that do."""
+"""Self-distillation, which needs no teacher and can be combined with terms that do."""
 
 import shutil
 
@@ -15,7 +15,7 @@ RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
 
 def use_residual_encoder(plans):
-    """nnU-Net's ResEnc architecture instead of its plain one, in every configuration."""
+    """Use nnU-Net's ResEnc architecture instead of the plain one in every configuration."""
     for content in plans["configurations"].values():
         if "architecture" not in content:
             continue
@@ -63,7 +63,7 @@ def test_the_loss_falls(workspace):
     assert values[-1] < 0.8 * values[0]
 
 
-def test_joins_a_term_with_a_teacher(workspace):
+def test_combines_with_a_term_that_needs_a_teacher(workspace):
     terms = [{"name": "dual_self", "beta": 0}, {"name": "dcd", "ramp": [1, 0]}]
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"terms": terms})
     trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
@@ -72,13 +72,13 @@ def test_joins_a_term_with_a_teacher(workspace):
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
     assert np.isfinite(logged["dual_self"]).all() and np.isfinite(logged["dcd"]).tolist() == [False, True]
-    assert len(passes) == 2  # not before the term that needs it
+    assert len(passes) == 2  # only after the term that needs it has begun
     adapters = trainer.trained().adapters
     assert len(adapters["dual_self"].encoder_steps) == 0 and len(adapters["dcd"]) > 0
 
 
 def test_resumes_exactly(workspace):
-    """Stopped after the first of two epochs, as nnU-Net is; adapters and optimizer go on."""
+    """Stop after the first of two epochs and resume, with adapters and optimizer."""
     whole = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("whole", training=SHORT), workspace)
     whole.run_training()
     plans = workspace.plans("parted", training=SHORT)
@@ -104,8 +104,8 @@ def test_resumes_exactly(workspace):
 
 
 @pytest.mark.slow
-def test_compiled_network_gives_the_same_levels(workspace):
-    """Under torch.compile, which nnU-Net uses on CUDA."""
+def test_a_compiled_network_gives_the_same_features(workspace):
+    """nnU-Net compiles networks on CUDA."""
     trainer = make_trainer(nnUNetTrainerDualSelfKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     trainer.initialize()
     trainer.network.train()

@@ -1,4 +1,4 @@
-"""Trainings whose students start from their teacher."""
+"""Students whose initial weights come from their teacher."""
 
 import copy
 import json
@@ -20,14 +20,14 @@ FROM_TEACHER = {**SHORT, "initial_weights": "teacher"}
 RECONSTRUCTED = {**SHORT, "initial_weights": "reconstructed"}
 
 
-def test_a_training_that_begins_again_starts_from_the_teacher_too(workspace):
-    """Without --c, beside what another has left."""
+def test_a_restarted_training_starts_from_the_teacher_again(workspace):
+    """Train without --c in a folder with checkpoints of an earlier training."""
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
     first = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
     stop_within(first, 3)
     assert (Path(first.output_folder) / "checkpoint_latest.pth").is_file()
     again = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
-    assert again.sources.start is None  # it may be about to go on
+    assert again.sources.start is None  # the training might be about to resume
     again.initialize()
     own = again.trained().student.state_dict()
     for name, weight in first.sources.start.weights.items():
@@ -49,14 +49,14 @@ def test_a_training_starts_from_the_teacher(workspace, kind):
     torch.testing.assert_close(own[name], taught[name][rows], rtol=0, atol=0)
     trainer.run_training()
     again = make_trainer(kind, plans, workspace)
-    assert again.sources.start is None  # it goes on from what was saved, and needs no teacher for that
+    assert again.sources.start is None  # a resumed training needs no teacher
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     for key, weight in trainer.trained().student.state_dict().items():
         torch.testing.assert_close(again.trained().student.state_dict()[key], weight, rtol=0, atol=0)
 
 
-def test_what_the_teacher_has_seen_is_noted(workspace):
-    """Also where nothing else is distilled, and where the training goes on without the teacher."""
+def test_leakage_through_the_initial_weights_is_recorded(workspace):
+    """This holds even if nothing else is distilled, and if the training resumes without the teacher."""
     plans = workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher={"folds": [0]})
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=1)
     assert "LEAKAGE" in trainer.sources.start.leakage
@@ -70,20 +70,20 @@ def test_what_the_teacher_has_seen_is_noted(workspace):
     assert recorded_leakage(json.loads(results.read_text())) == {"1": trainer.sources.start.leakage}
 
 
-def test_a_network_of_its_own_has_no_teacher_to_start_from(workspace):
+def test_a_different_network_cannot_start_from_the_teacher(workspace):
     plans = workspace.plans("dra", training=FROM_TEACHER, teacher={"plans": "nnUNetPlans"})
     dra = student_plans(plans, 4, network="dra_unet")
     dra["nnunet_kd"] = {"student": {"source_plans": "nnUNetPlans"}, **plans["nnunet_kd"]}
-    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; null starts from ran"):
+    with pytest.raises(ValueError, match="initial_weights: the student has other layers .*; set it to null"):
         make_trainer(nnUNetTrainerNoKD, dra, workspace)
     assert not (workspace.results / "nnUNetTrainerNoKD__dra__3d_fullres").exists()
 
 
-def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
-    """What the message says works as it stands."""
+def test_the_message_for_several_teachers_tells_what_to_do(workspace):
+    """The settings in the message work literally."""
     teachers = [{}, {}]
     message = 'the plans name 2: keep one of them in nnunet_kd.teacher, or set "training": {"initial_weights": null}'
-    with pytest.raises(ValueError, match=re.escape(message) + "$"):  # a trainer that has no terms, whatever plans say
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):  # a trainer without terms, whatever the plans say
         make_trainer(
             nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=FROM_TEACHER, teacher=teachers), workspace
         )
@@ -101,10 +101,10 @@ def test_a_student_of_several_teachers_is_told_how_to_go_on(workspace):
 
 @pytest.mark.parametrize("start", ["reconstructed", "pruned"])
 @pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
-def test_a_training_starts_from_it(workspace, kind, start):
+def test_a_training_starts_from_fitted_weights(workspace, kind, start):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start, "ema_decay": 0.5})
     weights = []
-    for _ in range(2):  # the second time as after a kill before anything was saved
+    for _ in range(2):  # the second time as if killed before anything was saved
         trainer = make_trainer(kind, plans, workspace)
         trainer.on_train_start()
         weights.append(copy.deepcopy(trainer.trained().student.state_dict()))
@@ -117,9 +117,9 @@ def test_a_training_starts_from_it(workspace, kind, start):
     assert not torch.equal(weights[0][name], selected.trained().student.state_dict()[name])
     assert all(torch.equal(weight, weights[1][key]) for key, weight in weights[0].items())
     assert torch.equal(trainer.trained().average.network.state_dict()[name], weights[0][name])
-    assert trainer.sources.start.teacher is None  # it is not kept
+    assert trainer.sources.start.teacher is None  # the teacher is not kept
     log = Path(trainer.log_file).read_text()
-    assert "fitted to the teacher's outputs on 12 training patches" in log  # as few as there may be: it is short
+    assert "fitted to the teacher's outputs on 12 training patches" in log  # the minimum, because the training is short
     assert "layers fitted to the teacher's" in log
     assert re.search(r"Dice on other training patches \(the teacher's\): .+ \d\.\d\d \(\d\.\d\d\)", log)
     assert ("initial weights: the best channels of " in log) == (start == "pruned")
@@ -128,7 +128,7 @@ def test_a_training_starts_from_it(workspace, kind, start):
     assert said["terms"] == [str(term) for term in trainer.preparation.terms]
 
 
-def test_it_goes_on_without_the_teacher(workspace):
+def test_a_training_resumes_without_the_teacher(workspace):
     plans = workspace.plans("nnUNetPlans", training=RECONSTRUCTED)
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     trainer.run_training()
@@ -139,7 +139,7 @@ def test_it_goes_on_without_the_teacher(workspace):
         assert torch.equal(again.trained().student.state_dict()[key], weight)
 
 
-def test_weights_that_were_loaded_since_stay(workspace):
+def test_weights_that_were_loaded_later_are_kept(workspace):
     """nnUNetv2_train -pretrained_weights loads after the network is made."""
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=RECONSTRUCTED), workspace)
     trainer.initialize()
@@ -150,7 +150,7 @@ def test_weights_that_were_loaded_since_stay(workspace):
     assert "others were loaded" in Path(trainer.log_file).read_text()
 
 
-def test_a_network_that_cannot_be_followed_starts_from_every_other_channel(workspace, monkeypatch):
+def test_a_network_that_cannot_be_traced_starts_from_every_other_channel(workspace, monkeypatch):
     def refuse(*_, **__):
         raise ValueError("PlainConvUNet cannot be traced: no")
 

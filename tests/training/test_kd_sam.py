@@ -44,7 +44,7 @@ def store_embeddings(workspace, sam, *words):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_each_phase_trains_its_half_and_nothing_else(workspace, sam, stored):
+def test_each_phase_trains_only_its_half(workspace, sam, stored):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))
     if stored:
         assert store_embeddings(workspace, sam) == 0
@@ -97,7 +97,7 @@ def test_every_patch_comes_with_its_own_embedding(workspace, sam):
     assert np.median(apart) > 1e-2
 
 
-def test_the_losses_of_both_phases_are_those_of_the_settings(workspace, sam):
+def test_the_losses_of_both_phases_follow_the_settings(workspace, sam):
     plans = plans_for(workspace, sam, perceptual_weight=100, weight_decay=0.002)
     trainer = trainer_for(workspace, plans)
     embedding_loss, validated = trainer._embedding_loss, []
@@ -127,7 +127,7 @@ def test_the_losses_of_both_phases_are_those_of_the_settings(workspace, sam):
 
 
 @pytest.mark.parametrize(("finished", "stored"), [(1, False), (1, True), (2, True), (3, False)])
-def test_resumed_in_each_phase_it_equals_an_undisturbed_training(workspace, sam, stored, finished):
+def test_a_training_resumed_in_either_phase_equals_an_undisturbed_one(workspace, sam, stored, finished):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))
     if stored:
         assert store_embeddings(workspace, sam) == 0
@@ -140,7 +140,7 @@ def test_resumed_in_each_phase_it_equals_an_undisturbed_training(workspace, sam,
     stopped = trainer_for(workspace, plans)
     stop_within(stopped, 2 * finished + 1)
     if finished >= 2:
-        sam.unlink()  # neither SAM nor embeddings are needed any more
+        sam.unlink()  # phase 2 needs neither SAM nor embeddings
         shutil.rmtree(workspace.preprocessed / "nnUNetPlans_2d_embeddings_sam", ignore_errors=True)
     resumed = trainer_for(workspace, plans, resume=True)
     resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
@@ -154,7 +154,7 @@ def test_resumed_in_each_phase_it_equals_an_undisturbed_training(workspace, sam,
 
 
 @pytest.mark.parametrize("finished", [1, 3])
-def test_it_goes_on_with_the_settings_of_now(workspace, sam, finished):
+def test_a_training_resumes_with_the_current_settings(workspace, sam, finished):
     begun = plans_for(workspace, sam, weight_decay=0.002, plateau_patience=5)
     stop_within(trainer_for(workspace, begun), 2 * finished + 1)
     trainer = trainer_for(workspace, plans_for(workspace, sam, weight_decay=0.05, plateau_patience=3), resume=True)
@@ -188,7 +188,7 @@ def test_early_stopping_keeps_the_best_encoder_and_plateaus_lower_the_rate(works
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-4, 1e-5, 1e-6, 1e-4, 1e-4, 1e-4])
 
 
-def test_a_file_of_weights_starts_the_encoder(workspace, sam, tmp_path):
+def test_the_encoder_starts_from_a_file_of_weights(workspace, sam, tmp_path):
     torch.manual_seed(4)
     weights = torchvision.models.resnet50().state_dict()
     torch.save(weights, tmp_path / "resnet50.pth")
@@ -211,36 +211,38 @@ def test_regions_and_ignored_voxels(workspace, sam, variant):
 
 
 def test_a_teachers_plans_are_enough(workspace, sam):
-    """The network and the configuration follow from the trainer, as the width of other students does."""
+    """The network and the configuration follow from the trainer, like the width of other students."""
     method = {"checkpoint": str(sam), "model_type": "tiny", "perceptual_weights": "random"}
     plans = workspace.plans("nnUNetPlans", training=SCHEDULE, method=method)
     trainer = trainer_for(workspace, plans)
     name = trainer.configuration_manager.network_arch_class_name
     assert name == "nnunet_kd.networks.kd_sam.KDSAM" and trainer.configuration_manager.batch_size == 16
-    with pytest.raises(ValueError, match="trains configurations 2d, not 3d_fullres"):
+    with pytest.raises(ValueError, match="trains the configurations 2d, not 3d_fullres"):
         make_trainer(nnUNetTrainerKDSAM, plans, workspace)
-    with pytest.raises(ValueError, match="tiny sees frames of 128 pixels, KDSAM of the plans 1024"):
-        trainer.initialize()  # the plans' KD-SAM has SAM's own frame
+    with pytest.raises(
+        ValueError, match="tiny takes images of 128 pixels, but the plans give KDSAM an image_size of 1024"
+    ):
+        trainer.initialize()  # KD-SAM in the plans has SAM's published frame
 
 
 @pytest.mark.parametrize(
     ("method", "training", "kind", "words"),
     [
         ({"checkpoint": None}, {}, ValueError, "nnunet_kd.method.checkpoint must be a file with SAM's weights"),
-        ({"checkpoint": "/none.pth"}, {}, FileNotFoundError, "method.checkpoint: there are no weights of SAM in"),
+        ({"checkpoint": "/none.pth"}, {}, FileNotFoundError, "method.checkpoint: SAM's weights are missing at"),
         ({"model_type": "vit_x"}, {}, ValueError, "segment_anything has no model 'vit_x'"),
         ({"encoder_epoch": 3}, {}, ValueError, "did you mean 'encoder_epochs'?"),
         ({"encoder_epochs": 4}, {}, ValueError, "must be below the 4 epochs of the training, got 4"),
         ({"encoder_epochs": 1.5}, {}, ValueError, "a fraction of the training, got 1.5"),
         ({"patience": 0}, {}, ValueError, "method.patience must be at least 1"),
         ({"channels": [0, 7]}, {}, ValueError, "there is no channel 7: the images have 3"),
-        ({"embeddings": "none"}, {}, FileNotFoundError, "no embeddings 'none' in .* Make them: nnunet_kd soft-labels"),
+        ({"embeddings": "none"}, {}, FileNotFoundError, "embeddings 'none' are missing in .* Make them: nnunet_kd"),
         ({"embeddings": "none", "channels": [1, 2]}, {}, FileNotFoundError, ".pth --channels 1 2 --name none$"),
         ({"perceptual_weights": "/vgg"}, {}, FileNotFoundError, "there are no weights of VGG-16 in /vgg"),
         ({}, {"ema_decay": 0.9}, NotImplementedError, "ema_decay"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_training(workspace, sam, method, training, kind, words):
+def test_faults_are_reported_before_the_training(workspace, sam, method, training, kind, words):
     with pytest.raises(kind, match=words):
         trainer_for(workspace, plans_for(workspace, sam, training, **method)).on_train_start()
     assert not (folder_of(workspace) / "checkpoint_latest.pth").exists()
@@ -250,7 +252,8 @@ def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
     plans = workspace.plans("unet", student={"source_plans": "nnUNetPlans"}, method={"checkpoint": str(sam)})
     plans["nnunet_kd"]["method"].update(model_type="tiny", perceptual_weights="random")
     with pytest.raises(
-        ValueError, match="trains KDSAM, the plans name PlainConvUNet: make plans with nnunet_kd plan --network kd_sam"
+        ValueError,
+        match="trains KDSAM, but the plans name PlainConvUNet: make plans with nnunet_kd plan --network kd_sam",
     ):
         trainer_for(workspace, plans).initialize()
     plans = plans_for(workspace, sam, embeddings="sam", channels=[1])
@@ -263,8 +266,8 @@ def test_other_plans_and_other_embeddings_are_refused(workspace, sam):
         trainer_for(workspace, plans)
 
 
-def test_a_training_made_anew_refuses_embeddings_of_another_sam(workspace, sam):
-    """There are checkpoints of one with the SAM they are of."""
+def test_a_restarted_training_refuses_embeddings_of_another_sam(workspace, sam):
+    """The folder has checkpoints of a training with the SAM that made the embeddings."""
     plans = plans_for(workspace, sam, embeddings="sam")
     assert store_embeddings(workspace, sam) == 0
     trainer_for(workspace, plans).run_training()
@@ -287,7 +290,7 @@ def test_doctor_looks_for_sams_weights(workspace, sam, capsys):
     assert f"FAIL  there are no weights of SAM in {sam}. Fix: name them in the plans" in capsys.readouterr().out
 
 
-def test_stored_embeddings_are_sams_of_the_patches_nnunet_predicts(workspace, sam):
+def test_stored_embeddings_belong_to_the_patches_nnunet_predicts(workspace, sam):
     plans_for(workspace, sam)
     assert store_embeddings(workspace, sam, "--channels", "1", "0") == 0
     folder = workspace.preprocessed / "nnUNetPlans_2d_embeddings_sam"
@@ -309,7 +312,7 @@ def test_stored_embeddings_are_sams_of_the_patches_nnunet_predicts(workspace, sa
 
 @pytest.mark.parametrize(("shape", "patch"), [((3, 20, 30), (16, 16)), ((2, 9, 40), (16, 24)), ((2, 8, 8), (8, 12))])
 def test_patches_are_those_of_the_sliding_window(shape, patch):
-    """As nnU-Net's predictor cuts them from a padded slice."""
+    """They equal the patches that nnU-Net's predictor crops from a padded slice."""
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -343,13 +346,13 @@ def test_colours():
 @pytest.mark.slow
 @pytest.mark.xdist_group("pictures")  # made once
 def test_pictures_through_stock_commands(pictures, sam, tmp_path):
-    """Phase 1 from stored embeddings, phase 2, resumed; predicted without SAM."""
+    """Train phase 1 from stored embeddings, then phase 2, resume, and predict without SAM."""
     plans_for(pictures, sam, {"num_epochs": 2}, embeddings="sam")
     size = {SIZE_OF_TINY_SAM: "128"}
     words = f"-d 597 -c 2d -p nnUNetPlans_kd_sam --embeddings --sam tiny --checkpoint {sam}".split()
     pictures.command("nnunet_kd", "soft-labels", *words, "-device", "cpu", **size)
     options = ("597", "2d", "0", "-tr", "nnUNetTrainerKDSAM", "-p", "nnUNetPlans_kd_sam", "-device", "cpu")
-    for epochs, of_encoder in ((2, 1), (3, 1)):  # goes on in phase 2
+    for epochs, of_encoder in ((2, 1), (3, 1)):  # resumes in phase 2
         plans_for(pictures, sam, {"num_epochs": epochs}, embeddings="sam", encoder_epochs=of_encoder)
         pictures.command("nnUNetv2_train", *options, *(("--c",) if epochs > 2 else ()), **size)
     sam.unlink()

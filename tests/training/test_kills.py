@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on from its last save, and is then the training it would have been."""
+"""A training that is killed at any moment resumes from its last save and ends like an undisturbed one."""
 
 import pytest
 
@@ -11,13 +11,13 @@ pytestmark = needs_fork
 @pytest.mark.slow
 def test_killed_at_random_times(workspace):
     saved = killed_again_and_again(workspace, kills=4, epochs=4, reach=0.9, seed=0)
-    assert saved[-1] > 0  # or nothing was tested
+    assert saved[-1] > 0  # otherwise nothing was tested
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("afterwards", [False, True], ids=["right before", "right after"])
 def test_killed_while_it_saves(workspace, afterwards):
-    """Every save is a rename: of the latest, then of the best."""
+    """Every save renames the latest checkpoint, then the best one."""
     training = KilledTraining(workspace, 4)
     for number in (1, 0):
         ended = training.run(None, killed_at_rename, number, afterwards, train)

@@ -11,7 +11,7 @@ from nnunet_kd.training.loading import TRAINING, VALIDATION, SeededBatches, repe
 
 
 class RandomLoader:
-    """Draws from every generator an augmentation may use."""
+    """Draw from every generator that an augmentation can use."""
 
     def set_thread_id(self, thread_id):
         pass
@@ -52,7 +52,7 @@ def test_a_worker_runs_one_thread():
         torch.set_num_threads(before)
 
 
-def test_no_stopwatch_chooses_how_to_blur():
+def test_the_blur_does_not_depend_on_run_time():
     blurs = [GaussianBlurTransform(benchmark=True) for _ in range(2)]
     composed = ComposeTransforms([RandomTransform(blurs[0]), ComposeTransforms([blurs[1]]), MirrorTransform((0,))])
     repeat_exactly(composed)

@@ -25,6 +25,6 @@ def test_negative_values_and_terms_that_are_not_active_yet(tmp_path):
     assert Image.open(png).height == 10 + 2 * 1800
 
 
-def test_no_picture(tmp_path):
+def test_a_missing_picture_is_ignored(tmp_path):
     append_terms(tmp_path / "progress.png", {"dcd": [1.0]})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What is refused is the last that nnU-Net's command says, whichever process finds it."""
+"""Errors of this package are the last output of nnU-Net's command, whichever process raises them."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def last_lines(output: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_sentence_is_last_and_alone(workspace):
-    """In a process as a user starts it, both streams in one pipe."""
+    """Run a process as a user would, with both streams in one pipe."""
     workspace.plans("wrong", training={"epochs": 3})
     program = Path(sys.executable).parent / "nnUNetv2_train"
     done = subprocess.run(
@@ -47,7 +47,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
 def test_the_sentence_of_a_process_of_several(tmp_path):
-    """As nnU-Net's -num_gpus starts them: the command shows the text of their traceback as its own."""
+    """nnU-Net's -num_gpus starts processes whose tracebacks the command shows as its own."""
     script = tmp_path / "several.py"
     script.write_text(PROCESS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
@@ -56,7 +56,7 @@ def test_the_sentence_of_a_process_of_several(tmp_path):
 
 
 def test_a_finished_training_is_refused_in_one_sentence(workspace):
-    """By the command, which leaves its checkpoint where it is."""
+    """The command keeps the checkpoint."""
     from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 
     plans = workspace.plans("wrong", training=SHORT, teacher={"plans": "nnUNetPlans"})
@@ -67,7 +67,7 @@ def test_a_finished_training_is_refused_in_one_sentence(workspace):
     done = run_command(["nnUNetv2_train", *WORDS], workspace.environment())
     _, empty, sentence = last_lines(done.stdout)
     assert done.returncode == 1 and empty == ""
-    assert sentence.startswith(f"nnunet_kd: {final.parent} holds a finished training, which stays as it is: add --val")
+    assert sentence.startswith(f"nnunet_kd: {final.parent} holds a finished training, which is not overwritten: add")
     assert final.read_bytes() == before
     assert run_command(["nnUNetv2_train", *WORDS, "--val"], workspace.environment()).returncode == 0
     assert final.read_bytes() == before
@@ -78,7 +78,7 @@ def test_a_finished_training_is_refused_in_one_sentence(workspace):
 
 @pytest.fixture
 def hook(monkeypatch):
-    """What ends a program; restored."""
+    """The exception hook of a program, restored after the test."""
     shown = []
     monkeypatch.setattr(sys, "excepthook", lambda *arguments: shown.append(arguments))
     return shown
@@ -95,7 +95,7 @@ def ours(monkeypatch):
 
 
 def run_training_entry(error):
-    """As nnU-Net's is called."""
+    """Stand in for nnU-Net's function of this name."""
     refuse(error)
 
 
@@ -113,7 +113,7 @@ def test_a_program_that_catches_it_sees_no_difference(hook, ours):
     assert sys.excepthook is before
 
 
-def test_the_hook_is_given_back(hook, ours, capsys):
+def test_the_hook_is_restored(hook, ours, capsys):
     before = sys.excepthook
     error, other = ValueError("a sentence"), KeyError("other")
     caught(run_training_entry, error)
@@ -125,7 +125,7 @@ def test_the_hook_is_given_back(hook, ours, capsys):
     assert capsys.readouterr().err == "\nnnunet_kd: a sentence\n" and sys.excepthook is before
 
 
-def test_what_libraries_raise_keeps_its_traceback_alone(hook):
+def test_errors_of_libraries_keep_only_their_traceback(hook):
     before = sys.excepthook
     for error in (ValueError("of a library"), KeyError("of anybody")):
         caught(run_training_entry, error)

@@ -1,4 +1,4 @@
-"""Trainings that go on, begin again or are longer than planned."""
+"""Trainings that resume, restart or are extended."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_resumed_training_equals_an_undisturbed_one(workspace, kind, method, ext
     shutil.rmtree(folder)
 
     stopped = make_trainer(kind, plans, workspace)
-    stop_within(stopped, 5)  # two whole epochs and one step
+    stop_within(stopped, 5)  # two complete epochs and one step
     resumed = make_trainer(kind, plans, workspace, resume=True)
     resumed.load_checkpoint(str(folder / "fold_0" / "checkpoint_latest.pth"))
     assert resumed.current_epoch == 2
@@ -52,16 +52,16 @@ def test_resumed_training_equals_an_undisturbed_one(workspace, kind, method, ext
 
 
 @pytest.mark.parametrize(("begun", "now"), [({}, {"optimizer": "adamw"}), ({"optimizer": "adamw"}, {})])
-def test_a_training_does_not_go_on_with_another_optimizer(workspace, begun, now):
+def test_resuming_with_another_optimizer_is_refused(workspace, begun, now):
     plans = [workspace.plans("nnUNetPlans", training={**SHORT, "save_every": 1, **one}) for one in (begun, now)]
     stop_within(make_trainer(nnUNetTrainerNoKD, plans[0], workspace), 3)
     trainer = make_trainer(nnUNetTrainerNoKD, plans[1], workspace, resume=True)
-    with pytest.raises(ValueError, match=f"begun with {begun.get('optimizer', 'SGD')} as its optimizer"):
+    with pytest.raises(ValueError, match=f"begun with {begun.get('optimizer', 'SGD')}, but nnunet_kd.training"):
         maybe_load_checkpoint(trainer, True, False)
 
 
 def test_resuming_with_other_adapters_is_refused(workspace):
-    """A term of the same name whose options ask for others."""
+    """A term of the same name has options that need other adapters."""
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     make_trainer(nnUNetTrainerDualSelfKD, plans, workspace).run_training()
     path = str(workspace.results / "nnUNetTrainerDualSelfKD__nnUNetPlans__3d_fullres" / "fold_0/checkpoint_final.pth")
@@ -71,14 +71,14 @@ def test_resuming_with_other_adapters_is_refused(workspace):
         changed.load_checkpoint(path)
 
 
-def test_two_trainings_that_are_stopped_leave_the_one_before_them(workspace):
+def test_two_stopped_trainings_keep_the_one_before_them(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 3, "overwrite": True})
     first = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     first.run_training()
     folder = Path(first.output_folder)
     old = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
     aside = {f"earlier_{name}": content for name, content in old.items()}
-    for number in (2, 3):  # each may have run for days
+    for number in (2, 3):  # each could have run for days
         stop_within(make_trainer(nnUNetTrainerNoKD, plans, workspace), 3)
         assert {path.name: path.read_bytes() for path in folder.glob("earlier_*.pth")} == aside
         assert not (folder / "checkpoint_final.pth").exists()
@@ -88,8 +88,8 @@ def test_two_trainings_that_are_stopped_leave_the_one_before_them(workspace):
     assert sorted(path.name for path in folder.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
 
 
-def test_the_best_of_a_training_that_was_killed_stays_the_best(workspace):
-    """nnU-Net saves the usual checkpoint of an epoch before it knows that the epoch is the best."""
+def test_a_killed_training_keeps_its_best_epoch(workspace):
+    """nnU-Net saves the latest checkpoint of an epoch before it knows that the epoch is the best."""
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 4})
     stopped = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     save = stopped.save_checkpoint
@@ -132,11 +132,11 @@ def test_resuming_with_other_terms_is_refused(workspace):
         with pytest.raises(ValueError, match=r"begun with other terms or stages \(dcd\) than nnunet_kd.method"):
             changed.load_checkpoint(path)
     heavier = workspace.plans("nnUNetPlans", training=SHORT, method={**NOW, "weight": 1})
-    make_trainer(nnUNetTrainerDCD, heavier, workspace).load_checkpoint(path)  # numbers may change
+    make_trainer(nnUNetTrainerDCD, heavier, workspace).load_checkpoint(path)  # weights of terms can change
 
 
-def test_a_training_made_anew_goes_on_with_its_own_checkpoints(workspace):
-    """And not with the end of the one before, under the settings of the new one."""
+def test_a_restarted_training_resumes_from_its_own_checkpoints(workspace):
+    """It must not resume from the end of the earlier training with the settings of the new one."""
     schedule = {**SHORT, "num_epochs": 3, "save_every": 1}
     first = workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": 0.01}, teacher={"folds": [1]})
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
@@ -166,8 +166,8 @@ def test_a_training_made_anew_goes_on_with_its_own_checkpoints(workspace):
     assert not recorded_leakage(json.loads((folder.parent / "plans.json").read_text()))
 
 
-def test_a_longer_training_goes_on_with_its_own_saves(workspace):
-    """And not from where it was to end before, each time it is stopped."""
+def test_an_extended_training_resumes_from_its_own_saves(workspace):
+    """It must not resume from its earlier end each time it is stopped."""
     schedule = {**SHORT, "num_epochs": 2, "save_every": 1}
     make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=schedule), workspace).run_training()
     longer = workspace.plans("nnUNetPlans", training={**schedule, "num_epochs": 6})
@@ -183,7 +183,7 @@ def test_a_longer_training_goes_on_with_its_own_saves(workspace):
     assert len(trainer.logger.get_checkpoint()["train_losses"]) == 6
 
 
-def test_a_finished_training_is_not_begun_again_unasked(workspace):
+def test_a_finished_training_is_not_overwritten_by_default(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     make_trainer(nnUNetTrainerNoKD, plans, workspace).run_training()
     folder = workspace.results / "nnUNetTrainerNoKD__nnUNetPlans__3d_fullres"
@@ -195,7 +195,7 @@ def test_a_finished_training_is_not_begun_again_unasked(workspace):
         with pytest.raises(FileExistsError, match="holds a finished training, .*--val .*--c .*overwrite") as refused:
             again.run_training()
         assert "\n" not in str(refused.value)
-    logs = {*folder.glob("fold_0/training_log_*.txt")}  # nnU-Net opens them with every trainer
+    logs = {*folder.glob("fold_0/training_log_*.txt")}  # every nnU-Net trainer opens a log
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path not in logs} == {
         path: content for path, content in before.items() if path not in logs
     }

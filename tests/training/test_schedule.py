@@ -1,4 +1,4 @@
-"""Settings and schedules of a training, whoever sets them, and the record of them."""
+"""Settings and schedules of a training from all their sources, and the record of them."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_settings_of_the_block_reach_nnunet(workspace):
     trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace)
     got = (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch)
     assert got == (2, 2, 1) and trainer.initial_lr == 0.003 and trainer.save_every == 7 and trainer.seed is None
-    trainer.run_training()  # plans with a student block keep their widths, and nnU-Net loads unseeded
+    trainer.run_training()  # a student block keeps the widths, and loading is unseeded
     widths = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
     assert (
         widths == workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
@@ -65,7 +65,7 @@ def test_widths_are_derived_unless_the_plans_are_a_students(workspace, student, 
     assert widths == [width // divisor for width in before]
 
 
-def test_checkpoints_tell_the_settings_of_all_their_epochs(workspace):
+def test_checkpoints_record_the_settings_of_all_their_epochs(workspace):
     schedule = {**SHORT, "num_epochs": 3, "save_every": 1}
     weights = [0.01, 0.02, 0.03]
     plans = [workspace.plans("nnUNetPlans", training=schedule, method={**NOW, "weight": w}) for w in weights]
@@ -78,11 +78,11 @@ def test_checkpoints_tell_the_settings_of_all_their_epochs(workspace):
         assert own["record"]["terms"][0].startswith("dcd: weight 0.02")
         assert [record["terms"][0][:16] for record in own["earlier_records"]] == ["dcd: weight 0.01"]
     text = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log_*.txt")))
-    assert text.count('goes on with other settings than it was begun with: terms ["dcd: weight 0.01') == 1
+    assert text.count('training resumes with other settings than it began with: terms ["dcd: weight 0.01') == 1
     assert text.count('was trained with other settings than the plans have now: terms ["dcd: weight 0.02') == 1
 
 
-def test_the_record_tells_the_batch(workspace):
+def test_the_record_includes_the_batch(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     before = make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation
     before = record_of(before)
@@ -102,7 +102,7 @@ def test_the_record_tells_the_batch(workspace):
         (nnUNetTrainerSAMKD, {"store": "medsam"}),
     ],
 )
-def test_the_record_tells_all_of_a_term(workspace, trainer, method):
+def test_the_record_includes_all_options_of_a_term(workspace, trainer, method):
     def prepared(method):
         plans = workspace.plans("nnUNetPlans", training={"num_epochs": 20}, method=method)
         return record_of(prepare(trainer, Experiment(plans, "3d_fullres", workspace.dataset_json), 0))
@@ -115,8 +115,8 @@ def test_the_record_tells_all_of_a_term(workspace, trainer, method):
     assert changes(now, before) == ""
 
 
-def test_null_in_the_schedule_is_the_trainers_own(workspace):
-    """And of the other settings: none, whatever the trainer's recipe has."""
+def test_null_in_the_schedule_means_the_trainers_own(workspace):
+    """For other settings null means none, whatever the trainer's recipe has."""
     nothing = dict.fromkeys(("num_epochs", "initial_lr", "save_every", "ema_decay", "initial_weights"))
     plans = workspace.plans("nnUNetPlans", training=nothing)
     experiment = Experiment(plans, "2d", workspace.dataset_json)
@@ -126,7 +126,7 @@ def test_null_in_the_schedule_is_the_trainers_own(workspace):
 
 
 class FiveEpochs(nnUNetTrainerDCD):
-    """As nnU-Net's own variants of its trainer are written."""
+    """A subclass written like nnU-Net's own variants of its trainer."""
 
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -144,7 +144,7 @@ def test_terms_follow_a_schedule_that_a_subclass_sets(workspace):
 
 
 class BesideNNUNets(nnUNetTrainerDCD, nnUNetTrainer_5epochs):
-    """Whose schedule nnU-Net's class sets within the constructor here."""
+    """A trainer whose schedule a class of nnU-Net sets within the constructor."""
 
 
 def test_terms_follow_a_schedule_that_a_trainer_of_nnunet_sets(workspace):
@@ -178,7 +178,7 @@ class SavesOften(nnUNetTrainerNoKD):
         (SavesOften, {}, 7),
     ],
 )
-def test_saves_are_a_tenth_of_the_training_apart_unless_asked(workspace, kind, training, expected):
+def test_checkpoints_are_a_tenth_of_the_training_apart_by_default(workspace, kind, training, expected):
     plans = workspace.plans("nnUNetPlans", training=training, teacher={"trainer": "nnUNetTrainer"})
     trainer = make_trainer(kind, plans, workspace)
     trainer.initialize()

@@ -1,4 +1,4 @@
-"""Soft labels in nnU-Net's data loader, and the trainer that follows them."""
+"""Soft labels in nnU-Net's data loader, and the trainer that uses them."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.training.stored_labels import store_of
 
 
 def augmented_batches(workspace, configuration, count):
-    """Images, soft labels, where there are any, and target at full resolution."""
+    """Return images, soft labels, their mask and the target at full resolution."""
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace, configuration=configuration)
     trainer.initialize()
@@ -36,7 +36,7 @@ def augmented_batches(workspace, configuration, count):
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_labels_as_soft_labels_stay_on_the_labels_through_the_whole_augmentation(workspace, configuration):
-    """Rotated, scaled and mirrored with them: over 99 % agree away from borders, in every batch that was moved."""
+    """Rotated, scaled and mirrored together, over 99 % of voxels away from borders agree in every batch."""
     store_of(workspace, configuration)
     agreeing, voxels, moved = np.zeros(2), np.zeros(2), 0
     for images, soft, inside, target in augmented_batches(workspace, configuration, 60):
@@ -50,22 +50,22 @@ def test_labels_as_soft_labels_stay_on_the_labels_through_the_whole_augmentation
                 voxels[kind] += counted.sum()
             moved += not set(one_soft.unique().tolist()) <= {0.0, 20.0}
     assert (voxels > (20000, 200)).all() and (agreeing / voxels > 0.99).all()
-    assert moved > 20  # patches that were rotated or scaled, and so interpolated
+    assert moved > 20  # interpolated patches, which were rotated or scaled
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_intensity_augmentation_never_touches_them(workspace, configuration):
-    """A constant stays that constant wherever the volume is."""
+    """A constant is not changed anywhere inside the volume."""
     store_of(workspace, configuration, logits=lambda made: np.full_like(made, 7.0))
     outside = 0
     for images, soft, inside, _ in augmented_batches(workspace, configuration, 25):
         assert ((soft - 7).abs() < 1e-2)[inside.expand_as(soft)].all()
         outside += int((~inside).sum())
         assert images.abs().max() < 50
-    assert outside > 0  # rotations and crops do look beyond the volume, and it is marked
+    assert outside > 0  # rotations and crops reach beyond the volume, which is marked
 
 
-def test_only_the_cut_is_read():
+def test_only_the_crop_is_read():
     reads = []
 
     class Spy:
@@ -88,7 +88,7 @@ def test_only_the_cut_is_read():
 
 
 def test_loss_is_equation_17(workspace):
-    """alpha KL without tau^2 + (1 - alpha) nnU-Net's loss, where there are soft labels."""
+    """The loss is alpha KL without tau^2 + (1 - alpha) nnU-Net's loss, over voxels with soft labels."""
     store_of(workspace)
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
     trainer.on_train_start()
@@ -117,7 +117,7 @@ def test_temperature_without_its_square():
     ("method", "hard_weight"), [({"weight": 1.0}, 0.0), ({"weight": 0.0}, 1.0), ({"temperature": 5.0}, 0.5)]
 )
 def test_rows_of_table_3(workspace, method, hard_weight):
-    """Soft targets alone, hard targets alone, another temperature."""
+    """Train with soft targets alone, with hard targets alone, and with another temperature."""
     if hard_weight < 1:
         store_of(workspace)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
@@ -132,7 +132,7 @@ def test_rows_of_table_3(workspace, method, hard_weight):
 
 
 def test_cross_entropy_alone(workspace):
-    """Without soft labels, as their weight is 0."""
+    """No soft labels are read, because their weight is 0."""
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"hard_loss": "ce", "weight": 0.0})
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
     trainer.on_train_start()
@@ -149,7 +149,7 @@ def test_cross_entropy_alone(workspace):
 
 
 @pytest.mark.parametrize("deep_supervision", [True, False])
-def test_cross_entropy_alone_where_nothing_is_annotated(workspace, deep_supervision):
+def test_cross_entropy_alone_without_annotated_voxels(workspace, deep_supervision):
     variants.use_ignore_label(workspace)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"hard_loss": "ce", "weight": 0.0})
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
@@ -178,7 +178,7 @@ def test_regions_and_ignored_voxels(workspace, variant, deep_supervision):
 
 
 def test_cascade(workspace):
-    """The channels of the stage before are the network's, not soft labels."""
+    """The channels of the previous stage belong to the network's input and are not soft labels."""
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     variants.use_cascade(workspace, plans, "nnUNetTrainerSAMKD")
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
@@ -189,7 +189,7 @@ def test_cascade(workspace):
     assert np.isfinite(trainer.logger.get_checkpoint()["soft_labels"]).all()
 
 
-def test_joins_terms_with_a_teacher_and_unseeded_loading(workspace, monkeypatch):
+def test_combines_with_terms_that_need_a_teacher_and_unseeded_loading(workspace, monkeypatch):
     store_of(workspace)
     terms = [{"name": "soft_labels", "weight": 0.2}, {"name": "dcd", "ramp": None}, {"name": "dual_self"}]
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "seed": None}, method={"terms": terms})
@@ -238,7 +238,7 @@ def test_refused_with_the_command_before_anything_is_written(workspace):
 
 
 def test_a_finished_training_needs_no_soft_labels(workspace):
-    """Validation alone, and the note of a leak stays."""
+    """Only validate; the leakage warning is kept."""
     store = store_of(workspace, source={"kind": "nnunet", "folds": [3]})
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 1})
     trainer = make_trainer(nnUNetTrainerSAMKD, plans, workspace)
@@ -253,7 +253,7 @@ def test_a_finished_training_needs_no_soft_labels(workspace):
     assert "0" in recorded_leakage(json.loads(saved.read_text()))
 
 
-def test_the_record_tells_what_made_them(workspace):
+def test_the_record_includes_the_source_of_soft_labels(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     store = store_of(workspace)
     preparation = make_trainer(nnUNetTrainerSAMKD, plans, workspace).preparation
@@ -272,17 +272,17 @@ def test_the_record_tells_what_made_them(workspace):
 def test_a_case_of_another_shape_is_named(workspace):
     store_of(workspace, logits=lambda made: np.zeros((3, 4, 4, 4)))
     trainer = make_trainer(nnUNetTrainerSAMKD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
-    with pytest.raises(ValueError, match=r"are \(4, 4, 4\), the preprocessed case is"):
+    with pytest.raises(ValueError, match=r"have the shape \(4, 4, 4\), but the preprocessed case has"):
         trainer.on_train_start()
 
 
-def test_labels_that_were_corrected_since_make_them_out_of_date(workspace):
-    """The file's time alone says nothing: a copied data set is as good as it was."""
+def test_labels_that_were_corrected_later_make_soft_labels_out_of_date(workspace):
+    """The file's time alone does not count, because a copied data set is still valid."""
     store_of(workspace)
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     folder = workspace.preprocessed / "nnUNetPlans_3d_fullres"
     case = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["train"][0]
-    for name in (f"{case}.pkl", f"{case}_seg.b2nd"):  # links to what other tests use
+    for name in (f"{case}.pkl", f"{case}_seg.b2nd"):  # links to files that other tests use
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         (folder / name).write_bytes(content)
@@ -294,8 +294,8 @@ def test_labels_that_were_corrected_since_make_them_out_of_date(workspace):
         make_trainer(nnUNetTrainerSAMKD, plans, workspace)
 
 
-def test_trained_again_and_for_longer(workspace):
-    """A checkpoint of a finished training beside it does not take the soft labels away."""
+def test_training_again_and_for_longer(workspace):
+    """The checkpoint of a finished training must not disable the soft labels."""
     store_of(workspace)
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "num_epochs": 1})
     make_trainer(nnUNetTrainerSAMKD, plans, workspace).run_training()

@@ -35,13 +35,13 @@ def test_the_number_of_patches_follows_from_the_schedule(epochs, steps, patch, c
 
 
 def batches_of(labels):
-    """Batches of two patches with one class each, without end."""
+    """An endless iterator over batches of two patches with one class each."""
     for number, label in enumerate(itertools.cycle(labels)):
         images = torch.full((2, 1, 4, 4), float(number))
         yield images, torch.full((2, 1, 4, 4), float(label))
 
 
-def test_more_patches_are_drawn_where_a_class_is_rare():
+def test_more_patches_are_drawn_if_a_class_is_rare():
     def classes(target):
         return classes_there(target, "classes", 2)
 
@@ -61,7 +61,7 @@ def test_regions_are_looked_for_in_their_channels():
     assert classes_there(target, "regions", 2).tolist() == [[False, True], [False, False]]
 
 
-def test_progress_says_how_long_the_rest_takes(monkeypatch):
+def test_progress_reports_the_remaining_time(monkeypatch):
     now = iter(range(0, 1000, 6))
     monkeypatch.setattr(fitted_start.time, "monotonic", lambda: float(next(now)))
     lines = []
@@ -69,13 +69,13 @@ def test_progress_says_how_long_the_rest_takes(monkeypatch):
     for step in range(6):
         progress((step + 1) / 6)
     assert lines == [
-        "initial weights: 33% are fitted, about 24 s are left",
-        "initial weights: 67% are fitted, about 12 s are left",
+        "initial weights: 33% of the fit is done, about 24 s are left",
+        "initial weights: 67% of the fit is done, about 12 s are left",
     ]
 
 
 class Said(nn.Module):
-    """Gives logits it was given."""
+    """A network that returns prepared logits."""
 
     def __init__(self, logits):
         super().__init__()
@@ -87,7 +87,7 @@ class Said(nn.Module):
 
 @pytest.mark.parametrize("heads", ["classes", "regions"])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_dice_is_over_all_voxels_that_count(heads, ignored):
+def test_dice_is_over_all_voxels_that_are_not_ignored(heads, ignored):
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(2, 3, 5, 6, generator=generator) for _ in range(2)]
     skipped = [torch.rand(2, 1, 5, 6, generator=generator) < 0.3 for _ in range(2)]
@@ -109,7 +109,7 @@ def test_dice_is_over_all_voxels_that_count(heads, ignored):
     np.testing.assert_allclose(found, 2 * both.numpy() / each.numpy(), rtol=1e-6)
 
 
-def test_a_lost_class_is_warned_of():
+def test_a_lost_class_causes_a_warning():
     line, warning = describe(["anterior", "posterior"], np.array([0.88, 0.86]), np.array([0.81, 0.0]))
     assert line.endswith("Dice on other training patches (the teacher's): anterior 0.81 (0.88), posterior 0.00 (0.86)")
     assert warning.startswith("WARNING: the student starts without posterior, which its teacher finds.")

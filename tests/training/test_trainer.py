@@ -36,7 +36,7 @@ def test_results_are_a_plain_student(workspace, configuration):
     adapters = content["nnunet_kd"]["adapters"]
     assert len(adapters) == len(trainer.distiller.teacher_stages.widths)
     deeper = student.encoder.stages[1][0].convs[0].conv.weight
-    assert deeper.is_contiguous() == (configuration == "2d")  # 3D students train channels last on a CPU
+    assert deeper.is_contiguous() == (configuration == "2d")  # 3-D students train channels last on a CPU
     assert all(weight.is_contiguous() for weight in content["network_weights"].values())
     in_optimizer = sum(len(group["params"]) for group in content["optimizer_state"]["param_groups"])
     assert in_optimizer == len(list(student.parameters())) + len(adapters)
@@ -52,7 +52,7 @@ def test_the_logged_loss_is_the_weighted_sum(workspace):
     np.testing.assert_allclose(logged["train_losses"], expected, rtol=1e-5)
 
 
-def test_before_the_ramp_the_student_trains_as_without_a_teacher(workspace):
+def test_before_the_ramp_a_student_trains_as_without_a_teacher(workspace):
     training = {**SHORT, "num_epochs": 3}
     plans = workspace.plans("nnUNetPlans", training=training, method={"ramp": [1, 1], "weight": 1.0})
     distilled = make_trainer(nnUNetTrainerDCD, plans, workspace)
@@ -68,7 +68,7 @@ def test_before_the_ramp_the_student_trains_as_without_a_teacher(workspace):
 
 @pytest.mark.parametrize("factor", [1.0, 1e4])
 def test_a_step_without_terms_is_nnunets_own(workspace, factor):
-    """Clipping of large gradients, momentum, weight decay and all."""
+    """This includes gradient clipping, momentum and weight decay."""
     whole = workspace.plans("nnUNetPlans", training=SHORT, student={"reduction": 1})
     ours = make_trainer(nnUNetTrainerNoKD, whole, workspace)
     theirs = make_trainer(nnUNetTrainer, workspace.plans("nnUNetPlans"), workspace)
@@ -95,7 +95,7 @@ def test_a_step_without_terms_is_nnunets_own(workspace, factor):
             torch.testing.assert_close(*momenta, rtol=1e-3, atol=1e-4)
 
 
-def test_a_convex_term_takes_its_share_when_its_ramp_has_begun(workspace):
+def test_a_convex_term_gets_its_share_after_its_ramp_has_begun(workspace):
     method = {"ramp": [1, 0], "weight": 0.25}
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
     make_trainer(nnUNetTrainerLogitsKD, plans, workspace).run_training()
@@ -104,7 +104,7 @@ def test_a_convex_term_takes_its_share_when_its_ramp_has_begun(workspace):
     assert logged["train_losses"] == pytest.approx([segmentation[0], 0.75 * segmentation[1] + 0.25 * logits[1]])
 
 
-def test_a_fitted_start_leaves_unseeded_loading_unseeded(workspace):
+def test_fitted_initial_weights_leave_unseeded_loading_unseeded(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "seed": None, "initial_weights": "reconstructed"})
     drawn = []
     for seed in (1, 2):
@@ -156,7 +156,7 @@ class NoEncoder(torch.nn.Module):
 
 @pytest.mark.slow
 def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspace):
-    """The four lines of the README, short; loading workers and all."""
+    """Run the four commands of the README for a few epochs, with loading processes."""
     training = {**SHORT, "num_epochs": 3}
     workspace.plans("nnUNetPlans_short", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": [1, 2]})
     options = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"]
@@ -166,7 +166,7 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
     logged = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
 
     final = folder / "fold_0" / "checkpoint_final.pth"
-    final.unlink()  # what is left is the best, of some earlier epoch
+    final.unlink()  # only the best checkpoint, of an earlier epoch, is left
     workspace.process("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
     resumed = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
     np.testing.assert_allclose(resumed["train_losses"], logged["train_losses"], rtol=1e-5)

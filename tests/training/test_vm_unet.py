@@ -65,7 +65,7 @@ def test_adamw_follows_half_a_cosine(workspace):
 @pytest.mark.slow
 @pytest.mark.xdist_group("pictures")  # made once
 def test_pictures_through_stock_commands(pictures, tmp_path):
-    """With and without dual self-distillation, and predicted."""
+    """Train with and without dual self-distillation, and predict."""
     plans_for(pictures, {"num_iterations_per_epoch": 8})
     for trainer in ("nnUNetTrainerNoKD", "nnUNetTrainerDualSelfKD"):
         pictures.command("nnUNetv2_train", "597", "2d", "0", "-tr", trainer, "-p", NAME, "-device", "cpu")

@@ -1,4 +1,4 @@
-"""The tiny data set in nnU-Net's other guises: regions, an ignore label, a cascade. Each changes a test's own copy."""
+"""Variants of the tiny data set: regions, an ignore label, a cascade; each changes a test's own copy."""
 
 import json
 
@@ -21,7 +21,7 @@ def _describe(workspace: Workspace, **changes) -> None:
 
 
 def use_regions(workspace: Workspace) -> None:
-    """Two regions instead of three classes."""
+    """Replace three classes by two regions."""
     _describe(workspace, **REGIONS)
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
@@ -32,7 +32,7 @@ def use_regions(workspace: Workspace) -> None:
 
 
 def use_ignore_label(workspace: Workspace) -> None:
-    """A third of every case is not annotated."""
+    """Remove the annotation of a third of every case."""
     labels = {**workspace.dataset_json["labels"], "ignore": 3}
     _describe(workspace, labels=labels)
     annotated = (-1, 0, 1, 2)
@@ -48,14 +48,14 @@ def use_ignore_label(workspace: Workspace) -> None:
 
 
 def use_regions_and_ignore_label(workspace: Workspace) -> None:
-    """Both."""
+    """Use regions and an ignore label."""
     use_ignore_label(workspace)
     use_regions(workspace)
     _describe(workspace, labels={**REGIONS["labels"], "ignore": 3}, regions_class_order=[1, 2])
 
 
 def use_cascade(workspace: Workspace, plans: dict, trainer: str) -> None:
-    """A second stage, its teacher, and what both first stages have predicted; changes the plans."""
+    """Add a second stage, its teacher and the predictions of both first stages; the plans are changed."""
     configurations = plans["configurations"]
     configurations["3d_lowres"] = {**configurations["3d_fullres"], "next_stage": "3d_cascade_fullres"}
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}

@@ -1,4 +1,4 @@
-"""Distillation terms, one kind per file: what each adds to nnU-Net's loss, and what it reads of the networks."""
+"""Distillation terms that are added to nnU-Net's loss, one kind per file."""
 
 from nnunet_kd.distillation.terms.base import Term
 from nnunet_kd.distillation.terms.logits import LogitsTerm

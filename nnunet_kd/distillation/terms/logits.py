@@ -1,4 +1,4 @@
-"""Terms on the logits of both networks."""
+"""Terms that compare the logits of student and teacher."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nnunet_kd.distillation.terms.base import Term, read_convex
 
 
 class LogitsTerm(Term):
-    """A loss on logits; it has ``forward(student, teacher, regions, valid)`` for one scale.
+    """A term on the logits of student and teacher; its loss has ``forward(student, teacher, regions, valid)``.
 
     Args:
         name: As for :class:`Term`.
         loss: As for :class:`Term`.
         num_epochs: As for :class:`Term`.
-        scales: ``"full"``: the network's output. ``"all"``: every scale of deep supervision at which both networks are
-            trained, weighted as nnU-Net weights them: each with half the weight of the next finer one, without the
-            coarsest, which nnU-Net gives the weight 0 and so never trains.
-        convex: Give nnU-Net's own loss the weight ``1 - weight``.
+        scales: ``"full"`` for the finest scale alone, or ``"all"`` for every scale of deep supervision at which both
+            networks are trained. Each scale has half the weight of the next finer one, as in nnU-Net. The coarsest is
+            left out, because nnU-Net gives it the weight 0 and so never trains it.
+        convex: Whether nnU-Net's own loss gets the weight ``1 - weight``.
         common: ``weight`` and ``ramp``.
     """
 

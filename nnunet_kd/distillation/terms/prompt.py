@@ -1,4 +1,4 @@
-"""Terms whose prompts are tuned on the teacher first."""
+"""Terms with prompts that are first tuned on the teacher."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PromptTerm(StageTerm):
         name: As for :class:`StageTerm`.
         loss: As for :class:`StageTerm`.
         num_epochs: As for :class:`StageTerm`.
-        prompt_epochs: Length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0). The
-            ramp begins after it.
+        prompt_epochs: The length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0).
+            The ramp begins after it.
         ramp: As for :class:`StageTerm`.
         common: ``weight`` and ``stages``.
     """
@@ -47,15 +47,15 @@ class PromptTerm(StageTerm):
 
     @property
     def tuning_name(self) -> str:
-        """Name of the prompts' loss."""
+        """The name of the prompts' loss in the log."""
         return f"{self.name}_prompts"
 
     def tunes_at(self, epoch: int) -> bool:
-        """Return whether ``epoch`` is one of the first epochs, in which the prompts are tuned."""
+        """Return whether the prompts are still tuned in ``epoch``."""
         return epoch < self.prompt_epochs
 
     def tune(self, step: TrainStep, adapters: Any) -> Tensor:
-        """Return nnU-Net's loss of the teacher that decodes what the prompts keep of its features, plus redundancy."""
+        """Return nnU-Net's loss of the teacher on prompted features, plus the mean redundancy of the prompts."""
         features = list(step.teacher_encoder)
         redundancies = []
         for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
@@ -67,7 +67,7 @@ class PromptTerm(StageTerm):
         return segmentation + total / len(redundancies)
 
     def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
-        """Return the prompts, once they are tuned."""
+        """Return the prompts' parameters after the tuning."""
         return () if self.tunes_at(epoch) else [p for adapter in adapters for p in adapter.prompts.parameters()]
 
     def __str__(self) -> str:

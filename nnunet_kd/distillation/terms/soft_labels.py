@@ -1,4 +1,4 @@
-"""Terms on stored soft labels, which need no teacher while the student trains."""
+"""Terms on stored soft labels, which need no teacher during training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from nnunet_kd.distillation.terms.base import Term, read_convex
 
 
 class SoftLabelTerm(Term):
-    """A loss between the student's logits and stored ones (SAM-DRA-UNet, eq. 17).
+    """A term that compares the student's logits with stored ones (SAM-DRA-UNet, eq. 17).
 
-    The loss has ``forward(student, teacher, regions, valid)``, as that of a :class:`LogitsTerm`. With the weight 0 the
-    term is not computed and no soft labels are read: the "hard targets only" of table 3.
+    The loss has ``forward(student, teacher, regions, valid)``, as for :class:`LogitsTerm`. With a weight of 0 the term
+    is not computed and no soft labels are read, as in the row "hard targets only" of table 3.
 
     Args:
         name: As for :class:`Term`.
         loss: As for :class:`Term`.
         num_epochs: As for :class:`Term`.
-        convex: Give nnU-Net's own loss the weight ``1 - weight``.
-        store: Name of the soft labels (:mod:`nnunet_kd.teachers.soft_labels`); ``None``: the only ones there are.
-        hard_loss: What the student learns the labels themselves with: ``"dice_ce"``, nnU-Net's own, or ``"ce"`` alone,
-            as in eq. 16.
+        convex: Whether nnU-Net's own loss gets the weight ``1 - weight``.
+        store: The name of the soft labels (:mod:`nnunet_kd.teachers.soft_labels`); ``None`` if there is only one store.
+        hard_loss: The loss on the labels: ``"dice_ce"`` for nnU-Net's own, or ``"ce"`` for cross-entropy alone, as in
+            eq. 16.
         common: ``weight`` and ``ramp``.
     """
 
@@ -52,7 +52,7 @@ class SoftLabelTerm(Term):
         self.hard_loss = hard_loss
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
-        """Return the value at full resolution, where there are soft labels and no voxel is ignored."""
+        """Return the loss at full resolution over the voxels that have soft labels and are not ignored."""
         assert step.soft_labels is not None
         soft, valid = step.soft_labels
         annotated = step.labels.valid(step.targets[0])

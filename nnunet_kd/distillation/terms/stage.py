@@ -1,4 +1,4 @@
-"""Terms on features of encoder stages."""
+"""Terms that compare encoder features of student and teacher."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from nnunet_kd.networks.stages import EncoderStages, match_stages
 
 
 class StageTerm(Term):
-    """A loss on features, summed over the encoder stages of student and teacher on the same grid (DCD, eq. 8).
+    """A feature loss summed over the encoder stages of student and teacher on the same grid (DCD, eq. 8).
 
-    The loss has ``forward(student, teacher, projection)`` for one stage and ``projection(student_channels,
-    teacher_channels, dim)`` for the adapter of one; with ``needs_classes``, ``forward`` gets ``classes`` and
-    ``num_classes`` too.
+    The loss has ``forward(student, teacher, projection)`` for one pair of stages, and ``projection(student_channels,
+    teacher_channels, dim)``, which builds its adapter. If the loss sets ``needs_classes``, ``forward`` also gets
+    ``classes`` and ``num_classes``.
 
     Args:
         name: As for :class:`Term`.
         loss: As for :class:`Term`.
         num_epochs: As for :class:`Term`.
-        stages: Numbers of the student's stages, 0 the highest resolution; ``None``: all the teacher has as well.
+        stages: The student's stages to distil, counted from 0 at the highest resolution; ``None`` for all that match a
+            stage of the teacher.
         common: ``weight`` and ``ramp``.
     """
 
@@ -37,7 +38,7 @@ class StageTerm(Term):
         self.stages = _read_stages(stages)
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
-        """Return the sum over the stages."""
+        """Return the sum of the loss over the stages."""
         options: dict[str, Any] = {}
         if getattr(self.loss, "needs_classes", False):
             options = {"classes": step.labels.classes(step.targets[0]), "num_classes": step.labels.num_classes}
@@ -49,7 +50,7 @@ class StageTerm(Term):
         return total
 
     def pairs(self, matched: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Select, of the pairs on the same grid, those the term distils.
+        """Select the pairs that the term distils from all matched ones.
 
         Raises:
             ValueError: If the term asks for a stage that is not among them.
@@ -64,7 +65,7 @@ class StageTerm(Term):
         return [pair for pair in pairs if pair[0] in self.stages]
 
     def check_pairs(self, matched: Iterable[tuple[int, int]]) -> None:
-        """Check that the stages the term asks for are among these pairs."""
+        """Check that the matched pairs include every stage the term asks for."""
         self.pairs(matched)
 
     def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:

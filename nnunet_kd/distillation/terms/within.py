@@ -1,4 +1,4 @@
-"""Terms within the student, which need no teacher."""
+"""Terms that compare the student's own features, without a teacher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nnunet_kd.networks.stages import EncoderStages
 
 
 class SelfTerm(Term):
-    """A loss on the student's own encoder and decoder stages; there is no teacher (DSVM-UNet, eq. 2 and 3).
+    """A self-distillation loss on the student's encoder and decoder features (DSVM-UNet, eq. 2 and 3).
 
-    The loss has ``forward(encoder, decoder, adapters)``, highest resolution first, and ``adapters(encoder_widths,
-    decoder_widths, dim)``.
+    The loss has ``forward(encoder, decoder, adapters)``, with features in order of falling resolution, and
+    ``adapters(encoder_widths, decoder_widths, dim)``, which builds the adapters.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -23,12 +23,12 @@ class SelfTerm(Term):
     reads_decoder: ClassVar[bool] = True
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
-        """Return the value over all stages."""
+        """Return the loss over all stages."""
         value: Tensor = self.loss(step.encoder, step.decoder, adapters)
         return value
 
     def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
-        """Build the loss's own adapters; a decoder stage is as wide as the encoder stage of its resolution."""
+        """Build the loss's adapters; a decoder stage has the width of the encoder stage at its resolution."""
         assert student is not None
         adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:decoder], student.dim)
         return adapters

@@ -1,4 +1,4 @@
-"""Batches of unaugmented patches with SAM's stored embeddings of them."""
+"""Batches of unaugmented patches with their stored SAM embeddings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nnunet_kd.teachers.sam_embeddings import EmbeddingStore, SlicePatches
 
 
 class EmbeddedPatches:
-    """An endless data loader with the interface of nnU-Net's: every case is as likely, then each of its patches.
+    """An endless data loader with nnU-Net's interface, which draws cases and then their patches uniformly.
 
     Args:
-        dataset: nnU-Net's, of a 2-D configuration.
-        store: Has the embeddings of all its cases.
-        patch_size: ``(y, x)``.
-        batch_size: Patches in a batch.
-        transforms: nnU-Net's for validation, which bring labels to the form its loss expects.
+        dataset: nnU-Net's data set of a 2-D configuration.
+        store: The store with the embeddings of all its cases.
+        patch_size: The size ``(y, x)`` of a patch in voxels.
+        batch_size: The number of patches per batch.
+        transforms: nnU-Net's validation transforms, which convert labels to the form that its loss expects.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class EmbeddedPatches:
         self._transforms = transforms
 
     def set_thread_id(self, _thread_id: int) -> None:
-        """A worker needs to know nothing."""
+        """Ignore the worker's number, which this loader does not need."""
 
     def __next__(self) -> dict[str, Any]:
-        """``data`` and ``target`` as nnU-Net's loader gives them, and ``embedding`` ``(B, channels, h, w)``.
+        """Return ``data`` and ``target`` as nnU-Net's loader does, and ``embedding`` ``(B, channels, h, w)``.
 
         Raises:
-            ValueError: Where the stored embeddings are not those of the patches of a case.
+            ValueError: If the number of stored embeddings is not that of the patches of a case.
         """
         keys = [str(key) for key in np.random.choice(self._dataset.identifiers, self._batch_size)]
         patches = [self._patch(key) for key in keys]
@@ -51,8 +51,8 @@ class EmbeddedPatches:
         patches = SlicePatches(image.shape[1:], self._patch_size)
         if len(embeddings) != len(patches):
             raise ValueError(
-                f"{self._store.path(case)} has embeddings of {len(embeddings)} patches, the preprocessed case has "
-                f"{len(patches)}"
+                f"{self._store.path(case)} has embeddings of {len(embeddings)} patches, but the preprocessed case has "
+                f"{len(patches)}: make the embeddings again"
             )
         number = np.random.randint(len(patches))
         cut = {

@@ -1,4 +1,4 @@
-"""What KD-SAM's two phases need beside nnU-Net's: which half learns, at what rate, and how far phase 1 has come."""
+"""The two phases of KD-SAM's training: which half of the student learns, and the progress of phase 1."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ENCODER, DECODER = "encoder", "decoder"
 
 
 class PhasedStudent(StudentWithAdapters):
-    """In training mode it computes what is learnt: the embedding, or the logits on a frozen encoder."""
+    """A student whose training output depends on the phase: the embedding, or logits of a frozen encoder."""
 
     learns = ENCODER
 
     def forward(self, images: Tensor) -> Any:
-        """The embedding, or logits; logits in evaluation mode."""
+        """Return the embedding in phase 1 and logits in phase 2; in evaluation mode, always logits."""
         if not self.training:
             return self.student(images)
         encoder: Any = self.student.encoder
@@ -31,7 +31,7 @@ class PhasedStudent(StudentWithAdapters):
         return self.decoder(embedding, images.shape[2:])
 
     def train(self, mode: bool = True) -> PhasedStudent:
-        """A frozen encoder stays in evaluation mode: its batch statistics are not to move either."""
+        """Set the mode, but keep a frozen encoder in evaluation mode so that its batch statistics do not change."""
         super().train(mode)
         if self.learns == DECODER:
             self.student.encoder.eval()  # type: ignore[union-attr]
@@ -40,13 +40,13 @@ class PhasedStudent(StudentWithAdapters):
 
 @dataclass
 class EncoderProgress:
-    """How far phase 1 has come; saved with every checkpoint.
+    """The progress of phase 1, which every checkpoint keeps.
 
     Attributes:
-        end: First epoch of phase 2, once it is known.
-        best_loss: Lowest validation loss.
-        best_epoch: When.
-        best_weights: Of the encoder, then; empty in phase 2.
+        end: The first epoch of phase 2; ``None`` during phase 1.
+        best_loss: The lowest validation loss so far.
+        best_epoch: The epoch of the lowest validation loss.
+        best_weights: The encoder's weights in that epoch; ``None`` in phase 2.
     """
 
     end: int | None = None

@@ -1,4 +1,4 @@
-"""What plans can say of KD-SAM's training."""
+"""The settings of KD-SAM's training in the plans."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ class KDSAMSettings:
     """``nnunet_kd.method`` of the plans.
 
     Attributes:
-        checkpoint: SAM's weights: what teaches the encoder, and what the decoder starts from. Has to be given.
-        model_type: Key of ``segment_anything.sam_model_registry`` (KD-SAM: ViT-H).
-        channels: One to three input channels that become red, green and blue; ``None``: the first three.
-        embeddings: Name of stored embeddings (``nnunet_kd soft-labels --embeddings``); ``None``: SAM runs during the
-            training of the encoder, and sees the augmented patches.
-        encoder_epochs: Longest training of the encoder: a whole number of epochs, or a fraction of the training.
-        patience: Epochs without a lower validation loss after which the encoder is done and its best weights are kept.
-        plateau_patience: Epochs without one that are put up with; at the next the learning rate is divided by ten, in
-            both phases.
-        weight_decay: Adam's.
-        perceptual_weight: Of the perceptual loss beside the MSE; 0 leaves it out.
-        perceptual_weights: Of VGG-16: a file with torchvision's state dict; ``"imagenet"``: torchvision's own,
-            downloaded once; ``"random"``: none that were trained.
-        encoder_weights: What the ResNet starts from: such a file, ``"imagenet"``, or ``None``: random weights.
+        checkpoint: The file with SAM's weights, which teach the encoder and initialize the decoder. Required.
+        model_type: A key of ``segment_anything.sam_model_registry`` (KD-SAM uses ViT-H).
+        channels: One to three input channels that become red, green and blue; ``None`` for the first three.
+        embeddings: The name of stored embeddings (``nnunet_kd soft-labels --embeddings``). ``None`` runs SAM on the
+            augmented patches while the encoder trains.
+        encoder_epochs: The longest training of the encoder, as a whole number of epochs or a fraction of the training.
+        patience: The number of epochs without a lower validation loss after which the encoder's training ends. The best
+            encoder weights are kept.
+        plateau_patience: The number of epochs without a lower validation loss that are tolerated in either phase; in
+            the next one the learning rate is divided by ten.
+        weight_decay: The weight decay of Adam.
+        perceptual_weight: The weight of the perceptual loss, relative to the MSE; 0 omits the loss.
+        perceptual_weights: The weights of VGG-16: a file with a state dict of torchvision's VGG-16, ``"imagenet"`` for
+            torchvision's weights, which are downloaded once, or ``"random"``.
+        encoder_weights: The initial weights of the ResNet: a file with a state dict of torchvision's ResNet-50,
+            ``"imagenet"``, or ``None`` for random weights.
     """
 
     checkpoint: str | None = None
@@ -51,10 +53,10 @@ class KDSAMSettings:
             require(getattr(self, key) >= least, f"method.{key}", f"at least {least}", getattr(self, key))
 
     def longest_encoder(self, num_epochs: int) -> int:
-        """Epochs the encoder may take.
+        """Return the largest number of epochs for the encoder.
 
         Raises:
-            ValueError: Where none is left for the decoder.
+            ValueError: If no epoch is left for the decoder.
         """
         epochs = self.encoder_epochs
         count = math.ceil(epochs * num_epochs) if isinstance(epochs, float) else epochs

@@ -1,4 +1,4 @@
-"""KD-SAM's training: an encoder that learns SAM's embeddings, then a decoder on the frozen encoder.
+"""KD-SAM's training: the encoder learns SAM's embeddings, then the decoder learns on the frozen encoder.
 
 Patil et al., "Efficient Knowledge Distillation of SAM for Medical Image Segmentation", section 3.
 """
@@ -42,13 +42,14 @@ MSE, PERCEPTUAL, VALIDATION_MSE = "embedding_mse", "embedding_perceptual", "vali
 class KDSAMTrainer(DistillationTrainer):
     """nnU-Net's trainer for :class:`nnunet_kd.networks.kd_sam.KDSAM`, in two phases.
 
-    Phase 1 fits the encoder to SAM's embeddings (MSE and perceptual loss, eq. 1-3), phase 2 the decoder to the labels
-    (Dice, eq. 4) with the encoder frozen. One Adam serves both: what has no gradient is neither moved nor decayed.
+    Phase 1 fits the encoder to SAM's embeddings (MSE and perceptual loss, eq. 1-3). Phase 2 freezes the encoder and
+    fits the decoder to the labels (Dice, eq. 4). One Adam serves both phases: parameters without a gradient neither
+    change nor decay.
 
     Raises:
-        ValueError: For settings, weights or a network that do not fit.
-        FileNotFoundError: Where SAM's weights, VGG's or stored embeddings are missing.
-        NotImplementedError: With averaged weights.
+        ValueError: If settings, weights or the network do not fit.
+        FileNotFoundError: If SAM's weights, VGG's weights or the stored embeddings are missing.
+        NotImplementedError: If the settings ask for averaged weights.
     """
 
     network_of_plans = "kd_sam"
@@ -57,13 +58,13 @@ class KDSAMTrainer(DistillationTrainer):
     loss_names: ClassVar[tuple[str, ...]] = (MSE, PERCEPTUAL, VALIDATION_MSE, SEGMENTATION)
 
     def set_up(self) -> None:
-        """Read the settings, and SAM, where nothing has been trained before."""
+        """Read the settings; for a new training also load SAM and the embeddings, so that faults show at once."""
         self.enable_deep_supervision = False
         self.settings: KDSAMSettings = self.preparation.method
         self.weight_decay = self.settings.weight_decay
         if self.preparation.settings.training.ema_decay is not None:
-            raise NotImplementedError("ema_decay: KD-SAM's encoder is the best of phase 1, not an average")
-        self.settings.longest_encoder(self.num_epochs)  # where none is left for the decoder it says so now
+            raise NotImplementedError("ema_decay: KD-SAM keeps the best encoder of phase 1 and no average")
+        self.settings.longest_encoder(self.num_epochs)  # raises if no epoch is left for the decoder
         self.progress = EncoderProgress()
         self.store: EmbeddingStore | None = None
         self.embedder: SamEmbedder | None = None
@@ -71,12 +72,12 @@ class KDSAMTrainer(DistillationTrainer):
         self._sam: Any = None
         if not self.has_begun():
             self.store = self._find_embeddings(file_digest(self._checkpoint()))
-            self.sam()  # what is wrong with it, or with VGG, is said now
+            self.sam()  # a fault in SAM or VGG shows before the training begins
             self._load_perceptual()
 
     @property
     def longest_encoder(self) -> int:
-        """Epochs of phase 1, at most."""
+        """The largest number of epochs in phase 1."""
         return self.settings.longest_encoder(self.num_epochs)
 
     def _find_embeddings(self, checkpoint_digest: str | None = None) -> EmbeddingStore | None:
@@ -92,7 +93,7 @@ class KDSAMTrainer(DistillationTrainer):
             channels = self.settings.channels
             chosen = "" if channels is None else f" --channels {' '.join(map(str, channels))}"
             raise FileNotFoundError(
-                f"there are no embeddings {name!r} in {folder}. Make them: {command} --embeddings --sam "
+                f"the embeddings {name!r} are missing in {folder}. Make them: {command} --embeddings --sam "
                 f"{self.settings.model_type} --checkpoint {self.settings.checkpoint}{chosen} --name {name}"
             )
         cases = PreprocessedCases(folder, student)
@@ -116,11 +117,11 @@ class KDSAMTrainer(DistillationTrainer):
     def _checkpoint(self) -> Path:
         path = Path(str(self.settings.checkpoint))
         if not path.is_file():
-            raise FileNotFoundError(f"nnunet_kd.method.checkpoint: there are no weights of SAM in {path}")
+            raise FileNotFoundError(f"nnunet_kd.method.checkpoint: SAM's weights are missing at {path}")
         return path
 
     def sam(self) -> Any:
-        """SAM, read when it is first needed."""
+        """Return SAM, which is loaded when it is first needed."""
         if self._sam is None:
             self._sam = load_sam(self.settings.model_type, self._checkpoint())
         return self._sam
@@ -132,12 +133,12 @@ class KDSAMTrainer(DistillationTrainer):
     # ---- the network
 
     def start_weights(self, student: KDSAM) -> None:
-        """The decoder starts from SAM's, the ResNet where the settings say so."""
+        """Load SAM's weights into the decoder and, if the settings name any, pretrained weights into the ResNet."""
         frame: int = self.sam().image_encoder.img_size
         if frame != student.encoder.image_size:
             raise ValueError(
-                f"{self.settings.model_type} sees frames of {frame} pixels, KDSAM of the plans "
-                f"{student.encoder.image_size}: set image_size in its arch_kwargs"
+                f"{self.settings.model_type} takes images of {frame} pixels, but the plans give KDSAM an image_size of "
+                f"{student.encoder.image_size}: set image_size in its arch_kwargs to {frame}"
             )
         load_sam_decoder(student, self.sam().state_dict())
         if self.settings.encoder_weights is not None:
@@ -145,25 +146,25 @@ class KDSAMTrainer(DistillationTrainer):
 
     @property
     def kd_sam(self) -> KDSAM:
-        """The student."""
+        """The student as a :class:`KDSAM`."""
         student: Any = self.trained().student
         network: KDSAM = student
         return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PlateauSchedule]:
-        """Adam, for both phases."""
+        """Make Adam and the plateau schedule, which serve both phases."""
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PlateauSchedule(optimizer, self.settings.plateau_patience)
 
     def _build_loss(self) -> nn.Module:
-        """nnU-Net's Dice alone."""
+        """Build nnU-Net's loss, reduced to the Dice."""
         loss: nn.Module = super()._build_loss()
         inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         inner.weight_ce = 0
         return loss
 
     def frozen(self) -> list[nn.Parameter]:
-        """All that is not learnt in this phase."""
+        """Return the parameters of the half that does not learn in this phase."""
         student = self.kd_sam
         return list((student.encoder if self._learns == DECODER else student.decoder).parameters())
 
@@ -174,7 +175,7 @@ class KDSAMTrainer(DistillationTrainer):
         return ENCODER if self.progress.end is None else DECODER
 
     def on_train_start(self) -> None:
-        """Bring SAM to the device where the encoder still learns."""
+        """Prepare the embeddings if the encoder still learns, and log the phase."""
         if not self.was_initialized:
             self.initialize()
         self.trained().learns = self._learns  # type: ignore[assignment]
@@ -195,11 +196,11 @@ class KDSAMTrainer(DistillationTrainer):
             self.print_to_log_file(f"KD-SAM: {phase if self._learns == ENCODER else 'phase 2, encoder frozen'}")
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's; in phase 1 patches with their stored embeddings, where there are any."""
+        """Return nnU-Net's loaders, or in phase 1 loaders of patches with stored embeddings if there are any."""
         if self.store is None or self._learns == DECODER:
             loaders: tuple[Any, Any] = super().get_dataloaders()
             return loaders
-        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # decides on mirroring at prediction
+        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the mirroring of predictions
         labels = self.label_manager
         transforms = self.get_validation_transforms(
             None,
@@ -225,7 +226,7 @@ class KDSAMTrainer(DistillationTrainer):
         return augmenters[0], augmenters[1]
 
     def on_train_epoch_start(self) -> None:
-        """Change loaders where a phase has just ended."""
+        """Replace the loaders when phase 2 begins."""
         if self.progress.end == self.current_epoch and self.store is not None:
             finished: tuple[Any, Any] = (self.dataloader_train, self.dataloader_val)  # type: ignore[has-type]
             for loader in finished:
@@ -235,10 +236,10 @@ class KDSAMTrainer(DistillationTrainer):
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of the phase."""
+        """Take one training step of the current phase."""
         images, target = self.on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        # SAM first: it needs most memory while nothing is kept for the gradient yet.
+        # SAM runs first, for it needs the most memory and no activations are kept for the gradient yet.
         wanted = self._wanted(images, batch) if self._learns == ENCODER else None
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             learnt = self.network(images)
@@ -248,19 +249,19 @@ class KDSAMTrainer(DistillationTrainer):
                 segmentation = self.loss(learnt, target)
                 values = {"loss": segmentation, SEGMENTATION: segmentation}
         total = values["loss"]
-        if self.is_ddp:  # which waits for all gradients
+        if self.is_ddp:  # DDP waits for the gradients of all parameters
             total = total + 0 * sum(p.sum() for p in self.frozen() if p.requires_grad)
         return self.optimize(total, values)
 
     def _wanted(self, images: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """SAM's embeddings, stored or made now."""
+        """Return SAM's embeddings, stored or computed."""
         if self.embedder is not None:
             return self.embedder(images)
         stored: Tensor = batch["embedding"].to(self.device, non_blocking=True)
         return stored.float()
 
     def _embedding_loss(self, embedding: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """Eq. 1: total, MSE and perceptual loss."""
+        """Return the total, the MSE and the perceptual loss of eq. 1."""
         mse = F.mse_loss(embedding.float(), wanted)
         if self.perceptual is None:
             return {"loss": mse, MSE: mse}
@@ -268,7 +269,7 @@ class KDSAMTrainer(DistillationTrainer):
         return {"loss": mse + self.settings.perceptual_weight * perceptual, MSE: mse, PERCEPTUAL: perceptual}
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's; in phase 1 the loss is that of the embedding."""
+        """Validate as nnU-Net does, with the loss of the embedding in phase 1."""
         outcome: dict[str, Any] = super().validation_step(batch)
         if self._learns == ENCODER:
             images, _ = self.on_device(batch)
@@ -280,11 +281,11 @@ class KDSAMTrainer(DistillationTrainer):
         return outcome
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Let learning rate and early stopping see the validation loss."""
+        """Pass the validation loss to the learning rate schedule and to early stopping."""
         super().on_validation_epoch_end(val_outputs)
         if self._learns == ENCODER:
             error = means([{MSE: outcome[MSE]} for outcome in val_outputs], self.is_ddp)[MSE]
-            # There is an entry of this epoch already: not a number, as of all terms an epoch has not.
+            # The training part of the epoch has logged NaN for it, as for all terms without a value.
             self.logger.local_logger.my_fantastic_logging[VALIDATION_MSE][self.current_epoch] = error
             self.print_to_log_file(f"{VALIDATION_MSE} {error:.4g}")
         loss = float(self.logger.get_value("val_losses", -1))
@@ -300,10 +301,10 @@ class KDSAMTrainer(DistillationTrainer):
             self._end_encoder()
 
     def _end_encoder(self) -> None:
-        """Keep the best encoder, and begin phase 2 with the next epoch."""
+        """Restore the best encoder, and begin phase 2 with the next epoch."""
         best = self.progress
         if best.best_weights is None:
-            raise RuntimeError("KD-SAM: the loss of the embedding was never a finite number; nothing was learnt")
+            raise RuntimeError("KD-SAM: the validation loss of the embedding was never finite; nothing was learnt")
         self.kd_sam.encoder.load_state_dict(best.best_weights)
         self.progress = EncoderProgress(self.current_epoch + 1, best.best_loss, best.best_epoch)
         for group in self.optimizer.param_groups:
@@ -319,11 +320,11 @@ class KDSAMTrainer(DistillationTrainer):
     # ---- log and checkpoints
 
     def logged_terms(self) -> list[str]:
-        """Parts of the loss of both phases."""
+        """Return the names of the losses of both phases."""
         return list(self.loss_names)
 
     def own_state(self) -> dict[str, Any]:
-        """And how far the phases have come."""
+        """Return the base state with the progress of the phases."""
         return {
             **super().own_state(),
             "encoder_progress": vars(self.progress),
@@ -331,13 +332,13 @@ class KDSAMTrainer(DistillationTrainer):
         }
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
-        """And how far the phases have come."""
+        """Load the base state and the progress of the phases."""
         super().load_own_state(saved)
         best = saved["encoder_progress"]["best_weights"]
-        if best is not None:  # of a file that is mapped, and will be replaced
+        if best is not None:  # copied, because the mapped checkpoint file will be replaced
             best = {name: weights.clone() for name, weights in best.items()}
         self.progress = EncoderProgress(**{**saved["encoder_progress"], "best_weights": best})
         self.lr_scheduler.load_state_dict(saved["plateau"])
-        for group in self.optimizer.param_groups:  # the rate is the plateau's, the decay that of the settings
+        for group in self.optimizer.param_groups:  # the schedule holds the learning rate, the settings the weight decay
             group["weight_decay"] = self.weight_decay
         self.trained().learns = self._learns  # type: ignore[assignment]
