@@ -97,7 +97,7 @@ def test_an_empty_folder_of_cases_is_not_split(workspace):
     folder = next(workspace.preprocessed.glob("*3d_fullres"))
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(ValueError, match=f"{folder} holds no case: preprocess again"):
+    with pytest.raises(ValueError, match=f"{folder} contains no case: preprocess again"):
         study.folds.write()
     assert not study.folds.path.exists()
 
