@@ -90,8 +90,12 @@ class ForkedCommand:
 
 
 def entry_point(name: str, *words: str) -> int | None:
-    """Call the function of an installed command, which knows a tiny SAM; its own processes are forked, not spawned."""
+    """Call the function of an installed command in a process that was forked for it.
+
+    The command knows a tiny SAM, its own processes are forked, not spawned, and it draws few intensities.
+    """
     _fork_always()
+    _draw_few_intensities()
     size = int(os.environ.get(SIZE_OF_TINY_SAM, 64))
     segment_anything.sam_model_registry["tiny"] = functools.partial(tiny_sam, image_size=size)
     sys.argv = [name, *words]
@@ -108,10 +112,7 @@ def printed_command(printed: str, name: str, **given: Any) -> list[str]:
 
 
 def plan_and_preprocess(number: int, *configurations: str) -> None:
-    """Do what nnUNetv2_plan_and_preprocess --verify_dataset_integrity does, with a smaller sample of intensities.
-
-    nnU-Net draws a hundred million voxels per channel, however small the data set is.
-    """
+    """Do what nnUNetv2_plan_and_preprocess --verify_dataset_integrity does, with a smaller sample of intensities."""
     variables = {**os.environ, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planner divides by it
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -120,22 +121,30 @@ def plan_and_preprocess(number: int, *configurations: str) -> None:
 
 
 def _plan_and_preprocess(number: int, configurations: Sequence[str]) -> None:
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprint_dataset,
         plan_experiments,
         preprocess,
     )
 
-    class FewSamples(DatasetFingerprintExtractor):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.num_foreground_voxels_for_intensitystats = 1e5
-
     _fork_always()
-    extract_fingerprint_dataset(number, FewSamples, 1, check_dataset_integrity=True, show_progress_bar=False)
+    _draw_few_intensities()
+    extract_fingerprint_dataset(number, num_processes=1, check_dataset_integrity=True, show_progress_bar=False)
     plan_experiments([number])
     preprocess([number], configurations=configurations, num_processes=(1,), show_progress_bar=False)
+
+
+def _draw_few_intensities() -> None:
+    """Let nnU-Net's fingerprint draw 100,000 voxels per channel, not 100 million however small the data set is."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    initialize = DatasetFingerprintExtractor.__init__
+
+    def initialize_with_few(self: Any, *arguments: Any, **options: Any) -> None:
+        initialize(self, *arguments, **options)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+    DatasetFingerprintExtractor.__init__ = initialize_with_few
 
 
 def _fork_always() -> None:

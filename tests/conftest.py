@@ -1,6 +1,7 @@
 """Fixtures: a tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained for two iterations."""
 
 import json
+import multiprocessing.context
 import os
 
 # nnU-Net reads these when it is imported.
@@ -22,6 +23,7 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from tests.commands import forked_commands, plan_and_preprocess, run_command  # noqa: F401  the first is a fixture
+from tests.killing import PreloadedContext, preloaded
 from tests.small_networks import tiny_sam
 
 torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
@@ -35,6 +37,16 @@ def no_pictures(request, monkeypatch):
     """Skip nnU-Net's plot after every epoch, which takes longer than the epochs here, unless a test has ``draws``."""
     if "draws" not in request.keywords:
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def preloaded_processes():
+    """Fork the processes that nnU-Net and this package spawn from one that has imported nnU-Net, if forks exist."""
+    preloaded()
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "fork"):
+            patch.setitem(multiprocessing.context._concrete_contexts, "spawn", PreloadedContext())
+        yield
 
 
 @dataclass
