@@ -1,8 +1,6 @@
 import json
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,8 @@ import nnunet_kd.plans
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.cost import configuration_cost
 from nnunet_kd.nnunet.planning import student_plans
-from tests.commands import entry_point
+from tests.commands import run_command
 from tests.datasets import layouts
-from tests.killing import run_killed
 
 FOLDER = Path(next(iter(nnunet_kd.plans.__path__)))
 DATASETS = {
@@ -57,13 +54,19 @@ def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys
     readme = (FOLDER / "README.md").read_text().replace("Dataset501_BraTS2024GLI", name).replace("501", name[7:10])
     lines = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
     place = next(number for number, line in enumerate(lines) if line.startswith("nnUNetv2_preprocess "))
-    shell, preprocess = "\n".join(["set -e", *lines[:place]]), shlex.split(lines[place])
     trainings = [shlex.split(line)[:4] for line in lines[place + 1 : place + 3]]
     assert trainings == 2 * [["nnUNetv2_train", name[7:10], "3d_fullres", "0"]]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["bash", "-c", shell], cwd=FOLDER.parent, check=True, env={**os.environ, "PATH": path})
-    ended = run_killed(entry_point, *preprocess, "-np", "1", log=tmp_path / "log", environment=dict(os.environ))
-    assert ended.exit_code == 0, ended.output
+    workers = {"nnUNetv2_extract_fingerprint": ["-np", "1"], "nnUNetv2_preprocess": ["-np", "1"]}
+    folder = FOLDER.parent
+    for line in lines[: place + 1]:
+        words = shlex.split(line)
+        if words[0] in workers:
+            done = run_command([*words, *workers[words[0]]])
+            assert done.returncode == 0, done.stdout
+        elif words[0] == "cd":
+            folder /= words[1]
+        else:
+            subprocess.run(["bash", "-c", line], cwd=folder, check=True)
     cases = json.loads((tmp_path / "nnUNet_raw" / name / "dataset.json").read_text())["numTraining"]
     identifier = json.loads((FOLDER / name / "nnUNetResEncUNetPlans_r4.json").read_text())
     identifier = identifier["configurations"]["3d_fullres"]["data_identifier"]
