@@ -152,6 +152,11 @@ class TrainingSettings:
         starts = '"teacher", "reconstructed", "pruned" or null'
         require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs, which is nnU-Net's if it is not set."""
+        return self.num_epochs or int(SCHEDULE["num_epochs"])
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -18,7 +18,7 @@ from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images
 from nnunet_kd.nnunet.reading import read_dataset_json, read_json
-from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, TrainingSettings, read_settings
+from nnunet_kd.nnunet.settings import BLOCK, TrainingSettings, read_settings
 from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
 from nnunet_kd.storage.writing import check_writable_folder, write_whole
 from nnunet_kd.study.commands import Commands
@@ -201,7 +201,7 @@ class Study:
                 path.unlink()
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
-        epochs = int(self.schedule_of(run).num_epochs or SCHEDULE["num_epochs"])
+        epochs = self.schedule_of(run).epochs
         try:
             self.commands.run(
                 f"train_{run.trainer}__{run.plans}__fold_{run.fold}",

@@ -86,7 +86,9 @@ class Preparation:
             ValueError: If a term does not fit the schedule.
         """
         settings = replace(self.settings, training=replace(self.settings.training, **schedule))
-        return replace(self, settings=settings, terms=_terms(trainer, settings))
+        return replace(
+            self, settings=settings, terms=build_terms(trainer.terms, settings.method, settings.training.epochs)
+        )
 
 
 def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Preparation:
@@ -103,16 +105,12 @@ def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Prepa
     settings = read_settings(student.plans)
     settings = replace(settings, training=_with_class_attributes(trainer, settings, student.plans))
     plans = _student_plans(trainer, student, settings.student)
-    terms = _terms(trainer, settings)
+    terms = build_terms(trainer.terms, settings.method, settings.training.epochs)
     for key in ("optimizer", "initial_weights"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own, remove the key")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
-
-
-def _terms(trainer: TrainerKind, settings: Settings) -> list[Term]:
-    return build_terms(trainer.terms, settings.method, settings.training.num_epochs or int(SCHEDULE["num_epochs"]))
 
 
 def _with_class_attributes(trainer: TrainerKind, settings: Settings, plans: Plans) -> TrainingSettings:
