@@ -136,7 +136,7 @@ class Survivor:
 
     def _check_end(self, ended: Ended, expected: Tree) -> None:
         # A kill after the last rename leaves a finished data set, which is not made again.
-        assert ended.exit_code == 0 or "is there already" in ended.output, ended.output
+        assert ended.exit_code == 0 or "already exists" in ended.output, ended.output
         assert self.same(tree(*self.folders), expected), ended.output
 
 

@@ -35,7 +35,7 @@ class Converted:
         splits: Whether the data set brings ``splits_final.json``.
         placed: The file in ``nnUNet_preprocessed`` that holds these splits now; ``None`` if there are none, or other
             splits are there, or the file cannot be written.
-        other_splits: The file that is there already and holds splits that are not of these cases.
+        other_splits: The file that already exists and holds splits that are not of these cases.
     """
 
     folder: Path
@@ -115,7 +115,7 @@ def _check_place(source: Path, raw: Path, folder: Path) -> None:
     taken = [path.name for path in raw.iterdir() if are_confused(path.name, folder.name)] if raw.is_dir() else []
     if taken:
         remove = "" if lies_in(source, raw / taken[0]) else ", or remove it"
-        raise FileExistsError(f"{raw / taken[0]} is there already: choose another number with -d{remove}")
+        raise FileExistsError(f"{raw / taken[0]} already exists: choose another number with -d{remove}")
 
 
 def _find_cases(dataset: Dataset, source: Path) -> tuple[list[Case], list[str]]:

@@ -27,7 +27,7 @@ class Placed:
 
 
 def place_splits(splits: Splits | None, training: Set[str], path: Path) -> Placed:
-    """Write splits unless the file is there already.
+    """Write splits unless the file already exists.
 
     A file that cannot be written is no error: the data set has a copy, which the person can put there.
 

@@ -187,7 +187,7 @@ def is_full(error: Exception, folder: Path) -> bool:
 
 def _check_absent(path: Path) -> None:
     if path.exists():
-        raise FileExistsError(f"{path} is there already")
+        raise FileExistsError(f"{path} already exists")
 
 
 def _unfinished(path: Path) -> Path:

@@ -49,7 +49,7 @@ def check_results(folder: Path, student: Experiment) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OSError(f"cannot write results into {folder}: {existing} is read-only, or not yours")
+        raise OSError(f"cannot write results into {folder}: {existing} is read-only or belongs to another user")
     plans = folder / "plans.json"
     if not plans.is_file() or not any(path for name in CHECKPOINTS for path in folder.glob(f"fold_*/{name}")):
         return

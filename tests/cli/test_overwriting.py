@@ -88,7 +88,7 @@ def test_a_source_that_has_the_name_of_the_data_set(workspace, tmp_path, capsys,
     layouts.kvasir_seg(source)
     words = ("dataset", "KvasirSEG", str(source), "-np", "1", "--raw")
     error = refused(tmp_path, capsys, *words, tmp_path)
-    assert error.endswith("Dataset506_KvasirSEG is there already: choose another number with -d\n")
+    assert error.endswith("Dataset506_KvasirSEG already exists: choose another number with -d\n")
     assert main([*words, str(tmp_path), "-d", "600"]) == 0
     assert main([*words, str(source / "raw")]) == 0
 

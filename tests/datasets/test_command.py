@@ -41,7 +41,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "18 cases for training, 0 for testing in" in printed and "-d 777 --verify" in printed
     assert (preprocessed / "Dataset777_TCGALGG" / "splits_final.json").is_file()
     assert main(["dataset", "TCGALGG", str(source), "-d", "777"]) == 1
-    assert "is there already: choose another number with -d" in capsys.readouterr().err
+    assert "already exists: choose another number with -d" in capsys.readouterr().err
 
 
 @pytest.mark.slow

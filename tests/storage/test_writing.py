@@ -143,7 +143,7 @@ def test_a_folder_is_complete_or_absent(tmp_path):
     with new_folder(path) as unfinished:
         (unfinished / "whole").touch()
     assert [entry.name for entry in path.iterdir()] == ["whole"] and list(path.parent.iterdir()) == [path]
-    with pytest.raises(FileExistsError, match="folder is there already"), new_folder(path):
+    with pytest.raises(FileExistsError, match="folder already exists"), new_folder(path):
         pass
     with pytest.raises(FileExistsError), new_folder(path.parent / "other") as unfinished:
         (path.parent / "other").mkdir()  # by another process

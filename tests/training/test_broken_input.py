@@ -178,14 +178,14 @@ def read_only(tmp_path, request):
 def test_a_read_only_results_folder(workspace, read_only):
     read_only(workspace.root / "nnUNet_results")
     with pytest.raises(
-        OSError, match=f"^cannot write results into .*: {workspace.results} is read-only, or not yours$"
+        OSError, match=f"^cannot write results into .*: {workspace.results} is read-only or belongs to another user$"
     ):
         make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
 
 
 def test_a_file_where_results_belong(workspace):
     (workspace.results / FOLDER.format("DCD")).touch()
-    with pytest.raises(OSError, match=r"^cannot write results into .*3d_fullres is read-only, or not yours$"):
+    with pytest.raises(OSError, match=r"^cannot write results into .*3d_fullres is read-only or belongs to another user$"):
         make_trainer(nnUNetTrainerDCD, workspace.plans("nnUNetPlans", training=SHORT), workspace)
 
 

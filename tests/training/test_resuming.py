@@ -145,8 +145,8 @@ def test_a_restarted_training_resumes_from_its_own_checkpoints(workspace):
     assert recorded_leakage(json.loads((folder.parent / "plans.json").read_text()))
     old = (folder / "checkpoint_final.pth").read_bytes()
 
-    anew = {**schedule, "overwrite": True}
-    second = workspace.plans("nnUNetPlans", training=anew, method={**NOW, "weight": 5})
+    again = {**schedule, "overwrite": True}
+    second = workspace.plans("nnUNetPlans", training=again, method={**NOW, "weight": 5})
     stopped = make_trainer(nnUNetTrainerDCD, second, workspace)
     stop_within(stopped, 3)
     assert sorted(path.name for path in folder.glob("*.pth")) == [
