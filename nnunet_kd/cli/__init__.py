@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_kd import __version__
-from nnunet_kd.cli import compare, dataset, demo, doctor, evaluate, export, plan, predict, soft_labels
+from nnunet_kd.cli import compare, dataset, demo, distill, doctor, evaluate, export, plan, predict, soft_labels
 from nnunet_kd.storage.writing import is_full
 
 _DESCRIPTION = """\
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nnunet_kd {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (dataset, plan, doctor, soft_labels, compare, evaluate, export, predict, demo):
+    for command in (dataset, plan, doctor, distill, soft_labels, compare, evaluate, export, predict, demo):
         command.add_parser(commands)
     return top
 

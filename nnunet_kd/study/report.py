@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_kd.evaluation.measure import Measured
+from nnunet_kd.evaluation.page import image, whole_page
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.statistics import mean_and_error
@@ -31,15 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = Mapping[str, Mapping[str, Sequence[float]]]
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .7em; border-bottom: 1px solid #e3e3e3; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #888; font-weight: 600; }
-img { max-width: 100%; } .warning { background: #fff3cd; border-left: 4px solid #d39e00; padding: .5em 1em; }
-"""
 
 
 @dataclass(frozen=True)
@@ -100,10 +90,8 @@ def _in_html(report: Report) -> str:
     if report.curves:
         figures["Loss terms, unweighted, mean per epoch"] = draw_curves(report.curves)
     for caption, figure in figures.items():
-        page += [f"<h2>{in_html(caption)}</h2>", _image(figure, caption)]
-    head = f'<meta charset="utf-8"><title>{in_html(report.title)}</title><style>{_STYLE}</style>'
-    body = "\n".join(page)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+        page += [f"<h2>{in_html(caption)}</h2>", image(figure, caption)]
+    return whole_page(report.title, page)
 
 
 def _warnings(report: Report) -> list[str]:
@@ -135,12 +123,13 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
             f"Seconds and FLOPs per case are those of the network in nnU-Net's predictor with mirroring, on {device}. "
             "FLOPs count convolutions and matrix products."
         )
-        sections.append(("Cost", note, [_cost_table(report.costs, report.teacher)]))
+        sections.append(("Cost", note, [cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
     return sections
 
 
-def _cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
+def cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
+    """Return a table of the cost of every network, with its ratio to the teacher's."""
     header = [
         "method",
         "parameters (M)",
@@ -226,10 +215,3 @@ def draw_curves(curves: Curves) -> Figure:
         axes.remove()
     figure.tight_layout()
     return figure
-
-
-def _image(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{in_html(caption)}" src="data:image/png;base64,{content}">'
