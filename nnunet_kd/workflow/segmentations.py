@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.storage.integrity import is_whole
-from nnunet_kd.storage.writing import replacing
+from nnunet_kd.storage.writing import put_in_place, scratch_folder
 from nnunet_kd.teachers.mapping import LabelMap
 
 
@@ -57,5 +57,7 @@ def write_with_labels_of_student(
             continue
         segmentation, properties = read_segmentation(theirs, predicted[case])
         mapped = with_labels_of_student(segmentation, label_map)
-        with replacing(path) as unfinished:
+        with scratch_folder(path) as scratch:
+            unfinished = scratch / path.name
             ours().write_seg(mapped.astype(np.uint8 if mapped.max() < 256 else np.uint16), str(unfinished), properties)
+            put_in_place(unfinished, path)
