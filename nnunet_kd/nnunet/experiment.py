@@ -91,12 +91,19 @@ def find_trainer(name: str) -> Any:
         raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
 
 
-def build_network(trainer: Any, experiment: Experiment) -> nn.Module:
-    """Build an experiment's network as its trainer class does, without deep supervision."""
+def build_network(trainer: Any, experiment: Experiment, *, more_channels: int = 0, more_heads: int = 0) -> nn.Module:
+    """Build an experiment's network as its trainer class does, without deep supervision.
+
+    Args:
+        trainer: The trainer class.
+        experiment: The experiment.
+        more_channels: The number of input channels in addition to those of the images.
+        more_heads: The number of outputs in addition to those of the labels or regions.
+    """
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
-    heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads
-    channels = determine_num_input_channels(plans, configuration, experiment.dataset_json)
+    heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads + more_heads
+    channels = determine_num_input_channels(plans, configuration, experiment.dataset_json) + more_channels
     build = trainer.build_network_architecture
     if "plans_manager" in inspect.signature(build).parameters:
         network = build(plans, configuration, channels, heads, enable_deep_supervision=False)

@@ -6,7 +6,7 @@ A plans file can contain one block at its top level, in which every key has a de
       "student":  {"source_plans": null, "reduction": 4, "min_features": 8},
       "teacher":  {"trainer": "nnUNetTrainer", "plans": null, "configuration": null, "folds": "same",
                    "checkpoint": "checkpoint_final.pth", "folder": null, "trust_checkpoint": false,
-                   "precision": null},
+                   "precision": null, "channels": null, "label_map": null},
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null, "overwrite": false},
@@ -80,6 +80,12 @@ class TeacherSettings:
         precision: ``"bfloat16"`` to compute the teacher's convolutions in this type during the student's training,
             which is faster on CPUs with instructions for it; ``None`` for the student's precision, which is nnU-Net's
             float16 on a GPU and float32 on a CPU.
+        channels: The number of the teacher's channel for each of the student's channels, in order; ``None`` matches
+            channels by their names, or by their order if both have as many. Only for a teacher that does not run beside
+            the student.
+        label_map: The names of the teacher's labels or regions of which each label or region of the student consists;
+            ``None`` matches names. Structures of the teacher that are not named become background. Only for a teacher
+            that does not run beside the student.
         leakage: The warnings by student fold that the trainer writes into the plans of the results if the teacher has
             seen validation cases.
     """
@@ -92,6 +98,8 @@ class TeacherSettings:
     folder: str | None = None
     trust_checkpoint: bool = False
     precision: str | None = None
+    channels: list[int] | None = None
+    label_map: dict[str, list[str]] | None = None
     leakage: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -100,6 +108,9 @@ class TeacherSettings:
         listed = isinstance(self.folds, list) and self.folds and all(_is_integer(f) and f >= 0 for f in self.folds)
         require(self.folds in ("same", "all") or bool(listed), "teacher.folds", '"same", "all" or [0, 1]', self.folds)
         require(self.precision in (None, "bfloat16"), "teacher.precision", '"bfloat16" or null', self.precision)
+        channels = self.channels
+        numbered = channels is None or (channels != [] and all(one >= 0 for one in channels))
+        require(numbered, "teacher.channels", "numbers of channels such as [0, 3]", channels)
 
 
 @dataclass(frozen=True)
@@ -261,8 +272,13 @@ def _fits(value: Any, annotation: str) -> bool:
         "float": _is_integer(value) or (isinstance(value, float) and abs(value) < float("inf")),
         "list[int]": isinstance(value, list) and all(_is_integer(entry) for entry in value),
         "dict[str, str]": isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values()),
+        "dict[str, list[str]]": isinstance(value, dict) and all(_is_names(entry) for entry in value.values()),
     }
     return any(checks[name] for name in annotation.split(" | "))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def _is_integer(value: Any) -> bool:
@@ -278,6 +294,7 @@ def _spoken(annotation: str) -> str:
         "float": "a number",
         "list[int]": "a list of whole numbers",
         "dict[str, str]": "an object of texts",
+        "dict[str, list[str]]": 'an object of lists of names such as {"tumour": ["core", "oedema"]}',
     }
     return " or ".join(words[name] for name in annotation.split(" | "))
 

@@ -3,8 +3,8 @@
 The package needs nothing but PyTorch, and does not depend on a trainer, a data set or a particular network.
 """
 
-from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.pruning.heads import Heads, MappedHeads
 from nnunet_kd.pruning.pruning import Pruned, prune
 from nnunet_kd.pruning.selection import selected_weights
 
-__all__ = ["Heads", "Pruned", "prune", "selected_weights"]
+__all__ = ["Heads", "MappedHeads", "Pruned", "prune", "selected_weights"]

@@ -6,6 +6,8 @@ When it has converged, every class has the same total probability as in the teac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +17,31 @@ from torch import Tensor
 from nnunet_kd.pruning.moments import draw, in_double
 
 Heads = Literal["classes", "regions"]  # logits belong to exclusive classes, or each to a region
+
+
+@dataclass(frozen=True)
+class MappedHeads:
+    """The outputs of a student whose classes or regions are not its teacher's, but follow from them.
+
+    Attributes:
+        layers: The names of the layers that give logits.
+        logits: The function that maps the teacher's logits ``(B, teacher's heads, *spatial)`` to the student's.
+        mixing: A linear map near that function, ``(student's heads, teacher's heads)``, for weights before the fit.
+    """
+
+    layers: frozenset[str]
+    logits: Callable[[Tensor], Tensor]
+    mixing: Tensor
+
+    def has(self, name: str) -> bool:
+        """Return whether a layer, or the layer of a parameter, gives logits."""
+        return name in self.layers or name.rpartition(".")[0] in self.layers
+
+    def mixed(self, weight: Tensor) -> Tensor:
+        """Map a weight or bias of the teacher's, whose first axis is that of its heads."""
+        mixed: Tensor = torch.tensordot(self.mixing.to(weight), weight, 1)
+        return mixed
+
 
 ITERATIONS = 60
 PENALTY = 1e-4  # on squared weights, with inputs normalised to unit variance

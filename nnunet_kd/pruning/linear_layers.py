@@ -17,6 +17,8 @@ from nnunet_kd.pruning.selection import channels_taken
 
 Places = tuple[Tensor, ...]  # image indices and coordinates of positions, the same for both networks
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # spatial axes -> PyTorch's name of linear interpolation
+
 
 @dataclass(frozen=True)
 class LinearLayer(ABC):
@@ -29,6 +31,7 @@ class LinearLayer(ABC):
         student: The student's module.
         is_output: Whether its output is an output of the network.
         norm: The student's batch normalisation of the layer's output, if it runs right after the layer.
+        size: The size of the student's output, ``(*spatial)``.
     """
 
     name: str
@@ -37,6 +40,7 @@ class LinearLayer(ABC):
     student: Any
     is_output: bool = False
     norm: Any = None
+    size: tuple[int, ...] = ()
 
     @abstractmethod
     def reads(self, images: Tensor, places: Places) -> Tensor:
@@ -50,9 +54,10 @@ class LinearLayer(ABC):
     def gives(self, output: Tensor, places: Places) -> Tensor:
         """Return the map's outputs ``(positions, outputs)`` at places of an output ``(B, channels, *spatial)``."""
 
+    @property
     @abstractmethod
-    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
-        """Return the size of the grid of positions."""
+    def grid(self) -> Sequence[int]:
+        """The size of the student's grid of positions."""
 
     @abstractmethod
     def assign(self, weight: Tensor, bias: Tensor) -> None:
@@ -66,8 +71,11 @@ class LinearLayer(ABC):
             self.norm.running_mean.sub_(bias.to(self.norm.running_mean))
 
     def taught(self, output: Tensor) -> Tensor:
-        """Select the student's channels from the teacher's output."""
-        return output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
+        """Return what the student's layer is fitted to: its channels of the teacher's output, on its own grid."""
+        own = output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
+        if tuple(output.shape[2:]) == self.size:
+            return own
+        return F.interpolate(own, self.size, mode=LINEAR[len(self.size)], align_corners=False)  # another resolution
 
 
 class Convolution(LinearLayer):
@@ -80,8 +88,9 @@ class Convolution(LinearLayer):
     def gives(self, output: Tensor, places: Places) -> Tensor:
         return _windows(output, places, *[(1,) * (output.dim() - 2)] * 3)
 
-    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
-        return output.shape[2:]
+    @property
+    def grid(self) -> Sequence[int]:
+        return self.size
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         self.student.weight.copy_(weight.T.reshape(self.student.weight.shape))
@@ -98,8 +107,9 @@ class TransposedConvolution(LinearLayer):
         kernel = self.student.kernel_size
         return _windows(output, places, kernel, kernel, (1,) * len(kernel))
 
-    def grid(self, images: Tensor, output: Tensor) -> Sequence[int]:
-        return images.shape[2:]
+    @property
+    def grid(self) -> Sequence[int]:
+        return [side // width for side, width in zip(self.size, self.student.kernel_size, strict=True)]
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         self.student.weight.copy_(weight.reshape(self.student.weight.shape))
@@ -137,7 +147,8 @@ def linear_layers(teacher: nn.Module, student: nn.Module, images: Tensor) -> lis
         if kind is not None and ran.count(name) == 1:
             is_output = any(gave[name] is output for output in outputs)
             norm = own[following] if _subtracts_mean(own[following]) and ran.count(following) == 1 else None
-            layers.append(kind(name, len(layers), given[name], own[name], is_output, norm))
+            size = tuple(gave[name].shape[2:])
+            layers.append(kind(name, len(layers), given[name], own[name], is_output, norm, size))
     return layers
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunet_kd.pruning.channel_graph import ChannelGraph, Layer, axes
 from nnunet_kd.pruning.channel_tracing import channel_graph
+from nnunet_kd.pruning.heads import MappedHeads
 from nnunet_kd.pruning.hooks import hooks
 from nnunet_kd.pruning.moments import Moments, draw, in_double
 from nnunet_kd.pruning.selection import channels_taken
@@ -29,6 +30,7 @@ def sort_channels(
     batches: Sequence[Tensor],
     positions: int = 2048,
     *,
+    mapped: MappedHeads | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> int:
     r"""Reorder the teacher's channels in place, so that a student takes the most valuable ones.
@@ -49,6 +51,7 @@ def sort_channels(
         student: The same architecture with other widths; only the widths are read.
         batches: Images ``(B, channels, *spatial)``, on the teacher's device.
         positions: The number of positions drawn per image and layer, if there are as many.
+        mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
         step: The function that is called after every batch.
 
     Returns:
@@ -59,7 +62,7 @@ def sort_channels(
     """
     graph = channel_graph(teacher)
     wanted = _widths(graph, student)
-    readers = _readers(graph, teacher, batches, positions, step)
+    readers = _readers(graph, teacher, batches, positions, mapped, step)
     taken: dict[int, Tensor] = {}
     for group in sorted(wanted, key=lambda group: _first(graph, group), reverse=True):
         losses = [reader.loss(group, graph, taken) for reader in readers if group in reader.layer.reads]
@@ -110,28 +113,36 @@ class _Reader:
         layer: The layer with its groups.
         weight: The weight, ``(output channels, input channels, voxels of the kernel)``.
         covariance: The covariance of the input channels.
+        mapped: Whether the output channels are the student's heads instead of the layer's own.
     """
 
     layer: Layer
     weight: Tensor
     covariance: Tensor
+    mapped: bool
 
     def loss(self, group: int, graph: ChannelGraph, taken: Mapping[int, Tensor]) -> _Loss:
         """Return the loss for a group that the layer reads; of its output, only the channels taken count."""
         stay = torch.cat(
             [taken.get(given, torch.arange(graph.sizes[given])) + at for given, at in graph.starts(self.layer.gives)]
         )
-        weight = self.weight[stay.to(self.weight.device)]
+        weight = self.weight if self.mapped else self.weight[stay.to(self.weight.device)]
+        outputs = len(weight)
         variances = torch.einsum("oik,ij,ojk->o", weight, self.covariance, weight)
         weight = weight[variances > 0] / variances[variances > 0].sqrt()[:, None, None]
         at = dict(graph.starts(self.layer.reads))[group]
         own = slice(at, at + graph.sizes[group])
-        importance = torch.einsum("oik,ojk->ij", weight[:, own], weight[:, own]) / len(stay)
+        importance = torch.einsum("oik,ojk->ij", weight[:, own], weight[:, own]) / outputs
         return _Loss(self.covariance[own, own], importance)
 
 
 def _readers(
-    graph: ChannelGraph, teacher: nn.Module, batches: Iterable[Tensor], positions: int, step: Callable[[], None]
+    graph: ChannelGraph,
+    teacher: nn.Module,
+    batches: Iterable[Tensor],
+    positions: int,
+    mapped: MappedHeads | None,
+    step: Callable[[], None],
 ) -> list[_Reader]:
     """Run the teacher, and return the layers that read groups, with the covariances of their inputs."""
     layers = [layer for layer in graph.layers if layer.reads]
@@ -152,10 +163,14 @@ def _readers(
         for images in batches:
             teacher(images)
             step()
-    return [
-        _Reader(layer, in_double(module.weight.movedim(axes(module)[1], 0).flatten(2)), seen.covariance)
-        for layer, module, seen in zip(layers, modules, moments, strict=True)
-    ]
+    readers = []
+    for layer, module, seen in zip(layers, modules, moments, strict=True):
+        weight = in_double(module.weight.movedim(axes(module)[1], 0).flatten(2))
+        if mapped is not None and layer.name in mapped.layers:
+            readers.append(_Reader(layer, mapped.mixed(weight), seen.covariance, True))
+        else:
+            readers.append(_Reader(layer, weight, seen.covariance, False))
+    return readers
 
 
 def _best(losses: Iterable[_Loss], count: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.pruning.heads import Heads, MappedHeads
 from nnunet_kd.pruning.ordering import sort_channels
 from nnunet_kd.pruning.reconstruction import reconstruct
 from nnunet_kd.pruning.selection import selected_weights
@@ -37,6 +37,8 @@ def prune(
     images: Tensor | Sequence[Tensor],
     *,
     heads: Heads | None = None,
+    mapped: MappedHeads | None = None,
+    teacher_images: Sequence[Tensor] | None = None,
     reorder: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Pruned:
@@ -56,28 +58,34 @@ def prune(
             The student runs on all of them at once.
         heads: Whether the outputs are logits of exclusive ``"classes"`` or of ``"regions"``. They are fitted to the
             teacher's probabilities then; ``None`` fits them by least squares, which can lose rare classes.
+        mapped: How the student's classes or regions follow from the teacher's; ``None`` if they are the same.
+        teacher_images: The images as the teacher sees them, batch by batch, if it sees them otherwise: they can have
+            other intensities or another resolution, but must show the same. ``None`` for the student's.
         reorder: Whether the student gets the channels with which the teacher's layers lose least, instead of every
             r-th.
         progress: The function that is called after every step with the share of the work that is done.
 
     Raises:
-        ValueError: If the student's layers, kernels or classes differ from the teacher's, or if it is wider.
+        ValueError: If the student's layers or kernels differ from the teacher's, or its classes without ``mapped``, or
+            if it is wider.
     """
     batches = [images] if isinstance(images, Tensor) else images
     layers = sum(isinstance(module, _ConvNd) for module in student.modules())
     step = _counted(progress, (2 if reorder else 1) * len(batches) + layers)
-    selected_weights(teacher, student)  # raises before the teacher is changed
+    seen = batches if teacher_images is None else teacher_images
+    selected_weights(teacher, student, mapped)  # raises before the teacher is changed
     reordered, refusal = 0, None
     training = teacher.training
     teacher.eval()
     try:
         if reorder:
             try:
-                reordered = sort_channels(teacher, student, batches, step=step)
+                reordered = sort_channels(teacher, student, seen, mapped=mapped, step=step)
             except ValueError as error:
                 refusal = str(error)
-        student.load_state_dict(selected_weights(teacher, student))
-        return Pruned(reordered, refusal, reconstruct(teacher, student, batches, heads=heads, step=step))
+        student.load_state_dict(selected_weights(teacher, student, mapped))
+        explained = reconstruct(teacher, student, batches, heads=heads, mapped=mapped, teacher_batches=seen, step=step)
+        return Pruned(reordered, refusal, explained)
     finally:
         teacher.train(training)
 

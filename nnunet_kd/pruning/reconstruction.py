@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.pruning.heads import Heads, classes_of, draw_by_class, fit_head
+from nnunet_kd.pruning.heads import Heads, MappedHeads, classes_of, draw_by_class, fit_head
 from nnunet_kd.pruning.hooks import hooks
 from nnunet_kd.pruning.linear_layers import Convolution, LinearLayer, Places, linear_layers
 from nnunet_kd.pruning.moments import Moments, draw
@@ -28,6 +28,8 @@ def reconstruct(
     ridge: float = 1e-3,
     *,
     heads: Heads | None = None,
+    mapped: MappedHeads | None = None,
+    teacher_batches: Sequence[Tensor] | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     r"""Fit the student's convolutions, in the order in which they run, to the outputs of the teacher's.
@@ -54,6 +56,9 @@ def reconstruct(
         ridge: lambda as a share of the mean variance of x, times the number of positions.
         heads: Whether the network's outputs are logits of exclusive ``"classes"`` or of ``"regions"``; ``None`` fits
             them by least squares like any other layer.
+        mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
+        teacher_batches: The batches as the teacher sees them; ``None`` for the student's. If they have another size,
+            the teacher's outputs are resampled to the student's grids.
         step: The function that is called after every batch of the teacher and after every layer.
 
     Returns:
@@ -63,7 +68,7 @@ def reconstruct(
     student.eval()
     try:
         layers = linear_layers(teacher, student, batches[0])
-        targets = _targets(layers, teacher, batches, positions, heads, step)
+        targets = _targets(layers, teacher, teacher_batches or batches, positions, heads, mapped, step)
         explained: dict[str, float] = {}
 
         def fit(layer: LinearLayer) -> Callable[[Any, tuple[Tensor]], None]:
@@ -102,18 +107,20 @@ def _targets(
     batches: Iterable[Tensor],
     positions: int,
     heads: Heads | None,
+    mapped: MappedHeads | None,
     step: Callable[[], None],
 ) -> dict[str, list[_Target]]:
     """Run the teacher once, and map the name of each layer that runs to its targets for all batches."""
     targets: dict[str, list[_Target]] = {}
 
-    def keep(layer: LinearLayer) -> Callable[[Any, tuple[Tensor], Tensor], None]:
-        def hook(_: Any, read: tuple[Tensor], output: Tensor) -> None:
+    def keep(layer: LinearLayer) -> Callable[[Any, Any, Tensor], None]:
+        def hook(_module: Any, _read: Any, output: Tensor) -> None:
             kept = targets.setdefault(layer.name, [])
             generator = torch.Generator().manual_seed(len(kept) << 20 | layer.number)
             of_head = heads if _is_head(layer) else None
-            places, weights = _draw(layer.grid(read[0], output), output, positions, of_head, generator)
-            kept.append(_Target(places, layer.gives(layer.taught(output), places), weights))
+            taught = layer.taught(mapped.logits(output) if mapped is not None and mapped.has(layer.name) else output)
+            places, weights = _draw(layer.grid, taught, positions, of_head, generator)
+            kept.append(_Target(places, layer.gives(taught, places), weights))
 
         return hook
 
@@ -137,7 +144,7 @@ def _draw(
 
     Args:
         grid: The size of the grid of positions.
-        output: The output of the teacher's layer, ``(B, channels, *spatial)``.
+        output: What the layer is fitted to, ``(B, channels, *spatial)``.
         positions: The number of positions to draw per image.
         heads: What the logits of a head belong to; ``None`` for other layers.
         generator: The random number generator, on the CPU.

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from nnunet_kd.pruning.heads import MappedHeads
 
-def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
+
+def selected_weights(teacher: nn.Module, student: nn.Module, mapped: MappedHeads | None = None) -> dict[str, Tensor]:
     """Build a state dict for the student from the teacher's weights of the same names.
 
     Of ``N`` channels, those with the indices ``floor(i N / n)``, ``i < n``, are taken, along every axis that is longer
@@ -23,6 +25,7 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
     Args:
         teacher: A network with at least the student's widths.
         student: The same architecture with other widths; it can be on the meta device.
+        mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
 
     Raises:
         ValueError: If layers, kernels or classes differ, or if the student is wider.
@@ -35,6 +38,8 @@ def selected_weights(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor
         why = ": stages of equal width have no projection between them" if ".skip." in name else ""
         raise ValueError(f"the student has other layers than the teacher: only the {where} has {name}{why}")
     inputs = _input_axes(student)
+    if mapped is not None:
+        given = {name: mapped.mixed(weight) if mapped.has(name) else weight for name, weight in given.items()}
     return {name: _selected(name, given[name], wanted[name].shape, inputs.get(name)) for name in wanted}
 
 

@@ -1,4 +1,4 @@
-"""Check that a teacher has the same inputs and outputs as its student."""
+"""Check that a teacher has the same inputs and outputs as its student, or inputs and outputs that can be mapped."""
 
 from __future__ import annotations
 
@@ -10,18 +10,74 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.reading import channel_names, plans_errors
+from nnunet_kd.nnunet.settings import BLOCK, TeacherSettings
+from nnunet_kd.teachers.adaptation import Adaptation
+
+# Weights can only be taken from a teacher that agrees in these.
+OF_THE_NETWORK = ("number of spatial axes", "axis order", "previous cascade stage")
 
 
-def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
+def check_teacher(teacher: Experiment, student: Experiment, path: Path, settings: TeacherSettings) -> None:
     """Refuse a teacher that was trained on other inputs or for other outputs than the student.
 
     Args:
         teacher: The teacher's experiment, from :meth:`~nnunet_kd.nnunet.experiment.Experiment.open`.
         student: The student's experiment.
         path: The file from which the teacher's plans were read, for messages.
+        settings: The settings that name the teacher.
 
     Raises:
         ValueError: If the two differ; the message says in one sentence what differs.
+    """
+    theirs, ours = _both(teacher, student, path)
+    for fact, mine in ours.items():
+        if not _agree(theirs[fact], mine):
+            raise _misfit(fact, theirs, ours)
+    if settings.channels is None and settings.label_map is None:
+        return
+    found = Adaptation.between(teacher, student, settings)
+    if not (found.channels.is_identity and found.labels.is_identity):
+        key = "label_map" if found.channels.is_identity else "channels"
+        raise ValueError(
+            f"{BLOCK}.teacher.{key} is for a teacher that gives initial weights or stored soft labels, but this one "
+            "runs beside the student, which has the same channels and labels: remove the key"
+        )
+
+
+def adaptation(teacher: Experiment, student: Experiment, path: Path, settings: TeacherSettings) -> Adaptation | None:
+    """Return the differences between a student and a teacher that gives its initial weights; ``None`` without any.
+
+    Args:
+        teacher: As for :func:`check_teacher`.
+        student: As for :func:`check_teacher`.
+        path: As for :func:`check_teacher`.
+        settings: As for :func:`check_teacher`.
+
+    Raises:
+        ValueError: If a difference does not allow the student to take the teacher's weights; the message says in one
+            sentence what differs.
+    """
+    theirs, ours = _both(teacher, student, path)
+    different = [fact for fact, mine in ours.items() if not _agree(theirs[fact], mine)]
+    for fact in different:
+        cascade = ours["previous cascade stage"] is not None  # the labels of the first stage are input channels too
+        if fact in OF_THE_NETWORK or cascade:
+            raise _misfit(fact, theirs, ours)
+    if not different and settings.channels is None and settings.label_map is None:
+        return None
+    found = Adaptation.between(teacher, student, settings)
+    return None if not different and found.channels.is_identity and found.labels.is_identity else found
+
+
+def _misfit(fact: str, theirs: dict[str, Any], ours: dict[str, Any]) -> ValueError:
+    return ValueError(f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {ours[fact]}")
+
+
+def _both(teacher: Experiment, student: Experiment, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the facts about the inputs and outputs of both.
+
+    Raises:
+        ValueError: If the student lacks the configuration, or nnU-Net cannot use the teacher's plans.
     """
     if student.configuration not in student.plans["configurations"]:
         raise ValueError(
@@ -30,12 +86,7 @@ def check_teacher(teacher: Experiment, student: Experiment, path: Path) -> None:
         )
     with plans_errors(path):
         theirs = _facts(teacher)
-    ours = _facts(student)
-    for fact, mine in ours.items():
-        if not _agree(theirs[fact], mine):
-            raise ValueError(
-                f"the teacher does not fit the student: its {fact} is {theirs[fact]}, the student's {mine}"
-            )
+    return theirs, _facts(student)
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from nnunet_kd.nnunet.checkpoint import TRUST_TEACHER
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import TeacherSettings
-from nnunet_kd.teachers.compatibility import check_teacher
+from nnunet_kd.teachers.adaptation import Adaptation
+from nnunet_kd.teachers.compatibility import adaptation, check_teacher
 from nnunet_kd.teachers.leakage import (
     known_validation,
     leakage_of_split,
@@ -41,6 +42,7 @@ class TeacherFiles:
             complete.
         precision: ``"bfloat16"``, or ``None`` for the student's precision.
         remedy: What a person who trusts an unusual checkpoint has to do, for messages.
+        adaptation: The differences between its inputs and outputs and the student's; ``None`` without any.
     """
 
     experiment: Experiment
@@ -52,10 +54,20 @@ class TeacherFiles:
     kept_back: frozenset[str] | None
     precision: str | None = None
     remedy: str = TRUST_TEACHER
+    adaptation: Adaptation | None = None
 
 
-def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:
-    """Find the teachers of one student fold, and check that they have the student's inputs and outputs.
+def find_teachers(
+    settings: Sequence[TeacherSettings], student: Experiment, fold: int | str, *, beside: bool = True
+) -> list[TeacherFiles]:
+    """Find the teachers of one student fold, and check their inputs and outputs.
+
+    Args:
+        settings: The settings that name them.
+        student: The student's experiment.
+        fold: The student's fold.
+        beside: Whether they run beside the student and must have its inputs and outputs. Otherwise they give the
+            student its initial weights, and the differences are in :attr:`TeacherFiles.adaptation`.
 
     Returns:
         One entry per teacher and fold.
@@ -66,10 +78,10 @@ def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold
         ValueError: If a teacher does not match the student, or its plans cannot be read, or they could run code and
             are not trusted.
     """
-    return [_find(entry, chosen, student) for entry in settings for chosen in teacher_folds(entry, fold)]
+    return [_find(entry, chosen, student, beside) for entry in settings for chosen in teacher_folds(entry, fold)]
 
 
-def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> TeacherFiles:
+def _find(settings: TeacherSettings, fold: int | str, student: Experiment, beside: bool) -> TeacherFiles:
     """Find one fold of one teacher."""
     configuration = settings.configuration or student.configuration
     plans_name = settings.plans or _source_plans(student.plans)
@@ -102,14 +114,19 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment) -> Te
         raise FileNotFoundError(f"the teacher has {have} in {fold_folder}, but not {settings.checkpoint}{finish}")
     path = folder / "plans.json"
     teacher = Experiment.open(path, configuration, "the teacher's ", settings.trust_checkpoint, TRUST_TEACHER)
-    check_teacher(teacher, student, path)
+    adapted = None
+    if beside:
+        check_teacher(teacher, student, path, settings)
+    else:
+        adapted = adaptation(teacher, student, path, settings)
     kept_back = validated_cases(fold_folder)
     leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(
         kept_back, known_validation(student.plans["dataset_name"], fold), fold
     )
     deep_supervision = _had_deep_supervision(fold_folder)
+    trusted = settings.trust_checkpoint
     return TeacherFiles(
-        teacher, checkpoint, deep_supervision, settings.trust_checkpoint, leaks, fold, kept_back, settings.precision
+        teacher, checkpoint, deep_supervision, trusted, leaks, fold, kept_back, settings.precision, adapted
     )
 
 

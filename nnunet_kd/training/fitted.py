@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.teachers.adaptation import AdaptedTeacher
 from nnunet_kd.training.loading import START, SeededBatches, checked, generators_left_alone, no_worker_processes
 from nnunet_kd.training.sources import Start
 from nnunet_kd.training.start import (
@@ -18,9 +19,11 @@ from nnunet_kd.training.start import (
     describe,
     draw_patches,
     fit_start,
+    have_reference,
     head_names,
     patch_dice,
     patches_wanted,
+    segmented,
 )
 
 
@@ -45,22 +48,50 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
     names = head_names(trainer.dataset_json["labels"], heads)
     trained = trainer.num_epochs * trainer.num_iterations_per_epoch * trainer.batch_size
     count = patches_wanted(trained, trainer.configuration_manager.patch_size)
+    ignored = trainer.label_manager.ignore_label
+    teacher = teacher.to(trainer.device)
+    adaptation = start.adaptation
+    answering = teacher if adaptation is None else AdaptedTeacher(teacher, adaptation)
+    if adaptation is not None:
+        say(f"initial weights: the teacher has {'; '.join(adaptation.describe())}")
+
+    def with_answers(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace the target of patches that are ignored altogether by the teacher's segmentation."""
+        images, target = batch
+        unknown = ~have_reference(target, heads, ignored)
+        if unknown.any():
+            target = target.clone()
+            target[unknown] = segmented(answering, images[unknown], heads, ignored).to(target)
+        return images, target
+
     with no_worker_processes():
         loader = trainer.stock_dataloaders()[0].data_loader
     drawn = SeededBatches(loader, trainer.seed or 0, START, rank=0, first=0, workers=1, check=trainer.batch_check())
     with generators_left_alone():
         batches = (_image_and_target(trainer, checked(batch)) for batch in drawn)
-        patches = draw_patches(batches, count, trainer.batch_size, lambda at: classes_there(at, heads, len(names)))
+        known = map(with_answers, batches)
+        patches = draw_patches(known, count, trainer.batch_size, lambda at: classes_there(at, heads, len(names)))
         others = Patches.of(itertools.islice(batches, math.ceil(CHECKED / trainer.batch_size)))
-    teacher = teacher.to(trainer.device)
     prune = trainer.preparation.settings.training.initial_weights == "pruned"
-    fit_start(teacher, student, patches.images, prune=prune, heads=heads, log=say)
+    seen = None if adaptation is None else [adaptation.images(images, teacher) for images in patches.images]
+    fit_start(
+        teacher,
+        student,
+        patches.images,
+        prune=prune,
+        heads=heads,
+        log=say,
+        mapped=start.mapped,
+        teacher_patches=seen,
+    )
     if trainer.is_ddp:  # processes may differ by rounding
         for weight in student.state_dict().values():
             torch.distributed.broadcast(weight, 0)
-    ignored = trainer.label_manager.ignore_label
-    line, warning = describe(names, *(patch_dice(one, others, heads, ignored) for one in (teacher, student)))
-    for text in filter(None, (line, warning)):
+    agreement = not any(have_reference(target, heads, ignored).any() for target in others.targets)
+    if agreement:
+        others = Patches.of(map(with_answers, zip(others.images, others.targets, strict=True)))
+    theirs, ours = (patch_dice(one, others, heads, ignored) for one in (answering, student))
+    for text in filter(None, describe(names, theirs, ours, agreement)):
         say(text)
 
 

@@ -12,9 +12,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.nnunet.settings import TeacherSettings, TrainingSettings
 from nnunet_kd.storage.integrity import file_digest, text_digest
-from nnunet_kd.teachers.find import find_teachers
 from nnunet_kd.training.preparation import Preparation
-from nnunet_kd.training.sources import find_soft_labels
+from nnunet_kd.training.sources import find_soft_labels, teacher_files
 
 Record = Mapping[str, Any]
 ORIGINS = ("teacher_checkpoints", "soft_labels_made_by")
@@ -51,7 +50,7 @@ def _origins(preparation: Preparation) -> dict[str, Any]:
     student = preparation.student
     with suppress(FileNotFoundError, ValueError):
         if preparation.uses_teacher:
-            files = find_teachers(preparation.settings.teachers, student, preparation.fold)
+            files = teacher_files(preparation)
             found["teacher_checkpoints"] = [file_digest(one.checkpoint)[:DIGITS] for one in files]
     with suppress(FileNotFoundError, ValueError):
         if term := preparation.soft_label_term:

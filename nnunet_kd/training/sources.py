@@ -18,7 +18,9 @@ from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.nnunet.reading import read_splits
 from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS
+from nnunet_kd.pruning.heads import MappedHeads
 from nnunet_kd.pruning.selection import selected_weights
+from nnunet_kd.teachers.adaptation import Adaptation, differing_axes, take_channels
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
@@ -141,12 +143,16 @@ class Start:
         leakage: The leakage known when the teacher was found.
         files: The files of the teacher.
         teacher: The network to whose outputs the weights are to be fitted; ``None`` if they are used as they are.
+        adaptation: The differences between the teacher's inputs and outputs and the student's; ``None`` without any.
+        mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
     """
 
     weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes the trainer's attributes into debug.json
     leakage: str | None
     files: list[TeacherFiles] = field(repr=False)
     teacher: nn.Module | None = field(default=None, repr=False)
+    adaptation: Adaptation | None = field(default=None, repr=False)
+    mapped: MappedHeads | None = field(default=None, repr=False)
 
     def take_teacher(self) -> nn.Module | None:
         """Return the teacher and drop the reference to it, so that its memory can be freed."""
@@ -157,11 +163,13 @@ class Start:
 def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
     """Take the student's initial weights from its teacher.
 
+    A start that is fitted allows a teacher with other channels, labels, spacing or intensities.
+
     Raises:
         FileNotFoundError: If the teacher is missing.
-        ValueError: If the teacher cannot be read or has other layers, or if there are several.
+        ValueError: If the teacher cannot be read, does not fit or has other layers, or if there are several.
     """
-    files = find_teachers(preparation.settings.teachers, preparation.student, preparation.fold)
+    files = teacher_files(preparation)
     if len(files) > 1:
         together = ', and "method": {"terms": [{"name": "logits"}]} to let them teach together'
         raise ValueError(
@@ -171,11 +179,53 @@ def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
         )
     fitted = preparation.settings.training.initial_weights in FITTED_STARTS
     teacher = load_teacher(files[0], features=False, logits=fitted).network
+    adaptation, mapped = files[0].adaptation, None
     try:
-        weights = selected_weights(teacher, _student_network(trainer, preparation.student))
+        if adaptation is not None:
+            mapped = _adapted(teacher, adaptation, trainer, preparation.student)
+        weights = selected_weights(teacher, _student_network(trainer, preparation.student), mapped)
     except ValueError as error:
         raise ValueError(f"{BLOCK}.training.initial_weights: {error}; set it to null for random weights") from None
-    return Start(weights, teacher_leakage(preparation, files), files, teacher if fitted else None)
+    leaks = teacher_leakage(preparation, files)
+    return Start(weights, leaks, files, teacher if fitted else None, adaptation, mapped)
+
+
+def teacher_files(preparation: Preparation) -> list[TeacherFiles]:
+    """Find the teachers, which must have the student's inputs and outputs unless they only give it fitted weights.
+
+    Raises:
+        FileNotFoundError: If a teacher is missing.
+        ValueError: If one cannot be read or does not fit.
+    """
+    fitted = preparation.settings.training.initial_weights in FITTED_STARTS
+    beside = preparation.needs_teacher or not fitted
+    return find_teachers(preparation.settings.teachers, preparation.student, preparation.fold, beside=beside)
+
+
+def _adapted(
+    teacher: nn.Module, adaptation: Adaptation, trainer: TrainerKind, student: Experiment
+) -> MappedHeads | None:
+    """Give a teacher's network the student's channels, and return how the student's outputs follow from its own.
+
+    Raises:
+        ValueError: If a layer that reads the images is not a convolution.
+    """
+    own = _shapes(trainer, student)
+    if not adaptation.channels.is_identity:
+        inputs = differing_axes(own, _shapes(trainer, student, more_channels=1))
+        take_channels(teacher, inputs, adaptation.channels.channels)
+    if adaptation.labels.is_identity:
+        return None
+    outputs = differing_axes(own, _shapes(trainer, student, more_heads=1))
+    layers = frozenset(name.rpartition(".")[0] for name in outputs)
+    return MappedHeads(layers, adaptation.logits, adaptation.mixing)
+
+
+def _shapes(trainer: TrainerKind, student: Experiment, **more: int) -> dict[str, torch.Size]:
+    """Return the shapes of the weights of the student's network, with more channels or more heads."""
+    with torch.device("meta"):
+        network = build_network(trainer, student, **more)
+    return {name: weight.shape for name, weight in network.state_dict().items()}
 
 
 def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:

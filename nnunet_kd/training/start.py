@@ -15,7 +15,7 @@ from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from torch import Tensor, nn
 
 from nnunet_kd import pruning
-from nnunet_kd.pruning.heads import Heads
+from nnunet_kd.pruning.heads import Heads, MappedHeads
 
 PATCHES = 24  # the most to which initial weights are fitted
 FEWEST = 12  # with fewer, small patches hold too little of rare classes
@@ -107,7 +107,15 @@ class Progress:
 
 
 def fit_start(
-    teacher: nn.Module, student: nn.Module, patches: Sequence[Tensor], *, prune: bool, heads: Heads, log: Log
+    teacher: nn.Module,
+    student: nn.Module,
+    patches: Sequence[Tensor],
+    *,
+    prune: bool,
+    heads: Heads,
+    log: Log,
+    mapped: MappedHeads | None = None,
+    teacher_patches: Sequence[Tensor] | None = None,
 ) -> None:
     """Fit a student to its teacher's outputs on training patches, and log how it went.
 
@@ -118,11 +126,22 @@ def fit_start(
         prune: Whether the student gets the best channels of the teacher instead of every r-th.
         heads: Whether logits belong to exclusive classes or to regions.
         log: The function that writes a line to the log.
+        mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
+        teacher_patches: The patches as the teacher sees them; ``None`` if it sees the student's.
     """
     begun = time.monotonic()
     count = sum(len(batch) for batch in patches)
     log(f"initial weights: fitted to the teacher's outputs on {count} training patches")
-    pruned = pruning.prune(teacher, student, patches, heads=heads, reorder=prune, progress=Progress(log))
+    pruned = pruning.prune(
+        teacher,
+        student,
+        patches,
+        heads=heads,
+        mapped=mapped,
+        teacher_images=teacher_patches,
+        reorder=prune,
+        progress=Progress(log),
+    )
     if pruned.refusal is not None:
         log(f"initial weights: every r-th channel of the teacher's: {pruned.refusal}")
     elif prune:
@@ -132,6 +151,30 @@ def fit_start(
         f"initial weights: {len(shares)} layers fitted to the teacher's in {time.monotonic() - begun:.0f} s, which "
         f"explain {min(shares, default=1.0):.0%} to {max(shares, default=1.0):.0%} of its variance"
     )
+
+
+@torch.no_grad()
+def segmented(network: nn.Module, images: Tensor, heads: Heads, ignore_label: int | None) -> Tensor:
+    """Segment patches, in the form of nnU-Net's target at the finest scale with no voxel ignored.
+
+    Args:
+        network: A network in evaluation mode whose output is one tensor of logits, or several, the finest scale first.
+        images: The patches ``(B, channels, *patch)``.
+        heads: Whether logits belong to exclusive classes or to regions.
+        ignore_label: The label of voxels that are ignored, or ``None``.
+    """
+    logits = network(images)
+    logits = logits if isinstance(logits, Tensor) else logits[0]
+    if heads == "classes":
+        return logits.argmax(1, keepdim=True).to(images)
+    inside = (logits > 0).to(images)
+    return inside if ignore_label is None else torch.cat((inside, torch.zeros_like(inside[:, :1])), 1)
+
+
+def have_reference(target: Tensor, heads: Heads, ignore_label: int | None) -> Tensor:
+    """Tell which patches of a target have voxels that are not ignored, boolean ``(B,)``."""
+    valid = _valid(target, heads, ignore_label)
+    return torch.ones(len(target), dtype=torch.bool) if valid is None else valid.flatten(1).any(1).cpu()
 
 
 @torch.no_grad()
@@ -175,11 +218,25 @@ def classes_there(target: Tensor, heads: Heads, count: int) -> Tensor:
     return torch.stack([(target == label).flatten(1).any(1) for label in range(1, count + 1)], 1).cpu()
 
 
-def describe(names: Sequence[str], teacher: np.ndarray, start: np.ndarray) -> tuple[str, str | None]:
-    """Describe the Dice of student and teacher for each class, with a warning if the student has lost one."""
-    said = [f"{name} {ours:.2f} ({theirs:.2f})" for name, theirs, ours in zip(names, teacher, start, strict=True)]
+def describe(
+    names: Sequence[str], teacher: np.ndarray, start: np.ndarray, agreement: bool = False
+) -> tuple[str, str | None]:
+    """Describe the Dice of student and teacher for each class, with a warning if the student has lost one.
+
+    Args:
+        names: The names of the classes or regions.
+        teacher: The teacher's Dice for each of them.
+        start: The student's.
+        agreement: Whether the patches have no reference, so that the Dice is that to the teacher's own segmentation.
+    """
     lost = [name for name, theirs, ours in zip(names, teacher, start, strict=True) if ours < GONE * theirs]
-    line = f"initial weights: Dice on other training patches (the teacher's): {', '.join(said)}"
+    if agreement:
+        said = [f"{name} {ours:.2f}" for name, ours in zip(names, start, strict=True)]
+        line = "initial weights: agreement with the teacher (Dice) on other training patches, which have no reference"
+        line = f"{line}: {', '.join(said)}"
+    else:
+        said = [f"{name} {ours:.2f} ({theirs:.2f})" for name, theirs, ours in zip(names, teacher, start, strict=True)]
+        line = f"initial weights: Dice on other training patches (the teacher's): {', '.join(said)}"
     if not lost:
         return line, None
     return line, (
