@@ -116,6 +116,7 @@ class Distiller:
         adapters: Any,
         task_loss: Callable[[Tensor, Tensor], Tensor],
         soft_labels: SoftLabels | None = None,
+        unlabelled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute every term with a weight above 0 in this epoch, and every tuning loss.
 
@@ -129,6 +130,7 @@ class Distiller:
             adapters: Term name -> its adapters.
             task_loss: nnU-Net's loss at the finest scale.
             soft_labels: The stored soft labels of the batch, if a term reads them.
+            unlabelled: Which cases of the batch learn from soft labels alone, boolean ``(B,)``; ``None`` if none do.
 
         Returns:
             Name in the log -> unweighted scalar loss.
@@ -154,6 +156,7 @@ class Distiller:
             teacher=teacher,
             task_loss=task_loss,
             soft_labels=soft_labels,
+            unlabelled=unlabelled,
         )
         values = {term.name: term(step, adapters[term.name]) for term in active}
         tuned = {str(term.tuning_name): term.tune(step, adapters[term.name]) for term in tuning}

@@ -42,6 +42,8 @@ class TrainStep:
         teacher: The teacher itself, for terms that run a part of it again.
         task_loss: nnU-Net's loss of logits and target at the finest scale.
         soft_labels: The stored soft labels; ``None`` if no term reads them.
+        unlabelled: Which cases of the batch have no reference and learn from soft labels alone, boolean ``(B,)``;
+            ``None`` if none do.
     """
 
     logits: list[Tensor]
@@ -55,3 +57,4 @@ class TrainStep:
     teacher: Teacher | TeacherEnsemble | None
     task_loss: Callable[[Tensor, Tensor], Tensor]
     soft_labels: SoftLabels | None = None
+    unlabelled: Tensor | None = None

@@ -53,6 +53,39 @@ class LabelCodes:
             return None
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
 
+    def ignored(self, target: Tensor, cases: Tensor) -> Tensor:
+        """Return a copy of a target in which some cases of the batch are ignored in every voxel.
+
+        Voxels that a crop or an augmentation takes from outside an image are background for nnU-Net, which is known
+        of labelled cases only.
+
+        Args:
+            target: nnU-Net's target of one scale.
+            cases: Which cases to ignore, boolean ``(B,)``.
+        """
+        assert self.ignore_label is not None, "without an ignore label every case has a reference"
+        changed = target.clone()
+        changed[cases] = 0 if self.regions else self.ignore_label
+        if self.regions:
+            changed[cases, -1:] = 1
+        return changed
+
+    def taught(self, target: Tensor, cases: Tensor, logits: Tensor) -> Tensor:
+        """Return a copy of a target in which some cases of the batch have the teacher's labels.
+
+        Args:
+            target: nnU-Net's target of one scale.
+            cases: Which cases to replace, boolean ``(B,)``.
+            logits: The teacher's logits on the target's grid, ``(B, heads, *spatial)``.
+        """
+        changed = self.ignored(target, cases)
+        if self.regions:
+            changed[cases, :-1] = (logits[cases] > 0).to(target.dtype)
+            changed[cases, -1:] = 0
+        else:
+            changed[cases] = logits[cases].argmax(1, keepdim=True).to(target.dtype)
+        return changed
+
     def classes(self, target: Tensor) -> Tensor:
         """Return the class of every voxel, ``(B, *spatial)``, counted from 0; -1 for ignored voxels."""
         if self.regions:

@@ -9,7 +9,7 @@ A plans file can contain one block at its top level, in which every key has a de
                    "precision": null, "channels": null, "label_map": null},
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
-                   "optimizer": null, "initial_weights": null, "overwrite": false},
+                   "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false},
       "method":   {}
     }
 
@@ -135,6 +135,8 @@ class TrainingSettings:
         initial_weights: ``"teacher"`` for every r-th channel of the teacher; ``"reconstructed"`` for the same channels
             with every convolution fitted to the teacher's outputs; ``"pruned"`` for convolutions fitted likewise, but
             with the channels that the teacher's next layers need most; ``None`` for random weights.
+        unlabelled: ``"soft"`` if cases without a reference learn from stored soft labels alone; ``"hard"`` if the
+            segmentation that the soft labels imply is their reference as well.
         overwrite: Whether to train again although the results folder holds a finished training, which is refused
             otherwise.
     """
@@ -148,6 +150,7 @@ class TrainingSettings:
     ema_decay: float | None = None
     optimizer: str | None = None
     initial_weights: str | None = None
+    unlabelled: str = "soft"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -162,6 +165,8 @@ class TrainingSettings:
         start = self.initial_weights
         starts = '"teacher", "reconstructed", "pruned" or null'
         require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
+        taught = self.unlabelled
+        require(taught in ("soft", "hard"), "training.unlabelled", '"soft" or "hard"', taught)
 
     @property
     def epochs(self) -> int:

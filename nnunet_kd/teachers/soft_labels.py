@@ -187,6 +187,21 @@ class SoftLabelStore:
         """Return the file that holds the values of a case."""
         return self.folder / f"{case}.b2nd"
 
+    def locations(self, case: str) -> Path:
+        """Return the file that says where the teacher finds each class; see :mod:`.stored_segmentations`."""
+        return self.folder / f"{case}.npz"
+
+    def digest(self, case: str) -> str:
+        """Return the SHA-256 of the file of a case, as recorded when the file was written.
+
+        Raises:
+            ValueError: If the record is missing or damaged.
+        """
+        try:
+            return str(read_json(self._record(case))["sha256"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"cannot read {self._record(case)}: it is missing or damaged") from error
+
     def _record(self, case: str) -> Path:
         return self.folder / f"{case}.json"
 

@@ -96,6 +96,12 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
 
 
 def _image_and_target(trainer: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images of a batch and its target at the finest scale, both on the device."""
+    """Return the images of a batch and its target at the finest scale, both on the device.
+
+    The soft labels of cases that learn from these alone are their target.
+    """
     images, target = trainer.on_device(batch)
-    return images[:, : trainer.num_input_channels], target[0] if isinstance(target, list) else target
+    finest, channels = target[0] if isinstance(target, list) else target, trainer.num_input_channels
+    if trainer.sources.soft_labels is not None:
+        finest = trainer.unlabelled.taught(batch["keys"], finest, images[:, channels:-1], trainer.distiller.labels)
+    return images[:, :channels], finest

@@ -70,8 +70,12 @@ class Preparation:
 
     @property
     def soft_label_term(self) -> SoftLabelTerm | None:
-        """The term that reads stored soft labels; ``None`` without one or if its weight is 0."""
-        found = [term for term in self.terms if isinstance(term, SoftLabelTerm) and term.weight > 0]
+        """The term whose stored soft labels are read; ``None`` without one.
+
+        A term with a weight of 0 reads none, unless they are the segmentations of cases without a reference.
+        """
+        hard = self.settings.training.unlabelled == "hard" and "ignore" in self.student.dataset_json["labels"]
+        found = [term for term in self.terms if isinstance(term, SoftLabelTerm) and (hard or term.weight > 0)]
         return found[0] if found else None
 
     def distiller(self) -> Distiller:
@@ -109,18 +113,39 @@ def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Prepa
     for key in ("optimizer", "initial_weights"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own, remove the key")
+    _check_unlabelled(trainer, settings, terms)
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")
     return Preparation(Experiment(plans, student.configuration, student.dataset_json), fold, settings, terms, method)
+
+
+def _check_unlabelled(trainer: TrainerKind, settings: Settings, terms: list[Term]) -> None:
+    """Refuse ``"hard"`` without a term that names soft labels; a trainer without terms can share another's plans."""
+    if settings.training.unlabelled != "hard" or trainer.terms is None:
+        return
+    if not any(isinstance(term, SoftLabelTerm) for term in terms):
+        raise ValueError(
+            f'{BLOCK}.training.unlabelled: "hard" takes the segmentations of stored soft labels, which no term of '
+            f"{trainer.__name__} reads: train with nnUNetTrainerSoftKD, or add the term "
+            '{"name": "soft_labels", "weight": 0}'
+        )
 
 
 def _with_class_attributes(trainer: TrainerKind, settings: Settings, plans: Plans) -> TrainingSettings:
     """Complete the training settings with class attributes; ``null`` in the schedule counts as not set."""
     block = plans.get(BLOCK, {}).get("training", {})
     given = {key for key, value in block.items() if value is not None or key not in SCHEDULE}
-    recipe = {} if "terms" in settings.method else trainer.recipe
+    recipe = {} if "terms" in settings.method else dict(trainer.recipe)
+    if trainer.starts_from_named_teacher and not names_teacher(plans):
+        recipe.pop("initial_weights", None)
     names = [entry.name for entry in fields(TrainingSettings) if entry.name not in given]
     own = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
     return replace(settings.training, **own, **{name: recipe[name] for name in names if name in recipe})
+
+
+def names_teacher(plans: Plans) -> bool:
+    """Return whether plans name a teacher; a record of leakage alone does not."""
+    teacher = plans.get(BLOCK, {}).get("teacher", {})
+    return isinstance(teacher, list) or bool({*teacher} - {"leakage"})
 
 
 def _student_plans(trainer: TrainerKind, experiment: Experiment, student: StudentSettings | None) -> Plans:

@@ -62,10 +62,11 @@ def _origins(preparation: Preparation) -> dict[str, Any]:
 def changes(now: Record, before: Record) -> str:
     """Describe the differences between two records; an empty string means that there are none.
 
-    Records of earlier versions lack the batch settings and the options of the terms, which are not compared then.
+    Records of earlier versions lack the batch settings, the options of the terms and what unlabelled cases learn from,
+    which are not compared then.
     Digests are compared only if both records have them, since teachers and soft labels may have been removed.
     """
-    unknown = {"batch_size", "patch_size", "batch_dice", "term_options"} - {*before}
+    unknown = {"batch_size", "patch_size", "batch_dice", "term_options", "unlabelled"} - {*before}
     unknown |= {*ORIGINS} - ({*before} & {*now})
     different = [key for key in sorted({*before, *now} - unknown, key=str) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)

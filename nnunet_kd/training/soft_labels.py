@@ -8,6 +8,7 @@ volume, since voxels that an augmentation takes from outside have no soft label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,28 @@ class DatasetWithSoftLabels:
             ValueError: If the soft labels are damaged or have another shape than the image.
         """
         image, segmentation, previous, properties = self._dataset.load_case(identifier)
-        soft_labels = self._store.open(identifier)
-        if tuple(soft_labels.shape[1:]) != tuple(image.shape[1:]):
-            raise ValueError(
-                f"the soft labels {self._store.path(identifier)} have the shape {tuple(soft_labels.shape[1:])}, but "
-                f"the preprocessed case has {tuple(image.shape[1:])}: make the soft labels again"
-            )
+        soft_labels = stored_logits(self._store, identifier, image.shape)
         return ImageWithSoftLabels(image, soft_labels), segmentation, previous, properties
+
+
+def stored_logits(store: SoftLabelStore, case: str, shape: Sequence[int]) -> Any:
+    """Open the soft labels ``(heads, z, y, x)`` of a case, memory mapped.
+
+    Args:
+        store: The store.
+        case: nnU-Net's identifier of the case.
+        shape: The shape of its image, ``(channels, z, y, x)``.
+
+    Raises:
+        ValueError: If the soft labels are damaged or have another shape than the image.
+    """
+    soft_labels = store.open(case)
+    if tuple(soft_labels.shape[1:]) != tuple(shape[1:]):
+        raise ValueError(
+            f"the soft labels {store.path(case)} have the shape {tuple(soft_labels.shape[1:])}, but the preprocessed "
+            f"case has {tuple(shape[1:])}: make the soft labels again"
+        )
+    return soft_labels
 
 
 class _SplitImage(BasicTransform):  # type: ignore[misc]  # untyped

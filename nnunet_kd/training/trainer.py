@@ -26,6 +26,7 @@ from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
+from nnunet_kd.nnunet.unlabelled import without_reference
 from nnunet_kd.training.announcement import announce
 from nnunet_kd.training.checkpoint import check_resumable, load_average, saved_state
 from nnunet_kd.training.faults import SKIPPED
@@ -44,6 +45,7 @@ from nnunet_kd.training.resumable import ResumableTrainer
 from nnunet_kd.training.schedules import adamw
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.sources import Sources
+from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, first_process_first
 
 SEGMENTATION = "segmentation"
 
@@ -58,6 +60,7 @@ class DistillationTrainer(ResumableTrainer):
         preparation: The settings and the student's plans.
         distiller: The distillation terms and the teacher.
         sources: The teachers, initial weights and soft labels that the student learns from.
+        unlabelled: The cases without a reference; ``None`` before the data sets are opened.
 
     Raises:
         ValueError: If the block, the teacher or the plans do not fit; nothing has been written then.
@@ -68,6 +71,7 @@ class DistillationTrainer(ResumableTrainer):
     reduction: ClassVar[float] = 4
     terms: ClassVar[tuple[Method, ...] | None] = None
     recipe: ClassVar[Mapping[str, Any]] = {}
+    starts_from_named_teacher: ClassVar[bool] = False
     network_of_plans: ClassVar[str | None] = None
     method: ClassVar[type | None] = None
     joint: ClassVar[type[StudentWithAdapters]] = StudentWithAdapters
@@ -86,6 +90,7 @@ class DistillationTrainer(ResumableTrainer):
         self.preparation = prepare(kind, Experiment(plans, configuration, dataset_json), fold)
         self.distiller = self.preparation.distiller()
         self.sources = Sources(kind, self.preparation)
+        self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
         self._history = History(record_of(self.preparation))
         if self.results is not None:
@@ -202,9 +207,18 @@ class DistillationTrainer(ResumableTrainer):
     # ---- the data
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Return nnU-Net's data sets; the training images carry soft labels if a term reads them."""
+        """Return nnU-Net's data sets; the training images carry soft labels if a term reads them.
+
+        Cases without a reference have the teacher's, or are left out of the validation.
+        """
         train, val = super().get_tr_and_val_datasets()
         store = self.sources.soft_labels
+        if self.unlabelled is None:
+            hard = self.preparation.settings.training.unlabelled == "hard"
+            self.unlabelled = UnlabelledCases(train, val, self.label_manager, self.configuration_manager, store, hard)
+            with first_process_first(self.local_rank, self.is_ddp):
+                self.unlabelled.locate(self.print_to_log_file)
+        train, val = self.unlabelled.stand_in(train, val)
         return (train if store is None else DatasetWithSoftLabels(train, store)), val
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -240,15 +254,19 @@ class DistillationTrainer(ResumableTrainer):
         if joint.average is not None and self.current_epoch == 0:  # the weights may have changed since it was made
             joint.average.restart()
         announce(self, self._leakage, unfinished)
+        for line in self.unlabelled.lines() if unfinished and self.unlabelled is not None else ():
+            self.print_to_log_file(line)
         if unfinished and self.writes:
             self.clear_way()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one training step with the terms added; all values leave the device in one transfer."""
         images, target = self.on_device(batch)
-        soft_labels = None
+        soft_labels = unlabelled = None
         if self.sources.soft_labels is not None:
             images, soft_labels = split_batch(images, self.num_input_channels)
+            if self.unlabelled is not None:
+                target, unlabelled = self.unlabelled.in_step(batch["keys"], target, self.distiller.labels)
         adapters = self.trained().adapters
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
@@ -262,6 +280,7 @@ class DistillationTrainer(ResumableTrainer):
                 adapters=adapters,
                 task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
                 soft_labels=soft_labels,
+                unlabelled=unlabelled,
             )
         total = self.distiller.total(segmentation, losses, self.current_epoch, adapters.parameters())
         numbers = self.optimize(total, {"loss": total, SEGMENTATION: segmentation, **losses})
@@ -301,6 +320,15 @@ class DistillationTrainer(ResumableTrainer):
         if self.local_rank == 0 and len(names) > 1:
             logged = self.logger.local_logger.my_fantastic_logging
             append_terms(Path(self.output_folder) / "progress.png", {name: logged[name] for name in names})
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does, and say what its summary means if there are cases without a reference."""
+        super().perform_actual_validation(save_probabilities)
+        cases = self.do_split()[1]
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases))
+        line = about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases))
+        if line is not None:
+            self.print_to_log_file(line)
 
     def on_train_end(self) -> None:
         """End the training as nnU-Net does, and keep the leakage warning in the plans of the results folder."""

@@ -22,6 +22,7 @@ class SoftLabelTerm(Term):
         num_epochs: As for :class:`Term`.
         convex: Whether nnU-Net's own loss gets the weight ``1 - weight``.
         store: The name of the soft labels (:mod:`nnunet_kd.teachers.soft_labels`); ``None`` if there is only one store.
+        soft_labels: Another name for ``store``.
         hard_loss: The loss on the labels: ``"dice_ce"`` for nnU-Net's own, or ``"ce"`` for cross-entropy alone, as in
             eq. 16.
         common: ``weight`` and ``ramp``.
@@ -39,24 +40,33 @@ class SoftLabelTerm(Term):
         *,
         convex: bool = True,
         store: str | None = None,
+        soft_labels: str | None = None,
         hard_loss: str = "dice_ce",
         **common: Any,
     ) -> None:
         super().__init__(name, loss, num_epochs, **common)
-        if store is not None and not isinstance(store, str):
-            raise ValueError(f"store must be null or a name, got {store!r}")
+        for key, given in (("store", store), ("soft_labels", soft_labels)):
+            if given is not None and not isinstance(given, str):
+                raise ValueError(f"{key} must be null or a name, got {given!r}")
+        if store is not None and soft_labels is not None:
+            raise ValueError("store and soft_labels are the same setting: give one of them")
         if hard_loss not in ("dice_ce", "ce"):
             raise ValueError(f"hard_loss must be 'dice_ce' or 'ce', got {hard_loss!r}")
         self.convex = read_convex(convex, self.weight)
-        self.store = store
+        self.store = store if soft_labels is None else soft_labels
         self.hard_loss = hard_loss
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
-        """Return the loss at full resolution over the voxels that have soft labels and are not ignored."""
+        """Return the loss at full resolution over the voxels that have soft labels and are not ignored.
+
+        In cases without a reference all voxels that have soft labels count.
+        """
         assert step.soft_labels is not None
         soft, valid = step.soft_labels
         annotated = step.labels.valid(step.targets[0])
         if annotated is not None:
+            if step.unlabelled is not None:
+                annotated = annotated | step.unlabelled.view(-1, *[1] * (annotated.ndim - 1))
             valid = valid & annotated
         value: Tensor = self.loss(step.logits[0], soft, regions=step.labels.regions, valid=valid)
         return value
