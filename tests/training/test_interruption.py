@@ -44,6 +44,7 @@ def train_until(epoch: int, number: int | None, *words: str) -> None:
     train(*words)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_stopped_in_every_way_and_gone_on_with(workspace):
     """Bit by bit, as if nothing had happened."""
