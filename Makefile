@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test stress lint demo benchmarks clean
+.PHONY: install test slow stress lint demo benchmarks clean
 
 install: .venv/installed
 
@@ -13,7 +13,10 @@ install: .venv/installed
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+slow: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 stress: install
 	$(BIN)/python -m pytest tests/stress

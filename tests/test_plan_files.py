@@ -41,6 +41,7 @@ def test_student_is_the_reduced_teacher(name):
     assert student == student_plans(teacher, 4, name="nnUNetResEncUNetPlans_r4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_stock_nnunet_preprocesses_with_them(name, tmp_path, monkeypatch, capsys):
     """Run the commands of plans/README.md in order up to the trainings, and check that these find what they need."""

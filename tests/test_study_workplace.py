@@ -51,6 +51,7 @@ def test_wrong_arguments_make_nothing(tmp_path, monkeypatch, capsys, words, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_teacher_and_student_are_measured_in_turn(workspace, tmp_path, monkeypatch):
     part = Part("Tiny", "Tiny", "tiny", 4, {"NoKD": METHODS["NoKD"]})
     monkeypatch.setitem(PARTS, "tiny", part)

@@ -139,6 +139,7 @@ class Trainings:
             (segmentations / "summary.json").write_text('{"metric_per_case": []}')
 
 
+@pytest.mark.slow
 def test_every_row_has_its_own_fold_and_seed(workspace, monkeypatch):
     shutil.copytree(workspace.teacher / "fold_0", workspace.teacher / "fold_1")
     workspace.plans("tiny", training=TINY, teacher={"plans": "nnUNetPlans"})

@@ -18,6 +18,7 @@ def weights(workspace):
     return path
 
 
+@pytest.mark.slow
 def test_random_kills(workspace, weights):
     store(workspace, weights).survives_random_kills(6, different=3)
 

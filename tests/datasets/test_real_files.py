@@ -13,6 +13,7 @@ from tests.datasets.converting import convert, read
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "raw_samples"
 
 
+@pytest.mark.slow
 def test_every_converter_runs_on_real_files_where_there_are_some(tmp_path):
     names = [name for name in DATASETS if (SAMPLES / name).is_dir()]
     if not names:

@@ -26,6 +26,7 @@ def preprocessed(converted):
     return root / "nnUNet_preprocessed"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("preprocessed")  # one command for all of them
 @every_dataset
 def test_stock_nnunet_verifies_and_preprocesses_it(converted, preprocessed, name):
@@ -38,6 +39,7 @@ def test_stock_nnunet_verifies_and_preprocesses_it(converted, preprocessed, name
     assert not list((root / "nnUNet_raw").glob(".unfinished*"))
 
 
+@pytest.mark.slow
 def test_the_command_takes_one(converted, tmp_path):
     root, made = converted
     name = "FetalHeadHC18"

@@ -12,6 +12,13 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tests that share trained students in one process of several, which then trains them once."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and "students" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("students"))
+
+
 @pytest.fixture(scope="session")
 def students(trained_workspace, tmp_path_factory) -> Workspace:
     """Students of nnUNetTrainerDCD (3d_fullres, fold 0) and nnUNetTrainerNoKD (both configurations, folds 0 and 1)."""

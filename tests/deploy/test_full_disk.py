@@ -17,6 +17,7 @@ def folders(students, monkeypatch):
         monkeypatch.setenv(name, str(students.root / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), [("nnunet", "student.zip"), ("onnx", "student")])
 def test_an_export(folders, small_disk, capsys, kind, target):
     disk = small_disk(2**23)
@@ -57,6 +58,7 @@ def test_an_installation(folders, small_disk, tmp_path, capsys, monkeypatch):
     assert main(["install", str(archive)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--save_probabilities",)])
 def test_a_prediction(students, onnx_models, small_disk, tmp_path, capsys, words):
     images = tmp_path / "images"

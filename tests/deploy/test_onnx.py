@@ -21,6 +21,7 @@ from tests.training import variants
 CONFIGURATIONS = ("3d_fullres", "2d")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_other_networks(workspace, tmp_path, configuration):
     """DRA-UNet, which only this package can build, has batch normalisation and dynamic spatial axes."""
@@ -39,6 +40,7 @@ def test_other_networks(workspace, tmp_path, configuration):
     assert np.isfinite(OnnxPredictor(tmp_path / "model", choose_engine("auto"), 1).logits(data)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.7), ("int8", 0.6)])
 def test_smaller_weights_and_their_cost_in_dice(students, onnx_models, tmp_path, precision, most, capsys, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -84,6 +86,7 @@ def test_a_cascade_is_not_exported(workspace, tmp_path):
     assert not list(tmp_path.glob("*model*"))
 
 
+@pytest.mark.slow
 def test_a_network_whose_logits_differ_from_pytorchs_is_not_written(students, tmp_path, monkeypatch):
     monkeypatch.setitem(onnx_network.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(ValueError, match=r"fold_0\.onnx gives other logits than PyTorch"):

@@ -48,6 +48,7 @@ OURS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_networks_of_slices_are_exported(tmp_path, name):
     """They take any batch but only the patch size, which is all that the sliding window needs."""

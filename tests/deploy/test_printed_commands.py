@@ -6,6 +6,7 @@ import shutil
 from importlib.metadata import distribution
 from pathlib import Path
 
+import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main, parser
@@ -86,6 +87,7 @@ def test_vm_unet_which_neither_stock_nnunet_nor_onnx_has(workspace, tmp_path, ca
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
 
 
+@pytest.mark.slow
 def test_a_network_of_ours_that_onnx_has(workspace, tmp_path, capsys, monkeypatch):
     """Either message leads to an ONNX model, and that to a prediction."""
     monkeypatch.chdir(tmp_path)

@@ -42,6 +42,7 @@ def stock(students, scratch, module, entry, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_installed_and_predicted_without_this_package(students, tmp_path, capsys, monkeypatch):
     """The segmentations equal those of the student, bit by bit."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

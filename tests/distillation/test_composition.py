@@ -126,6 +126,7 @@ def test_prompts_are_tuned_then_frozen(workspace):
     np.testing.assert_allclose(logged["train_losses"][0], logged["segmentation"][0] + tuning[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_prompts_are_tuned_with_nnunets_loss_of_the_teacher(workspace):
     """The student learns nothing from it, and the teacher's decoder does not change."""
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.1})

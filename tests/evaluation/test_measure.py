@@ -11,6 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_kd.evaluation.measure import Measurement, Model, _predict, measure_models
 
 
+@pytest.mark.slow
 def test_passes_per_case_are_patches_times_mirrored_copies(workspace, tmp_path):
     """The mean is over one case of a single patch and one of several."""
     images = sorted((workspace.raw / "imagesTr").glob("head_000_*.nii.gz"))

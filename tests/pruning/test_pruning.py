@@ -138,5 +138,6 @@ ALONE = """
 """
 
 
+@pytest.mark.slow
 def test_pruning_needs_nothing_but_torch():
     subprocess.run([sys.executable, "-c", textwrap.dedent(ALONE)], check=True, timeout=120)

@@ -107,6 +107,7 @@ def test_a_teacher_in_bfloat16_is_close_to_float32(workspace):
         assert 0 < (ours - theirs).norm() / theirs.norm() < 0.02
 
 
+@pytest.mark.slow
 def test_students_of_a_teacher_in_bfloat16_train(workspace):
     terms = [{"name": name} for name in ("dcd", "fitnets", "cwd", "ifvd", "freekd")]
     plans = workspace.plans(

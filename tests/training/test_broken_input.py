@@ -310,6 +310,7 @@ def hold(folder, ready, leave):
     del lock
 
 
+@pytest.mark.slow
 def test_only_one_process_trains_in_a_folder(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     folder = workspace.results / FOLDER.format("NoKD") / "fold_0"
@@ -374,6 +375,7 @@ def test_a_step_that_overflows_is_skipped_and_counted(workspace, scaled):
         assert trainer.grad_scaler.get_scale() == 1.0  # halved, as in nnU-Net
 
 
+@pytest.mark.slow
 def test_a_diverged_training_stops_and_keeps_its_checkpoint(workspace):
     training = {**SHORT, "num_iterations_per_epoch": 30, "num_epochs": 4}
     trainer = make_trainer(nnUNetTrainerNoKD, workspace.plans("nnUNetPlans", training=training), workspace)

@@ -100,6 +100,7 @@ def test_a_step(workspace, replaced_parameters, method, options, values):
         assert step(trainer, stored) == {"segmentation", *values}
 
 
+@pytest.mark.slow
 @every_step
 def test_a_step_in_mixed_precision(workspace, monkeypatch, method, options, values):
     """Take a complete step with the settings that nnU-Net uses on a GPU."""

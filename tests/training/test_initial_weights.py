@@ -99,6 +99,7 @@ def test_the_message_for_several_teachers_tells_what_to_do(workspace):
     assert len(together.distiller.teacher.teachers) == 2 and together.sources.start is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["reconstructed", "pruned"])
 @pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
 def test_a_training_starts_from_fitted_weights(workspace, kind, start):
@@ -150,6 +151,7 @@ def test_weights_that_were_loaded_later_are_kept(workspace):
     assert "others were loaded" in Path(trainer.log_file).read_text()
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced_starts_from_every_other_channel(workspace, monkeypatch):
     def refuse(*_, **__):
         raise ValueError("PlainConvUNet cannot be traced: no")

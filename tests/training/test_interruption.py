@@ -44,6 +44,7 @@ def train_until(epoch: int, number: int | None, *words: str) -> None:
     train(*words)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_stopped_in_every_way_and_gone_on_with(workspace):
     """Bit by bit, as if nothing had happened."""
@@ -65,7 +66,12 @@ def test_ctrl_c_ends_nnunets_command_as_ever(workspace):
     program = Path(sys.executable).parent / "nnUNetv2_train"
     words = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "killed", "-device", "cpu"]
     process = subprocess.Popen(
-        [program, *words], env=workspace.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [program, *words],
+        env=workspace.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for jobs behind an &
     )
     seen = []
     for line in process.stdout:

@@ -43,6 +43,7 @@ def store_embeddings(workspace, sam, *words):
     return main([*given, "--sam", "tiny", "--checkpoint", str(sam), "-device", "cpu", *words])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [False, True])
 def test_each_phase_trains_only_its_half(workspace, sam, stored):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))
@@ -126,6 +127,7 @@ def test_the_losses_of_both_phases_follow_the_settings(workspace, sam):
     assert default.weight_decay == 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("finished", "stored"), [(1, False), (1, True), (2, True), (3, False)])
 def test_a_training_resumed_in_either_phase_equals_an_undisturbed_one(workspace, sam, stored, finished):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))
@@ -164,6 +166,7 @@ def test_a_training_resumes_with_the_current_settings(workspace, sam, finished):
     assert (state["patience"], state["last_epoch"]) == (3, finished if finished < 2 else finished - 2)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_encoder_and_plateaus_lower_the_rate(workspace, sam):
     schedule = {**SCHEDULE, "num_epochs": 8}
     options = {"encoder_epochs": 7, "patience": 3, "plateau_patience": 0, "perceptual_weight": 0}

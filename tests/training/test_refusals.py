@@ -45,6 +45,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
 def test_the_sentence_of_a_process_of_several(tmp_path):
     """nnU-Net's -num_gpus starts processes whose tracebacks the command shows as its own."""

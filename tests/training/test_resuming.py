@@ -207,6 +207,7 @@ def test_a_finished_training_is_not_overwritten_by_default(workspace):
     assert weights.read_bytes() != before[weights] and not list(folder.glob("fold_0/earlier*"))
 
 
+@pytest.mark.slow
 def test_a_finished_training_validates_without_its_teacher(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=NOW)
     make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
