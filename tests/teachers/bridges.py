@@ -45,7 +45,8 @@ def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
     shift = generator.uniform(-2, 2, 3)
     head = np.sqrt(((place / np.reshape([25, 24, 26], (3, 1, 1, 1))) ** 2).sum(0))
     head = np.clip(4 * (1 - head), 0, 1)
-    whole, core, cyst = ball([2, -6, 5] + shift, 11), ball([1, -5, 6] + shift, 7), ball([-5, 12, -12] + shift, 7)
+    middles = np.array([[2, -6, 5], [1, -5, 6], [-5, 12, -12]]) + shift
+    whole, core, cyst = (ball(middle, radius) for middle, radius in zip(middles, (11, 7, 7), strict=True))
     labels = np.zeros(SHAPE, np.uint8)
     for value, inside in ((1, whole), (2, core), (3, cyst)):
         labels[inside > 0] = value

@@ -1,5 +1,6 @@
 """Soft labels from raw images, each against nnU-Net's own way through probabilities of the whole raw image."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_a_bridge_is_nnunets_own_way(tmp_path, monkeypatch, name):
     student, teacher, words, change, mapping = CASES[name]
     bridge = make_bridge(tmp_path, student, monkeypatch, cases=("a",))
     if isinstance(words, dict):
-        (tmp_path / "labels.json").write_text(__import__("json").dumps(words))
+        (tmp_path / "labels.json").write_text(json.dumps(words))
         words = ("--label-map", str(tmp_path / "labels.json"))
     images = bridge.raw / "imagesTr"
     if change is not None:
@@ -212,14 +213,12 @@ def test_voxels_outside_the_models_crop_are_background(tmp_path, monkeypatch):
     assert bridge.make("--model", teacher.folder, "--disable_tta", "-i", str(images)) == 0
     found = probabilities(bridge)
     shape, noted = bridge.placement("a")
+    inside = []
+    for axis, (first, last) in enumerate(((20, 55), (30, 90), (25, 85))):
+        step = noted["shape_after_cropping_and_before_resampling"][axis] / shape[axis]
+        place = (np.arange(shape[axis]) + 0.5) * step + noted["bbox_used_for_cropping"][axis][0]
+        inside.append((place >= first) & (place < last))
     outside = np.ones(shape, bool)
-    steps = [side / n for side, n in zip(noted["shape_after_cropping_and_before_resampling"], shape, strict=True)]
-    places = [
-        (np.arange(n) + 0.5) * step + low - 0.5
-        for n, step, (low, _) in zip(shape, steps, noted["bbox_used_for_cropping"], strict=True)
-    ]
-    inside = [(19.5 <= places[0]) & (places[0] < 54.5), (29.5 <= places[1]) & (places[1] < 89.5)]
-    inside.append((24.5 <= places[2]) & (places[2] < 84.5))
     outside[np.ix_(*inside)] = False
     assert 0.2 < outside.mean() < 0.9
     assert (found[0][outside] > 1 - 1e-6).all() and (found[0][~outside] < 1 - 1e-6).all()
