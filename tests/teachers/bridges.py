@@ -23,7 +23,7 @@ from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 CASES = ("a", "b")
-SHAPE, SPACING = (30, 56, 48), (2.0, 1.0, 1.25)
+SHAPE, SPACING = (72, 116, 110), (1.0, 0.6, 0.65)
 MODALITIES = ("T1", "T2", "FLAIR")
 # how bright oedema, core and cyst are in each modality
 _CONTRAST = np.array([[-2, 2, -4], [3, 1, 6], [4, 6, -2]])
@@ -37,21 +37,23 @@ def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     centre = (np.array(SHAPE) - 1) / 2
     place = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij")) - centre.reshape(3, 1, 1, 1)
-    place = place * np.array(SPACING).reshape(3, 1, 1, 1)  # mm
+    place = place * np.array(SPACING).reshape(3, 1, 1, 1) / 1.2  # a large head, for smooth borders of structures
 
     def ball(middle, radius):
         return radius - np.sqrt(((place - np.reshape(middle, (3, 1, 1, 1))) ** 2).sum(0))
 
     shift = generator.uniform(-2, 2, 3)
-    head = 1 - np.sqrt(((place / np.reshape([25, 24, 26], (3, 1, 1, 1))) ** 2).sum(0)) > 0
-    whole, core, cyst = ball([2, -5, 4] + shift, 12), ball([2, -4, 5] + shift, 7), ball([-6, 12, -10] + shift, 6)
+    head = np.sqrt(((place / np.reshape([25, 24, 26], (3, 1, 1, 1))) ** 2).sum(0))
+    head = np.clip(4 * (1 - head), 0, 1)
+    middles = np.array([[2, -6, 5], [1, -5, 6], [-5, 12, -12]]) + shift
+    whole, core, cyst = (ball(middle, radius) for middle, radius in zip(middles, (11, 7, 7), strict=True))
     labels = np.zeros(SHAPE, np.uint8)
     for value, inside in ((1, whole), (2, core), (3, cyst)):
         labels[inside > 0] = value
-    parts = [1 / (1 + np.exp(-depth / 0.7)) for depth in (whole, core, cyst)]
+    parts = [1 / (1 + np.exp(-depth / 2)) for depth in (whole, core, cyst)]
     parts[0] = parts[0] - parts[1]
     images = 10 + np.tensordot(_CONTRAST, np.stack(parts), 1)
-    noise = gaussian_filter(generator.standard_normal(images.shape), (0, 2, 2, 2))
+    noise = gaussian_filter(generator.standard_normal(images.shape), (0, 4, 5, 5))
     return ((images + noise) * head).astype(np.float32), labels
 
 
@@ -71,7 +73,7 @@ class Plan:
     channels: tuple[str, ...] = MODALITIES
     labels: dict[str, Any] = field(default_factory=lambda: dict(LABELS))
     order: tuple[int, ...] | None = None
-    spacing: tuple[float, ...] = (2.0, 1.2, 1.2)
+    spacing: tuple[float, ...] = (1.6, 1.0, 1.0)
     transpose: tuple[int, int, int] = (0, 1, 2)
     normalization: str = "ZScoreNormalization"
     configuration: str = "3d_fullres"
@@ -97,15 +99,15 @@ class Plan:
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": {
                 "n_stages": 2,
-                "features_per_stage": [12, 16],
+                "features_per_stage": [32, 4],
                 "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
                 "kernel_sizes": [[3] * dim] * 2,
                 "strides": [[1] * dim, [2] * dim],
                 "n_conv_per_stage": [1, 1],
                 "n_conv_per_stage_decoder": [1],
                 "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+                "norm_op": None,  # the logits of a voxel do not depend on the window that it is in
+                "norm_op_kwargs": None,
                 "nonlin": "torch.nn.LeakyReLU",
                 "nonlin_kwargs": {"inplace": True},
             },
@@ -194,11 +196,11 @@ class Bridge:
     def add_model(self, plan: Plan, folds: tuple = (0,), images: Path | None = None, seed: int = 0) -> Path:
         """Make a trained model in ``nnUNet_results``, fitted to a case whose images show its channels."""
         folder = self.results / plan.folder
-        source = images or channels_of(self.root / f"images_of_{plan.name}", plan.channels)
-        for fold in folds:
+        source = images or channels_of(self.root / f"images_of_{plan.name}", plan.channels, cases=CASES[:1])
+        for number, fold in enumerate(folds):
             (folder / f"fold_{fold}").mkdir(parents=True)
             content = {
-                "network_weights": fitted(plan, source, seed + hash(str(fold)) % 1000).state_dict(),
+                "network_weights": fitted(plan, source, seed + number).state_dict(),
                 "trainer_name": "nnUNetTrainer",
                 "init_args": {"configuration": plan.configuration, "fold": fold},
                 "inference_allowed_mirroring_axes": (0, 1),
@@ -208,21 +210,14 @@ class Bridge:
         (folder / "dataset.json").write_text(json.dumps(plan.dataset_json))
         return folder
 
-    def expected(self, plan: Plan, case: str, images: Path, mirroring: bool = True) -> np.ndarray:
-        """Return the model's probabilities on the student's grid the long way, all at the original resolution.
-
-        nnU-Net's predictor computes the probabilities of the whole raw image, and the student's preprocessing
-        transposes, crops and resamples them, as it does images.
-        """
+    def whole(self, plan: Plan, files: list[Path], mirroring: bool = False) -> np.ndarray:
+        """Return the model's probabilities of a whole raw image from nnU-Net's predictor, all in memory."""
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
         folder = self.results / plan.folder
         folds = tuple(path.name[5:] for path in sorted(folder.glob("fold_*")))
         predictor.initialize_from_trained_model_folder(str(folder), folds)
-        array, properties = plan.manager.image_reader_writer_class().read_images(
-            [str(path) for path in plan.files(images, case)]
-        )
-        _, whole = predictor.predict_single_npy_array(array, properties, None, None, True)
-        return self.on_student_grid(whole, case)
+        array, properties = plan.manager.image_reader_writer_class().read_images([str(path) for path in files])
+        return predictor.predict_single_npy_array(array, properties, None, None, True)[1]
 
     def on_student_grid(self, whole: np.ndarray, case: str) -> np.ndarray:
         """Transpose, crop and resample probabilities ``(heads, z, y, x)`` as the student's preprocessing does."""
@@ -242,9 +237,9 @@ class Bridge:
         return PreprocessedCases(self.preprocessed, self.student.experiment).placement(case)
 
 
-def channels_of(folder: Path, names: tuple[str, ...], change: Any = None) -> Path:
-    """Write the images of all cases with these modalities as channels, in a folder of their own."""
-    for number, case in enumerate(CASES):
+def channels_of(folder: Path, names: tuple[str, ...], change: Any = None, cases: tuple[str, ...] = CASES) -> Path:
+    """Write the images of cases with these modalities as channels, in a folder of their own."""
+    for number, case in enumerate(cases):
         images = scan(number)[0]
         images = images if change is None else change(images)
         for channel, name in enumerate(names):
@@ -252,14 +247,14 @@ def channels_of(folder: Path, names: tuple[str, ...], change: Any = None) -> Pat
     return folder
 
 
-def make_bridge(root: Path, student: Plan, monkeypatch: Any) -> Bridge:
+def make_bridge(root: Path, student: Plan, monkeypatch: Any, cases: tuple[str, ...] = CASES) -> Bridge:
     """Make the student's raw and preprocessed data set."""
     bridge = Bridge(root, student)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir()
         monkeypatch.setenv(name, str(root / name))
-    channels_of(bridge.raw / "imagesTr", student.channels)
-    for number, case in enumerate(CASES):
+    channels_of(bridge.raw / "imagesTr", student.channels, cases=cases)
+    for number, case in enumerate(cases):
         write_image(scan(number)[1], bridge.raw / "labelsTr" / f"{case}.nii.gz")
     for folder in (bridge.raw, bridge.preprocessed):
         folder.mkdir(exist_ok=True)
@@ -267,7 +262,7 @@ def make_bridge(root: Path, student: Plan, monkeypatch: Any) -> Bridge:
     (bridge.preprocessed / "nnUNetPlans.json").write_text(json.dumps(student.plans))
     settings = student.manager.get_configuration(student.configuration)
     (bridge.preprocessed / settings.data_identifier).mkdir()
-    for case in CASES:
+    for case in cases:
         DefaultPreprocessor(verbose=False).run_case_save(
             str(bridge.preprocessed / settings.data_identifier / case),
             [str(path) for path in student.files(bridge.raw / "imagesTr", case)],
@@ -279,10 +274,26 @@ def make_bridge(root: Path, student: Plan, monkeypatch: Any) -> Bridge:
     return bridge
 
 
+@torch.no_grad()
+def _smooth(convolution: torch.nn.Module) -> None:
+    """Replace the random kernels of a convolution by random multiples of a smooth one, and remove blocky upsampling."""
+    weight = convolution.weight
+    if isinstance(convolution, torch.nn.ConvTranspose2d | torch.nn.ConvTranspose3d):
+        weight.zero_()
+        return
+    kernel = torch.ones(())
+    for side in weight.shape[2:]:
+        kernel = kernel[..., None] * torch.tensor({1: [1.0], 2: [1.0, 1.0], 3: [0.25, 0.5, 0.25]}[side])
+    weight.copy_(torch.randn(*weight.shape[:2], *[1] * kernel.ndim) * kernel)
+
+
 def fitted(plan: Plan, images: Path, seed: int) -> torch.nn.Module:
     """Return a network with random features, whose head is fitted to the labels of the first case."""
     torch.manual_seed(seed)
     network = build_network(nnUNetTrainer, plan.experiment).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.ConvTranspose2d | torch.nn.ConvTranspose3d):
+            _smooth(module)
     labels = images / "labels" / f"{CASES[0]}.nii.gz"
     write_image(scan(0)[1], labels)
     everything = replace(plan, labels=dict(LABELS), order=None)
@@ -304,10 +315,12 @@ def fitted(plan: Plan, images: Path, seed: int) -> torch.nn.Module:
         groups[0] = [value for value in range(4) if all(value not in group for group in groups[1:])]
     else:
         groups = [np.atleast_1d(one).tolist() for name, one in plan.labels.items() if name != "background"]
-    wanted = torch.from_numpy(np.stack([np.where(np.isin(truth, group), 6.0, -6.0) for group in groups], 1)).float()
+    wanted = torch.from_numpy(np.stack([np.where(np.isin(truth, group), 3.0, -3.0) for group in groups], 1)).float()
     weight = torch.from_numpy(1 / np.sqrt(np.bincount(truth)[truth])).float()[:, None]  # every label counts
     inputs = torch.cat([values, torch.ones(len(values), 1)], 1)
-    solution = torch.linalg.lstsq(inputs * weight, wanted * weight).solution
+    left = inputs.T @ (inputs * weight)
+    ridge = 1e-4 * left.diagonal().mean() * torch.eye(len(left))
+    solution = torch.linalg.solve(left + ridge, inputs.T @ (wanted * weight))
     with torch.no_grad():
         head.weight.copy_(solution[:-1].T.reshape(head.weight.shape))
         head.bias.copy_(solution[-1])
