@@ -14,7 +14,7 @@ from nnunet_kd.nnunet.settings import recorded_leakage
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer, stop_within
+from tests.conftest import SHORT, copy_of, make_trainer, stop_within
 from tests.training.foreign_teachers import (
     change,
     change_configuration,
@@ -25,7 +25,6 @@ from tests.training.foreign_teachers import (
 
 MERGED = {"oedema": ["oedema_left", "oedema_right"]}
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "enhancing": 2}, "regions_class_order": [1, 2]}
-SHARES = r"which explain (\S+) to (\S+) of its variance"
 
 
 def started(workspace, kind=nnUNetTrainerKD, start="pruned", **teacher):
@@ -39,34 +38,60 @@ def started(workspace, kind=nnUNetTrainerKD, start="pruned", **teacher):
     return trainer, log
 
 
-def weights(trainer):
-    return {name: weight.clone() for name, weight in trainer.trained().student.state_dict().items()}
+def shares(log):
+    """Return the least and the largest share of the teacher's variance that a layer explains."""
+    return re.search(r"which explain (\S+) to (\S+) of its variance", log).groups()
+
+
+@pytest.fixture(scope="module")
+def own_start(trained_workspace, tmp_path_factory):
+    """Return the student that starts from the teacher of the workspace, and the log."""
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = copy_of(trained_workspace, tmp_path_factory.mktemp("own"), patch)
+        trainer, log = started(workspace)
+    return trainer.trained().student.eval(), log
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["pruned", "reconstructed"])
-def test_a_channel_that_the_teacher_ignores_can_be_missing(workspace, start):
+def test_a_channel_that_the_teacher_ignores_can_be_missing(workspace, own_start):
     """The start is bit for bit that from the same teacher without the channel."""
-    own, _ = started(workspace, start=start)
-    expected = weights(own)
-    folder = with_ignored_channel(workspace)
-    foreign, log = started(workspace, start=start, folder=str(folder))
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights(foreign).items())
+    trainer, log = started(workspace, folder=str(with_ignored_channel(workspace)))
+    expected = own_start[0].state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in trainer.trained().student.state_dict().items())
     assert "initial weights: the teacher has channels T1, T1C, FLAIR without DWI" in log
-    assert foreign.trained().student.encoder.stages[0][0].convs[0].conv.in_channels == 3
-    named, _ = started(workspace, start=start, folder=str(folder), channels=[2, 3, 1])
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights(named).items())
-    other, _ = started(workspace, start=start, folder=str(folder), channels=[3, 2, 0])
-    assert not torch.equal(weights(other)["decoder.seg_layers.1.weight"], expected["decoder.seg_layers.1.weight"])
+    assert shares(log) == shares(own_start[1])
+
+
+@pytest.mark.parametrize("start", ["pruned", "reconstructed"])
+def test_the_teacher_reads_the_students_channels(workspace, start):
+    """Names are matched by default; the settings can say which channels they are."""
+    folder = with_ignored_channel(workspace)
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+
+    def read(**teacher):
+        training = {**SHORT, "initial_weights": start}
+        trainer = make_trainer(
+            nnUNetTrainerKD, workspace.plans("nnUNetPlans", training=training, teacher=teacher), workspace
+        )
+        return trainer.sources.start.teacher.state_dict()[first]
+
+    expected = read()
+    assert torch.equal(read(folder=str(folder)), expected)
+    assert torch.equal(read(folder=str(folder), channels=[2, 3, 1]), expected)
+    assert torch.equal(
+        read(folder=str(folder), channels=[1, 0, 2]),
+        torch.stack((expected[:, 2], 0 * expected[:, 0], expected[:, 0]), 1),
+    )
 
 
 @pytest.mark.slow
-def test_merged_and_dropped_labels_give_the_start_of_a_teacher_without_them(workspace):
+def test_merged_and_dropped_labels_give_the_start_of_a_teacher_without_them(workspace, own_start):
     """The probabilities are the same, so the fit of the heads finds the same weights up to its tolerance."""
-    own, own_log = started(workspace)
-    expected = weights(own)
+    own, own_log = own_start
+    expected = own.state_dict()
     foreign, log = started(workspace, folder=str(with_split_labels(workspace)), label_map=MERGED)
-    found = weights(foreign)
+    student = foreign.trained().student.eval()
+    found = student.state_dict()
     assert {name: weight.shape for name, weight in found.items()} == {n: w.shape for n, w in expected.items()}
     for name in ("encoder.stages.0.0.convs.0.conv.weight", "encoder.stages.0.0.convs.1.conv.weight"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
@@ -76,7 +101,7 @@ def test_merged_and_dropped_labels_give_the_start_of_a_teacher_without_them(work
     assert re.findall(r"\((.+?)\)", theirs[0]) == re.findall(r"\((.+?)\)", theirs[1])  # the teacher's, mapped
     images = torch.randn(1, 3, *foreign.configuration_manager.patch_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        given, wanted = (one.trained().student.eval()(images)[0].softmax(1) for one in (foreign, own))
+        given, wanted = (one(images)[0].softmax(1) for one in (student, own))
     assert float((given - wanted).abs().mean()) < 0.02
 
 
@@ -92,17 +117,15 @@ def test_regions_are_fitted_to_unions_of_the_teachers_labels(workspace):
 
 
 @pytest.mark.slow
-def test_a_teacher_of_another_spacing_sees_resampled_patches(workspace):
+def test_a_teacher_of_another_spacing_sees_resampled_patches(workspace, own_start):
     folder = copied(workspace)
     spacing = json.loads((folder / "plans.json").read_text())["configurations"]["3d_fullres"]["spacing"]
-    own, _ = started(workspace)
     change_configuration(folder, spacing=[spacing[0], spacing[1] / 2, spacing[2] / 1.5])
     foreign, log = started(workspace, folder=str(folder))
     assert "the teacher has 1 x 2 x 1.5 of its voxels in one of the student's" in log
-    found, plain = weights(foreign), weights(own)
-    assert not torch.equal(
-        found["encoder.stages.0.0.convs.1.conv.weight"], plain["encoder.stages.0.0.convs.1.conv.weight"]
-    )
+    found = foreign.trained().student.state_dict()
+    name = "encoder.stages.0.0.convs.1.conv.weight"
+    assert not torch.equal(found[name], own_start[0].state_dict()[name])
     assert all(torch.isfinite(weight).all() for weight in found.values())
     assert "layers fitted to the teacher's" in log and "Dice on other training patches" in log
 
@@ -147,15 +170,11 @@ def forget_references(workspace) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Warning")  # nnU-Net's, about cases without annotated voxels
 def test_without_references_the_log_tells_the_agreement_with_the_teacher(workspace):
-    own, _ = started(workspace, folder=str(workspace.teacher))
-    expected = weights(own)
     forget_references(workspace)
     trainer, log = started(workspace, folder=str(workspace.teacher))
     line = r"agreement with the teacher \(Dice\) on other training patches, which have no reference: oedema (\S+), "
     assert re.search(line, log) and "Dice on other training patches (" not in log
-    assert {name: weight.shape for name, weight in weights(trainer).items()} == {
-        n: w.shape for n, w in expected.items()
-    }
+    assert trainer.trained().student.decoder.seg_layers[-1].out_channels == 3
 
 
 def refused(workspace, message, kind=nnUNetTrainerKD, training=SHORT, **teacher):
