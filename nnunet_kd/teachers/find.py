@@ -41,6 +41,7 @@ class TeacherFiles:
         kept_back: The cases on which it was validated, and therefore not trained; ``None`` if its validation is not
             complete.
         precision: ``"bfloat16"``, or ``None`` for the student's precision.
+        remedy: What a person who trusts an unusual checkpoint has to do, for messages.
         adaptation: The differences between its inputs and outputs and the student's; ``None`` without any.
     """
 
@@ -52,6 +53,7 @@ class TeacherFiles:
     fold: int | str
     kept_back: frozenset[str] | None
     precision: str | None = None
+    remedy: str = TRUST_TEACHER
     adaptation: Adaptation | None = None
 
 
@@ -122,9 +124,16 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment, besid
         kept_back, known_validation(student.plans["dataset_name"], fold), fold
     )
     deep_supervision = _had_deep_supervision(fold_folder)
-    trusted = settings.trust_checkpoint
     return TeacherFiles(
-        teacher, checkpoint, deep_supervision, trusted, leaks, fold, kept_back, settings.precision, adapted
+        teacher,
+        checkpoint,
+        deep_supervision,
+        settings.trust_checkpoint,
+        leaks,
+        fold,
+        kept_back,
+        settings.precision,
+        adaptation=adapted,
     )
 
 
