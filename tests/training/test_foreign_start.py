@@ -150,6 +150,18 @@ def test_a_training_from_a_foreign_teacher_resumes_without_it(workspace):
     assert "resumes with other settings" not in log
 
 
+def test_the_folds_of_another_data_set_are_not_the_students(workspace):
+    """Which cases a teacher has seen is certain only if it was trained on the student's data set."""
+    folder = copied(workspace)
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"folder": str(folder), "folds": [0]})
+    same = make_trainer(nnUNetTrainerKD, plans, workspace, fold=1).sources.start.leakage
+    assert same.startswith("LEAKAGE: the teacher (fold 0) was trained on validation cases of student fold 1.")
+    change(folder / "plans.json", dataset_name="Dataset123_Colleague")
+    other = make_trainer(nnUNetTrainerKD, plans, workspace, fold=1).sources.start.leakage
+    assert other.startswith("LEAKAGE is possible: the teacher was trained on Dataset123_Colleague, whose folds are not")
+    assert same.count("LEAKAGE") == other.count("LEAKAGE") == 1
+
+
 def forget_references(workspace) -> None:
     """Give every case nnU-Net's ignore label everywhere, as if it had no reference."""
     labels = {**workspace.dataset_json["labels"], "ignore": 3}
