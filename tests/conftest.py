@@ -211,7 +211,7 @@ def trained_workspace(tmp_path_factory) -> Workspace:
 @pytest.fixture
 def workspace(trained_workspace, tmp_path, monkeypatch) -> Workspace:
     """Return a copy that a test can change; the preprocessed arrays are linked."""
-    return _copy(trained_workspace, tmp_path, monkeypatch)
+    return copy_of(trained_workspace, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -225,7 +225,7 @@ def preprocessed_modalities(tmp_path_factory) -> Workspace:
 @pytest.fixture
 def modalities(preprocessed_modalities, tmp_path, monkeypatch) -> Workspace:
     """Return a copy of the data set of four modalities, which has no teacher."""
-    return _copy(preprocessed_modalities, tmp_path, monkeypatch)
+    return copy_of(preprocessed_modalities, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +239,7 @@ def preprocessed_pictures(tmp_path_factory) -> Workspace:
 @pytest.fixture
 def pictures(preprocessed_pictures, tmp_path, monkeypatch) -> Workspace:
     """Return a copy of the data set of RGB pictures, which has no teacher."""
-    return _copy(preprocessed_pictures, tmp_path, monkeypatch)
+    return copy_of(preprocessed_pictures, tmp_path, monkeypatch)
 
 
 def _preprocessed_slices(factory, dataset: str, make, training: int, test: int) -> Workspace:
@@ -253,7 +253,8 @@ def _preprocessed_slices(factory, dataset: str, make, training: int, test: int) 
     return workspace
 
 
-def _copy(workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def copy_of(workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Copy a workspace into a folder, and let nnU-Net use the copy; the preprocessed arrays are linked."""
     for name in FOLDERS:
         shutil.copytree(workspace.root / name, folder / name, copy_function=_link_arrays)
         monkeypatch.setenv(name, str(folder / name))

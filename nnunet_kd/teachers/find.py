@@ -19,6 +19,7 @@ from nnunet_kd.teachers.adaptation import Adaptation
 from nnunet_kd.teachers.compatibility import adaptation, check_teacher
 from nnunet_kd.teachers.leakage import (
     known_validation,
+    leakage_of_folds,
     leakage_of_split,
     second_hand_leakage,
     teacher_folds,
@@ -78,10 +79,12 @@ def find_teachers(
         ValueError: If a teacher does not match the student, or its plans cannot be read, or they could run code and
             are not trusted.
     """
-    return [_find(entry, chosen, student, beside) for entry in settings for chosen in teacher_folds(entry, fold)]
+    return [_find(entry, chosen, student, fold, beside) for entry in settings for chosen in teacher_folds(entry, fold)]
 
 
-def _find(settings: TeacherSettings, fold: int | str, student: Experiment, beside: bool) -> TeacherFiles:
+def _find(
+    settings: TeacherSettings, fold: int | str, student: Experiment, student_fold: int | str, beside: bool
+) -> TeacherFiles:
     """Find one fold of one teacher."""
     configuration = settings.configuration or student.configuration
     plans_name = settings.plans or _source_plans(student.plans)
@@ -120,13 +123,22 @@ def _find(settings: TeacherSettings, fold: int | str, student: Experiment, besid
     else:
         adapted = adaptation(teacher, student, path, settings)
     kept_back = validated_cases(fold_folder)
-    leaks = second_hand_leakage(teacher.plans, student.plans, fold) or leakage_of_split(
-        kept_back, known_validation(student.plans["dataset_name"], fold), fold
+    leaks = (
+        second_hand_leakage(teacher.plans, student.plans, fold)
+        or (None if settings.folder is None else leakage_of_folds([fold], student_fold))
+        or leakage_of_split(kept_back, known_validation(student.plans["dataset_name"], fold), fold)
     )
     deep_supervision = _had_deep_supervision(fold_folder)
-    trusted = settings.trust_checkpoint
     return TeacherFiles(
-        teacher, checkpoint, deep_supervision, trusted, leaks, fold, kept_back, settings.precision, adapted
+        teacher,
+        checkpoint,
+        deep_supervision,
+        settings.trust_checkpoint,
+        leaks,
+        fold,
+        kept_back,
+        settings.precision,
+        adaptation=adapted,
     )
 
 

@@ -27,9 +27,17 @@ def teacher_folds(settings: TeacherSettings, fold: int | str) -> list[int | str]
 
 
 def leakage(settings: Sequence[TeacherSettings], fold: int | str) -> str | None:
-    """Return a warning if the settings let a teacher see the student's validation cases, otherwise ``None``."""
-    chosen = [one for entry in settings for one in teacher_folds(entry, fold)]
-    leaking = list(dict.fromkeys(one for one in chosen if one != fold))
+    """Return a warning if the settings let a teacher see the student's validation cases, otherwise ``None``.
+
+    A teacher in a folder of its own is judged by its files: it may have been trained on other data and folds.
+    """
+    own = [entry for entry in settings if entry.folder is None]
+    return leakage_of_folds([one for entry in own for one in teacher_folds(entry, fold)], fold)
+
+
+def leakage_of_folds(teachers: Sequence[int | str], fold: int | str) -> str | None:
+    """Return a warning if teachers of the student's data set have other folds than the student, otherwise ``None``."""
+    leaking = list(dict.fromkeys(one for one in teachers if one != fold))
     if not leaking or fold == "all":  # fold "all" holds out no cases
         return None
     folds = ", ".join(f"fold {one}" for one in leaking)

@@ -56,7 +56,7 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
         say(f"initial weights: the teacher has {'; '.join(adaptation.describe())}")
 
     def with_answers(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replace the target of patches that are ignored altogether by the teacher's segmentation."""
+        """Replace the target of patches without reference by the teacher's segmentation."""
         images, target = batch
         unknown = ~have_reference(target, heads, ignored)
         if unknown.any():

@@ -172,9 +172,16 @@ def segmented(network: nn.Module, images: Tensor, heads: Heads, ignore_label: in
 
 
 def have_reference(target: Tensor, heads: Heads, ignore_label: int | None) -> Tensor:
-    """Tell which patches of a target have voxels that are not ignored, boolean ``(B,)``."""
+    """Tell which patches of a target have a reference, boolean ``(B,)``.
+
+    Those of a case without reference are ignored everywhere, except that nnU-Net pads them with background. So a patch
+    has a reference if no voxel is ignored, or if one is foreground.
+    """
     valid = _valid(target, heads, ignore_label)
-    return torch.ones(len(target), dtype=torch.bool) if valid is None else valid.flatten(1).any(1).cpu()
+    if valid is None:
+        return torch.ones(len(target), dtype=torch.bool)
+    inside = (target[:, :-1] > 0).any(1, keepdim=True) if heads == "regions" else target > 0
+    return (valid.flatten(1).all(1) | (valid & inside).flatten(1).any(1)).cpu()
 
 
 @torch.no_grad()
