@@ -60,6 +60,8 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
             torch.distributed.broadcast(weight, 0)
     ignored = trainer.label_manager.ignore_label
     line, warning = describe(names, *(patch_dice(one, others, heads, ignored) for one in (teacher, student)))
+    if trainer.sources.soft_labels is not None and trainer.unlabelled.training:
+        line += "; without a reference, the soft labels take its place"
     for text in filter(None, (line, warning)):
         say(text)
 
