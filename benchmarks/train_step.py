@@ -7,7 +7,7 @@ the teacher that the method needs: the encoder for features, the whole network f
 own ``train_step`` on random images. "FreeKD prompts" is a step of the epochs in which the prompts are tuned and the
 teacher's decoder runs once more, forward and backward. Self-distillation has no teacher. Its step is compared with that
 of the same network alone, at full width and at a quarter of it, in time and in peak memory (each in a process of its
-own).
+own). With stored soft labels no teacher runs either: the step of SoftKD is compared with the student's alone.
 """
 
 from __future__ import annotations
@@ -157,8 +157,43 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
             f"{seconds[f'{name} teacher']:.3f} s; ratio {seconds[name] / needed:.2f}"
         )
 
+    compare_soft_labels(patch, batch, repeats)
     for reduction, widths in ((1, "32..320"), (4, "8..80")):
         compare_self_distillation(patch, batch, repeats, reduction, widths)
+
+
+def compare_soft_labels(patch: list[int], batch: int, repeats: int) -> None:
+    """Print the time of a training step with stored soft labels and without."""
+    store_soft_labels(patch)
+    alone, soft = trainer("NoKD", patch, batch), trainer("SoftKD", patch, batch)
+    step = random_batch(patch, batch)
+    stored = torch.cat([step["data"], torch.randn(batch, 4, *patch), torch.ones(batch, 1, *patch)], 1)
+    taught = {**step, "data": stored}
+    seconds = medians({"NoKD": lambda: alone.train_step(step), "SoftKD": lambda: soft.train_step(taught)}, repeats)
+    print(
+        f"SoftKD: step {seconds['SoftKD']:.3f} s, alone {seconds['NoKD']:.3f} s, ratio "
+        f"{seconds['SoftKD'] / seconds['NoKD']:.2f}"
+    )
+
+
+def store_soft_labels(patch: list[int]) -> None:
+    """Write one preprocessed case and its soft labels, without which the trainer does not start."""
+    import numpy as np
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    from nnunet_kd.nnunet.cases import PreprocessedCases
+    from nnunet_kd.nnunet.experiment import Experiment
+    from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
+
+    folder = Path(nnUNet_preprocessed.require()) / DATASET
+    (folder / "none" / "case.b2nd").unlink()
+    image, labels = np.zeros((4, *patch), np.float32), np.zeros((1, *patch), np.int16)
+    nnUNetDatasetBlosc2.save_case(image, labels, {"class_locations": {}}, str(folder / "none" / "case"))
+    cases = PreprocessedCases(folder, Experiment(plans(patch, 1), "3d_fullres", DATASET_JSON))
+    store = SoftLabelStore(store_folder(folder, "none", "random"))
+    store.begin(cases.data, {}, cases.identifiers)
+    make_soft_labels(store, cases, cases.identifiers, lambda _: np.zeros((4, *patch)))
 
 
 def random_batch(patch: list[int], batch: int) -> dict[str, Any]:

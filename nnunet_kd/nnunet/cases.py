@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nnunet_kd.nnunet.dataset_names import dataset_number
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.images import is_left_over
 from nnunet_kd.nnunet.reading import channel_names, plans_errors
+from nnunet_kd.nnunet.unlabelled import normalised_with_outside, without_reference
 
 
 class PreprocessedCases:
@@ -75,6 +76,14 @@ class PreprocessedCases:
         """Compute two SHA-256 digests of a case, one of its images and one of its labels, over shapes and voxels."""
         images, segmentation, _, _ = self._dataset.load_case(case)
         return {"images": _digest(images, np.float32), "labels": _digest(segmentation[:1], np.int16)}
+
+    def without_reference(self) -> list[str]:
+        """Return the cases without a reference; see :mod:`nnunet_kd.nnunet.unlabelled`."""
+        return without_reference(self._dataset, self.labels)
+
+    def normalised_with_outside(self, cases: Iterable[str]) -> list[str]:
+        """Return those of some cases without a reference whose normalisation is not that of a prediction."""
+        return normalised_with_outside(self._dataset, self.labels, cases, self.configuration)
 
     def modified(self, case: str) -> int:
         """Return the modification time of a preprocessed case, in nanoseconds."""

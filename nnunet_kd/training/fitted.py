@@ -91,7 +91,10 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
     if agreement:
         others = Patches.of(map(with_answers, zip(others.images, others.targets, strict=True)))
     theirs, ours = (patch_dice(one, others, heads, ignored) for one in (answering, student))
-    for text in filter(None, describe(names, theirs, ours, agreement)):
+    line, warning = describe(names, theirs, ours, agreement)
+    if trainer.sources.soft_labels is not None and trainer.unlabelled.training:
+        line += "; without a reference, the soft labels take its place"
+    for text in filter(None, (line, warning)):
         say(text)
 
 

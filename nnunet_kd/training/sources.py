@@ -27,7 +27,7 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.kind import TrainerKind
 from nnunet_kd.training.leakage import soft_label_leakage, teacher_leakage
-from nnunet_kd.training.preparation import Preparation
+from nnunet_kd.training.preparation import Preparation, names_teacher
 
 
 class Sources:
@@ -245,7 +245,8 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
         store = find_soft_labels(student, term)
     except FileNotFoundError as error:
         name = "" if term.store is None else f" --name {term.store}"
-        raise FileNotFoundError(f"{error}. Make them: {command} --sam vit_b --checkpoint FILE{name}") from None
+        source = "--teacher" if names_teacher(student.plans) else "--sam vit_b --checkpoint FILE"
+        raise FileNotFoundError(f"{error}. Make them: {command} {source}{name}") from None
     store.check_data(cases.data)
     try:
         store.check_cases(cases, _training_cases(cases, preparation.fold))

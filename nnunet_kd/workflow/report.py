@@ -167,9 +167,14 @@ def _facts(made: Distillation) -> list[str]:
 
 def _warnings(made: Distillation) -> list[str]:
     """Return what a reader must know before any number."""
+    known = made.kept_from_teacher
+    kept = [case for case in made.val_cases if known is not None and case in known]
+    if len(kept) == len(made.val_cases):
+        return []
+    which = "these images" if not kept else f"{len(made.val_cases) - len(kept)} of these {len(made.val_cases)} images"
     return [
-        "The teacher may have been trained on some of these images: its files do not say from which images it comes. "
-        "Where it was, agreement and accuracy are better than they would be on new images."
+        f"The teacher may have been trained on {which}: its files do not name them among the cases that it was "
+        "validated on. Where it was, agreement and accuracy are better than they would be on new images."
     ]
 
 
@@ -184,9 +189,10 @@ def _draw(
     order = [int(i) for i in np.argsort(dice) if np.isfinite(dice[i])]
     if not order:
         return None
+    titles = {order[len(order) // 2]: "median", order[0]: "worst", order[-1]: "best"}
     slices = {}
-    for title, number in {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}.items():
-        case = scores.cases[number]
+    for number in sorted(titles, key=order.index):
+        title, case = titles[number], scores.cases[number]
         images, properties = made.reader().read_images([str(made.cases.images[case][0])])
         labels: dict[str, Any] = {
             who: read_segmentation(made.reader, folder / f"{case}{made.cases.ending}")[0]

@@ -19,6 +19,7 @@ METHODS = {
         ]
     },
     "KD recipe": {},
+    "SoftKD": {},
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import make_trainer
 from tests.training import variants
 from tests.training.methods import METHODS, trainer_class
+from tests.training.stored_labels import store_of
 
 TERMS = {
     "IFVD": ["ifvd", "logits"],
@@ -16,6 +17,7 @@ TERMS = {
     "KD recipe": [],
     "DualSelfKD": ["dual_self"],
     "LogitsKD": ["logits"],
+    "SoftKD": ["soft_labels"],
 }
 
 
@@ -25,6 +27,9 @@ def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **opti
     training = {"num_epochs": epochs, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     plans = plans or workspace.plans("nnUNetPlans")
     plans["nnunet_kd"] = {"training": training, "method": METHODS[method]}
+    if method == "SoftKD":
+        (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+        store_of(workspace, options.get("configuration", "3d_fullres"))
     trainer = make_trainer(trainer_class(method), plans, workspace, **options)
     trainer.enable_deep_supervision = deep_supervision
     trainer.run_training()

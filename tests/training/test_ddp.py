@@ -10,6 +10,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from tests.conftest import DATASET, SHORT, Workspace, make_trainer
+from tests.training.stored_labels import store_of
 
 # trainer, method, epoch
 CASES = {
@@ -21,6 +22,7 @@ CASES = {
     "CWD": ("CWD", {}, 0),
     "IFVD": ("IFVD", {"weight": 1}, 0),
     "DualSelfKD": ("DualSelfKD", {}, 0),
+    "SoftKD": ("SoftKD", {}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "dual_self"}]}, 0),
@@ -60,6 +62,9 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
     generator = torch.Generator().manual_seed(0)
     patch = trainer.configuration_manager.patch_size
     images = torch.randn(2, 3, *patch, generator=generator)
+    if trainer.sources.soft_labels is not None:
+        stored = torch.randn(2, 3, *patch, generator=generator)
+        images = torch.cat([images, stored, torch.ones(2, 1, *patch)], 1)
     target = torch.randint(0, 3, (2, 1, *patch), generator=generator).double()
     scales = [[int(size * factor) for size, factor in zip(patch, s)] for s in trainer._get_deep_supervision_scales()]  # noqa: B905
     targets = [torch.nn.functional.interpolate(target, scale, mode="nearest-exact") for scale in scales]
@@ -93,6 +98,8 @@ def in_two_processes(trained_workspace, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(name, str(root / name))
+        for configuration in CONFIGURATIONS:
+            store_of(Workspace(root), configuration)
         multiprocessing.spawn(worker, (str(root), str(out)), nprocs=2)
         yield root, [torch.load(out / f"{rank}.pth") for rank in range(2)]
 
@@ -107,7 +114,7 @@ def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configur
     ours = first[case, configuration]
     assert ours.keys() == expected.keys()
     adapters = [name for name in ours if name.startswith("adapters")]
-    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD"))
+    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD", "SoftKD"))
     assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], second[case, configuration][name], rtol=0, atol=0)

@@ -12,7 +12,7 @@ from tests.conftest import Workspace, make_trainer
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "enhancing": 2}, "regions_class_order": [1, 2]}
 
 
-def _describe(workspace: Workspace, **changes) -> None:
+def describe(workspace: Workspace, **changes) -> None:
     for folder in (workspace.preprocessed, workspace.teacher):
         path = folder / "dataset.json"
         description = {**json.loads(path.read_text()), **changes}
@@ -22,7 +22,7 @@ def _describe(workspace: Workspace, **changes) -> None:
 
 def use_regions(workspace: Workspace) -> None:
     """Replace three classes by two regions."""
-    _describe(workspace, **REGIONS)
+    describe(workspace, **REGIONS)
     path = workspace.teacher / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
     weights = content["network_weights"]
@@ -34,7 +34,7 @@ def use_regions(workspace: Workspace) -> None:
 def use_ignore_label(workspace: Workspace) -> None:
     """Remove the annotation of a third of every case."""
     labels = {**workspace.dataset_json["labels"], "ignore": 3}
-    _describe(workspace, labels=labels)
+    describe(workspace, labels=labels)
     annotated = (-1, 0, 1, 2)
     for folder in workspace.preprocessed.glob("nnUNetPlans_*"):
         for identifier in sorted(path.stem for path in folder.glob("*.pkl")):
@@ -51,7 +51,7 @@ def use_regions_and_ignore_label(workspace: Workspace) -> None:
     """Use regions and an ignore label."""
     use_ignore_label(workspace)
     use_regions(workspace)
-    _describe(workspace, labels={**REGIONS["labels"], "ignore": 3}, regions_class_order=[1, 2])
+    describe(workspace, labels={**REGIONS["labels"], "ignore": 3}, regions_class_order=[1, 2])
 
 
 def use_cascade(workspace: Workspace, plans: dict, trainer: str) -> None:

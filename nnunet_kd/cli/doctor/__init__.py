@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.cli.doctor import installation
 from nnunet_kd.cli.doctor.experiment import ExperimentChecks
+from nnunet_kd.cli.doctor.references import references
 from nnunet_kd.cli.doctor.stop import StopError
 
 _DESCRIPTION = """\
@@ -68,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.d is not None:
         checks += [experiment.read_plans, experiment.description, experiment.preprocessed]
         checks += [experiment.cases] if arguments.cases else []
-        checks += [experiment.find_trainer, experiment.student, experiment.first_stage, experiment.teacher]
+        checks += [experiment.find_trainer, experiment.student, experiment.first_stage]
+        checks += [partial(references, experiment), experiment.teacher]
     wrong = 0
     for check in checks:
         try:
