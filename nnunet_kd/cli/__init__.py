@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. A user's mistake becomes one line on standard error."""
-    chosen = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = parser().parse_args(words, argparse.Namespace(words=words))
     try:
         status: int = chosen.run(chosen)
         return status

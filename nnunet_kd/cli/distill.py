@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     made = Distillation(request, out)
     if arguments.dry_run:
-        first = [word for word in sys.argv[1:] if word != "--dry-run"]
+        first = [word for word in arguments.words if word != "--dry-run"]
         print(made.script(["nnunet_kd", *first, "--prepare"]))
         return 0
     out.mkdir(parents=True, exist_ok=True)

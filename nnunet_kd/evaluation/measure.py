@@ -203,7 +203,7 @@ class Measurement:
 
     def measured(self) -> Measured:
         """Return the result, after all cases have been predicted."""
-        name = torch.cuda.get_device_name() if self._device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name() if self._device == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
         return Measured(
             self._cost,
             self._passes.count / len(self),

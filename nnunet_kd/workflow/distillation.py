@@ -19,6 +19,7 @@ from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.storage.processes import BusyError, FileLock
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
+from nnunet_kd.teachers.mapping import LabelMap
 from nnunet_kd.teachers.models import opened_model, unpack_model
 from nnunet_kd.workflow.plans import NAME as PLANS
 from nnunet_kd.workflow.plans import Student, plans_of_student
@@ -30,6 +31,7 @@ TRAINER = "nnUNetTrainerSoftKD"
 STORE = "teacher"
 FINAL = "checkpoint_final.pth"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+LOCK = "distill.lock"
 _BEGUN = "distill.json"  # the request of the run that began a folder
 
 
@@ -126,6 +128,7 @@ class Distillation:
         self.dataset = student_dataset(
             self.teacher.dataset_json, self.cases, request.student.channels, request.student.label_map
         )
+        LabelMap.of(request.student.label_map, self.teacher.dataset_json, self.dataset)  # refuses one that does not fit
         self.configuration = self.teacher.configuration
         first = str(next(iter(self.cases.images.values()))[0])
         self.reader = determine_reader_writer_from_dataset_json(dict(self.dataset), first, verbose=False)
@@ -298,7 +301,7 @@ class Distillation:
     def _check_same(self) -> None:
         path = self.out / _BEGUN
         if not path.is_file():
-            if self.out.is_dir() and any(self.out.iterdir()):
+            if self.out.is_dir() and any(entry.name != LOCK for entry in self.out.iterdir()):
                 raise ValueError(f"{self.out} is not empty and holds no distillation: give another folder with -o")
             return
         before, now = read_json(path), self.request.identity()
@@ -337,7 +340,7 @@ def only_one(out: Path) -> Iterator[None]:
         BusyError: If another process works in the folder.
     """
     try:
-        lock = FileLock(out / "distill.lock")
+        lock = FileLock(out / LOCK)
     except BusyError as error:
         raise BusyError(
             f"process {error} is distilling in {out}: wait for it, or give another folder with -o"
