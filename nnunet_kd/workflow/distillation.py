@@ -123,7 +123,8 @@ class Distillation:
             self._folder = model.folds[0].checkpoint.parents[1]
             validated = [files.kept_back for files in model.folds]
         # The cases that no fold has trained on, by name; None if a fold does not tell.
-        self.kept_from_teacher = None if None in validated else frozenset.intersection(*filter(None, validated))
+        known = [cases for cases in validated if cases is not None]
+        self.kept_from_teacher = frozenset.intersection(*known) if len(known) == len(validated) else None
         self.cases: Cases = find_cases(request.images, request.labels, self.teacher.dataset_json)
         self.dataset = student_dataset(
             self.teacher.dataset_json, self.cases, request.student.channels, request.student.label_map

@@ -8,6 +8,7 @@ import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.workflow.distillation import DATASET, Distillation
+from tests.conftest import note_validated
 from tests.locks import held
 
 SHORT = ["--epochs", "2", "--iterations", "2", "--disable_tta", "-np", "1", "-device", "cpu"]
@@ -24,6 +25,7 @@ def teacher_zip(workspace):
     from nnunetv2.model_sharing.model_export import export_pretrained_model
 
     path = workspace.root / "teacher.zip"
+    note_validated(workspace.teacher / "fold_0", [])  # nnU-Net exports the summary of the validation, too
     export_pretrained_model(workspace.dataset, str(path), ("3d_fullres",), folds=(0,), strict=False)
     return path
 
