@@ -94,6 +94,17 @@ def test_images_listed_in_dataset_json(bridge):
         np.testing.assert_array_equal(bridge.store("listed").open(case)[:], bridge.store().open(case)[:])
 
 
+def test_the_channels_of_the_student_are_put_in_the_models_order(bridge, tmp_path, monkeypatch):
+    words = ("--model", TEACHER.folder, "--disable_tta", "-f", "0")
+    assert bridge.make(*words) == 0
+    (tmp_path / "other").mkdir()
+    other = make_bridge(tmp_path / "other", replace(STUDENT, channels=("FLAIR", "T1", "T2")), monkeypatch)
+    shutil.copytree(bridge.results, other.results, dirs_exist_ok=True)
+    assert other.make(*words) == 0
+    assert other.store().manifest["source"]["channels"] == [2, 0, 1]
+    np.testing.assert_array_equal(other.store().open("a")[:], bridge.store().open("a")[:])
+
+
 def label_map(bridge, content):
     path = bridge.root / "labels.json"
     path.write_text(json.dumps(content))
