@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 
@@ -132,19 +133,29 @@ def _chosen(models: Sequence[str], configuration: str | None, path: Path) -> str
 def _read(folder: Path, folds: Sequence[str] | None, checkpoint: str, trust: bool) -> TrainedModel:
     """Read the plans of a model, and find the checkpoints of its folds."""
     found = _checkpoints(folder, folds, checkpoint)
-    first = read_checkpoint(next(iter(found.values())), trust, TRUST_MODEL)
-    # like nnU-Net, build the configuration that the checkpoint names, whatever the folder is called
-    settings = first.get("init_args")
-    configuration = settings.get("configuration") if isinstance(settings, dict) else None
-    if not isinstance(configuration, str):
-        raise ValueError(f"{next(iter(found.values()))} does not say which configuration it belongs to")
+    name = folder.name if folder.name.count("__") == 2 else _name_in(next(iter(found.values())), trust)
+    configuration = name.split("__")[-1]
     experiment = Experiment.open(folder / "plans.json", configuration, "the model's ", trust)
     files = [
         TeacherFiles(experiment, path, True, trust, None, fold, validated_cases(path.parent), remedy=TRUST_MODEL)
         for fold, path in found.items()
     ]
-    name = f"{first['trainer_name']}__{experiment.plans['plans_name']}__{configuration}"
     return TrainedModel(f"{experiment.plans['dataset_name']}/{name}", tuple(files))
+
+
+def _name_in(path: Path, trust: bool) -> str:
+    """Return the name that nnU-Net gave to the results folder of a checkpoint, whose folder has another name now."""
+    content = read_checkpoint(path, trust, TRUST_MODEL)
+    settings: Any = content.get("init_args")
+    names: tuple[Any, ...] = ()
+    with suppress(KeyError, TypeError):
+        names = (content["trainer_name"], settings["plans"]["plans_name"], settings["configuration"])
+    if not names or not all(isinstance(one, str) for one in names):
+        raise ValueError(
+            f"{path} does not say which configuration it belongs to: call its results folder "
+            "TRAINER__PLANS__CONFIGURATION, as nnU-Net does"
+        )
+    return "__".join(names)
 
 
 def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> dict[int | str, Path]:

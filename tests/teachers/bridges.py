@@ -5,6 +5,7 @@ segmentations are smooth and have the right structures after a second.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,14 @@ def channels_of(folder: Path, names: tuple[str, ...], change: Any = None, cases:
     return folder
 
 
+def copied(bridge: Bridge, root: Path, monkeypatch: Any) -> Bridge:
+    """Return a copy that a test can change."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        shutil.copytree(bridge.root / name, root / name)
+        monkeypatch.setenv(name, str(root / name))
+    return Bridge(root, bridge.student)
+
+
 def make_bridge(root: Path, student: Plan, monkeypatch: Any, cases: tuple[str, ...] = CASES) -> Bridge:
     """Make the student's raw and preprocessed data set."""
     bridge = Bridge(root, student)
@@ -311,7 +320,7 @@ def fitted(plan: Plan, images: Path, seed: int) -> torch.nn.Module:
     values = values[(slice(None), *map(slice, data.shape[1:]))].flatten(1).T
     truth = np.maximum(truth[0], 0).ravel()
     if plan.order is None:
-        groups = [[value] for value in sorted(plan.labels.values())]
+        groups = [[value] for value in sorted(value for name, value in plan.labels.items() if name != "ignore")]
         groups[0] = [value for value in range(4) if all(value not in group for group in groups[1:])]
     else:
         groups = [np.atleast_1d(one).tolist() for name, one in plan.labels.items() if name != "background"]

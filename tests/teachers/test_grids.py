@@ -158,3 +158,4 @@ def test_readers_that_reorient_are_undone(tmp_path, code):
             seen, shape=stored.shape, cropped=stored.shape, whole=stored.shape, axes=(0, 1, 2), flipped=(False,) * 3
         )
         np.testing.assert_allclose(lay(array, seen, plain)[0][0], stored, atol=1e-5, err_msg=reader.__name__)
+        np.testing.assert_allclose(lay(stored[None], plain, seen)[0], array, atol=1e-5, err_msg=reader.__name__)

@@ -65,7 +65,11 @@ def test_folders_and_names(workspace, monkeypatch):
     assert open_it(workspace, workspace.teacher).name == open_it(workspace, NAME).name == NAME
     renamed = workspace.root / "teacher"
     shutil.copytree(workspace.teacher, renamed)
-    assert open_it(workspace, renamed).name == NAME  # the checkpoint says which configuration it belongs to
+    assert open_it(workspace, renamed).name == NAME  # the checkpoint says what its folder was called
+    path = renamed / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "init_args": {}}, path)
+    with pytest.raises(ValueError, match="does not say which configuration it belongs to: call its results folder"):
+        open_it(workspace, renamed)
     with pytest.raises(ValueError, match="Dataset598_TinyHeads holds several models"):
         open_it(workspace, workspace.results)
     assert open_it(workspace, workspace.results, configuration="2d").experiment.configuration == "2d"
@@ -113,7 +117,7 @@ class Touch:
         self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return os.makedirs, (self.path, 0o777, True)
 
 
 def test_no_code_runs_unless_it_is_trusted(workspace, archive):
@@ -122,7 +126,7 @@ def test_no_code_runs_unless_it_is_trusted(workspace, archive):
     content = torch.load(path, weights_only=False)
     torch.save({**content, "extra": Touch(evidence)}, path)
     export_pretrained_model(workspace.dataset, str(archive), ("3d_fullres",), folds=(0,))
-    assert b"mkdir" in pickle.dumps(Touch(evidence))
+    assert b"makedirs" in pickle.dumps(Touch(evidence))
     for given in (workspace.teacher, archive):
         with pytest.raises(
             ValueError, match="contains more than weights and numbers, .*If you trust.*give --trust"
@@ -191,4 +195,5 @@ def test_a_network_without_encoder_stages(workspace):
         predict = fold_predictor(model.folds, torch.device("cpu"))
     images = torch.randn(3, 16, 24, 24).numpy()
     expected = network.eval()(torch.from_numpy(images)[None])[0]
-    torch.testing.assert_close(predict(images).float(), expected, atol=2e-2, rtol=2e-2)
+    inner = (slice(None), *[slice(3, -3)] * 3)  # nnU-Net's weights of a window vanish in its corners
+    torch.testing.assert_close(predict(images).float()[inner], expected[inner], atol=2e-2, rtol=2e-2)
