@@ -17,8 +17,6 @@ from nnunet_kd.pruning.selection import channels_taken
 
 Places = tuple[Tensor, ...]  # image indices and coordinates of positions, the same for both networks
 
-LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # spatial axes -> PyTorch's name of linear interpolation
-
 
 @dataclass(frozen=True)
 class LinearLayer(ABC):
@@ -75,7 +73,8 @@ class LinearLayer(ABC):
         own = output.index_select(1, channels_taken(output.shape[1], self.student.out_channels).to(output.device))
         if tuple(output.shape[2:]) == self.size:
             return own
-        return F.interpolate(own, self.size, mode=LINEAR[len(self.size)], align_corners=False)  # another resolution
+        mode = ("linear", "bilinear", "trilinear")[len(self.size) - 1]
+        return F.interpolate(own, self.size, mode=mode, align_corners=False)
 
 
 class Convolution(LinearLayer):

@@ -204,14 +204,17 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
 def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int, TeacherFiles]:
     """Return the teacher of each fold; the result is empty if any fold has several teachers or that of another fold.
 
-    It is also empty if no method needs a teacher and one cannot be loaded or trusted.
+    It is also empty if no method needs a teacher and one cannot be loaded or trusted, or if the teacher has other
+    inputs or outputs than the students, which stock commands cannot compare.
     """
     settings = read_settings(study.plans).teachers
     found = {}
     for fold in sorted({run.fold for run in runs}):
         student = Experiment(study.plans, study.configuration, study.dataset_json)
         try:
-            files = find_teachers(settings, student, fold)
+            files = find_teachers(settings, student, fold, beside=False)
+            if any(teacher.adaptation is not None for teacher in files):
+                return {}
             for teacher in files:  # because stock commands will run it
                 load_plain(teacher)
         except (FileNotFoundError, ValueError):

@@ -19,11 +19,6 @@ from nnunet_kd.nnunet.settings import BLOCK, TeacherSettings
 from nnunet_kd.teachers.mapping import ChannelMap, LabelMap
 
 CLOSE = 1e-3  # relative difference below which spacings are equal
-SMOOTH = {
-    1: "linear",
-    2: "bilinear",
-    3: "trilinear",
-}  # number of spatial axes -> PyTorch's name of linear interpolation
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,8 @@ class AdaptedTeacher(nn.Module):
 
 def resampled(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resample ``(B, channels, *spatial)`` linearly to another size; the outer borders stay where they are."""
-    return F.interpolate(maps, size=tuple(size), mode=SMOOTH[maps.dim() - 2], align_corners=False)
+    mode = ("linear", "bilinear", "trilinear")[maps.dim() - 3]
+    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)
 
 
 @torch.no_grad()

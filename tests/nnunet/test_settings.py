@@ -22,7 +22,7 @@ def section(kind):
     """Draw an object with the keys of a section, values of any type, and sometimes an unknown key."""
     names = st.sampled_from([entry.name for entry in fields(kind)]) | st.text(max_size=6)
     plausible = st.sampled_from(
-        [None, 1, 2, 4, 0.5, 1000, "same", "all", [0, 1], "adamw", "plans", True, {"0": "seen"}]
+        [None, 1, 2, 4, 0.5, 1000, "same", "all", [0, 1], "adamw", "plans", True, {"0": "seen"}, {"a": ["b"]}]
     )
     return st.dictionaries(names, plausible | anything, max_size=4)
 
@@ -73,3 +73,28 @@ def test_leakage_is_read_back(warnings):
     plans = with_leakage({"plans_name": "p", "nnunet_kd": {"teacher": [{}, {"folds": "all"}]}}, warnings)
     (first, second) = read_settings(plans).teachers
     assert (first.leakage or {}) == warnings and second.leakage is None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"chanels": [0]}, r"unknown key 'chanels' in nnunet_kd.teacher: did you mean 'channels'\?"),
+        ({"labelmap": {}}, r"unknown key 'labelmap' in nnunet_kd.teacher: did you mean 'label_map'\?"),
+        ({"channels": ["T1"]}, r"nnunet_kd.teacher.channels must be a list of whole numbers or null, got \['T1'\]"),
+        ({"channels": [True]}, "nnunet_kd.teacher.channels must be a list of whole numbers"),
+        ({"channels": []}, r"nnunet_kd.teacher.channels must be numbers of channels such as \[0, 3\], got \[\]"),
+        ({"channels": [-1]}, r"nnunet_kd.teacher.channels must be numbers of channels such as \[0, 3\], got \[-1\]"),
+        ({"label_map": {"lung": "left"}}, "nnunet_kd.teacher.label_map must be an object of lists of names"),
+        ({"label_map": {"lung": [1]}}, "nnunet_kd.teacher.label_map must be an object of lists of names"),
+    ],
+)
+def test_maps_of_the_wrong_type_are_refused(teacher, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings({"nnunet_kd": {"teacher": teacher}})
+
+
+def test_maps_are_read():
+    (teacher,) = read_settings(
+        {"nnunet_kd": {"teacher": {"channels": [3, 0], "label_map": {"lung": ["left"]}}}}
+    ).teachers
+    assert teacher.channels == [3, 0] and teacher.label_map == {"lung": ["left"]}

@@ -165,6 +165,16 @@ def test_a_teacher_of_some_folds_is_not_the_teacher_of_the_study(workspace):
     assert study_teachers(study, list_runs("nnUNetPlans", methods, [0, 1], [None]), needed=True) == {}
 
 
+def test_a_teacher_of_another_spacing_is_not_compared(workspace):
+    """Stock commands cannot run it on the students' preprocessed cases, but students can start from it."""
+    plans = json.loads((workspace.teacher / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
+    (workspace.teacher / "plans.json").write_text(json.dumps(plans))
+    study = study_of(workspace, workspace.plans("nnUNetPlans"))
+    runs = list_runs("nnUNetPlans", rows_of_methods(["KD"]), [0], [None])
+    assert study_teachers(study, runs, needed=True) == {}
+
+
 def test_a_picture_holds_all_channels(workspace):
     """nnU-Net stores three channels in one colour image, and the data set names all three."""
     study = study_of(workspace, workspace.plans("nnUNetPlans"))
