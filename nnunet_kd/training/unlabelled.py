@@ -64,7 +64,8 @@ class DatasetWithTeacherReference:
         """
         image, segmentation, previous, properties = self._dataset.load_case(identifier)
         if identifier in self._cases:
-            # Nothing is annotated, so nnU-Net crops anywhere, as in a data set without an ignore label.
+            # Nothing is annotated, so nnU-Net crops anywhere, as in a data set without an ignore label, and warns.
+            warnings.filterwarnings("ignore", "Warning! No annotated pixels in image!")
             nowhere: dict[Any, Any] = {(OUTSIDE, *self._labels.all_labels): []}
             properties = {**properties, "class_locations": {**self._locations.read(identifier), **nowhere}}
             if self._hard:
@@ -144,8 +145,6 @@ class UnlabelledCases:
             validation: nnU-Net's data set of the validation cases, whose list of cases is shortened in place.
         """
         store, locations = self._store, self._locations
-        if store is not None and locations is not None and (self.training or self.in_agreement):
-            warnings.filterwarnings("ignore", "Warning! No annotated pixels in image!")  # nnU-Net's, of every crop
         if self.training and store is not None and locations is not None:
             train = DatasetWithTeacherReference(train, self.training, store, locations, self._labels, self._hard)
         if self.in_agreement and store is not None and locations is not None:

@@ -12,8 +12,7 @@ from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from tests import vm_unet_plans
 from tests.conftest import make_trainer
 from tests.training import small_brainseg_dmif, small_kd_sam
-from tests.training.methods import METHODS
-from tests.training.stored_labels import store_of
+from tests.training.methods import METHODS, store_if_read
 
 LONG = {"num_epochs": 2, "num_iterations_per_epoch": 100, "num_val_iterations_per_epoch": 1}
 PLANS = {  # method -> plans of a method that brings a network or data of its own
@@ -32,8 +31,7 @@ def test_200_iterations_in_bfloat16_stay_finite(workspace, sam, monkeypatch, met
     if method in PLANS:
         plans = PLANS[method](workspace, sam)
     else:
-        if method == "SAMKD":
-            store_of(workspace, "2d")
+        store_if_read(workspace, method, "2d")
         plans = workspace.plans("nnUNetPlans", training=LONG, method=METHODS.get(method, {}))
     name = f"nnUNetTrainer{method.split(' ')[0]}"
     kind = getattr(importlib.import_module(f"nnunet_kd.trainers.{name}"), name)

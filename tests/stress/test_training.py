@@ -16,4 +16,4 @@ def test_killed_twenty_times(workspace):
 
 @pytest.mark.parametrize("counts", [(4, 2), (2, 1)], ids=str)
 def test_shared_by_other_numbers_of_processes(workspace, counts):
-    train_and_resume(workspace, counts)
+    train_and_resume(workspace, counts, "nnUNetTrainerDCD", "dcd", {"ramp": None})

@@ -2,6 +2,8 @@
 
 import importlib
 
+from tests.training.stored_labels import store_of
+
 METHODS = {
     "LogitsKD": {},
     "FitNets": {},
@@ -21,6 +23,12 @@ METHODS = {
     "KD recipe": {},
     "SoftKD": {},
 }
+
+
+def store_if_read(workspace, method, configuration="3d_fullres"):
+    """Store soft labels for a method that reads them."""
+    if method in ("SoftKD", "SAMKD"):
+        store_of(workspace, configuration)
 
 
 def trainer_class(method):

@@ -12,10 +12,10 @@ from torch import multiprocessing
 from tests.conftest import SHORT
 from tests.killing import preloaded
 
-FOLDER = "nnUNetTrainerDCD__shared__3d_fullres"
 
-
-def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | None, environment: dict[str, str]) -> None:
+def worker(
+    rank: int, trainer: str, processes: int, out: str, resume: bool, stop_at: int | None, environment: dict[str, str]
+) -> None:
     """Run one of several processes: train until the given epoch, or to the end and validate."""
     os.environ.update(environment)
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
@@ -24,18 +24,18 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
     wrapper, make, trainers = trainer_file.DDP, running.get_trainer_from_args, []
 
     def on_cpu(*arguments, **options):
-        trainer = make(*arguments, **options)
-        trainer.device, trainer.grad_scaler = torch.device("cpu"), None
-        begin = trainer.on_train_epoch_start
+        made = make(*arguments, **options)
+        made.device, made.grad_scaler = torch.device("cpu"), None
+        begin = made.on_train_epoch_start
 
         def begin_or_stop():
-            if trainer.current_epoch == stop_at:
+            if made.current_epoch == stop_at:
                 raise SystemExit
             begin()
 
-        trainer.on_train_epoch_start = begin_or_stop
-        trainers.append(trainer)
-        return trainer
+        made.on_train_epoch_start = begin_or_stop
+        trainers.append(made)
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
         meeting = f"file://{out}/meeting_{processes}"
@@ -51,7 +51,7 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
         try:
             running.run_ddp(
                 rank,
-                *("598", "3d_fullres", 0, "nnUNetTrainerDCD", "shared"),
+                *("598", "3d_fullres", 0, trainer, "shared"),
                 **options,
                 npz=False,
                 val_with_best=False,
@@ -63,11 +63,11 @@ def worker(rank: int, processes: int, out: str, resume: bool, stop_at: int | Non
     torch.save((trainers[0].batch_size, weights), f"{out}/{processes}_{rank}.pth")
 
 
-def in_processes(count, workspace, resume, stop_at):
+def in_processes(trainer, count, workspace, resume, stop_at):
     """Batch size of every rank; all have the same weights."""
     out = str(workspace.root)
     preloaded()  # imports the slow modules once
-    arguments = (count, out, resume, stop_at, workspace.environment())
+    arguments = (trainer, count, out, resume, stop_at, workspace.environment())
     multiprocessing.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(f"{out}/{count}_{rank}.pth") for rank in range(count)]
     for _, weights in results[1:]:
@@ -75,25 +75,29 @@ def in_processes(count, workspace, resume, stop_at):
     return [size for size, _ in results]
 
 
-def saved(workspace, name):
-    return torch.load(workspace.results / FOLDER / "fold_0" / f"checkpoint_{name}.pth", weights_only=False)
+def saved(workspace, trainer, name):
+    return torch.load(folder_of(workspace, trainer) / f"checkpoint_{name}.pth", weights_only=False)
 
 
-def train_and_resume(workspace, counts: tuple[int, int]) -> None:
+def folder_of(workspace, trainer):
+    return workspace.results / f"{trainer}__shared__3d_fullres" / "fold_0"
+
+
+def train_and_resume(workspace, counts: tuple[int, int], trainer: str, term: str, method: dict) -> None:
     """Train in some processes, interrupt, resume in another number of processes, and validate."""
     training = {**SHORT, "num_epochs": 3, "ema_decay": 0.5, "initial_weights": "pruned"}
-    plans = workspace.plans("shared", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": None})
+    plans = workspace.plans("shared", training=training, teacher={"plans": "nnUNetPlans"}, method=method)
     plans["configurations"]["3d_fullres"]["batch_size"] = 4
     (workspace.preprocessed / "shared.json").write_text(json.dumps(plans))
     before, after = counts
-    assert in_processes(before, workspace, resume=False, stop_at=2) == [4 // before] * before
-    first = saved(workspace, "latest")
-    assert first["current_epoch"] == 2 and len(first["logging"]["dcd"]) == 2
+    assert in_processes(trainer, before, workspace, resume=False, stop_at=2) == [4 // before] * before
+    first = saved(workspace, trainer, "latest")
+    assert first["current_epoch"] == 2 and len(first["logging"][term]) == 2
     assert first["network_weights"].keys() and not any(key.startswith("module") for key in first["network_weights"])
 
-    assert in_processes(after, workspace, resume=True, stop_at=None) == [4 // after] * after
-    last = saved(workspace, "final")
-    for name in ("train_losses", "dcd", "val_losses", "ema_fg_dice", "skipped_steps"):
+    assert in_processes(trainer, after, workspace, resume=True, stop_at=None) == [4 // after] * after
+    last = saved(workspace, trainer, "final")
+    for name in ("train_losses", term, "val_losses", "ema_fg_dice", "skipped_steps"):
         assert len(last["logging"][name]) == 3 and last["logging"][name][:2] == first["logging"][name]
-    validation = workspace.results / FOLDER / "fold_0" / "validation"
+    validation = folder_of(workspace, trainer) / "validation"
     assert (validation / "summary.json").is_file() and len(list(validation.glob("*.nii.gz"))) == 2

@@ -8,8 +8,7 @@ import torch
 
 from tests.conftest import make_trainer
 from tests.training import variants
-from tests.training.methods import METHODS, trainer_class
-from tests.training.stored_labels import store_of
+from tests.training.methods import METHODS, store_if_read, trainer_class
 
 TERMS = {
     "IFVD": ["ifvd", "logits"],
@@ -27,9 +26,8 @@ def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **opti
     training = {"num_epochs": epochs, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     plans = plans or workspace.plans("nnUNetPlans")
     plans["nnunet_kd"] = {"training": training, "method": METHODS[method]}
-    if method == "SoftKD":
-        (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-        store_of(workspace, options.get("configuration", "3d_fullres"))
+    (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    store_if_read(workspace, method, options.get("configuration", "3d_fullres"))
     trainer = make_trainer(trainer_class(method), plans, workspace, **options)
     trainer.enable_deep_supervision = deep_supervision
     trainer.run_training()

@@ -18,7 +18,7 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.results import Lock
 from tests.conftest import SHORT, make_trainer, stop_within
-from tests.training.methods import METHODS, trainer_class
+from tests.training.methods import METHODS, store_if_read, trainer_class
 from tests.training.stored_labels import store_of
 
 FOLDER = "nnUNetTrainer{}__nnUNetPlans__3d_fullres"
@@ -134,6 +134,7 @@ def _without_looking(write):
 def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace, method, change):
     rewrite(workspace, change)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=METHODS[method])
+    store_if_read(workspace, method)
     trainer = make_trainer(trainer_class(method), plans, workspace)
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
@@ -144,6 +145,7 @@ def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace,
 def test_a_batch_of_one(workspace, method):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=METHODS[method])
     plans["configurations"]["3d_fullres"]["batch_size"] = 1
+    store_if_read(workspace, method)
     trainer = make_trainer(trainer_class(method), plans, workspace)
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()

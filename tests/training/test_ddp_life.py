@@ -12,6 +12,7 @@ import pytest
 from torch import distributed as dist
 
 from tests.training.several_processes import train_and_resume
+from tests.training.unlabelled_cases import forget_labels
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,4 +22,13 @@ pytestmark = [
 
 @pytest.mark.parametrize("counts", [(2, 4)], ids=str)
 def test_trained_saved_once_resumed_with_other_processes_and_validated(workspace, counts):
-    train_and_resume(workspace, counts)
+    train_and_resume(workspace, counts, "nnUNetTrainerDCD", "dcd", {"ramp": None})
+
+
+def test_without_labels(workspace):
+    """One process finds the teacher's classes for all."""
+    forget_labels(workspace)
+    train_and_resume(workspace, (2, 1), "nnUNetTrainerSoftKD", "soft_labels", {"soft_labels": "model"})
+    folder = workspace.results / "nnUNetTrainerSoftKD__shared__3d_fullres" / "fold_0"
+    logs = "".join(path.read_text() for path in folder.glob("training_log*"))
+    assert logs.count("the teacher's classes were found in 6 cases") == 1  # not again by the training that resumes

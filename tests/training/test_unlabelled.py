@@ -126,7 +126,7 @@ def test_labelled_cases_are_treated_as_before(workspace, regions):
 
 
 @every_kind
-def test_foreground_is_oversampled_from_the_teacher(workspace, configuration, regions):
+def test_foreground_is_oversampled_from_the_teacher(workspace, recwarn, configuration, regions):
     forget_labels(workspace, configuration=configuration, regions=regions)
     trainer = soft_kd(workspace, configuration)
     trainer.initialize()
@@ -141,6 +141,7 @@ def test_foreground_is_oversampled_from_the_teacher(workspace, configuration, re
         labels = (soft > 0).any(1) if regions else soft.argmax(1) > 0
         share.append(float(labels.flatten(1).any(1).float().mean()))
     assert share[0] == 1 and share[1] < 0.9
+    assert not any("No annotated pixels" in str(one.message) for one in recwarn)
 
 
 @every_kind
