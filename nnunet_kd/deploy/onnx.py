@@ -11,10 +11,10 @@ import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.deploy.folder import ModelDescription, write_description
 from nnunet_kd.deploy.onnx_network import OPSET, REDUCE, check_network, export_network
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
+from nnunet_kd.runtime.folder import ModelDescription, write_description
 from nnunet_kd.storage.writing import new_folder
 
 PRECISIONS = ("fp32", *REDUCE)
