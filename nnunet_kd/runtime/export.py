@@ -6,9 +6,10 @@ classes never exist on the grid of the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import scipy.special
 
 from .plans import Labels
 from .preprocessing import Grid
@@ -70,22 +71,28 @@ class LabelAssembly:
     def result(self) -> np.ndarray:
         """Return the labels of the case on the grid of its file, ``(z, y, x)``."""
         assert self._finished == len(self._target), "logits are missing"
-        return self._whole.transpose(self._backwards)
+        labels: np.ndarray = self._whole.transpose(self._backwards)
+        return labels
 
     def _finish_plane(self, number: int, lower: np.ndarray, upper: np.ndarray, weight: np.float32) -> None:
-        heads = (self._interpolate(*pair, weight) for pair in zip(lower, upper, strict=True))
+        """Resample the logits of a plane, ``(heads, y, x)`` on both sides of it, and reduce them to its labels."""
+        heads: Iterable[np.ndarray] = (
+            self._interpolate(*pair, weight) for pair in zip(lower, upper, strict=True)
+        )  # one channel at a time
         if self._sink is not None:
-            logits = np.stack(list(heads))
-            self._sink(self._probabilities(logits))
-            heads = iter(logits)
+            heads = np.stack(list(heads))
+            self._sink(self._probabilities(heads))
         target = self._target[number]
         if self._labels.region_order is not None:
             for label, logits in zip(self._labels.region_order, heads, strict=True):
                 target[logits > 0] = label  # a probability above one half
             return
-        best = next(heads).copy()
-        for label, logits in enumerate(heads, 1):
-            np.copyto(target, label, where=logits > best, casting="unsafe")
+        best: np.ndarray | None = None
+        for label, logits in enumerate(heads):
+            if best is None:
+                best = logits.copy()
+                continue
+            target[logits > best] = label
             np.maximum(best, logits, out=best)
 
     def _interpolate(self, lower: np.ndarray, upper: np.ndarray, weight: np.float32) -> np.ndarray:
@@ -94,21 +101,23 @@ class LabelAssembly:
         return _between(_between(plane, self._rows, 0), self._columns, 1)
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the sigmoid of regions or the softmax of labels."""
         if self._labels.region_order is not None:
-            return 1 / (1 + np.exp(-logits))
-        powers = np.exp(logits - logits.max(0))
-        powers /= powers.sum(0)
-        return powers
+            probabilities: np.ndarray = scipy.special.expit(logits)
+        else:
+            probabilities = np.exp(logits - logits.max(0))
+            probabilities /= probabilities.sum(0)
+        return probabilities
 
 
 def _between(plane: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
     """Interpolate a plane along one of its axes."""
     if taps.is_identity:
         return plane
-    lower = plane.take(taps.lower, axis)
+    lower: np.ndarray = plane.take(taps.lower, axis)
     if not taps.weight.any():
         return lower
-    upper = plane.take(taps.upper, axis)
+    upper: np.ndarray = plane.take(taps.upper, axis)
     upper -= lower
     upper *= taps.weight[:, None] if axis == 0 else taps.weight
     upper += lower

@@ -136,7 +136,7 @@ def nearest(old: int, new: int) -> np.ndarray:
     """Return, for every place of a resized axis, the nearest place of the old one."""
     places = old / new * (np.arange(new) + 0.5) - 0.5
     found = ndimage.map_coordinates(np.arange(old, dtype=float), places[None], order=0, mode="nearest")
-    return found.astype(np.intp)
+    return np.asarray(found, dtype=np.intp)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class SlidingWindow:
         shape = image.shape[1:]
         padded = [max(size, side) for size, side in zip(shape, self._patch, strict=True)]
         before = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]  # nnU-Net pads both sides
-        inside = tuple(slice(first, first + size) for first, size in zip(before[1:], shape[1:], strict=True))
+        rows, columns = (slice(first, first + size) for first, size in zip(before[1:], shape[1:], strict=True))
         starts = self.starts(shape)
         total = np.zeros((self._heads, self._patch[0], *padded[1:]), dtype=np.float32)
         weights = np.zeros(total.shape[1:], dtype=np.float32)
@@ -63,10 +63,10 @@ class SlidingWindow:
         in_plane = len(starts[1]) * len(starts[2])
         for number, window in enumerate(windows, 1):
             logits = predict(self._patch_at(image, window, before))
-            place = tuple(slice(first, first + side) for first, side in zip(window[1:], self._patch[1:], strict=True))
-            weights[(slice(None), *place)] += self._weights
+            y, x = (slice(first, first + side) for first, side in zip(window[1:], self._patch[1:], strict=True))
+            weights[:, y, x] += self._weights
             for head, values in zip(total, logits, strict=True):  # head by head, so that the product stays small
-                head[(slice(None), *place)] += self._weights * values.reshape(self._patch)
+                head[:, y, x] += self._weights * values.reshape(self._patch)
             if number % in_plane:
                 continue
             first, after = window[0], following[window[0]]
@@ -75,7 +75,7 @@ class SlidingWindow:
             if real.start < real.stop:
                 slab = total[:, real]
                 slab /= weights[real]
-                yield slab[(slice(None), slice(None), *inside)]
+                yield slab[:, :, rows, columns]
             _shift(weights, done)
             for head in total:
                 _shift(head, done)
@@ -83,15 +83,13 @@ class SlidingWindow:
     def _patch_at(self, image: np.ndarray, window: Sequence[int], before: Sequence[int]) -> np.ndarray:
         """Return a patch of the image, with zeros around the image where it is smaller than the window."""
         starts = [first - offset for first, offset in zip(window, before, strict=True)]
-        source = tuple(slice(max(first, 0), first + side) for first, side in zip(starts, self._patch, strict=True))
-        found = image[(slice(None), *source)]
+        z, y, x = (slice(max(first, 0), first + side) for first, side in zip(starts, self._patch, strict=True))
+        found = image[:, z, y, x]
         if found.shape[1:] != self._patch:
             patch = np.zeros((len(image), *self._patch), dtype=np.float32)
-            target = tuple(
-                slice(max(-first, 0), max(-first, 0) + size)
-                for first, size in zip(starts, found.shape[1:], strict=True)
-            )
-            patch[(slice(None), *target)] = found
+            firsts = [max(-first, 0) for first in starts]
+            z, y, x = (slice(first, first + size) for first, size in zip(firsts, found.shape[1:], strict=True))
+            patch[:, z, y, x] = found
             found = patch
         return found[:, 0] if self._flat else found
 
@@ -113,7 +111,7 @@ def window_starts(size: int, side: int, step_size: float) -> list[int]:
 
 def gaussian_weights(patch: Sequence[int]) -> np.ndarray:
     """Return nnU-Net's weights of a patch: a Gaussian around the centre, at most 10 and never 0."""
-    weights = np.zeros(tuple(patch))
+    weights: np.ndarray = np.zeros(tuple(patch))
     weights[tuple(side // 2 for side in patch)] = 1
     weights = ndimage.gaussian_filter(weights, [side / 8 for side in patch], mode="constant")
     weights = (weights * (10 / weights.max())).astype(np.float32)
