@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_kd.deploy.archive import check_model, check_postprocessing, models_in, of_ensembles
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import BLOCK
 from nnunet_kd.nnunet.trust.archives import extract
+from nnunet_kd.nnunet.trust.exported import check_model, check_postprocessing, models_in, of_ensembles, open_archive
 from nnunet_kd.storage.writing import check_writable, flush_folder, replacing, scratch_folder
 
 STOCK = nnUNetTrainer.__name__
@@ -118,11 +118,7 @@ def install_stock(path: Path, results: Path, trust: bool = False) -> list[str]:
         ValueError: If the file is not an exported model, is damaged, would write outside its folders, or could run
             code.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a zip file, or it is damaged") from error
-    with archive:
+    with open_archive(path) as archive:
         models = models_in(archive, path)
         for model in models:
             if (results / model).exists():

@@ -66,6 +66,11 @@ class PreprocessedCases:
             )
         return np.asarray(images[:]), np.asarray(segmentation[0])
 
+    def placement(self, case: str) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Return the shape ``(z, y, x)`` of a case and nnU-Net's properties, which place it in its raw image."""
+        images, _, _, properties = self._dataset.load_case(case)
+        return tuple(images.shape[1:]), properties
+
     def fingerprint(self, case: str) -> dict[str, str]:
         """Compute two SHA-256 digests of a case, one of its images and one of its labels, over shapes and voxels."""
         images, segmentation, _, _ = self._dataset.load_case(case)

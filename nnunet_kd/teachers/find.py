@@ -40,6 +40,7 @@ class TeacherFiles:
         kept_back: The cases on which it was validated, and therefore not trained; ``None`` if its validation is not
             complete.
         precision: ``"bfloat16"``, or ``None`` for the student's precision.
+        remedy: What a person who trusts an unusual checkpoint has to do, for messages.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class TeacherFiles:
     fold: int | str
     kept_back: frozenset[str] | None
     precision: str | None = None
+    remedy: str = TRUST_TEACHER
 
 
 def find_teachers(settings: Sequence[TeacherSettings], student: Experiment, fold: int | str) -> list[TeacherFiles]:

@@ -173,6 +173,10 @@ class SoftLabelStore:
             words = ["--teacher"]
             words += [] if source.get("out_of_fold") else ["-f", str(source["folds"][0])]
             words += [] if source.get("mirroring") else ["--disable_tta"]
+        elif source.get("kind") == "raw_images":
+            words = ["--model", "MODEL", "-f", *map(str, source.get("folds", source.get("folds_of_model", [])))]
+            words += ["--channels", *map(str, source["channels"])]
+            words += [] if source.get("mirroring") else ["--disable_tta"]
         else:
             words = ["--sam", str(source.get("model_type", "vit_b")), "--checkpoint", "FILE"]
             words += ["--channels", *map(str, source["channels"])] if "channels" in source else []

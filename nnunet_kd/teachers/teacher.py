@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ def load_plain(files: TeacherFiles) -> nn.Module:
 
 def _read(files: TeacherFiles) -> dict[str, Any]:
     configuration = files.experiment.configuration
-    return read_checkpoint(files.checkpoint, files.trust_checkpoint, configuration=configuration)
+    return read_checkpoint(files.checkpoint, files.trust_checkpoint, files.remedy, configuration)
 
 
 def _load_network(files: TeacherFiles, checkpoint: dict[str, Any]) -> nn.Module:
@@ -158,24 +158,54 @@ def case_predictor(
     Raises:
         ValueError: See :func:`load_teacher`.
     """
-    experiment = files.experiment
-    checkpoint = _read(files)
-    network = _load_network(files, checkpoint).requires_grad_(False).eval()
+    predict = fold_predictor([files], device, mirroring)
+    return lambda images: predict(images).float().numpy()
+
+
+def fold_predictor(
+    folds: Sequence[TeacherFiles], device: torch.device, mirroring: bool = True
+) -> Callable[[np.ndarray], Tensor]:
+    """Return a function that predicts whole preprocessed cases with the mean logits of several folds, as nnU-Net does.
+
+    The files are read now and not needed later.
+
+    Args:
+        folds: The files of every fold of one model.
+        device: The device on which the folds run, one after the other.
+        mirroring: As for :func:`case_predictor`.
+
+    Returns:
+        A function that maps images ``(channels, z, y, x)`` to logits ``(heads, z, y, x)`` on the CPU, in nnU-Net's half
+        precision.
+
+    Raises:
+        ValueError: See :func:`load_teacher`; also if the folds were trained by different trainers.
+    """
+    experiment = folds[0].experiment
+    checkpoints = [_read(one) for one in folds]
+    networks = [_load_network(one, content) for one, content in zip(folds, checkpoints, strict=True)]
+    trainer = checkpoints[0]["trainer_name"]
+    axes = mirroring_axes(checkpoints[0], folds[0].checkpoint)
+    for one, content in zip(folds, checkpoints, strict=True):
+        if content["trainer_name"] != trainer or mirroring_axes(content, one.checkpoint) != axes:
+            raise ValueError(
+                f"{one.checkpoint} was trained with another trainer or other mirroring than fold {folds[0].fold}"
+            )
     plans = PlansManager(experiment.plans)
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
         predictor.manual_initialization(
-            network.to(device),
+            networks[0].requires_grad_(False).eval().to(device),
             plans,
             plans.get_configuration(experiment.configuration),
-            None,
+            [content["network_weights"] for content in checkpoints],
             experiment.dataset_json,
-            checkpoint["trainer_name"],
-            mirroring_axes(checkpoint, files.checkpoint),
+            trainer,
+            axes,
         )
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        logits: Tensor = predictor.predict_sliding_window_return_logits(torch.from_numpy(images))
-        return logits.float().cpu().numpy()
+    def predict(images: np.ndarray) -> Tensor:
+        logits: Tensor = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images))
+        return logits
 
     return predict

@@ -1,4 +1,4 @@
-"""Check the models and ensembles of an exported zip file before stock nnU-Net can run them."""
+"""Open zip files of exported models, and check the models and ensembles in them before stock nnU-Net can run them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ from nnunet_kd.nnunet.trust.postprocessing import is_postprocessing
 _DATASET = "Dataset[^/]*"  # like nnU-Net, take any name with this prefix for a data set
 # The files that nnU-Net's own export adds if ensembles were evaluated.
 _ENSEMBLES = rf"{_DATASET}/(ensembles/[^/]+/[^/]+|inference_information\.(json|txt))"
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip file, of which nothing is unpacked yet.
+
+    Raises:
+        ValueError: If it is not a zip file.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a zip file, or it is damaged") from error
 
 
 def models_in(archive: zipfile.ZipFile, path: Path) -> list[str]:
