@@ -26,6 +26,8 @@ from tests.commands import forked_commands, plan_and_preprocess, run_command  # 
 from tests.killing import PreloadedContext, preloaded
 from tests.small_networks import tiny_sam
 
+pytest_plugins = ["tests.students"]  # fixtures of several folders
+
 torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
 
 DATASET = "Dataset598_TinyHeads"

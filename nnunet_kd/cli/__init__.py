@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from nnunet_kd import __version__
 from nnunet_kd.cli import compare, dataset, demo, distill, doctor, evaluate, export, plan, predict, soft_labels
-from nnunet_kd.storage.writing import is_full
+from nnunet_kd.runtime.command import in_words
 
 _DESCRIPTION = """\
 Knowledge distillation for stock nnU-Net v2. You train and predict with nnU-Net's own commands; the commands below
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = chosen.run(chosen)
         return status
     except OSError as error:
-        print(f"nnunet_kd: {_in_words(error)}", file=sys.stderr)
+        print(f"nnunet_kd: {in_words(error)}", file=sys.stderr)
         return 1
     except (ValueError, NotImplementedError, RuntimeError, ImportError) as error:
         print(f"nnunet_kd: {error}", file=sys.stderr)
@@ -59,14 +58,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nnunet_kd: stopped", file=sys.stderr)
         return 130
-
-
-def _in_words(error: OSError) -> str:
-    """Describe an error in words: our own is a sentence already, one of the system has a number and often a file."""
-    if error.errno is None:
-        return str(error)
-    named = error.filename2 or error.filename
-    if is_full(error, Path()):
-        return f"cannot write{f' {named}' if named else ''}: the disk is full"
-    reason = (error.strerror or str(error)).lower()
-    return f"cannot use {named}: {reason}" if named else reason

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.storage.writing import check_writable
+
+if TYPE_CHECKING:
+    from nnunet_kd.deploy.trained import TrainedModel
 
 _EXPORT = """\
 Export a trained student, either for stock nnU-Net or as ONNX.
@@ -19,7 +24,11 @@ Export a trained student, either for stock nnU-Net or as ONNX.
       The method becomes part of the plans' name, so that the installation does not replace the teacher.
   nnunet_kd export onnx -d 501 -tr nnUNetTrainerKD -o student_onnx
       write a folder for nnunet_kd predict, which runs on a CPU with OpenVINO or ONNX Runtime
-      (pip install 'nnunet_kd[onnx,openvino]')
+      (pip install 'nnunet_kd[onnx,openvino]'). A machine that only predicts needs nnunet_kd_runtime alone, without
+      PyTorch and nnU-Net
+  nnunet_kd export onnx -m model.zip -o model_onnx
+      the same for any model of stock nnU-Net: a zip file by nnUNetv2_export_model_to_zip, a results folder, or its name
+      in nnUNet_results; by default, the logits of all its folds are averaged
   nnunet_kd export onnx ... --precision int8 --images imagesTs --labels labelsTs
       store smaller weights and measure on these cases how much Dice they cost
 """
@@ -35,6 +44,8 @@ that name networks from packages other than PyTorch, nnU-Net and this one. Use -
 """
 
 
+_FOLDS = ["0"]  # if -f is left out, and with -m every fold that the model has
+
 _TRUST = "allow any code in the model's files to run: classes in its checkpoints, networks that its plans name"
 
 
@@ -49,7 +60,12 @@ def add_parser(commands: Any) -> None:
     export.add_argument(
         "kind", choices=("nnunet", "onnx"), help="a model of stock nnU-Net (nnunet) or an ONNX model (onnx)"
     )
-    export.add_argument("-d", metavar="ID", required=True, help="number or name of the data set")
+    origin = export.add_mutually_exclusive_group(required=True)
+    origin.add_argument("-d", metavar="ID", help="number or name of the data set of the student")
+    origin.add_argument("-m", metavar="MODEL", help="onnx only: zip file, results folder or name of any trained model")
+    export.add_argument(
+        "--model-config", metavar="CONFIG", help="with -m: configuration to export of a model with several"
+    )
     export.add_argument(
         "-tr", metavar="TRAINER", default="nnUNetTrainerKD", help="trainer of the student (default: nnUNetTrainerKD)"
     )
@@ -60,7 +76,11 @@ def add_parser(commands: Any) -> None:
         "-c", metavar="CONFIG", default="3d_fullres", help="nnU-Net configuration (default: 3d_fullres)"
     )
     export.add_argument(
-        "-f", metavar="FOLD", nargs="+", default=["0"], help="folds to export, numbers or all (default: 0)"
+        "-f",
+        metavar="FOLD",
+        nargs="+",
+        default=_FOLDS,
+        help="folds to export, numbers or all (default: 0; with -m, all it has)",
     )
     export.add_argument(
         "-chk",
@@ -96,19 +116,40 @@ def add_parser(commands: Any) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Export the student; return the exit status."""
-    from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    from nnunet_kd.cli.dataset_folder import dataset_name, required
     from nnunet_kd.deploy.trained import read_trained
     from nnunet_kd.storage.overwriting import check_kept
 
     _check(arguments)
-    required(nnUNet_results)
-    folder = Path(get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c))
-    inputs = (folder, *(folder / f"fold_{fold}" for fold in arguments.f), arguments.images, arguments.labels)
-    check_kept(filter(None, inputs), [arguments.o], "Give another path with -o")
-    model = read_trained(folder, list(dict.fromkeys(arguments.f)), arguments.chk, arguments.trust)
+    with _origin(arguments) as (folder, folds):
+        given = [] if arguments.m is None else [Path(arguments.m)]
+        inputs = (*given, folder, *(folder / f"fold_{fold}" for fold in folds), arguments.images, arguments.labels)
+        check_kept(filter(None, inputs), [arguments.o], "Give another path with -o")
+        return _export(read_trained(folder, folds, arguments.chk, arguments.trust), arguments)
+
+
+@contextmanager
+def _origin(arguments: argparse.Namespace) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the results folder and the folds that -d or -m mean; a zip file is unpacked as long as this lasts."""
+    if arguments.d is not None:
+        from nnunetv2.paths import nnUNet_results
+        from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+        from nnunet_kd.cli.dataset_folder import dataset_name, required
+
+        required(nnUNet_results)
+        folder = Path(get_output_folder(dataset_name(arguments.d), arguments.tr, arguments.p, arguments.c))
+        yield folder, list(dict.fromkeys(arguments.f))
+        return
+    from nnunet_kd.teachers.models import opened_model
+
+    scratch = arguments.o.with_name(f"{arguments.o.name}.unpacked")
+    folds = None if arguments.f is _FOLDS else arguments.f
+    with opened_model(arguments.m, scratch, folds, arguments.model_config, arguments.chk, arguments.trust) as model:
+        checkpoints = [fold.checkpoint for fold in model.folds]
+        yield checkpoints[0].parent.parent, [path.parent.name.removeprefix("fold_") for path in checkpoints]
+
+
+def _export(model: TrainedModel, arguments: argparse.Namespace) -> int:
     if arguments.kind == "nnunet":
         from nnunet_kd.deploy.stock import export_stock
 
@@ -146,7 +187,14 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    of_onnx = {"--precision": arguments.precision, "--images": arguments.images, "--labels": arguments.labels}
+    of_onnx = {
+        "-m": arguments.m,
+        "--precision": arguments.precision,
+        "--images": arguments.images,
+        "--labels": arguments.labels,
+    }
+    if arguments.model_config is not None and arguments.m is None:
+        raise ValueError("--model-config belongs to -m")
     if arguments.kind == "nnunet":
         for option, value in of_onnx.items():
             if value is not None:

@@ -11,10 +11,11 @@ import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.deploy.folder import ModelDescription, write_description
 from nnunet_kd.deploy.onnx_network import OPSET, REDUCE, check_network, export_network
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
+from nnunet_kd.runtime.folder import ModelDescription, write_description
+from nnunet_kd.runtime.plans import read_pipeline
 from nnunet_kd.storage.writing import new_folder
 
 PRECISIONS = ("fp32", *REDUCE)
@@ -45,7 +46,8 @@ def export_onnx(
     Raises:
         FileExistsError: If ``path`` exists.
         NotImplementedError: If the model is the second stage of a cascade, or ONNX cannot express its network.
-        ValueError: If the logits of ONNX differ from those of PyTorch.
+        ValueError: If the logits of ONNX differ from those of PyTorch, or the plans name a reader, a normalisation or
+            a resampling that is not nnU-Net's.
         ImportError: If onnx, onnxscript or onnxruntime is missing.
     """
     if precision not in PRECISIONS:
@@ -57,9 +59,11 @@ def export_onnx(
         if model.previous_stage is not None:
             reason = f"ONNX models take no segmentations by {model.previous_stage}, which this one needs"
         raise NotImplementedError(f"{reason}. {model.other_way()}")
+    read_pipeline(model.experiment.plans, model.experiment.dataset_json, model.experiment.configuration, model.folder)
     _require_packages()
     patch = [int(size) for size in configuration.patch_size]
-    multiples: list[int] | None = [int(n) for n in np.prod(configuration.pool_op_kernel_sizes, axis=0)]
+    strides = configuration.network_arch_init_kwargs.get("strides")
+    multiples = None if strides is None else [int(n) for n in np.prod(strides, axis=0)]
     channels = determine_num_input_channels(plans, configuration, model.experiment.dataset_json)
     if path.exists():
         raise FileExistsError(f"{path} already exists: remove it, or give another path with -o")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_kd.deploy.engines import open_engine
+from nnunet_kd.runtime.engines import open_engine
 from nnunet_kd.storage.writing import is_full
 
 OPSET = 18

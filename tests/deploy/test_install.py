@@ -15,7 +15,7 @@ from nnunet_kd.deploy.stock import export_stock, install_stock
 from nnunet_kd.deploy.trained import read_trained
 from nnunet_kd.storage.writing import DiskFullError
 from tests.conftest import DATASET
-from tests.deploy.conftest import results
+from tests.students import results
 
 MODEL = "Dataset001_X/nnUNetTrainer__p__2d"
 

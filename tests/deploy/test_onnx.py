@@ -9,13 +9,12 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_kd.cli import main
 from nnunet_kd.deploy import onnx_network
-from nnunet_kd.deploy.engines import choose_engine
-from nnunet_kd.deploy.folder import read_model
 from nnunet_kd.deploy.onnx import export_onnx
-from nnunet_kd.deploy.predictor import OnnxPredictor
 from nnunet_kd.deploy.trained import read_trained
+from nnunet_kd.runtime.folder import read_model
+from nnunet_kd.runtime.model import Model
 from tests.conftest import make_trainer
-from tests.deploy.conftest import results
+from tests.students import results
 from tests.training import variants
 
 CONFIGURATIONS = ("3d_fullres", "2d")
@@ -37,7 +36,7 @@ def test_other_networks(workspace, tmp_path, configuration):
     made = export_onnx(model, tmp_path / "model")
     assert made.multiples is not None and made.difference < 1e-4
     data = np.random.default_rng(0).normal(size=(3, 3, 30, 30)).astype(np.float32)
-    assert np.isfinite(OnnxPredictor(tmp_path / "model", choose_engine("auto"), 1).logits(data)).all()
+    assert np.isfinite(Model(tmp_path / "model", threads=1).logits(data)).all()
 
 
 @pytest.mark.slow
@@ -60,9 +59,9 @@ def test_smaller_weights_and_their_cost_in_dice(students, onnx_models, tmp_path,
         (folder / "fold_0.onnx").stat().st_size for folder in (tmp_path / "small", onnx_models["3d_fullres"])
     )
     assert size < most * whole
-    predictor = OnnxPredictor(tmp_path / "small", "onnxruntime", 1, mirroring=False)
+    predictor = Model(tmp_path / "small", "onnxruntime", 1, mirroring=False)
     image = np.random.default_rng(0).normal(size=(3, *description.patch_size)).astype(np.float32)
-    exact = OnnxPredictor(onnx_models["3d_fullres"], "onnxruntime", 1, mirroring=False)
+    exact = Model(onnx_models["3d_fullres"], "onnxruntime", 1, mirroring=False)
     exact._engines = exact._engines[:1]
     difference = np.abs(predictor.logits(image) - exact.logits(image)).max() / np.abs(exact.logits(image)).max()
     assert 0 < difference < (0.02 if precision == "fp16" else 0.5)

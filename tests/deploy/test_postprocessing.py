@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from nnunet_kd.cli import main
 from nnunet_kd.deploy.stock import export_stock
 from nnunet_kd.deploy.trained import read_trained
-from tests.deploy.conftest import results
+from tests.students import results
 
 
 def test_what_nnunets_own_command_writes_is_installed(students, tmp_path, monkeypatch):

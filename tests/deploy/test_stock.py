@@ -18,7 +18,7 @@ from nnunet_kd.deploy.trained import provenance, read_trained
 from nnunet_kd.nnunet.settings import with_leakage
 from tests.commands import printed_command
 from tests.conftest import DATASET
-from tests.deploy.conftest import results
+from tests.students import results
 
 # Simulates a machine without this package: it cannot be imported, and nnU-Net does not know its trainers.
 WITHOUT_US = """

@@ -57,7 +57,7 @@ def test_unpacked_for_good(workspace, archive):
     folder = unpack_model(archive, workspace.root / "teacher", "3d_fullres")
     assert folder == workspace.root / "teacher" / NAME
     assert open_it(workspace, folder).name == NAME
-    with pytest.raises(FileExistsError, match="teacher is there already"):
+    with pytest.raises(FileExistsError, match="teacher already exists"):
         unpack_model(archive, workspace.root / "teacher", "3d_fullres")
 
 

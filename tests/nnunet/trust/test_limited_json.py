@@ -77,4 +77,4 @@ def test_no_other_room_reads_json():
         for path in package.rglob("*.py")
         if any("json.load" in line and "json.loads(json.dumps(" not in line for line in path.read_text().splitlines())
     }
-    assert found == {os.path.join("nnunet", "trust", "limited_json.py")}
+    assert found == {os.path.join("runtime", "files", "limited_json.py")}

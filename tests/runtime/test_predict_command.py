@@ -7,9 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_kd.cli import main
-from nnunet_kd.deploy import predictor as predictor_file
-from nnunet_kd.deploy.engines import choose_engine
-from nnunet_kd.deploy.predictor import OnnxPredictor
+from nnunet_kd.runtime import engines, model, predictor
+from nnunet_kd.runtime.engines import choose_engine
 
 
 def read(path):
@@ -19,12 +18,13 @@ def read(path):
 def test_options_reach_the_predictor(students, onnx_models, tmp_path, monkeypatch):
     made = []
 
-    class Recorded(OnnxPredictor):
+    class Recorded(model.Model):
         def __init__(self, *words):
             super().__init__(*words)
-            made.append((words[1:], len(list(self._places([2 * size for size in self.model.patch_size])))))
+            starts = self._window.starts([2 * size for size in self.model.patch_size])
+            made.append((words[1:], np.prod([len(one) for one in starts])))
 
-    monkeypatch.setattr(predictor_file, "OnnxPredictor", Recorded)
+    monkeypatch.setattr(model, "Model", Recorded)
     words = ("predict", "-m", str(onnx_models["3d_fullres"]), "-i", str(students.raw / "imagesTs"))
     options = ("--threads", "1", "--engine", "onnxruntime", "--disable_tta", "-step_size", "1")
     assert main([*words, "-o", str(tmp_path / "whole"), *options]) == 0
@@ -84,16 +84,16 @@ def test_bad_images_are_named_and_finished_cases_are_kept(onnx_models, images, t
 
 def test_an_interruption_leaves_only_complete_files(onnx_models, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    export = predictor_file.export_prediction_from_logits
+    write = predictor.write_segmentation
     written = []
 
     def stopped(*arguments, **options):
-        export(*arguments, **options)
+        write(*arguments, **options)
         written.append(arguments)
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictor_file, "export_prediction_from_logits", stopped)
+    monkeypatch.setattr(predictor, "write_segmentation", stopped)
     assert predict(onnx_models["3d_fullres"], images, out) == 130
     assert capsys.readouterr().err.endswith("nnunet_kd: stopped\n")
     assert [path.name for path in out.glob("*.nii.gz")] == ["a.nii.gz"] and not list(out.glob(".unfinished*"))
@@ -123,8 +123,6 @@ def test_wrong_arguments(onnx_models, images, tmp_path, capsys, words, message):
 
 
 def test_engines_that_are_not_installed(monkeypatch, capsys, onnx_models, images, tmp_path):
-    from nnunet_kd.deploy import engines
-
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else True)
     assert choose_engine("auto") == "onnxruntime"
     with pytest.raises(ImportError, match=r"openvino is not installed: pip install 'nnunet_kd\[openvino\]'"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nnunet_kd.deploy.folder import read_model
+from nnunet_kd.runtime.folder import read_model
 
 
 def test_missing_and_altered_files_are_named(onnx_copy):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from nnunet_kd.cli import main
-from nnunet_kd.deploy.engines import ENGINES
+from nnunet_kd.runtime.engines import ENGINES
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_case_with_the_longest_name(onnx_models, images, tmp_path, words):
 
 
 def test_leftovers_of_a_killed_prediction_are_removed(onnx_models, images, tmp_path, monkeypatch):
-    from nnunet_kd.deploy import predictor
+    from nnunet_kd.runtime import predictor
 
     out = tmp_path / "out"
     child = os.fork()

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import SimpleITK as sitk
 from PIL import Image
 
 from nnunet_kd.cli import main
-from nnunet_kd.deploy.predictor import OnnxPredictor, PredictionCase, find_cases
+from nnunet_kd.runtime.cases import PredictionCase, find_cases, prepare_case
+from nnunet_kd.runtime.model import Model
+from nnunet_kd.runtime.predictor import predict_cases
 
 
 def predict(model, images, out, *words):
@@ -98,10 +101,10 @@ def test_the_model_is_an_input(onnx_models, scans, capsys):
 
 
 def test_the_predictor_itself_keeps_images(onnx_models, scans):
-    predictor = OnnxPredictor(onnx_models["3d_fullres"], "onnxruntime", 1)
+    model = Model(onnx_models["3d_fullres"], "onnxruntime", 1)
     case = PredictionCase("scan", (scans / "scans" / "scan.nii.gz",), scans / "linked" / "scan")
     with pytest.raises(ValueError, match=r"linked/scan\.nii\.gz: it is the same as .*scans/scan\.nii\.gz, one of the"):
-        predictor.predict([case])
+        predict_cases(model, [case])
     assert (scans / "scans" / "scan.nii.gz").read_bytes() == b"voxels"
 
 
@@ -183,10 +186,10 @@ def test_messages_say_what_is_wrong_with_which_image(students, onnx_models, tmp_
     spoil, message = FAULTS[kind]
     path = images / "b_0001.nii.gz"
     spoil(path)
-    predictor = OnnxPredictor(onnx_models["3d_fullres"], "onnxruntime", 1)
+    model = Model(onnx_models["3d_fullres"], "onnxruntime", 1)
     (case,) = find_cases(images, tmp_path / "out", ".nii.gz", 3)
     with pytest.raises(ValueError, match="^case b: " + message.replace("FILE", re.escape(str(path)))) as raised:
-        predictor.preprocess(case)
+        prepare_case(case, model.pipeline)
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -212,17 +215,16 @@ CHANNELS = {
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_an_image_with_other_channels_than_the_model(onnx_models, tmp_path, channels):
-    predictor = OnnxPredictor(onnx_models["2d"], "onnxruntime", 1)
-    predictor.dataset_json["file_ending"] = ".png"
-    predictor._manager.plans["image_reader_writer"] = "NaturalImage2DIO"
+    model = Model(onnx_models["2d"], "onnxruntime", 1)
+    pipeline = replace(model.pipeline, reader="NaturalImage2DIO", file_ending=".png")
     path = tmp_path / "picture.png"
     Image.fromarray(COLOURS[..., :channels].squeeze()).save(path)
     (case,) = find_cases(path, tmp_path / "out", ".png", 3)
     with pytest.raises(ValueError) as raised:
-        predictor.preprocess(case)
+        prepare_case(case, pipeline)
     assert str(raised.value) == f"case picture: {path} {CHANNELS[channels]}"
     Image.fromarray(COLOURS[..., :3]).save(path)
-    assert len(predictor.preprocess(case)[0]) == 3
+    assert len(prepare_case(case, pipeline)[0]) == 3
 
 
 def test_an_uncompressed_file_with_a_compressed_ending(students, onnx_models, tmp_path):

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.nnunet.error_reasons import reason
+from .files.error_reasons import reason
 
 # Maps patches to logits: float32 (B, channels, *patch) -> (B, heads, *patch).
 Engine = Callable[[np.ndarray], np.ndarray]
+
+DISTRIBUTION = __name__.partition(".")[0]  # nnunet_kd or nnunet_kd_runtime
 
 ENGINES = ("openvino", "onnxruntime")  # the faster one first
 
@@ -38,7 +40,7 @@ def choose_engine(name: str) -> str:
     if name not in installed:
         package = "onnx" if name in ("auto", "onnxruntime") else name
         missing = "no engine is installed" if name == "auto" else f"{name} is not installed"
-        raise ImportError(f"{missing}: pip install 'nnunet_kd[{package}]'")
+        raise ImportError(f"{missing}: pip install '{DISTRIBUTION}[{package}]'")
     return name
 
 

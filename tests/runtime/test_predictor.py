@@ -1,6 +1,7 @@
 """An ONNX model predicts what nnU-Net's own predictor predicts."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,13 +13,14 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_kd.cli import main
-from nnunet_kd.deploy import predictor as predictor_file
-from nnunet_kd.deploy.engines import ENGINES, choose_engine
-from nnunet_kd.deploy.folder import read_model
 from nnunet_kd.deploy.onnx import export_onnx
-from nnunet_kd.deploy.predictor import OnnxPredictor, find_cases
 from nnunet_kd.deploy.trained import read_trained
-from tests.deploy.conftest import results
+from nnunet_kd.runtime.cases import find_cases
+from nnunet_kd.runtime.engines import ENGINES
+from nnunet_kd.runtime.folder import read_model, write_description
+from nnunet_kd.runtime.model import Model
+from nnunet_kd.runtime.predictor import predict_cases
+from tests.students import results
 from tests.training import variants
 
 CONFIGURATIONS = ("3d_fullres", "2d")
@@ -55,7 +57,7 @@ def test_logits_are_those_of_nnunets_predictor(
 ):
     """The case needs several windows; two folds and all mirrored copies are averaged."""
     model = results(students, configuration=configuration)
-    ours = OnnxPredictor(onnx_models[configuration], engine, 1, step_size, mirroring)
+    ours = Model(onnx_models[configuration], engine, 1, step_size, mirroring)
     patch = ours.model.patch_size
     shape = (3, *(size + 5 for size in patch)) if len(patch) == 3 else (3, 2, *(size + 5 for size in patch))
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -102,9 +104,9 @@ def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_p
         labels = {**workspace.dataset_json["labels"], "ignore": 3}
         (workspace.teacher / "dataset.json").write_text(json.dumps({**workspace.dataset_json, "labels": labels}))
     export_onnx(read_trained(workspace.teacher, ["0"]), tmp_path / "model")
-    ours = OnnxPredictor(tmp_path / "model", "onnxruntime", 1)
+    ours = Model(tmp_path / "model", "onnxruntime", 1)
     cases = find_cases(workspace.raw / "imagesTs", tmp_path / "ours", ".nii.gz", 3)
-    ours.predict(cases)
+    predict_cases(ours, cases)
     (tmp_path / "stock").mkdir()
     stock_predictor(workspace.teacher, (0,)).predict_from_files_sequential(
         str(workspace.raw / "imagesTs"), str(tmp_path / "stock")
@@ -115,8 +117,6 @@ def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_p
 
 def test_plans_beside_a_model_build_nothing(onnx_copy, tmp_path):
     """The networks are in ONNX, so the architecture that the plans name is ignored."""
-    from nnunet_kd.deploy.folder import write_description
-
     description, plans, _ = read_model(onnx_copy)
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
@@ -127,56 +127,49 @@ def test_plans_beside_a_model_build_nothing(onnx_copy, tmp_path):
             }
     (onnx_copy / "plans.json").write_text(json.dumps(plans))
     write_description(onnx_copy, description)
-    OnnxPredictor(onnx_copy, ENGINES[0], 1)
+    Model(onnx_copy, ENGINES[0], 1)
     assert not (tmp_path / "x").exists()
-    for change in ({"preprocessor_name": "os"}, {"preprocessor_name": "NoSuchClass"}, {"inherits_from": "nothing"}):
+    cannot, unknown = (
+        r"plans\.json contains plans that nnU-Net cannot use",
+        r"plans\.json asks for the preprocessor 'os'",
+    )
+    for change, message in (
+        ({"inherits_from": "nothing"}, cannot + ": there is no configuration nothing$"),
+        ({"inherits_from": None, "spacing": [1, 0, 1]}, cannot + ": spacing must be two or three sizes above 0"),
+        (
+            {"spacing": [1, 1, 1], "preprocessor_name": "os"},
+            unknown + ", but prediction without PyTorch knows only Def",
+        ),
+    ):
         plans["configurations"][description.configuration].update(change)
         (onnx_copy / "plans.json").write_text(json.dumps(plans))
         write_description(onnx_copy, description)
-        with pytest.raises(ValueError, match=r"plans\.json contains plans that nnU-Net cannot use"):
-            OnnxPredictor(onnx_copy, ENGINES[0], 1)
+        with pytest.raises(ValueError, match=message):
+            Model(onnx_copy, ENGINES[0], 1)
 
 
 def test_a_network_no_engine_can_read(onnx_copy):
-    from nnunet_kd.deploy.folder import write_description
-
     description, _, _ = read_model(onnx_copy)
     (onnx_copy / "fold_0.onnx").write_bytes(b"no network")
     write_description(onnx_copy, description)
     for engine in ENGINES:
         with pytest.raises(ValueError, match=rf"{engine} cannot read .*fold_0\.onnx"):
-            OnnxPredictor(onnx_copy, engine, 1)
-
-
-def test_the_window_needs_no_torch(onnx_models, monkeypatch):
-    """PyTorch does not run between preprocessing and export."""
-    predictor = OnnxPredictor(onnx_models["3d_fullres"], "onnxruntime", 1)
-    data = np.zeros((3, *(size + 3 for size in predictor.model.patch_size)), np.float32)
-
-    class Nothing:
-        def __getattr__(self, name):
-            raise AssertionError(f"torch.{name} was used")
-
-    monkeypatch.setattr(predictor_file, "torch", Nothing())
-    calls = []
-    monkeypatch.setattr(torch.Tensor, "__new__", lambda *_: calls.append(1))
-    assert np.isfinite(predictor.logits(data)).all() and not calls
+            Model(onnx_copy, engine, 1)
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_the_voxel_size_of_tiff_files_is_kept(onnx_models, tmp_path, probabilities):
     """nnU-Net keeps it in a JSON file beside the image."""
-    predictor = OnnxPredictor(onnx_models["3d_fullres"], choose_engine("auto"), 1)
-    predictor.dataset_json["file_ending"] = ".tif"
-    predictor._manager.plans["image_reader_writer"] = "Tiff3DIO"
+    model = Model(onnx_models["3d_fullres"], threads=1)
+    model.pipeline = replace(model.pipeline, reader="Tiff3DIO", file_ending=".tif")
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
-    shape = predictor.model.patch_size
-    for channel in range(predictor.channels):
+    shape = model.model.patch_size
+    for channel in range(3):
         values = np.random.default_rng(channel).standard_normal(shape).astype(np.float32)
         tifffile.imwrite(images / f"c_{channel:04d}.tif", values)
     (images / "c.json").write_text('{"spacing": [5.0, 1.0, 1.0]}')
-    predictor.predict(find_cases(images, out, ".tif", predictor.channels), probabilities)
+    predict_cases(model, find_cases(images, out, ".tif", 3), probabilities)
     more = ["c.npz", "c.pkl"] if probabilities else []
     assert sorted(path.name for path in out.iterdir()) == sorted(["c.json", "c.tif", *more])
     assert json.loads((out / "c.json").read_text()) == {"spacing": [5.0, 1.0, 1.0]}

@@ -15,9 +15,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans
-from nnunet_kd.storage.integrity import file_digest
-from nnunet_kd.storage.writing import write_whole
+from .files.integrity import file_digest
+from .files.limited_json import read_limited
+from .files.writing import write_whole
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -79,7 +79,7 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
             f"there is no model in {folder}: it has no {DESCRIPTION}. "
             f"Export one: nnunet_kd export onnx -d ID -tr TRAINER -o {quote(str(folder))}"
         )
-    content = read_json(path)
+    content = _read_object(path)
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {content.get('format')!r}, but this version of nnunet_kd reads format {FORMAT}"
@@ -94,7 +94,14 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
                 raise ValueError(f"{path} does not list {name}")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return description, read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    return description, _read_object(folder / "plans.json"), _read_object(folder / "dataset.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_limited(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
 
 
 def _check_numbers(description: ModelDescription, path: Path) -> None:
