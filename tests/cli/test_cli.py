@@ -16,7 +16,7 @@ from tests.conftest import make_trainer
 
 def test_help_of_every_command_teaches(capsys):
     (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert len(commands.choices) == 10
+    assert len(commands.choices) == 11
     for words in ([], *([name] for name in commands.choices)):
         with pytest.raises(SystemExit) as left:
             main([*words, "--help"])
