@@ -15,6 +15,7 @@ from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.nnunet.images import images_by_case, in_order, is_left_over, link_cases
 from nnunet_kd.nnunet.reading import channel_names
+from nnunet_kd.nnunet.unlabelled import empty_reference
 from nnunet_kd.storage.integrity import check_whole, is_whole
 from nnunet_kd.storage.writing import put_in_place, scratch_folder, write_whole
 from nnunet_kd.teachers.mapping import ChannelMap, Heads
@@ -220,7 +221,7 @@ def _write_reference(kind: type, cases: Cases, case: str, folder: Path, dataset:
             )
         return
     path.unlink(missing_ok=True)
-    ignored = np.full(images.shape[1:], dataset["labels"][IGNORE], np.uint8)
+    ignored = empty_reference(images, dataset["labels"][IGNORE]).astype(np.uint8)
     with scratch_folder(path) as scratch:
         unfinished = scratch / path.name
         kind().write_seg(ignored, str(unfinished), properties)

@@ -58,6 +58,18 @@ def test_cases_without_a_reference_are_ignored_everywhere(tmp_path, images, labe
     written(tmp_path, images, labels)  # again
 
 
+def test_only_the_body_of_an_unlabelled_case_is_ignored(tmp_path, images, labels):
+    """Otherwise nnU-Net would normalise such a case over the whole image."""
+    for channel in range(3):
+        content = np.zeros((4, 5, 6), np.uint8)
+        content[1:3, 1:4, 2:5] = 7
+        image = SimpleITK.GetImageFromArray(content)
+        SimpleITK.WriteImage(image, str(images / f"case_0_{channel:04d}.nii.gz"))
+    written(tmp_path, images, labels)
+    reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "raw" / "labelsTr" / "case_0.nii.gz")))
+    np.testing.assert_array_equal(reference, np.where(content, 4, 0))
+
+
 def test_no_label_is_ignored_where_all_cases_have_a_reference(tmp_path, images, labels):
     for number in (0, 2, 3):
         volume(labels / f"case_{number}.nii.gz", value=1)
