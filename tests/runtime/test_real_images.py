@@ -55,7 +55,7 @@ def test_preprocessing(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "cases"), [("Dataset004_Hippocampus", 3), ("Dataset021_BraTSPatches", 1)])
-def test_segmentations_by_a_real_teacher(dataset, cases, single_precision, tmp_path):
+def test_segmentations_by_a_real_teacher(dataset, cases, request, tmp_path):
     """Compare the whole way from images to segmentations."""
     teacher = DATA / "teachers" / dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     images, out = tmp_path / "images", tmp_path / "stock"
@@ -65,6 +65,7 @@ def test_segmentations_by_a_real_teacher(dataset, cases, single_precision, tmp_p
         for path in first.parent.glob(f"{first.name[:-12]}_*.nii.gz"):
             shutil.copy(path, images)
     assert main(["export", "onnx", "-m", str(teacher), "-f", "0", "-o", str(tmp_path / "model")]) == 0
+    request.getfixturevalue("single_precision")  # without half precision, PyTorch exports nothing
     words = ("-m", str(tmp_path / "model"), "-i", str(images), "--disable_tta")
     assert main(["predict", *words, "-o", str(tmp_path / "ours")]) == 0
     stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
