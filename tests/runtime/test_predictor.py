@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
 import torch
-from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_kd.cli import main
@@ -30,19 +28,6 @@ def stock_predictor(model, folds=(0, 1), mirroring=True, step_size=0.5):
     predictor = nnUNetPredictor(step_size, use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), folds)
     return predictor
-
-
-@pytest.fixture
-def single_precision(monkeypatch):
-    """Let nnU-Net's predictor sum in single precision, as ours does.
-
-    In half precision, its weights vanish in the corners of a patch, which then have no logits to compare with.
-    """
-    original = predict_from_raw_data.compute_gaussian
-    exact = partial(original, dtype=torch.float32)
-    exact.cache_clear = original.cache_clear
-    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", exact)
-    monkeypatch.setattr(torch, "half", torch.float32)
 
 
 def read(path):
