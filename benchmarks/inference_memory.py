@@ -5,25 +5,20 @@
 The CT is made: 512 x 512 voxels of 0.8 mm in DEPTH slices of 1.5 mm. The model has voxels of 1.5 mm, a window of 96
 voxels per side, 24 structures and a quarter of nnU-Net's usual widths; its weights are random, so its labels are noise.
 That is the worst case for the export, which works hardest where labels change from voxel to voxel. Every command runs
-in a process of its own. Its memory is the peak of the resident sets of all its processes (Linux), and --largest limits
-the address space of a command in GB, to find out what a machine of that size can run.
+in a process of its own. Its memory is the peak of all its processes together (Linux), and --largest limits the address
+space of a command in GB, to find out what a machine of that size can run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from processes import run_measured
 
 STRUCTURES = 24
 FOLDER = "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -149,52 +144,11 @@ def make_ct(folder: Path, depth: int) -> None:
 
 def measure(name: str, words: list[str], images: Path, out: Path, largest: float | None) -> bool:
     """Run a command, print its seconds and peak memory, and return whether it ended well."""
-    words = [str(Path(sys.executable).with_name(words[0])), *words[1:], "-i", str(images), "-o", str(out)]
-
-    def limit() -> None:
-        if largest is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (int(largest * 1e9),) * 2)
-
-    start = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=limit)
-    peak = 0
-    ended = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
-            peak = max(peak, sum(map(resident_set, family(process.pid))))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    said = process.stderr.read().decode() if process.stderr is not None else ""
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    ended.set()
-    watcher.join()
-    seconds = time.perf_counter() - start
-    own = used.ru_maxrss * 1024  # the peak of the command's first process, exactly
-    how = "" if status == 0 else f"  died: {said.strip().splitlines()[-1][:200] if said.strip() else status}"
-    print(f"{name:<20} {seconds:7.1f} s  {max(peak, own) / 1e9:6.2f} GB{how}", flush=True)
-    return status == 0
-
-
-def family(process: int) -> list[int]:
-    """Return a process and all its descendants."""
-    try:
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:
-        return []
-    return [process, *(one for child in children for one in family(int(child)))]
-
-
-def resident_set(process: int) -> int:
-    """Return the bytes of memory that a process holds."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    limit = None if largest is None else int(largest * 1e9)
+    used = run_measured([*words, "-i", str(images), "-o", str(out)], limit)
+    how = "" if used.failed is None else f"  died: {used.failed}"
+    print(f"{name:<20} {used.seconds:7.1f} s  {used.peak / 1e9:6.2f} GB{how}", flush=True)
+    return used.failed is None
 
 
 def read(path: Path) -> np.ndarray:

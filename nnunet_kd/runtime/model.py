@@ -51,15 +51,20 @@ class Model:
         self.model, self.plans, self.dataset_json = read_model(path)
         self.pipeline: Pipeline = read_pipeline(self.plans, self.dataset_json, self.model.configuration, path)
         self._patch = tuple(self.model.patch_size)
-        self._window = SlidingWindow(self._patch, self.pipeline.labels.heads, step_size)
+        self.window = SlidingWindow(self._patch, self.pipeline.labels.heads, step_size)
         axes = tuple(self.model.mirroring or ()) if mirroring else ()
         self._flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
         shape = (1, len(self.pipeline.channels), *self._patch)
         self._turn = threading.Lock()
         name = choose_engine(engine)
-        self._engines: list[Engine] = [
+        self.engines: list[Engine] = [
             open_engine(name, path / network, shape, threads or available_threads()) for network in self.model.networks
         ]
+
+    @property
+    def copies(self) -> int:
+        """The number of mirrored copies of a window, the window itself included."""
+        return len(self._flips)
 
     def label(
         self,
@@ -82,13 +87,13 @@ class Model:
         assembly = LabelAssembly(
             image.shape[1:], grid, self.pipeline.labels, self.pipeline.logits_resampling, probabilities
         )
-        for slab in self._window.slabs(image, self._mean_over_copies, progress):
+        for slab in self.window.slabs(image, self._mean_over_copies, progress):
             assembly.add(slab)
         return assembly.result()
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Return all logits of a preprocessed image at once, float32 ``(heads, z, y, x)``."""
-        return np.concatenate([slab.copy() for slab in self._window.slabs(image, self._mean_over_copies)], axis=1)
+        return np.concatenate([slab.copy() for slab in self.window.slabs(image, self._mean_over_copies)], axis=1)
 
     def _mean_over_copies(self, patch: np.ndarray) -> np.ndarray:
         """Return the logits of a patch, averaged over mirrored copies and folds."""
@@ -96,10 +101,10 @@ class Model:
         for axes in self._flips:
             flipped = tuple(axis + 1 for axis in axes)
             copy = np.ascontiguousarray(np.flip(patch, flipped)[None])
-            for engine in self._engines:
+            for engine in self.engines:
                 with self._turn:
                     logits = np.flip(engine(copy)[0], flipped)
                     total = logits.copy() if total is None else np.add(total, logits, out=total)
         assert total is not None
-        total /= len(self._flips) * len(self._engines)
+        total /= len(self._flips) * len(self.engines)
         return total

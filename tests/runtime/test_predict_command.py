@@ -21,7 +21,7 @@ def test_options_reach_the_predictor(students, onnx_models, tmp_path, monkeypatc
     class Recorded(model.Model):
         def __init__(self, *words):
             super().__init__(*words)
-            starts = self._window.starts([2 * size for size in self.model.patch_size])
+            starts = self.window.starts([2 * size for size in self.model.patch_size])
             made.append((words[1:], np.prod([len(one) for one in starts])))
 
     monkeypatch.setattr(model, "Model", Recorded)
