@@ -72,6 +72,22 @@ def changes(now: Record, before: Record) -> str:
     return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)
 
 
+def about_changes(now: Record, before: Record | None, unfinished: bool) -> list[str]:
+    """Return the line that says what has changed since a training began, or no line.
+
+    Args:
+        now: The record of the plans as they are.
+        before: The record in the checkpoint, which those of early versions lack.
+        unfinished: Whether the training goes on.
+    """
+    changed = "" if before is None else changes(now, before)
+    if not changed:
+        return []
+    if unfinished:
+        return [f"training resumes with other settings than it began with: {changed}"]
+    return [f"was trained with other settings than the plans have now: {changed}"]
+
+
 def _given(settings: TrainingSettings | TeacherSettings) -> dict[str, Any]:
     """Return the settings that are not ``None`` as plain values."""
     return {key: value for key, value in asdict(settings).items() if value is not None}

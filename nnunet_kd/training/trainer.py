@@ -5,10 +5,9 @@ Every method overrides a hook of nnU-Net's trainer. The neighbouring modules hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +19,6 @@ from torch._dynamo import OptimizedModule
 from nnunet_kd.distillation.average import WeightAverage
 from nnunet_kd.distillation.methods import Method
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
-from nnunet_kd.networks.memory_layout import in_fast_layout
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
@@ -33,19 +31,20 @@ from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
+from nnunet_kd.training.joint_network import building_joint_network
 from nnunet_kd.training.leakage_notes import keep_leakage, note_leakage
 from nnunet_kd.training.loading import NETWORK, repeat_exactly, seed_everything
 from nnunet_kd.training.numbers import log_terms, with_finite_loss
 from nnunet_kd.training.preparation import check_network, prepare
 from nnunet_kd.training.progress import append_terms
-from nnunet_kd.training.record import History, changes, record_of
+from nnunet_kd.training.record import History, about_changes, record_of
 from nnunet_kd.training.refusals import said_last
 from nnunet_kd.training.results import check_results, has_checkpoints, results_of
 from nnunet_kd.training.resumable import ResumableTrainer
 from nnunet_kd.training.schedules import adamw
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.sources import Sources
-from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, first_process_first
+from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, find_unlabelled
 
 SEGMENTATION = "segmentation"
 
@@ -143,7 +142,7 @@ class DistillationTrainer(ResumableTrainer):
             self.sources.attach(self.distiller, resumes=False)
         if self.seed is not None:
             seed_everything(self.seed, NETWORK)
-        with self._building():
+        with building_joint_network(self):
             super().initialize()
         joint = self.trained()
         if self.network_of_plans is not None:
@@ -158,23 +157,6 @@ class DistillationTrainer(ResumableTrainer):
         """Load initial weights that are not random; not called when a training resumes."""
         if self.sources.start is not None:
             student.load_state_dict(self.sources.start.weights)
-
-    @contextmanager
-    def _building(self) -> Iterator[None]:
-        """Make nnU-Net build, compile and wrap the student with its adapters instead of the plain network."""
-        build_student = type(self).build_network_architecture  # type: ignore[misc, has-type]  # static, shadowed below
-
-        @wraps(build_student)  # nnU-Net inspects the signature
-        def build(*arguments: Any, **options: Any) -> nn.Module:
-            student = in_fast_layout(build_student(*arguments, **options), self.device)
-            distiller = self.distiller
-            return self.joint(student, distiller.adapters(student), distiller.reads_encoder, distiller.reads_decoder)
-
-        self.build_network_architecture = build
-        try:
-            yield
-        finally:
-            del self.build_network_architecture
 
     def trained(self) -> StudentWithAdapters:
         """Return the student with its adapters, without the wrappers of compilation and DDP."""
@@ -207,17 +189,11 @@ class DistillationTrainer(ResumableTrainer):
     # ---- the data
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Return nnU-Net's data sets; the training images carry soft labels if a term reads them.
-
-        Cases without a reference have the teacher's, or are left out of the validation.
-        """
+        """Return nnU-Net's data sets, with soft labels beside the images and the teacher for missing references."""
         train, val = super().get_tr_and_val_datasets()
         store = self.sources.soft_labels
         if self.unlabelled is None:
-            hard = self.preparation.settings.training.unlabelled == "hard"
-            self.unlabelled = UnlabelledCases(train, val, self.label_manager, self.configuration_manager, store, hard)
-            with first_process_first(self.local_rank, self.is_ddp):
-                self.unlabelled.locate(self.print_to_log_file)
+            self.unlabelled = find_unlabelled(self, train, val, store)
         train, val = self.unlabelled.stand_in(train, val)
         return (train if store is None else DatasetWithSoftLabels(train, store)), val
 
@@ -326,8 +302,7 @@ class DistillationTrainer(ResumableTrainer):
         super().perform_actual_validation(save_probabilities)
         cases = self.do_split()[1]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases))
-        line = about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases))
-        if line is not None:
+        for line in about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases)):
             self.print_to_log_file(line)
 
     def on_train_end(self) -> None:
@@ -363,11 +338,10 @@ class DistillationTrainer(ResumableTrainer):
         self.load_own_state(saved)
         self._add_log_entries()
         self._history.resume(saved, self.current_epoch)
-        changed = changes(record_of(self.preparation), saved["record"]) if "record" in saved else ""
-        if changed and self.current_epoch < self.num_epochs:
-            self.print_to_log_file(f"training resumes with other settings than it began with: {changed}")
-        elif changed:
-            self.print_to_log_file(f"was trained with other settings than the plans have now: {changed}")
+        for line in about_changes(
+            record_of(self.preparation), saved.get("record"), self.current_epoch < self.num_epochs
+        ):
+            self.print_to_log_file(line)
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """Load the state of :meth:`own_state`, after the network and the optimizer were made."""

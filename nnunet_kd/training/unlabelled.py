@@ -218,6 +218,23 @@ class UnlabelledCases:
         return said
 
 
+def find_unlabelled(trainer: Any, train: Any, validation: Any, store: SoftLabelStore | None) -> UnlabelledCases:
+    """Find the cases of a training without a reference, and where their teacher sees each class.
+
+    Args:
+        trainer: The trainer, whose first process writes what the others read.
+        train: nnU-Net's data set of the training cases.
+        validation: nnU-Net's data set of the validation cases.
+        store: The soft labels that a term reads; ``None`` if no term does.
+    """
+    hard = trainer.preparation.settings.training.unlabelled == "hard"
+    labels, configuration = trainer.label_manager, trainer.configuration_manager
+    found = UnlabelledCases(train, validation, labels, configuration, store, hard)
+    with first_process_first(trainer.local_rank, trainer.is_ddp):
+        found.locate(trainer.print_to_log_file)
+    return found
+
+
 @contextmanager
 def first_process_first(rank: int, distributed: bool) -> Iterator[None]:
     """Let the first process run the block alone, so that the others find what it has made."""
@@ -228,8 +245,8 @@ def first_process_first(rank: int, distributed: bool) -> Iterator[None]:
         torch.distributed.barrier()
 
 
-def about_final_validation(unlabelled: int, cases: int) -> str | None:
-    """Say what nnU-Net's summary of the final validation means; ``None`` if every case has a reference.
+def about_final_validation(unlabelled: int, cases: int) -> list[str]:
+    """Return the line that says what nnU-Net's summary of the final validation means, or no line if nothing is special.
 
     nnU-Net predicts cases without a reference as well. Their Dice is NaN, which its means leave out.
 
@@ -238,13 +255,13 @@ def about_final_validation(unlabelled: int, cases: int) -> str | None:
         cases: The number of all validation cases.
     """
     if not unlabelled:
-        return None
+        return []
     if unlabelled == cases:
-        return (
+        return [
             f"none of the {cases} validation cases has a reference: the Dice in summary.json is nan, and nothing is "
             "known about the accuracy of this model"
-        )
-    return (
+        ]
+    return [
         f"{unlabelled} of {cases} validation cases have no reference: their Dice in summary.json is nan, and the mean "
         f"Dice is of the other {cases - unlabelled} alone (the mean numbers of voxels count them as 0)"
-    )
+    ]
