@@ -15,7 +15,7 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.reading import read_json
+from nnunet_kd.nnunet.reading import read_json, read_splits
 from nnunet_kd.storage.processes import BusyError, FileLock
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
@@ -229,8 +229,7 @@ class Distillation:
     @property
     def val_cases(self) -> list[str]:
         """The cases that are kept back."""
-        splits = json.loads((self.preprocessed / "splits_final.json").read_text(encoding="utf-8"))
-        return list(splits[0]["val"])
+        return read_splits(self.preprocessed / "splits_final.json")[0]["val"]
 
     def prepare(self, commands: Commands) -> None:
         """Write the raw data set, the plans, the split, and links to the images that are kept back."""

@@ -28,6 +28,7 @@ def digests(folder):
     return {name: file["sha256"] for name, file in json.loads((folder / "model.json").read_text())["files"].items()}
 
 
+@pytest.mark.slow
 def test_a_zip_file_with_all_its_folds(archive, students, onnx_models, tmp_path, capsys):
     """The networks are those of the results folder, and the model predicts the same."""
     assert main(["export", "onnx", "-m", str(archive), "-o", str(tmp_path / "model")]) == 0
@@ -44,6 +45,7 @@ def test_a_zip_file_with_all_its_folds(archive, students, onnx_models, tmp_path,
     assert segmentations[0] == segmentations[1]
 
 
+@pytest.mark.slow
 def test_a_results_folder_and_one_fold(archive, students, tmp_path):
     """The folder can lie anywhere."""
     folder = shutil.copytree(students.results, tmp_path / "moved")

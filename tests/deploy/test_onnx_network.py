@@ -8,6 +8,7 @@ from nnunet_kd.deploy import onnx_network
 from nnunet_kd.deploy.onnx_network import check_network, export_network
 
 
+@pytest.mark.slow
 def test_a_residual_encoder_has_dynamic_axes_too(tmp_path):
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 

@@ -64,6 +64,7 @@ def forward(architecture, channels, classes):
         return network, patch, tuple(network(torch.empty(1, channels, *patch)).shape)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(architectures(), st.floats(1, 64), st.integers(1, 64), st.sampled_from([None, "dra_unet"]), st.integers(1, 4))
 def test_every_student_is_built_and_runs(architecture, reduction, least, network, channels):

@@ -80,6 +80,7 @@ def test_files_are_those_of_nnunets_command(students, onnx_models, single_precis
             assert json.loads((out / name).read_text()) == json.loads((expected / name).read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["use_regions", "use_ignore_label"])
 def test_regions_and_an_ignore_label(workspace, single_precision, variant, tmp_path):
     """A stock teacher can be exported like any student."""
