@@ -78,8 +78,8 @@ class Request:
             given[key] = None if given[key] is None else str(Path(given[key]).resolve())
         if Path(self.model).exists():
             given["model"] = str(Path(self.model).resolve())
-        found: dict[str, Any] = json.loads(json.dumps(given))
-        return found
+        given["folds"] = None if self.folds is None else list(self.folds)  # as JSON has it
+        return given
 
 
 @dataclass(frozen=True)
