@@ -5,7 +5,16 @@ import json
 from nnunet_kd.nnunet.planning import student_plans
 from tests.conftest import SHORT
 
-TINY = {"image_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "global_attention": [1, 3]}
+TINY = {
+    "image_size": 48,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 4,
+    "num_heads": 4,
+    "global_attention": [1, 3],
+    "window_size": 3,
+    "out_channels": 32,
+}
 
 NAME = "nnUNetPlans_brainseg_dmif"
 

@@ -4,7 +4,14 @@ import json
 
 from nnunet_kd.nnunet.planning import student_plans
 
-TINY = {"image_size": 128, "blocks": [1, 1, 1, 1], "embedding_channels": 32, "mlp_dim": 64, "num_heads": 4}
+TINY = {
+    "image_size": 128,
+    "blocks": [1, 1, 1, 1],
+    "embedding_channels": 32,
+    "mlp_dim": 64,
+    "num_heads": 4,
+    "mask_channels": 4,
+}
 
 SCHEDULE = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
 

@@ -17,9 +17,7 @@ from nnunet_kd.training.brainseg_dmif import FocalDiceOfTargets
 from tests.conftest import SHORT, make_trainer, stop_within
 from tests.small_networks import tiny_sam
 from tests.training import variants
-from tests.training.small_brainseg_dmif import NAME, TINY, plans_for
-
-TINY.update(window_size=3, out_channels=32)
+from tests.training.small_brainseg_dmif import NAME, plans_for
 
 
 def trainer_for(workspace, plans, **options):

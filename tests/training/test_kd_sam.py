@@ -15,9 +15,7 @@ from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from tests.commands import SIZE_OF_TINY_SAM
 from tests.conftest import make_trainer, stop_within
 from tests.training import variants
-from tests.training.small_kd_sam import SCHEDULE, TINY, plans_for
-
-TINY["mask_channels"] = 4
+from tests.training.small_kd_sam import SCHEDULE, plans_for
 
 PARTS = ("embedding_mse", "embedding_perceptual", "validation_embedding_mse", "segmentation")
 
