@@ -142,6 +142,7 @@ class Distillation:
             self.folds[0] if self.folds[0] is not None else "all",
             request.schedule,
             {"soft_labels": STORE},
+            request.trust,
         )
 
     @property
@@ -225,6 +226,11 @@ class Distillation:
     def student_zip(self) -> Path:
         """The student as a model of stock nnU-Net."""
         return self.out / "student.zip"
+
+    @property
+    def train_cases(self) -> list[str]:
+        """The cases that the student trains on."""
+        return read_splits(self.preprocessed / "splits_final.json")[0]["train"]
 
     @property
     def val_cases(self) -> list[str]:

@@ -46,6 +46,7 @@ def plans_of_student(
     fold: int | str,
     training: Mapping[str, Any],
     method: Mapping[str, Any],
+    trust: bool = False,
 ) -> Plans:
     """Return plans with one configuration: the teacher's preprocessing and topology, and narrower stages.
 
@@ -58,6 +59,7 @@ def plans_of_student(
         fold: The fold of the teacher from which they come.
         training: The section ``training`` of the ``nnunet_kd`` block.
         method: The section ``method`` of the ``nnunet_kd`` block.
+        trust: Whether code in the teacher's files may run.
 
     Raises:
         ValueError: If the spacing does not fit the configuration, or the teacher's widths cannot be divided.
@@ -82,6 +84,8 @@ def plans_of_student(
     plans.pop(BLOCK, None)
     reduced = student_plans(plans, student.reduction, name=NAME)
     source: dict[str, Any] = {"folder": str(model), "folds": [fold] if isinstance(fold, int) else fold}
+    if trust:
+        source["trust_checkpoint"] = True
     if student.channels is not None:
         source["channels"] = list(student.channels)
     if student.label_map is not None:

@@ -82,14 +82,16 @@ def find_cases(images: Path, labels: Path | None, teacher: Mapping[str, Any]) ->
 
 
 def _ending(images: Path, usual: str) -> str:
-    """Return the teacher's file ending if a file has it, or else the only ending of images in the folder."""
+    """Return the teacher's file ending, which the images must have because the teacher's own reader reads them.
+
+    Raises:
+        ValueError: If there are images, but only of another format.
+    """
     names = [path.name for path in images.iterdir() if path.is_file() and not is_left_over(path.name)]
-    there = [ending for ending in dict.fromkeys((usual, *ENDINGS)) if any(_has(name, ending) for name in names)]
-    if usual in there or not there:
-        return usual
-    if len(there) > 1:
-        raise ValueError(f"{images} holds images of several formats, {', '.join(there)}: keep those of one format")
-    return there[0]
+    there = next((ending for ending in ENDINGS if any(_has(name, ending) for name in names)), None)
+    if there is not None and not any(_has(name, usual) for name in names):
+        raise ValueError(f"{images} holds {there} images, but the teacher reads {usual}: convert them")
+    return usual
 
 
 def _has(name: str, ending: str) -> bool:

@@ -144,12 +144,12 @@ def _page(
 
 
 def _facts(made: Distillation) -> list[str]:
-    kept = len(made.val_cases)
-    labelled = sum(case in made.cases.labels for case in made.cases.images)
+    trained, kept = made.train_cases, made.val_cases
+    labelled = sum(case in made.cases.labels for case in (*trained, *kept))
     folds = ", ".join(str(fold) for fold in made.folds)
     facts = [
         f"Teacher: {made.name}, fold{'s' if len(made.folds) > 1 else ''} {folds}",
-        f"Images: {len(made.cases.images) - kept} to train with and {kept} kept back; {labelled} have a reference",
+        f"Images: {len(trained)} to train with and {len(kept)} kept back; {labelled} have a reference",
         f"Student: widths divided by {made.request.student.reduction:g}",
     ]
     if made.request.student.spacing is not None:

@@ -10,10 +10,10 @@ from nnunet_kd.workflow.plans import NAME, Student, plans_of_student
 def plan(workspace, tmp_path):
     teacher = Experiment.of_results(workspace.teacher)
 
-    def make(**wanted):
+    def make(trust=False, **wanted):
         student = Student(**{"reduction": 4, **wanted})
         arguments = (workspace.teacher, 0, {"num_epochs": 3}, {"soft_labels": "teacher"})
-        return teacher.plans, plans_of_student(teacher, "Dataset001_X", "NibabelIO", student, *arguments)
+        return teacher.plans, plans_of_student(teacher, "Dataset001_X", "NibabelIO", student, *arguments, trust)
 
     return make
 
@@ -50,6 +50,11 @@ def test_a_student_of_larger_voxels(plan):
             divisor *= stride[axis]
         assert ours["patch_size"][axis] % divisor == 0 and ours["patch_size"][axis] >= 2 * divisor
         assert ours["patch_size"][axis] <= max(theirs["patch_size"][axis], 2 * divisor)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_the_training_trusts_a_teacher_that_the_user_trusts(plan, trust):
+    assert plan(trust=trust)[1]["nnunet_kd"]["teacher"].get("trust_checkpoint", False) is trust
 
 
 def test_a_spacing_that_does_not_fit(plan):
