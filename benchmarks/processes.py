@@ -50,8 +50,11 @@ def run_measured(words: Sequence[str], largest: int | None = None) -> Usage:
 
     def watch() -> None:
         nonlocal peak
-        while not ended.wait(0.1):
+        pause = 0.1
+        while not ended.wait(pause):
+            began = time.perf_counter()
             peak = max(peak, sum(map(_proportional_set, _family(process.pid))))
+            pause = max(0.1, 50 * (time.perf_counter() - began))  # reading a large process's pages stops it meanwhile
 
     watcher = threading.Thread(target=watch)
     watcher.start()

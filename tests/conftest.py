@@ -30,6 +30,14 @@ pytest_plugins = ["tests.students"]  # fixtures of several folders
 
 torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
 
+
+def pytest_collection_finish(session):
+    """Refuse to run if pytest-xdist ignores the groups, since every worker would then make all shared fixtures."""
+    grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in nodeid for nodeid in grouped):
+        raise pytest.UsageError("pytest-xdist ignores groups with this version of pytest: install what pyproject asks")
+
+
 DATASET = "Dataset598_TinyHeads"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

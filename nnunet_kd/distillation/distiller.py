@@ -13,6 +13,7 @@ from nnunet_kd.distillation.student import StudentOutputs
 from nnunet_kd.distillation.targets import LabelCodes
 from nnunet_kd.distillation.terms import Term
 from nnunet_kd.networks.stages import EncoderStages, decoder_stages, encoder_stages, match_stages
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.teacher import Teacher
 
@@ -37,6 +38,11 @@ class Distiller:
         self.teacher: Teacher | TeacherEnsemble | None = None
         self.teacher_stages: EncoderStages | None = None
         self.stages: list[tuple[int, int]] = []
+
+    @classmethod
+    def for_student(cls, terms: Sequence[Term], student: Experiment) -> Distiller:
+        """Return a distiller that reads the targets of a student's experiment, without a teacher yet."""
+        return cls(terms, LabelCodes(student.label_manager))
 
     # ---- What the terms ask for
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from nnunet_kd.distillation.terms import LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
 from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
-from nnunet_kd.nnunet.settings import check_keys
+from nnunet_kd.nnunet.settings import BLOCK, check_keys
 
-METHOD = "nnunet_kd.method"
+METHOD = f"{BLOCK}.method"
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,20 @@ def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epo
             f"{METHOD}: the weights of convex terms sum to {shares:g}, which leaves nnU-Net's loss below 0"
         )
     return list(terms.values())
+
+
+def check_soft_labels(terms: Sequence[Term], trainer: str) -> None:
+    """Refuse ``"unlabelled": "hard"`` without a term that names stored soft labels.
+
+    Raises:
+        ValueError: If no term does.
+    """
+    if not any(isinstance(term, SoftLabelTerm) for term in terms):
+        raise ValueError(
+            f'{BLOCK}.training.unlabelled: "hard" takes the segmentations of stored soft labels, which no term of '
+            f"{trainer} reads: train with nnUNetTrainerSoftKD, or add the term "
+            '{"name": "soft_labels", "weight": 0}'
+        )
 
 
 def _declared(own: Sequence[Method], method: Mapping[str, Any]) -> list[tuple[str, Method]]:

@@ -36,7 +36,7 @@ class PreprocessedCases:
         self.experiment = experiment
         with plans_errors(folder / f"{plans.plans_name}.json"):
             self.configuration = plans.get_configuration(experiment.configuration)
-            self.labels = plans.get_label_manager(experiment.dataset_json)
+            self.labels = experiment.label_manager
             self.data = data_of(plans, experiment.configuration, experiment.dataset_json)
             self._source = folder / self.configuration.data_identifier
         self.identifiers = sorted(one.stem for one in self._source.glob("*.pkl") if not is_left_over(one.name))

@@ -30,6 +30,11 @@ class Experiment:
     configuration: str
     dataset_json: dict[str, Any]
 
+    @property
+    def label_manager(self) -> Any:
+        """nnU-Net's manager of the labels or regions."""
+        return PlansManager(self.plans).get_label_manager(self.dataset_json)
+
     @classmethod
     def open(
         cls,
@@ -102,7 +107,7 @@ def build_network(trainer: Any, experiment: Experiment, *, more_channels: int = 
     """
     plans = PlansManager(experiment.plans)
     configuration = plans.get_configuration(experiment.configuration)
-    heads = plans.get_label_manager(experiment.dataset_json).num_segmentation_heads + more_heads
+    heads = experiment.label_manager.num_segmentation_heads + more_heads
     channels = determine_num_input_channels(plans, configuration, experiment.dataset_json) + more_channels
     build = trainer.build_network_architecture
     if "plans_manager" in inspect.signature(build).parameters:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.nnunet.settings import BLOCK, Plans, StudentSettings, check_keys
+
+if TYPE_CHECKING:
+    from nnunet_kd.nnunet.experiment import Experiment
 
 # The networks whose widths are given by `features_per_stage`, by the last part of `network_class_name`.
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
@@ -193,6 +196,37 @@ def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
             break
         names.append(parent)
     return names
+
+
+def plans_of_student(
+    experiment: Experiment, student: StudentSettings | None, reduction: float, network: str | None, trainer: str
+) -> Plans:
+    """Return a student's plans unchanged, and derive other plans as their block or the trainer asks.
+
+    Args:
+        experiment: The plans of the student or of its teacher, with the configuration to train.
+        student: The student that the plans name; ``None`` if they name none.
+        reduction: The divisor of the widths if the plans name no student.
+        network: The network of the student, a key of :data:`NETWORKS`; ``None`` keeps the network of the plans.
+        trainer: The name of the trainer, for messages.
+
+    Raises:
+        ValueError: If no such student can be derived, or if it would have no such configuration.
+    """
+    plans = experiment.plans
+    if student is not None and student.source_plans not in (None, plans["plans_name"]):
+        return deepcopy(plans)
+    if student is None and reduction == 1 and network is None:
+        return deepcopy(plans)
+    reduction, least = (reduction, 8) if student is None else (student.reduction, student.min_features)
+    regions = experiment.label_manager.has_regions
+    derived = student_plans(plans, reduction, least, network=network, regions=regions, trained=experiment.configuration)
+    if experiment.configuration not in derived["configurations"]:
+        raise ValueError(
+            f"{trainer} trains the configurations {', '.join(derived['configurations'])}, not "
+            f"{experiment.configuration}"
+        )
+    return derived
 
 
 def student_name(source: str, network: str | None, reduction: float, widths: Sequence[int] | None = None) -> str:

@@ -24,8 +24,8 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, TypeVar
 
 BLOCK = "nnunet_kd"
 # The training settings that are attributes of nnU-Net's trainers, with nnU-Net's values.
@@ -213,6 +213,45 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
         training=read_section(TrainingSettings, block.get("training", {}), "training"),
         method=dict(block.get("method", {})),
     )
+
+
+class TrainerDefaults(Protocol):
+    """The protocol of a trainer class whose attributes complete the training settings.
+
+    Attributes:
+        recipe: Training settings that belong to the trainer's terms; they do not apply if the plans list other terms.
+        starts_from_named_teacher: Whether the recipe's initial weights need a teacher that the plans name.
+    """
+
+    recipe: Mapping[str, Any]
+    starts_from_named_teacher: bool
+
+
+def settings_of_training(plans: Mapping[str, Any], trainer: TrainerDefaults) -> Settings:
+    """Read the ``nnunet_kd`` block, and complete its training settings with those of a trainer class.
+
+    A class attribute named like a setting overrides the recipe, and the block overrides both. ``null`` in the schedule
+    counts as not set.
+
+    Raises:
+        ValueError: If the block is not valid.
+    """
+    settings = read_settings(plans)
+    block = plans.get(BLOCK, {}).get("training", {})
+    given = {key for key, value in block.items() if value is not None or key not in SCHEDULE}
+    recipe = {} if "terms" in settings.method else dict(trainer.recipe)
+    if trainer.starts_from_named_teacher and not names_teacher(plans):
+        recipe.pop("initial_weights", None)
+    names = [entry.name for entry in fields(TrainingSettings) if entry.name not in given]
+    own = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+    from_recipe = {name: recipe[name] for name in names if name in recipe}
+    return replace(settings, training=replace(settings.training, **own, **from_recipe))
+
+
+def names_teacher(plans: Mapping[str, Any]) -> bool:
+    """Return whether plans name a teacher; a record of leakage alone does not."""
+    teacher = plans.get(BLOCK, {}).get("teacher", {})
+    return isinstance(teacher, list) or bool({*teacher} - {"leakage"})
 
 
 def with_leakage(plans: Mapping[str, Any], warnings: Mapping[str, str]) -> Plans:

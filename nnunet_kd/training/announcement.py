@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nnunet_kd.training.preparation import names_teacher
+from nnunet_kd.nnunet.settings import names_teacher
 from nnunet_kd.training.record import record_of
 
 

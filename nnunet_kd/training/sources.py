@@ -17,7 +17,7 @@ from nnunet_kd.networks.stages import EncoderStages, encoder_stages
 from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.nnunet.reading import read_splits
-from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS
+from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS, names_teacher
 from nnunet_kd.pruning.heads import MappedHeads
 from nnunet_kd.pruning.selection import selected_weights
 from nnunet_kd.teachers.adaptation import Adaptation, differing_axes, take_channels
@@ -27,7 +27,7 @@ from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.kind import TrainerKind
 from nnunet_kd.training.leakage import soft_label_leakage, teacher_leakage
-from nnunet_kd.training.preparation import Preparation, names_teacher
+from nnunet_kd.training.preparation import Preparation
 
 
 class Sources:
@@ -112,7 +112,8 @@ def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTe
         ValueError: If it cannot be read or does not fit.
         NotImplementedError: For networks or teachers that a term cannot distil.
     """
-    student, distiller = preparation.student, preparation.distiller()
+    student = preparation.student
+    distiller = Distiller.for_student(preparation.terms, student)
     files = find_teachers(preparation.settings.teachers, student, preparation.fold)
     features = distiller.reads_teacher_encoder
     tuned = [term.name for term in preparation.terms if term.tuning_name is not None]

@@ -17,6 +17,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.distillation.average import WeightAverage
+from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.methods import Method
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
 from nnunet_kd.networks.stages import EncoderStages
@@ -87,13 +88,13 @@ class DistillationTrainer(ResumableTrainer):
         self.begin_life()
         kind: Any = type(self)
         self.preparation = prepare(kind, Experiment(plans, configuration, dataset_json), fold)
-        self.distiller = self.preparation.distiller()
+        self.distiller = Distiller.for_student(self.preparation.terms, self.preparation.student)
+        if self.results is not None:
+            check_results(self.results, self.preparation.student)
         self.sources = Sources(kind, self.preparation)
         self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
         self._history = History(record_of(self.preparation))
-        if self.results is not None:
-            check_results(self.results, self.preparation.student)
         if not self.has_begun():
             self.sources.attach(self.distiller, resumes=False)
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
