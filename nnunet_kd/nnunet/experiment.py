@@ -6,8 +6,10 @@ Importing this file imports nnU-Net, which takes about ten seconds, so commands 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +88,21 @@ class Experiment:
 def find_trainer(name: str) -> Any:
     """Find a trainer class by name, in the folders that nnU-Net searches, and suppress nnU-Net's output.
 
+    nnU-Net compares the paths of all imported modules in every search, so a class that was found once is kept.
+
     Raises:
         ValueError: If nnU-Net finds no trainer of this name.
     """
+    return _found_trainer(str(name), os.environ.get("nnUNet_extTrainer"))
+
+
+@functools.cache
+def _found_trainer(name: str, folders: str | None) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return recursive_find_trainer_class_by_name(name)
     except (RuntimeError, AssertionError, TypeError):  # TypeError if the name belongs to something else
-        raise ValueError(f"nnU-Net finds no trainer {str(name)[:100]}") from None
+        raise ValueError(f"nnU-Net finds no trainer {name[:100]}") from None
 
 
 def build_network(trainer: Any, experiment: Experiment, *, more_channels: int = 0, more_heads: int = 0) -> nn.Module:
