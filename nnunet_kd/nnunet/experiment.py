@@ -19,6 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_kd.discovery import VARIABLE
 from nnunet_kd.nnunet.checkpoint import TRUST_MODEL
 from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 from nnunet_kd.nnunet.trust.architectures import check_networks
@@ -93,7 +94,7 @@ def find_trainer(name: str) -> Any:
     Raises:
         ValueError: If nnU-Net finds no trainer of this name.
     """
-    return _found_trainer(str(name), os.environ.get("nnUNet_extTrainer"))
+    return _found_trainer(str(name), os.environ.get(VARIABLE))
 
 
 @functools.cache
