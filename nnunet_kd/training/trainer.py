@@ -27,6 +27,7 @@ from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
 from nnunet_kd.nnunet.unlabelled import without_reference
 from nnunet_kd.training.announcement import announce
 from nnunet_kd.training.checkpoint import check_resumable, load_average, saved_state
+from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
 from nnunet_kd.training.hard_loss import without_dice
@@ -104,6 +105,7 @@ class DistillationTrainer(ResumableTrainer):
         self._schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
         self.seed = training.seed
         self.overwrite = training.overwrite
+        self.early_stopping = training.early_stopping
         self._add_log_entries()
         self.set_up()
 
@@ -210,7 +212,7 @@ class DistillationTrainer(ResumableTrainer):
 
     def on_train_start(self) -> None:
         """Attach the sources, fit the initial weights, and log what is distilled."""
-        unfinished = self.current_epoch < self.num_epochs
+        unfinished = self.unfinished
         self.lock_results()
         if unfinished:  # validation alone needs no teacher
             self.sources.attach(self.distiller, self.resumes)
@@ -299,7 +301,9 @@ class DistillationTrainer(ResumableTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, and say what its summary means if there are cases without a reference."""
-        super().perform_actual_validation(save_probabilities)
+        best = self.preparation.settings.training.final_validation == "best"
+        with best_weights(self) if best else nullcontext():
+            super().perform_actual_validation(save_probabilities)
         cases = self.do_split()[1]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases))
         for line in about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases)):
@@ -338,9 +342,7 @@ class DistillationTrainer(ResumableTrainer):
         self.load_own_state(saved)
         self._add_log_entries()
         self._history.resume(saved, self.current_epoch)
-        for line in about_changes(
-            record_of(self.preparation), saved.get("record"), self.current_epoch < self.num_epochs
-        ):
+        for line in about_changes(record_of(self.preparation), saved.get("record"), self.unfinished):
             self.print_to_log_file(line)
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
