@@ -25,8 +25,8 @@ class StageTerm(Term):
         num_epochs: As for :class:`Term`.
         stages: The student's stages to distil, counted from 0 at the highest resolution; ``None`` for all that match a
             stage of the teacher.
-        projection: ``"learned"`` to train the projections phi with the student; ``"frozen"`` to keep their random start,
-            as in the code of DCD's authors, whose optimizer does not hold phi.
+        projection: ``"learned"`` to train the projections phi with the student; ``"frozen"`` to keep their random
+            start, as in the code of DCD's authors, whose optimizer does not hold phi.
         common: ``weight`` and ``ramp``.
     """
 
