@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.distillation.average import WeightAverage
 from nnunet_kd.distillation.methods import Method
+from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
+from nnunet_kd.distillation.terms import Term
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
@@ -30,6 +32,7 @@ from nnunet_kd.training.checkpoint import check_resumable, load_average, saved_s
 from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
+from nnunet_kd.training.gradient_shares import SEGMENTATION, describe, measured, terms_that_begin
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
 from nnunet_kd.training.joint_network import building_joint_network
@@ -46,8 +49,6 @@ from nnunet_kd.training.schedules import adamw
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.sources import Sources
 from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, find_unlabelled
-
-SEGMENTATION = "segmentation"
 
 
 class DistillationTrainer(ResumableTrainer):
@@ -92,6 +93,7 @@ class DistillationTrainer(ResumableTrainer):
         self.sources = Sources(kind, self.preparation)
         self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
+        self._beginning: list[Term] = []
         self._history = History(record_of(self.preparation))
         if self.results is not None:
             check_results(self.results, self.preparation.student)
@@ -246,26 +248,59 @@ class DistillationTrainer(ResumableTrainer):
             if self.unlabelled is not None:
                 target, unlabelled = self.unlabelled.in_step(batch["keys"], target, self.distiller.labels)
         adapters = self.trained().adapters
+        of_batch = (images, target, soft_labels, unlabelled)
+        if self._beginning:
+            self._say_shares(*of_batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            outputs = self.network(images)
-            segmentation = self.loss(outputs.logits, target)
-            losses = self.distiller(
-                images,
-                outputs,
-                target,
-                self.current_epoch,
-                adapters=adapters,
-                task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
-                soft_labels=soft_labels,
-                unlabelled=unlabelled,
-            )
+        segmentation, losses = self._losses(self.network, *of_batch)
         total = self.distiller.total(segmentation, losses, self.current_epoch, adapters.parameters())
         numbers = self.optimize(total, {"loss": total, SEGMENTATION: segmentation, **losses})
         average = self.trained().average
         if average is not None:
             average.update()
         return numbers
+
+    def _losses(
+        self, network: Any, images: Tensor, target: Any, soft_labels: SoftLabels | None, unlabelled: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return nnU-Net's loss and the distiller's, from a forward pass through ``network``."""
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            outputs = network(images)
+            segmentation = self.loss(outputs.logits, target)
+            losses = self.distiller(
+                images,
+                outputs,
+                target,
+                self.current_epoch,
+                adapters=self.trained().adapters,
+                task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
+                soft_labels=soft_labels,
+                unlabelled=unlabelled,
+            )
+        return segmentation, losses
+
+    def _say_shares(self, *of_batch: Any) -> None:
+        """Log what the terms that begin in this epoch contribute to the gradient of a batch, if it is finite."""
+        joint, epoch, terms = self.trained(), self.current_epoch, self.distiller.terms
+
+        def losses() -> dict[str, Tensor]:
+            segmentation, losses = self._losses(joint, *of_batch)
+            return {
+                SEGMENTATION: segmentation,
+                **{term.name: losses[term.name] for term in terms if term.name in losses},
+            }
+
+        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        norms = measured(joint, losses, scale, self.device)
+        if norms is not None:
+            for line in describe(self._beginning, epoch, terms, norms):
+                self.print_to_log_file(line)
+            self._beginning = []
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch, and note the terms whose weight rises above 0 in it."""
+        super().on_train_epoch_start()
+        self._beginning = terms_that_begin(self.distiller.terms, self.current_epoch)
 
     def frozen(self) -> list[nn.Parameter]:
         """Return the adapters' parameters that must not change in this epoch."""
