@@ -32,6 +32,7 @@ DATASETS: dict[str, dict[str, Any]] = {
         "cases": 1350,
         "shape": [140, 182, 148],
         "spacing": [1.0, 1.0, 1.0],
+        "method": {"weight": 0.01, "ramp": [150, 800]},
     },
     "Dataset502_ISLES2022": {
         "channel_names": {"0": "ADC", "1": "DWI", "2": "FLAIR"},
@@ -39,12 +40,24 @@ DATASETS: dict[str, dict[str, Any]] = {
         "cases": 250,
         "shape": [180, 200, 180],
         "spacing": [1.0, 0.9, 0.9],
+        "method": {"weight": 0.05, "ramp": [100, 300]},
     },
 }
 
+# The settings of configs/dcd_*.yaml in github.com/ClinicaAlpha/DCD-3D-MedSeg that differ from this package's defaults,
+# beside each data set's "method".
+TRAINING = {
+    "num_epochs": 1000,
+    "num_iterations_per_epoch": 150,
+    "ema_decay": 0.999,
+    "early_stopping": 60,
+    "final_validation": "best",
+}
+METHOD = {"wavelet": "db4", "levels": 3, "bands": "directional", "transform": "published", "projection": "frozen"}
+
 
 def main() -> None:
-    """Plan both data sets, and write the plans of teacher and student."""
+    """Plan both data sets, and write the plans of teacher, student, and student with the authors' settings."""
     with tempfile.TemporaryDirectory() as scratch:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = str(Path(scratch) / variable)
@@ -52,6 +65,13 @@ def main() -> None:
             teacher = plan(Path(scratch), name, facts)
             write(name, teacher)
             write(name, student_plans(teacher, REDUCTION, name=f"{TEACHER}_r{REDUCTION}"))
+            published = student_plans(teacher, REDUCTION, name=f"{TEACHER}_r{REDUCTION}_published")
+            published["nnunet_kd"] |= {
+                "teacher": {"checkpoint": "checkpoint_best.pth"},
+                "training": TRAINING,
+                "method": {**facts["method"], **METHOD},
+            }
+            write(name, published)
 
 
 def plan(scratch: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,10 @@ import pytest
 import nnunet_kd.plans
 from nnunet_kd.cli import main
 from nnunet_kd.evaluation.cost import configuration_cost
+from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import student_plans
+from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.training.preparation import prepare
 from tests.commands import run_command
 from tests.datasets import layouts
 
@@ -39,6 +42,49 @@ def test_student_is_the_reduced_teacher(name):
         json.loads((FOLDER / name / f"nnUNetResEncUNetPlans{suffix}.json").read_text()) for suffix in ("", "_r4")
     )
     assert student == student_plans(teacher, 4, name="nnUNetResEncUNetPlans_r4")
+
+
+PUBLISHED = {
+    "Dataset501_BraTS2024GLI": (3, "weight 0.01, ramp from epoch 150 over 800"),
+    "Dataset502_ISLES2022": (0, "weight 0.05, ramp from epoch 100 over 300"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_are_those_of_the_authors_files(name):
+    """The numbers of ``configs/dcd_*.yaml``, as a training reads them."""
+    fold, weight_and_ramp = PUBLISHED[name]
+    student, plans = (
+        json.loads((FOLDER / name / f"nnUNetResEncUNetPlans_r4{suffix}.json").read_text())
+        for suffix in ("", "_published")
+    )
+    block, usual = plans["nnunet_kd"], student["nnunet_kd"]
+    assert {**plans, "plans_name": "", "nnunet_kd": usual} == {**student, "plans_name": ""}
+    assert block["student"] == usual["student"]
+    channels, labels = DATASETS[name][:2]
+    dataset_json = {
+        "channel_names": {str(i): str(i) for i in range(channels)},
+        "labels": {"background": 0, **{str(i): i for i in range(1, labels)}},
+    }
+    made = prepare(nnUNetTrainerDCD, Experiment(plans, "3d_fullres", dataset_json), fold)
+    training, (teacher,) = made.settings.training, made.settings.teachers
+    assert (training.num_epochs, training.num_iterations_per_epoch, training.initial_lr) == (1000, 150, None)
+    assert (training.ema_decay, training.early_stopping, training.final_validation) == (0.999, 60, "best")
+    assert training.seed == 1234 and made.leakage is None
+    assert (teacher.checkpoint, teacher.folds, teacher.plans) == ("checkpoint_best.pth", "same", None)
+    (term,) = made.terms
+    loss = (
+        "DCDLoss(wavelet='db4', levels=3, bands='directional', reconstruct=True, level_weighting='level_mean', "
+        "transform='published')"
+    )
+    assert str(term) == f"dcd: {weight_and_ramp}, {loss}, projection frozen" and term.stages is None
+    assert f"{name[7:10]} 3d_fullres {fold} -p nnUNetResEncUNetPlans_r4_published" in readme_of(name)
+
+
+def readme_of(name: str) -> str:
+    """The commands that the page gives for BraTS, written for another data set and its fold."""
+    text = (FOLDER / "README.md").read_text().replace("501", name[7:10])
+    return text.replace("3d_fullres 3", f"3d_fullres {PUBLISHED[name][0]}")
 
 
 @pytest.mark.slow

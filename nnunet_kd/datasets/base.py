@@ -102,6 +102,11 @@ class Dataset(ABC):
     layout: ClassVar[str]
     test_share: ClassVar[float] = 0.0
 
+    @property
+    def stock_split(self) -> bool:
+        """Whether nnU-Net draws the folds of all cases: no test set is drawn, and no patients are kept together."""
+        return False
+
     @abstractmethod
     def find(self, source: Path) -> tuple[list[Case], list[str]]:
         """Find all cases in a source, without reading images.

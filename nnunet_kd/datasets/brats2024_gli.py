@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from nnunet_kd.datasets.base import Description
 from nnunet_kd.datasets.brats import BraTS
+from nnunet_kd.datasets.dcd_paper import DCDPaper
 
 
-class BraTS2024GLI(BraTS):
+@dataclass(frozen=True)
+class BraTS2024GLI(DCDPaper, BraTS):
     """Adult glioma after treatment, several visits per patient."""
 
     id = 501

@@ -84,7 +84,8 @@ def convert_dataset(
     skipped = [f"{case.identifier}: {case.problem}" for case in cases if case.problem is not None]
     if skipped and not skip_bad:
         raise ValueError(f"{skipped[0]}. --skip-bad leaves such cases out")
-    cases = with_test_set([case for case in cases if case.problem is None], dataset.test_share)
+    share = 0.0 if dataset.stock_split else dataset.test_share
+    cases = with_test_set([case for case in cases if case.problem is None], share)
 
     with new_folder(folder) as unfinished:
         description = dataset.describe()
@@ -98,7 +99,7 @@ def convert_dataset(
         training = {case.identifier for case in cases if not case.test}
         content = _dataset_json(dataset, description, len(training))
         write_whole(unfinished / "dataset.json", json.dumps(content, indent=1))
-        splits = official_or_grouped_splits(cases)
+        splits = None if dataset.stock_split else official_or_grouped_splits(cases)
         if splits is not None:
             write_splits(splits, unfinished / "splits_final.json")
         placed = Placed()

@@ -10,8 +10,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_kd.datasets.base import Dataset, Description
+from nnunet_kd.datasets.base import Description
 from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.dcd_paper import DCDPaper
 from nnunet_kd.datasets.options import option
 from nnunet_kd.datasets.source_files import find_file, missing
 from nnunet_kd.datasets.volumes import label_array, read_volume, resampled, write_image, write_volume
@@ -20,7 +21,7 @@ ROLES = ("adc", "dwi", "flair")
 
 
 @dataclass(frozen=True)
-class ISLES2022(Dataset):
+class ISLES2022(DCDPaper):
     """BIDS subjects, in the layout of any release.
 
     Attributes:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nnunet_kd.losses.dcd_published import published_details
 from nnunet_kd.losses.features import (
     MOST_LEVELS,
     check_count,
     check_features,
     check_wavelet,
+    energy,
     in_single_precision,
     is_pointwise,
     pointwise_convolution,
@@ -26,6 +28,7 @@ from nnunet_kd.losses.residual import residual_cost
 from nnunet_kd.wavelets import Bands, select_bands, selected_components
 
 LevelWeighting = Literal["level_mean", "energy"]
+Transform = Literal["exact", "published"]
 
 
 class DCDLoss(nn.Module):
@@ -39,10 +42,14 @@ class DCDLoss(nn.Module):
     runs at the student's width.
 
     Where paper and the authors' code differ: the paper reconstructs once from all levels (``"energy"``), the code
-    averages the mean squared error of each level at that level's own resolution (``"level_mean"``). The published
-    numbers are the code's, which is the default here. Levels that have nothing to select (axes of length one) are
-    left out of the average. Their transform does not invert itself; this one does, so ``reconstruct=False``
-    differs from ``True`` only in what the sum of squares is divided by.
+    averages the mean squared error of each level at that level's own resolution (``"level_mean"``), which is the
+    default here. Levels that have nothing to select (axes of length one) are left out of the average. Their transform
+    does not invert itself; this one does, so ``reconstruct=False`` differs from ``True`` only in what the sum of
+    squares is divided by.
+
+    ``transform="published"`` computes what their code does instead (:mod:`nnunet_kd.losses.dcd_published`), with its
+    phi: a convolution with bias where the widths differ, and none where they agree. A weight holds for one transform:
+    with db4 the published one shrinks the loss several times, more in the coarse stages than in the fine ones.
 
     Args:
         wavelet: PyWavelets name of an orthogonal wavelet.
@@ -52,6 +59,7 @@ class DCDLoss(nn.Module):
         reconstruct: ``True``: mean over the voxels of the reconstruction (eq. 7). ``False``: mean over the
             selected coefficients (Table 4, "w/o IDWT").
         level_weighting: ``"level_mean"`` or ``"energy"``.
+        transform: ``"exact"`` or ``"published"``; the latter has ``reconstruct=True`` and ``"level_mean"`` alone.
 
     Raises:
         ValueError: For an option that is none of these.
@@ -64,6 +72,7 @@ class DCDLoss(nn.Module):
         bands: Bands = "directional",
         reconstruct: bool = True,
         level_weighting: LevelWeighting = "level_mean",
+        transform: Transform = "exact",
     ) -> None:
         super().__init__()
         check_count("levels", levels, MOST_LEVELS)
@@ -71,6 +80,13 @@ class DCDLoss(nn.Module):
             raise ValueError(f"reconstruct must be true or false, got {reconstruct!r}")
         if level_weighting not in ("level_mean", "energy"):
             raise ValueError(f"level_weighting must be 'level_mean' or 'energy', got {level_weighting!r}")
+        if transform not in ("exact", "published"):
+            raise ValueError(f"transform must be 'exact' or 'published', got {transform!r}")
+        if transform == "published" and not (reconstruct and level_weighting == "level_mean"):
+            raise ValueError(
+                "transform 'published' reconstructs each level alone: remove reconstruct and level_weighting, or use "
+                "transform 'exact'"
+            )
         select_bands(bands, 3)
         check_wavelet(wavelet)
         self.wavelet = wavelet
@@ -78,13 +94,18 @@ class DCDLoss(nn.Module):
         self.bands: Bands = bands
         self.reconstruct = reconstruct
         self.level_weighting: LevelWeighting = level_weighting
+        self.transform: Transform = transform
 
     def projection(self, student_channels: int, teacher_channels: int, dim: int) -> nn.Module:
-        """The learnable phi of one stage: a 1x1(x1) convolution from student to teacher width.
+        """The phi of one stage: a 1x1(x1) convolution from student to teacher width.
 
         It has no bias unless the selection holds the approximation: a constant has no details, so a bias would
-        change nothing and receive no gradient.
+        change nothing and receive no gradient. Of the published transform a constant has details, and phi a bias.
         """
+        if self.transform == "published":
+            if student_channels == teacher_channels:
+                return nn.Identity()
+            return pointwise_convolution(student_channels, teacher_channels, dim, bias=True)
         return pointwise_convolution(student_channels, teacher_channels, dim, bias=self.bands in ("lll", "all"))
 
     def forward(self, student: Tensor, teacher: Tensor, projection: nn.Module | None = None) -> Tensor:
@@ -103,6 +124,8 @@ class DCDLoss(nn.Module):
         """
         check_features(student, teacher, projection)
         with in_single_precision(student, teacher.detach()) as (student, teacher):
+            if self.transform == "published":
+                return self._published(student, teacher, projection)
             if is_pointwise(projection) and projection.bias is None and 2 * student.shape[1] <= teacher.shape[1]:
                 energies = self._energies_of_pair(student, teacher, projection.weight.flatten(1).to(student.dtype))
             else:
@@ -111,6 +134,23 @@ class DCDLoss(nn.Module):
             if not any(isinstance(energy, Tensor) for energy in energies):  # no axis long enough for these bands
                 return (0 * student).sum()
             return self._weighted(energies, teacher.shape)
+
+    def _published(self, student: Tensor, teacher: Tensor, projection: nn.Module | None) -> Tensor:
+        """Mean over the levels of the mean squared error of what the published code reconstructs."""
+        if is_pointwise(projection) and 2 * student.shape[1] <= teacher.shape[1]:
+            weight = projection.weight.flatten(1).to(student.dtype)
+            if projection.bias is not None:  # a bias is the weight of a channel of ones
+                weight = torch.cat([weight, projection.bias.to(student.dtype)[:, None]], dim=1)
+                student = torch.cat([student, torch.ones_like(student[:, :1])], dim=1)
+            pairs = zip(self._published_details(student), self._published_details(teacher), strict=True)
+            means = [residual_cost(s, weight, t) / t.numel() for s, t in pairs if t.numel()]
+        else:
+            difference = projected(student, teacher, projection) - teacher
+            means = [energy(part) / part.numel() for part in self._published_details(difference) if part.numel()]
+        return torch.stack(means).mean() if means else (0 * student).sum()
+
+    def _published_details(self, features: Tensor) -> list[Tensor]:
+        return published_details(features, self.wavelet, self.levels, self.bands)
 
     def _select(self, features: Tensor) -> list[list[Tensor]]:
         each_level = self.level_weighting == "level_mean"
@@ -139,9 +179,10 @@ class DCDLoss(nn.Module):
         return total
 
     def extra_repr(self) -> str:
+        published = "" if self.transform == "exact" else f", transform={self.transform!r}"
         return (
             f"wavelet={self.wavelet!r}, levels={self.levels}, bands={self.bands!r}, "
-            f"reconstruct={self.reconstruct}, level_weighting={self.level_weighting!r}"
+            f"reconstruct={self.reconstruct}, level_weighting={self.level_weighting!r}{published}"
         )
 
 

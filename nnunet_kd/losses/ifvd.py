@@ -29,6 +29,7 @@ class IFVDLoss(nn.Module):
     """
 
     needs_classes = True
+    has_projection = False
 
     def __init__(self, eps: float = 1e-8) -> None:
         super().__init__()

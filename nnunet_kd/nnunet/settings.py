@@ -9,7 +9,8 @@ A plans file can contain one block at its top level, in which every key has a de
                    "precision": null, "channels": null, "label_map": null},
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
-                   "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false},
+                   "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false,
+                   "early_stopping": null, "final_validation": null},
       "method":   {}
     }
 
@@ -139,6 +140,10 @@ class TrainingSettings:
             segmentation that the soft labels imply is their reference as well.
         overwrite: Whether to train again although the results folder holds a finished training, which is refused
             otherwise.
+        early_stopping: The number of epochs without a new best value of nnU-Net's EMA pseudo Dice after which the
+            training ends; ``None`` trains all epochs.
+        final_validation: ``"best"`` if nnU-Net's validation after the training uses ``checkpoint_best.pth``; ``None``
+            for the last epoch's weights.
     """
 
     num_epochs: int | None = None
@@ -152,9 +157,12 @@ class TrainingSettings:
     initial_weights: str | None = None
     unlabelled: str = "soft"
     overwrite: bool = False
+    early_stopping: int | None = None
+    final_validation: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+        counts = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
+        for key in (*counts, "early_stopping"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"training.{key}", "at least 1", value)
         require(self.initial_lr is None or self.initial_lr > 0, "training.initial_lr", "above 0", self.initial_lr)
@@ -167,6 +175,8 @@ class TrainingSettings:
         require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
         taught = self.unlabelled
         require(taught in ("soft", "hard"), "training.unlabelled", '"soft" or "hard"', taught)
+        validated = self.final_validation
+        require(validated in (None, "best"), "training.final_validation", '"best" or null', validated)
 
     @property
     def epochs(self) -> int:

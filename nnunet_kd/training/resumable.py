@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_kd.nnunet.settings import BLOCK
 from nnunet_kd.training.checkpoint import save_atomically, stock_checkpoint
+from nnunet_kd.training.early_stopping import EndOfTrainingError, best_epoch, stops_after
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.interruption import LastEpoch
 from nnunet_kd.training.loading import NETWORK, no_worker_processes, seed_everything, seeded_loaders
@@ -37,10 +38,12 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         seed: The seed of initial weights, data loading and augmentation; ``None`` leaves them unseeded, as in nnU-Net.
         resumes: Whether the training resumes from a checkpoint.
         overwrite: Whether a new training can replace a finished one.
+        early_stopping: The number of epochs without improvement after which the training ends; ``None`` trains all.
     """
 
     seed: int | None
     overwrite: bool
+    early_stopping: int | None
 
     def begin_life(self) -> None:
         """Initialize the attributes of this class, which nnU-Net's constructor already uses."""
@@ -54,6 +57,17 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     def writes(self) -> bool:
         """Whether this process writes checkpoints."""
         return self.local_rank == 0 and not self.disable_checkpointing
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether any epochs remain to be trained."""
+        return self.current_epoch < self.num_epochs and not stops_after(self._dice, self.early_stopping)
+
+    @property
+    def _dice(self) -> list[float]:
+        """nnU-Net's EMA pseudo Dice of every epoch so far."""
+        dice: list[float] = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
+        return dice
 
     # ---- data
 
@@ -98,7 +112,20 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         if not self.resumes and not self.overwrite:
             refuse_finished(Path(self.output_folder))
         with self._last_epoch.saved_when_stopped(Path(self.output_folder)) if self.writes else nullcontext():
-            super().run_training()
+            try:
+                super().run_training()
+            except EndOfTrainingError:
+                self.on_train_end()
+
+    def on_epoch_start(self) -> None:
+        """Begin an epoch as nnU-Net does, or end the training if it no longer improves."""
+        if not self.unfinished:
+            best = best_epoch(self._dice)
+            self.print_to_log_file(
+                f"early stopping: EMA pseudo Dice has not risen since epoch {best}, {self.early_stopping} epochs ago"
+            )
+            raise EndOfTrainingError
+        super().on_epoch_start()
 
     def lock_results(self) -> None:
         """Lock the results folder, and refuse to train while another process holds the lock."""
@@ -199,7 +226,7 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
 
         A training stopped between nnU-Net's usual save and its save of the best epoch lacks that checkpoint.
         """
-        dice = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
+        dice = self._dice
         best: float | None = self._best_ema  # type: ignore[has-type]
         if dice and (best is None or dice[-1] > best):
             self._best_ema = dice[-1]

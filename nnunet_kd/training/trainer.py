@@ -13,13 +13,15 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_kd.distillation.average import WeightAverage
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.methods import Method
+from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
+from nnunet_kd.distillation.terms import Term
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
@@ -28,8 +30,10 @@ from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
 from nnunet_kd.nnunet.unlabelled import without_reference
 from nnunet_kd.training.announcement import announce
 from nnunet_kd.training.checkpoint import check_resumable, load_average, saved_state
+from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
+from nnunet_kd.training.gradient_shares import SEGMENTATION, describe, measured, terms_that_begin
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
 from nnunet_kd.training.joint_network import building_joint_network
@@ -46,8 +50,6 @@ from nnunet_kd.training.schedules import adamw
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.sources import Sources
 from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, find_unlabelled
-
-SEGMENTATION = "segmentation"
 
 
 class DistillationTrainer(ResumableTrainer):
@@ -94,6 +96,7 @@ class DistillationTrainer(ResumableTrainer):
         self.sources = Sources(kind, self.preparation)
         self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
+        self._beginning: list[Term] = []
         self._history = History(record_of(self.preparation))
         if not self.has_begun():
             self.sources.attach(self.distiller, resumes=False)
@@ -105,6 +108,7 @@ class DistillationTrainer(ResumableTrainer):
         self._schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
         self.seed = training.seed
         self.overwrite = training.overwrite
+        self.early_stopping = training.early_stopping
         self._add_log_entries()
         self.set_up()
 
@@ -211,7 +215,7 @@ class DistillationTrainer(ResumableTrainer):
 
     def on_train_start(self) -> None:
         """Attach the sources, fit the initial weights, and log what is distilled."""
-        unfinished = self.current_epoch < self.num_epochs
+        unfinished = self.unfinished
         self.lock_results()
         if unfinished:  # validation alone needs no teacher
             self.sources.attach(self.distiller, self.resumes)
@@ -245,26 +249,59 @@ class DistillationTrainer(ResumableTrainer):
             if self.unlabelled is not None:
                 target, unlabelled = self.unlabelled.in_step(batch["keys"], target, self.distiller.labels)
         adapters = self.trained().adapters
+        of_batch = (images, target, soft_labels, unlabelled)
+        if self._beginning:
+            self._say_shares(*of_batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            outputs = self.network(images)
-            segmentation = self.loss(outputs.logits, target)
-            losses = self.distiller(
-                images,
-                outputs,
-                target,
-                self.current_epoch,
-                adapters=adapters,
-                task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
-                soft_labels=soft_labels,
-                unlabelled=unlabelled,
-            )
+        segmentation, losses = self._losses(self.network, *of_batch)
         total = self.distiller.total(segmentation, losses, self.current_epoch, adapters.parameters())
         numbers = self.optimize(total, {"loss": total, SEGMENTATION: segmentation, **losses})
         average = self.trained().average
         if average is not None:
             average.update()
         return numbers
+
+    def _losses(
+        self, network: Any, images: Tensor, target: Any, soft_labels: SoftLabels | None, unlabelled: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return nnU-Net's loss and the distiller's, from a forward pass through ``network``."""
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            outputs = network(images)
+            segmentation = self.loss(outputs.logits, target)
+            losses = self.distiller(
+                images,
+                outputs,
+                target,
+                self.current_epoch,
+                adapters=self.trained().adapters,
+                task_loss=self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss,
+                soft_labels=soft_labels,
+                unlabelled=unlabelled,
+            )
+        return segmentation, losses
+
+    def _say_shares(self, *of_batch: Any) -> None:
+        """Log what the terms that begin in this epoch contribute to the gradient of a batch, if it is finite."""
+        joint, epoch, terms = self.trained(), self.current_epoch, self.distiller.terms
+
+        def losses() -> dict[str, Tensor]:
+            segmentation, losses = self._losses(joint, *of_batch)
+            return {
+                SEGMENTATION: segmentation,
+                **{term.name: losses[term.name] for term in terms if term.name in losses},
+            }
+
+        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        norms = measured(joint, losses, scale, self.device)
+        if norms is not None:
+            for line in describe(self._beginning, epoch, terms, norms):
+                self.print_to_log_file(line)
+            self._beginning = []
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch, and note the terms whose weight rises above 0 in it."""
+        super().on_train_epoch_start()
+        self._beginning = terms_that_begin(self.distiller.terms, self.current_epoch)
 
     def frozen(self) -> list[nn.Parameter]:
         """Return the adapters' parameters that must not change in this epoch."""
@@ -300,7 +337,9 @@ class DistillationTrainer(ResumableTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, and say what its summary means if there are cases without a reference."""
-        super().perform_actual_validation(save_probabilities)
+        best = self.preparation.settings.training.final_validation == "best"
+        with best_weights(self) if best else nullcontext():
+            super().perform_actual_validation(save_probabilities)
         cases = self.do_split()[1]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases))
         for line in about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases)):
@@ -339,9 +378,7 @@ class DistillationTrainer(ResumableTrainer):
         self.load_own_state(saved)
         self._add_log_entries()
         self._history.resume(saved, self.current_epoch)
-        for line in about_changes(
-            record_of(self.preparation), saved.get("record"), self.current_epoch < self.num_epochs
-        ):
+        for line in about_changes(record_of(self.preparation), saved.get("record"), self.unfinished):
             self.print_to_log_file(line)
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:

@@ -37,8 +37,8 @@ def test_options_belong_to_these_data_sets():
         name: {option.name: option.default for option in options_of(dataset)} for name, dataset in DATASETS.items()
     }
     assert {name: options for name, options in taken.items() if options} == {
-        "BraTS2024GLI": {"regions": False},
-        "ISLES2022": {"grid": "flair"},
+        "BraTS2024GLI": {"regions": False, "paper_split": False},
+        "ISLES2022": {"paper_split": False, "grid": "flair"},
         "BraTS2021": {"regions": False},
         "TCGALGG": {"volumes": False},
         "FCD2023": {"t2": False},

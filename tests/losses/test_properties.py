@@ -156,6 +156,14 @@ def test_dcd_is_finite(pair, wavelet, levels, bands, reconstruct, weighting, bar
     check(lambda s: loss(s, teacher, phi), [student], parameters_of(phi), [teacher], squares=True)
 
 
+@fewer_examples
+@given(pairs(), WAVELETS, st.integers(1, 5), st.booleans(), st.booleans())
+def test_published_dcd_is_finite(pair, wavelet, levels, bare, single):
+    loss = DCDLoss(wavelet, levels, transform="published")
+    student, teacher, phi = stage(loss, pair, bare, single)
+    check(lambda s: loss(s, teacher, phi), [student], parameters_of(phi), [teacher], squares=True)
+
+
 @examples
 @given(pairs(), st.booleans(), st.booleans())
 def test_fitnets_is_finite(pair, bare, single):
@@ -340,7 +348,7 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
     student, teacher, mask = (torch.ones(shape) for shape in shapes)
     mask = (label * mask).to(dtype)
     for pair in ((student, teacher), (student, student)):
-        for loss in (FitNetsLoss(), DCDLoss(), DCDLoss(bands="all")):
+        for loss in (FitNetsLoss(), DCDLoss(), DCDLoss(bands="all"), DCDLoss(transform="published")):
             for projection in (None, loss.projection(*fits), nn.Identity(), nn.Flatten(2)):
                 finite_or_refused(loss, *pair, projection)
         for options in ({}, {"levels": 2}, {"tokens": 2}):

@@ -16,6 +16,7 @@ from tests.training.stored_labels import store_of
 CASES = {
     "NoKD": ("NoKD", {}, 0),
     "DCD": ("DCD", {"ramp": None}, 0),
+    "DCD frozen": ("DCD", {"ramp": None, "transform": "published", "projection": "frozen", "weight": 1}, 0),
     "DCD before its ramp": ("DCD", {"ramp": [1, 0]}, 0),
     "FitNets": ("FitNets", {}, 0),
     "LogitsKD": ("LogitsKD", {}, 0),
@@ -32,10 +33,12 @@ pytestmark = pytest.mark.xdist_group("ddp")  # all tests use the same pair of pr
 CONFIGURATIONS = ("3d_fullres", "2d")  # Dice per case, Dice over the batch
 
 
-def gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
+def gradients(
+    root: Path, case: str, configuration: str, rank: int, processes: int
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return the gradients of student and adapters after one step on this process's share of a batch of two.
 
-    They are in double precision where nnU-Net allows it, so that rounding does not hide a difference.
+    The lines are those that the log then says about the terms' shares of the gradient. The gradients are in double precision where nnU-Net allows it, so that rounding does not hide a difference.
     """
     torch.set_default_dtype(torch.float64)
     try:
@@ -44,7 +47,9 @@ def gradients(root: Path, case: str, configuration: str, rank: int, processes: i
         torch.set_default_dtype(torch.float32)
 
 
-def _gradients(root: Path, case: str, configuration: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
+def _gradients(
+    root: Path, case: str, configuration: str, rank: int, processes: int
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     name, method, epoch = CASES[case]
     kind = getattr(importlib.import_module(f"nnunet_kd.trainers.nnUNetTrainer{name}"), f"nnUNetTrainer{name}")
     workspace = Workspace(root)
@@ -57,7 +62,10 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
     weights = trainer.loss.weight_factors
     trainer.loss.weight_factors = [*weights[:-1], 1e-6]  # as in nnU-Net under DDP without compilation
     trainer.current_epoch = epoch
-    trainer.network.train()
+    trainer.logger.local_logger.my_fantastic_logging["lrs"] = [0.0] * epoch
+    said: list[str] = []
+    trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(map(str, words)))
+    trainer.on_train_epoch_start()
 
     generator = torch.Generator().manual_seed(0)
     patch = trainer.configuration_manager.patch_size
@@ -72,7 +80,8 @@ def _gradients(root: Path, case: str, configuration: str, rank: int, processes: 
     trainer.optimizer.step = lambda: None
     trainer.train_step({"data": images[share], "target": [scale[share] for scale in targets]})
     joint = trainer.trained()
-    return {n: p.grad for n, p in joint.named_parameters() if p.grad is not None}
+    lines = [line for line in said if "contributes" in line]
+    return {n: p.grad for n, p in joint.named_parameters() if p.grad is not None}, lines
 
 
 def worker(rank: int, root: str, out: str) -> None:
@@ -104,18 +113,29 @@ def in_two_processes(trained_workspace, tmp_path_factory):
         yield root, [torch.load(out / f"{rank}.pth") for rank in range(2)]
 
 
+def active_terms(case: str) -> int:
+    return {"mixed": 3, "NoKD": 0, "DCD before its ramp": 0, "FreeKD tuning": 0}.get(case, 1)
+
+
+def percent(line: str) -> float:
+    return float(line.split(" contributes ")[1].split(" %")[0])
+
+
 @pytest.mark.skipif(not dist.is_gloo_available() or sys.platform == "win32", reason="needs gloo")
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configuration):
     root, (first, second) = in_two_processes
     assert (root / "nnUNet_results" / DATASET).is_dir()
-    expected = gradients(root, case, configuration, 0, 1)
-    ours = first[case, configuration]
+    expected, lines = gradients(root, case, configuration, 0, 1)
+    ours, said = first[case, configuration]
+    assert len(said) == len(lines) == active_terms(case) and said == second[case, configuration][1]
+    for line, other in zip(said, lines, strict=True):
+        assert percent(line) == pytest.approx(percent(other), rel=1e-2)  # three digits are printed
     assert ours.keys() == expected.keys()
     adapters = [name for name in ours if name.startswith("adapters")]
-    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD", "SoftKD"))
+    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD", "SoftKD", "DCD frozen"))
     assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
     for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], second[case, configuration][name], rtol=0, atol=0)
+        torch.testing.assert_close(ours[name], second[case, configuration][0][name], rtol=0, atol=0)
         torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

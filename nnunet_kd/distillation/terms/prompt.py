@@ -23,7 +23,7 @@ class PromptTerm(StageTerm):
         prompt_epochs: The length of the tuning: a whole number of epochs, or a fraction of the training (0.0 to 1.0).
             The ramp begins after it.
         ramp: As for :class:`StageTerm`.
-        common: ``weight`` and ``stages``.
+        common: ``weight``, ``stages`` and ``projection``.
     """
 
     recorded: ClassVar[tuple[str, ...]] = (*StageTerm.recorded, "prompt_epochs")
@@ -65,6 +65,11 @@ class PromptTerm(StageTerm):
         segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
         total: Tensor = sum(redundancies[1:], redundancies[0])
         return segmentation + total / len(redundancies)
+
+    def freeze(self, adapters: nn.ModuleList) -> None:
+        """Exclude the projections from training, but not the prompts."""
+        for adapter in adapters:
+            adapter.phi.requires_grad_(False)  # type: ignore[union-attr]
 
     def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
         """Return the prompts' parameters after the tuning."""

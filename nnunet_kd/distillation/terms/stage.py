@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nnunet_kd.distillation.step import TrainStep
-from nnunet_kd.distillation.terms.base import Term
+from nnunet_kd.distillation.terms.base import Term, is_frozen
 from nnunet_kd.networks.stages import EncoderStages, match_stages
 
 
@@ -25,6 +25,8 @@ class StageTerm(Term):
         num_epochs: As for :class:`Term`.
         stages: The student's stages to distil, counted from 0 at the highest resolution; ``None`` for all that match a
             stage of the teacher.
+        projection: ``"learned"`` to train the projections phi with the student; ``"frozen"`` to keep their random
+            start, as in the code of DCD's authors, whose optimizer does not hold phi.
         common: ``weight`` and ``ramp``.
     """
 
@@ -32,10 +34,18 @@ class StageTerm(Term):
     recorded: ClassVar[tuple[str, ...]] = ("convex", "stages")
 
     def __init__(
-        self, name: str, loss: Any, num_epochs: int, *, stages: Sequence[int] | None = None, **common: Any
+        self,
+        name: str,
+        loss: Any,
+        num_epochs: int,
+        *,
+        stages: Sequence[int] | None = None,
+        projection: str = "learned",
+        **common: Any,
     ) -> None:
         super().__init__(name, loss, num_epochs, **common)
         self.stages = _read_stages(stages)
+        self.frozen_projection = is_frozen(projection, loss)
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the sum of the loss over the stages."""
@@ -71,10 +81,20 @@ class StageTerm(Term):
     def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
         """Build one projection per pair of stages."""
         assert student is not None and teacher is not None
-        return nn.ModuleList(
+        adapters = nn.ModuleList(
             self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
             for i, j in self.pairs(match_stages(student, teacher))
         )
+        if self.frozen_projection:
+            self.freeze(adapters)
+        return adapters
+
+    def freeze(self, adapters: nn.ModuleList) -> None:
+        """Exclude the projections from training: without gradients, no optimizer changes or decays them."""
+        adapters.requires_grad_(False)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{', projection frozen' if self.frozen_projection else ''}"
 
 
 def _read_stages(stages: Any) -> tuple[int, ...] | None:

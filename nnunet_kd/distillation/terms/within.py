@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nnunet_kd.distillation.step import TrainStep
-from nnunet_kd.distillation.terms.base import Term
+from nnunet_kd.distillation.terms.base import Term, is_frozen
 from nnunet_kd.networks.stages import EncoderStages
 
 
@@ -16,11 +16,22 @@ class SelfTerm(Term):
 
     The loss has ``forward(encoder, decoder, adapters)``, with features in order of falling resolution, and
     ``adapters(encoder_widths, decoder_widths, dim)``, which builds the adapters.
+
+    Args:
+        name: As for :class:`Term`.
+        loss: As for :class:`Term`.
+        num_epochs: As for :class:`Term`.
+        projection: ``"learned"`` to train the adapters with the student, or ``"frozen"`` to keep their random start.
+        common: ``weight`` and ``ramp``.
     """
 
     needs_teacher: ClassVar[bool] = False
     reads_encoder: ClassVar[bool] = True
     reads_decoder: ClassVar[bool] = True
+
+    def __init__(self, name: str, loss: Any, num_epochs: int, *, projection: str = "learned", **common: Any) -> None:
+        super().__init__(name, loss, num_epochs, **common)
+        self.frozen_projection = is_frozen(projection, loss)
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the loss over all stages."""
@@ -31,4 +42,7 @@ class SelfTerm(Term):
         """Build the loss's adapters; a decoder stage has the width of the encoder stage at its resolution."""
         assert student is not None
         adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:decoder], student.dim)
-        return adapters
+        return adapters.requires_grad_(not self.frozen_projection)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{', projection frozen' if self.frozen_projection else ''}"

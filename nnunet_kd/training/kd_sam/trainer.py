@@ -64,6 +64,10 @@ class KDSAMTrainer(DistillationTrainer):
         self.weight_decay = self.settings.weight_decay
         if self.preparation.settings.training.ema_decay is not None:
             raise NotImplementedError("ema_decay: KD-SAM keeps the best encoder of phase 1 and no average")
+        if self.early_stopping is not None:
+            raise NotImplementedError(
+                "early_stopping: KD-SAM ends phase 1 by its own setting and trains all of phase 2"
+            )
         self.settings.longest_encoder(self.num_epochs)  # raises if no epoch is left for the decoder
         self.progress = EncoderProgress()
         self.store: EmbeddingStore | None = None
