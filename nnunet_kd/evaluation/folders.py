@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.evaluation.confusion import Confusion
+from nnunet_kd.evaluation.metrics import METRICS, surface_metrics
 from nnunet_kd.evaluation.placement import Corners, apart, corners
 from nnunet_kd.evaluation.protocol import Evaluation
 from nnunet_kd.evaluation.rows import Row
@@ -173,11 +174,15 @@ def _evaluate_case(
             )
         if apart(place, own_place, spacing):
             elsewhere.append(method)
+        right = int(np.count_nonzero((truth == labels) if valid is None else (truth == labels)[valid]))
         for structure, values in evaluation.structures.items():
             real, found = np.isin(truth, values), np.isin(labels, values)
-            metrics = overlap_metrics(real, found, valid)
-            metrics |= surface_metrics(real, found, spacing, evaluation.tolerances[structure], valid)
-            rows.append(Row(method, case, structure, {metric: metrics[metric] for metric in METRICS}))
+            confusion = Confusion.of(real, found, valid)
+            metrics = confusion.metrics() | surface_metrics(
+                real, found, spacing, evaluation.tolerances[structure], valid
+            )
+            ordered = {metric: metrics[metric] for metric in METRICS}
+            rows.append(Row(method, case, structure, ordered, confusion=confusion, right=right))
     return rows, elsewhere
 
 

@@ -16,14 +16,13 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from nnunet_kd.evaluation.confusion import Confusion, Mask
 
 OVERLAP = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
 SURFACE = ("hd95", "nsd")
 SINGLE = 1e-5  # relative tolerance for MONAI's distances, which rounding to single precision can increase
 METRICS = ("dice", "hd95", "nsd", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
-
-Mask = NDArray[np.bool_]
 
 
 def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None) -> dict[str, float]:
@@ -37,21 +36,7 @@ def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None
     Returns:
         The metrics by name, as fractions of 1. The volume difference is (prediction - reference) / reference.
     """
-    if valid is not None:
-        reference, prediction = reference[valid], prediction[valid]
-    both = int(np.count_nonzero(reference & prediction))
-    found, real, voxels = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), reference.size
-    spurious, missed = found - both, real - both
-    neither = voxels - both - spurious - missed
-    return {
-        "dice": _ratio(2 * both, found + real),
-        "iou": _ratio(both, both + spurious + missed),
-        "precision": _ratio(both, found),
-        "sensitivity": _ratio(both, real),
-        "specificity": _ratio(neither, neither + spurious),
-        "accuracy": _ratio(both + neither, voxels),
-        "volume_difference": _ratio(found - real, real),
-    }
+    return Confusion.of(reference, prediction, valid).metrics()
 
 
 def surface_metrics(
@@ -96,7 +81,3 @@ def surface_metrics(
         "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
         "nsd": float(within / (there.size + back.size)),
     }
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan

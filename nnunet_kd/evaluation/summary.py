@@ -8,20 +8,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores, compare
-from nnunet_kd.evaluation.statistics import Interval, Values, least_wilcoxon, mean_and_error, paired_tests
+from nnunet_kd.evaluation.statistics import (
+    Interval,
+    Values,
+    class_mean_and_error,
+    least_wilcoxon,
+    mean_and_error,
+    paired_tests,
+)
 from nnunet_kd.evaluation.table import Table
 from nnunet_kd.evaluation.text import in_markdown
 
 OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
 MEANS = (
-    "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case. A structure that "
-    "reference and prediction lack has no value and does not count; where only one of them lacks it, Dice and NSD are "
-    "0 and HD95 is the image's diagonal. Of several seeds, the mean of their means."
+    "{cases} cases; mean ± standard error over cases. 'Mean over cases' first averages the structures of each case, so "
+    "that all cases have the same weight; 'mean over classes' first averages the cases of each structure, so that all "
+    "structures have the same weight. They differ if a structure has no value in some cases: one that reference and "
+    "prediction lack has none and does not count; where only one of them lacks it, Dice and NSD are 0 and HD95 is the "
+    "image's diagonal. Of several seeds, the mean of their means."
 )
 TESTS = (
-    "Mean Dice as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. t-test and "
+    "Mean Dice over cases, as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. t-test and "
     "Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a value{of_a_case}. Holm "
     "corrects Wilcoxon's for the number of methods. The tests compare these trained networks: they do not say what "
     "another training of the same method would give."
@@ -104,15 +114,24 @@ def _tested(scores: Scores, baseline: str, teacher: str | None) -> dict[str, int
 
 
 def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
-    """Return a table of means and standard errors over cases, by method, structure and metric."""
-    columns = [(structure, metric) for metric in metrics for structure in (None, *scores.structures)]
-    mean = "mean" if "mean" not in scores.structures else "mean of all"
-    rows = []
-    for method in scores.methods:
-        cells = [mean_with_error(scores.runs(method, metric, structure), metric) for structure, metric in columns]
-        rows.append([method, *cells])
-    header = [f"{mean if structure is None else structure} {LABELS[metric]}" for structure, metric in columns]
-    return Table(["method", *header], rows)
+    """Return a table of means and standard errors over cases, by method, structure and metric.
+
+    The means of all structures come first: that over cases and, with several structures, that over classes.
+    """
+    header, rows = ["method"], [[method] for method in scores.methods]
+    for metric in metrics:
+        header.append(f"mean over cases, {LABELS[metric]}")
+        for row in rows:
+            row.append(mean_with_error(scores.runs(row[0], metric), metric))
+        if len(scores.structures) > 1:
+            header.append(f"mean over classes, {LABELS[metric]}")
+            for row in rows:
+                row.append(_with_error(class_mean_and_error(scores.classes(row[0], metric)), metric))
+        for structure in scores.structures:
+            header.append(f"{structure} {LABELS[metric]}")
+            for row in rows:
+                row.append(mean_with_error(scores.runs(row[0], metric, structure), metric))
+    return Table(header, rows)
 
 
 def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> Table:
@@ -173,12 +192,18 @@ def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None
             in_markdown(tests_note(scores, baseline, teacher)),
             comparison_table(scores, baseline, teacher).markdown(),
         ]
+    for note, pooled in ((POOLED_NOTE, pooled_table(rows)), (CASES_NOTE, case_table(rows))):
+        parts += [] if pooled is None else [note, pooled.markdown()]
     return "\n\n".join(parts)
 
 
 def mean_with_error(values: Values, metric: str) -> str:
     """Format a mean and its standard error, as in ``83.26 ± 0.41``, in per cent or, for HD95, in mm."""
-    mean, error = mean_and_error(values)
+    return _with_error(mean_and_error(values), metric)
+
+
+def _with_error(mean_and_error: tuple[float, float], metric: str) -> str:
+    mean, error = mean_and_error
     scale = 1 if metric == "hd95" else 100
     if math.isnan(mean):
         return "-"

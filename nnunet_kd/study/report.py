@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.page import image, whole_page
+from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.statistics import mean_and_error
@@ -125,6 +126,11 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
         )
         sections.append(("Cost", note, [cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
+    for title, note, pooled in (
+        ("All cases together", POOLED_NOTE, pooled_table(report.rows)),
+        ("All classes together, and whole cases", CASES_NOTE, case_table(report.rows)),
+    ):
+        sections += [] if pooled is None else [(title, note, [pooled])]
     return sections
 
 
