@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_kd.evaluation.confusion import Confusion, Mask
 
@@ -23,6 +24,8 @@ OVERLAP = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy",
 SURFACE = ("hd95", "nsd")
 SINGLE = 1e-5  # relative tolerance for MONAI's distances, which rounding to single precision can increase
 METRICS = ("dice", "hd95", "nsd", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
+
+Distances = NDArray[np.float64]
 
 
 def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None) -> dict[str, float]:
@@ -58,9 +61,6 @@ def surface_metrics(
     Returns:
         ``{"hd95": mm, "nsd": fraction of 1}``.
     """
-    import torch
-    from monai.metrics.utils import get_edge_surface_distance
-
     if valid is not None:
         reference, prediction = reference & valid, prediction & valid
     has_reference, has_prediction = bool(reference.any()), bool(prediction.any())
@@ -69,15 +69,30 @@ def surface_metrics(
     if not has_reference or not has_prediction:
         diagonal = math.hypot(*(size * width for size, width in zip(reference.shape, spacing, strict=True)))
         return {"hd95": diagonal, "nsd": 0.0}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about an argument that it passes itself
-        _, distances, _ = get_edge_surface_distance(
-            torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
-        )
-    there, back = (np.asarray(distance, dtype=np.float64) for distance in distances)
+    there, back = surface_distances(reference, prediction, spacing)
     limit = tolerance * (1 + SINGLE)
     within = np.count_nonzero(there <= limit) + np.count_nonzero(back <= limit)
     return {
         "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
         "nsd": float(within / (there.size + back.size)),
     }
+
+
+def surface_distances(reference: Mask, prediction: Mask, spacing: Sequence[float]) -> tuple[Distances, Distances]:
+    """Compute the distance of every surface voxel to the other surface, from the prediction and from the reference.
+
+    Args:
+        reference: The mask of the structure in the reference, which is not empty.
+        prediction: The mask of the structure in the prediction, which is not empty.
+        spacing: The voxel size, in the order of the axes, whose unit is that of the distances.
+    """
+    import torch
+    from monai.metrics.utils import get_edge_surface_distance
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about an argument that it passes itself
+        _, distances, _ = get_edge_surface_distance(
+            torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
+        )
+    there, back = (np.asarray(distance, dtype=np.float64) for distance in distances)
+    return there, back

@@ -48,18 +48,18 @@ class Row:
         return self.right / self.confusion.voxels
 
 
-def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``metrics.csv`` and ``metrics.json``, with one row per method, seed, case and structure.
+def write_rows(rows: Sequence[Row], folder: Path, name: str = "metrics") -> list[Path]:
+    """Write ``NAME.csv`` and ``NAME.json``, with one row per method, seed, case and structure.
 
     The seeds have a column only if a method has a seed. The overall accuracy of the case and the voxels of the
-    structure's confusion matrix follow the metrics if they are known. Both files are meant for programs, so names are written
-    unchanged and quoted only as the format requires: a spreadsheet takes a name that begins with =, +, - or @ for a
-    formula.
+    structure's confusion matrix follow the metrics if they are known. Both files are meant for programs, so names are
+    written unchanged and quoted only as the format requires: a spreadsheet takes a name that begins with =, +, - or @
+    for a formula.
 
     Returns:
         The paths of the two files, each of which is complete or absent.
     """
-    names = ["method", *(["seed"] if any(row.seed is not None for row in rows) else []), "case", "structure"]
+    keys = ["method", *(["seed"] if any(row.seed is not None for row in rows) else []), "case", "structure"]
     counted = all(row.confusion is not None for row in rows)
     records = []
     for row in rows:
@@ -68,13 +68,13 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
         if counted and row.confusion is not None:
             values[OVERALL] = row.overall_accuracy
             counts = asdict(row.confusion)
-        records.append({**{name: getattr(row, name) for name in names}, **_without_nan(values), **counts})
-    lines = [_line([*names, *METRICS, *([OVERALL, *(one.name for one in fields(Confusion))] if counted else [])])]
+        records.append({**{key: getattr(row, key) for key in keys}, **_without_nan(values), **counts})
+    lines = [_line([*keys, *METRICS, *([OVERALL, *(one.name for one in fields(Confusion))] if counted else [])])]
     lines += [_line(["" if value is None else value for value in record.values()]) for record in records]
     written = []
-    for name, content in (("metrics.csv", "".join(lines)), ("metrics.json", json.dumps(records, indent=1))):
-        write_whole(folder / name, content)
-        written.append(folder / name)
+    for ending, content in ((".csv", "".join(lines)), (".json", json.dumps(records, indent=1))):
+        write_whole(folder / f"{name}{ending}", content)
+        written.append(folder / f"{name}{ending}")
     return written
 
 

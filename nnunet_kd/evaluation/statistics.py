@@ -88,7 +88,7 @@ def _linearised(values: Sequence[float] | Values) -> tuple[float, Values, NDArra
     counts = there.sum(1, keepdims=True)
     means = np.where(there, runs, 0.0).sum(1, keepdims=True) / counts
     shares = np.where(there, (runs - means) / counts, 0.0).mean(0)
-    return float(means.mean()), shares, there.any(0)
+    return float(means.mean()), shares, np.asarray(there.any(0), dtype=np.bool_)
 
 
 def _error(shares: Values, there: NDArray[np.bool_]) -> float:

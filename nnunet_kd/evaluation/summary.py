@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores, compare
+from nnunet_kd.evaluation.slices import SLICES_NOTE, slice_table
 from nnunet_kd.evaluation.statistics import (
     Interval,
     Values,
@@ -21,6 +22,7 @@ from nnunet_kd.evaluation.statistics import (
 )
 from nnunet_kd.evaluation.table import Table
 from nnunet_kd.evaluation.text import in_markdown
+from nnunet_kd.evaluation.transunet import NOTE as TRANSUNET_NOTE
 
 OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
 MEANS = (
@@ -31,10 +33,10 @@ MEANS = (
     "image's diagonal. Of several seeds, the mean of their means."
 )
 TESTS = (
-    "Mean Dice over cases, as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. t-test and "
-    "Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a value{of_a_case}. Holm "
-    "corrects Wilcoxon's for the number of methods. The tests compare these trained networks: they do not say what "
-    "another training of the same method would give."
+    "Mean Dice over cases, as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. "
+    "t-test and Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a "
+    "value{of_a_case}. Holm corrects Wilcoxon's for the number of methods. The tests compare these trained networks: "
+    "they do not say what another training of the same method would give."
 )
 GAP = (
     " Gap closed: (method - {baseline}) / (teacher - {baseline}), where the interval of the teacher's difference is "
@@ -113,22 +115,29 @@ def _tested(scores: Scores, baseline: str, teacher: str | None) -> dict[str, int
     return {method: int((there & np.isfinite(scores.of(method))).sum()) for method in methods}
 
 
-def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
+def metric_table(
+    scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd"), labels: Mapping[str, str] = LABELS
+) -> Table:
     """Return a table of means and standard errors over cases, by method, structure and metric.
 
     The means of all structures come first: that over cases and, with several structures, that over classes.
+
+    Args:
+        scores: The scores.
+        metrics: The metrics to show.
+        labels: The heading of each metric, with its unit.
     """
     header, rows = ["method"], [[method] for method in scores.methods]
     for metric in metrics:
-        header.append(f"mean over cases, {LABELS[metric]}")
+        header.append(f"mean over cases, {labels[metric]}")
         for row in rows:
             row.append(mean_with_error(scores.runs(row[0], metric), metric))
         if len(scores.structures) > 1:
-            header.append(f"mean over classes, {LABELS[metric]}")
+            header.append(f"mean over classes, {labels[metric]}")
             for row in rows:
                 row.append(_with_error(class_mean_and_error(scores.classes(row[0], metric)), metric))
         for structure in scores.structures:
-            header.append(f"{structure} {LABELS[metric]}")
+            header.append(f"{structure} {labels[metric]}")
             for row in rows:
                 row.append(mean_with_error(scores.runs(row[0], metric, structure), metric))
     return Table(header, rows)
@@ -181,12 +190,28 @@ def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     return text.format(baseline=baseline, drawn=drawn, of_a_case=of_a_case) + (few if cases else "")
 
 
-def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
-    """Return all tables with their explanations, in Markdown."""
+def summary_table(
+    rows: Sequence[Row],
+    baseline: str,
+    teacher: str | None = None,
+    scoring: str = "mm",
+    slices: Sequence[Row] = (),
+) -> str:
+    """Return all tables with their explanations, in Markdown.
+
+    Args:
+        rows: The rows of all cases.
+        baseline: The method that the others are compared with.
+        teacher: The teacher's name among the methods, or ``None`` without a teacher.
+        scoring: The scoring of the evaluation; see :class:`~nnunet_kd.evaluation.protocol.Evaluation`.
+        slices: The rows of all slices, or none.
+    """
     scores = Scores(rows)
+    of_transunet = scoring == "transunet"
+    labels = {**LABELS, "hd95": "HD95 (voxels)"} if of_transunet else LABELS
     parts = [f"**{in_markdown(caution)}**" for caution in cautions(scores, baseline, teacher)]
-    parts += [MEANS.format(cases=len(scores.cases))]
-    parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
+    parts += [MEANS.format(cases=len(scores.cases)), *([TRANSUNET_NOTE] if of_transunet else [])]
+    parts += [metric_table(scores, labels=labels).markdown(), metric_table(scores, OTHER_METRICS).markdown()]
     if len(scores.methods) > 1:
         parts += [
             in_markdown(tests_note(scores, baseline, teacher)),
@@ -194,6 +219,7 @@ def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None
         ]
     for note, pooled in ((POOLED_NOTE, pooled_table(rows)), (CASES_NOTE, case_table(rows))):
         parts += [] if pooled is None else [note, pooled.markdown()]
+    parts += [SLICES_NOTE, slice_table(slices).markdown()] if slices else []
     return "\n\n".join(parts)
 
 
