@@ -14,8 +14,8 @@ from nnunet_kd.evaluation.table import Table
 SLICES_NOTE = (
     "Every slice is an image of its own. 'Any' is the mean over all slices in which reference or prediction contains "
     "the structure, where a false alarm or a miss scores Dice 0; 'labelled' is the mean over the slices whose "
-    "reference contains it, as in papers that use only those. There are no standard errors, because the slices of a patient are "
-    "not independent."
+    "reference contains it, as in papers that use only those. There are no standard errors, because the slices of a "
+    "patient are not independent."
 )
 _METRICS = {
     "dice": "Dice (%)",
