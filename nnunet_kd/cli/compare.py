@@ -32,13 +32,17 @@ you ran nnU-Net with --val_best, remove its validation folder: it holds the segm
        "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
       "method" and "training" take the keys of the plans' nnunet_kd block and override its values
 
+The report gives the mean over cases and, as DCD's tables do, the mean over classes; below, metrics of all voxels
+pooled, the overall accuracy, and the share of cases rightly told to be positive or negative. For 2-D networks on
+volumes it gives the scores of single slices too, as papers about such networks do; slices.csv has every slice.
+
 A method is a trainer, with or without the prefix nnUNetTrainer. The first row is the baseline. All methods share the
 schedule of the plans (nnunet_kd.training) and must train the same network. Without a student in the plans, some
 trainers would train a quarter of the width and others the full width, and the study is refused: write the student's
 plans with nnunet_kd plan first. Only one comparison can run in a folder at a time.
 """
 
-WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json")
+WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json", "slices.csv", "slices.json")
 
 
 def add_parser(commands: Any) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.nnunet.raw_cases import lists_cases, training_labels
 from nnunet_kd.nnunet.reading import read_dataset_json, read_plans
 from nnunet_kd.storage.overwriting import check_kept
 from nnunet_kd.storage.writing import check_writable_folder
 
+if TYPE_CHECKING:
+    from nnunet_kd.evaluation.protocol import Evaluation
+    from nnunet_kd.evaluation.rows import Row
+
 RESULTS = ("metrics.csv", "metrics.json", "summary.md")
+RESULTS_OF_SLICES = ("slices.csv", "slices.json")
 _DESCRIPTION = """\
 Compare one or more folders of segmentations with reference segmentations. For every case and structure (a label or a
 region), measure Dice, IoU, precision, sensitivity, specificity, accuracy, HD95 (mm), NSD and volume difference.
@@ -22,6 +28,17 @@ region), measure Dice, IoU, precision, sensitivity, specificity, accuracy, HD95 
       name the methods; set one NSD tolerance for all structures and another one for the structure "core"
   nnunet_kd evaluate -pred DIR -djfile nnUNet_raw/Dataset501_X/dataset.json -o OUT
       take the references that dataset.json lists under "dataset", for the cases in DIR
+  nnunet_kd evaluate ... --slices
+      score every slice of the volumes too, as papers about 2-D networks do, and write the scores to OUT/slices.csv
+  nnunet_kd evaluate ... --scoring transunet
+      score Dice and HD95 as in the published tables of Synapse: distances in voxels; a missed structure has HD95 0; a
+      structure that the reference lacks has HD95 0, and Dice 1 if it is predicted, 0 if not (as published)
+
+OUT/summary.md gives two means of all structures: "mean over cases" averages the structures of each case first, "mean
+over classes" averages the cases of each structure first, as DCD's tables do. Further tables pool the voxels of all
+cases in one confusion matrix (mIoU, Dice, accuracy, specificity and sensitivity of VM-UNet's tables), and give the
+overall accuracy of all labels together and the share of cases rightly told to be positive or negative. OUT/metrics.csv
+has the counts from which they are computed.
 
 The first -pred is the baseline, against which the others are tested. A prediction without a reference is left out with
 a warning; a reference without a prediction is an error. A structure that is absent from both images has no value; if it
@@ -60,6 +77,17 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--tolerance", metavar="[NAME=]MM", action="append", default=[], help="tolerance of the NSD in mm (default: 1)"
     )
+    command.add_argument(
+        "--scoring",
+        choices=("mm", "transunet"),
+        default="mm",
+        help="rules of Dice and HD95; with transunet, tolerances are in voxels too (default: mm)",
+    )
+    command.add_argument(
+        "--slices",
+        action="store_true",
+        help="also score every slice along the axis that the plans of -pfile cut, else along the files' first axis",
+    )
     command.add_argument("-np", metavar="N", type=int, default=2, help="number of worker processes (default: 2)")
     command.add_argument("--overwrite", action="store_true", help="replace earlier results in the folder -o")
     command.set_defaults(run=run)
@@ -71,10 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
     tolerances = _tolerances(arguments.tolerance)
     if arguments.np < 1:
         raise ValueError(f"-np must be at least 1, got {arguments.np}")
+    results = [arguments.o / name for name in (*RESULTS, *(RESULTS_OF_SLICES if arguments.slices else ()))]
     check_writable_folder(arguments.o)
     inputs = [arguments.djfile, *([] if arguments.pfile is None else [arguments.pfile])]
-    check_kept(inputs, [arguments.o / name for name in RESULTS], "Give another folder with -o")
-    for path in (arguments.o / name for name in RESULTS):
+    check_kept(inputs, results, "Give another folder with -o")
+    for path in results:
         if path.exists() and not arguments.overwrite:
             raise FileExistsError(f"{path} already exists: give another folder with -o, or replace it with --overwrite")
     dataset_json = read_dataset_json(arguments.djfile)
@@ -84,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_kd.evaluation.folders import evaluate_folders, find_cases
-    from nnunet_kd.evaluation.protocol import read_evaluation
+    from nnunet_kd.evaluation.protocol import read_evaluation, slice_axis
     from nnunet_kd.evaluation.rows import write_rows
     from nnunet_kd.evaluation.summary import summary_table
     from nnunet_kd.storage.writing import write_whole
@@ -99,15 +128,24 @@ def run(arguments: argparse.Namespace) -> int:
                 "folder of that file, so give the dataset.json of the raw data set"
             )
     evaluation = read_evaluation(dataset_json, plans, files[cases[0]], tolerances.pop("", 1.0), tolerances)
-    rows = evaluate_folders(
-        reference,
-        predictions,
-        evaluation,
-        arguments.np,
-        lambda work, count: tqdm(work, total=count, unit="case", desc="evaluating"),
+    evaluation = replace(evaluation, scoring=arguments.scoring)
+
+    def evaluated(evaluation: Evaluation, what: str) -> list[Row]:
+        return evaluate_folders(
+            reference,
+            predictions,
+            evaluation,
+            arguments.np,
+            lambda work, count: tqdm(work, total=count, unit="case", desc=what),
+        )
+
+    rows = evaluated(evaluation, "evaluating")
+    slices = (
+        evaluated(replace(evaluation, slice_axis=slice_axis(plans)), "evaluating slices") if arguments.slices else []
     )
-    table = summary_table(rows, baseline=next(iter(predictions)))
+    table = summary_table(rows, baseline=next(iter(predictions)), scoring=arguments.scoring, slices=slices)
     written = write_rows(rows, arguments.o)
+    written += write_rows(slices, arguments.o, "slices") if slices else []
     write_whole(arguments.o / "summary.md", table + "\n")
     print(table)
     print("\nwrote " + ", ".join(str(path) for path in [*written, arguments.o / "summary.md"]))

@@ -53,6 +53,10 @@ the preprocessed data, with one file per case and a manifest; every file is comp
       Compute the first of four parts; run -part_id 1, 2 and 3 on other machines.
   nnunet_kd soft-labels ... --continue
       Compute what is missing or damaged, for example after an interruption.
+  nnunet_kd soft-labels -d 501 -c 3d_fullres --score --name sam
+      Compute nothing: print a table with the Dice of the stored segmentations against the labels, by case and
+      structure. A teacher below the student that you could train without it is not worth learning from. The Dice of SAM
+      flatters it, because its prompts come from the labels. Without --name, the only store is scored.
 
 SAM sees the intensities between the 0.5th and the 99.5th percentile of each channel, over the voxels inside the body as
 nnU-Net crops it. With --embeddings, the percentiles are those of the patch, and photographs keep their own colours.
@@ -77,6 +81,9 @@ def add_parser(commands: Any) -> None:
     teacher.add_argument("--teacher", action="store_true", help="use the nnU-Net teacher that the plans name")
     teacher.add_argument(
         "--model", metavar="MODEL", help="use this nnU-Net: a zip file, a results folder or its name in nnUNet_results"
+    )
+    teacher.add_argument(
+        "--score", action="store_true", help="print the Dice of what is stored against the labels, and compute nothing"
     )
     command.add_argument("--checkpoint", metavar="FILE", type=Path, help="with --sam, required: its weights")
     command.add_argument(
@@ -156,6 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = preprocessed_folder(arguments.d)
     experiment = open_experiment(arguments.d, arguments.p, arguments.c, trust=True)  # no network is built from them
     cases = PreprocessedCases(folder, experiment)
+    if arguments.score:
+        return _score(arguments, cases)
     name = arguments.name or ("sam" if arguments.sam else "nnunet" if arguments.teacher else "model")
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
     store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
@@ -176,6 +185,26 @@ def run(arguments: argparse.Namespace) -> int:
     make_soft_labels(store, cases, progress, source.values)
     made = sum(store.fault(case) is None for case in cases.identifiers)
     print(f"{made} of {len(cases.identifiers)} cases in {store.folder}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
+    """Print the Dice of the stored segmentations; return the exit status."""
+    from tqdm import tqdm
+
+    from nnunet_kd.teachers.soft_labels import find_store
+    from nnunet_kd.teachers.stored_scores import NOTE, labelled_cases, score_case, score_table
+
+    store = find_store(cases.folder, cases.configuration.data_identifier, arguments.name)
+    store.check_data(cases.data)
+    stored = [case for case in cases.identifiers if store.path(case).is_file()]
+    wanted = labelled_cases(cases, stored)
+    if not wanted:
+        raise ValueError(f"no case in {store.folder} has a reference: there is nothing to score")
+    rows = [row for case in tqdm(wanted, unit="case", desc="scoring") for row in score_case(store, cases, case)]
+    left = len(cases.identifiers) - len(wanted)
+    others = f" {left} cases without stored soft labels or without a reference are left out." if left else ""
+    print(f"{NOTE}{others}\n\n{score_table(rows).markdown()}")
     return 0
 
 
@@ -230,6 +259,8 @@ def _model_source(
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if arguments.score:
+        _check_score(arguments)
     if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
         raise ValueError(f"-part_id must be from 0 to {arguments.num_parts - 1}, got {arguments.part_id}")
     if arguments.sam and arguments.checkpoint is None:
@@ -253,3 +284,23 @@ def _check(arguments: argparse.Namespace) -> None:
     of_model = (arguments.label_map, arguments.i, arguments.model_config)
     if arguments.model is None and (arguments.trust or any(value is not None for value in of_model)):
         raise ValueError("--label-map, -i, --model-config and --trust belong to --model")
+
+
+def _check_score(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that would compute soft labels."""
+    given = {
+        "--checkpoint": arguments.checkpoint,
+        "--channels": arguments.channels,
+        "--label-map": arguments.label_map,
+        "-i": arguments.i,
+        "--prompt": arguments.prompt,
+        "--margin": arguments.margin,
+        "-f": arguments.f,
+        "--disable_tta": arguments.disable_tta or None,
+        "--embeddings": arguments.embeddings or None,
+        "--continue": arguments.resume or None,
+        "-num_parts": arguments.num_parts if arguments.num_parts != 1 else None,
+    }
+    foreign = [name for name, value in given.items() if value is not None]
+    if foreign:
+        raise ValueError(f"--score takes only -d, -c, -p and --name: leave out {', '.join(foreign)}")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_kd.datasets.base import Dataset, Description
+from nnunet_kd.datasets.base import Description
 from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.drawn_test_set import DrawnTestSet
 from nnunet_kd.datasets.options import option
 from nnunet_kd.datasets.pictures import read_mask, read_picture, write_picture
 from nnunet_kd.datasets.source_files import entries
@@ -18,7 +19,7 @@ KINDS = ("normal", "benign", "malignant")
 
 
 @dataclass(frozen=True)
-class BUSI(Dataset):
+class BUSI(DrawnTestSet):
     """Ultrasound of the breast, in one folder per kind of finding; pictures may have several masks.
 
     Attributes:
@@ -51,7 +52,7 @@ class BUSI(Dataset):
                 problem = None if masks else f"there is no mask of {image}"
                 roles = {"image": image, "masks": masks, "kind": kind}
                 cases.append(Case(f"{kind}_{int(number[1]):04d}", roles, problem=problem))
-        return cases, []
+        return self.with_test_set(cases), []
 
     def describe(self) -> Description:
         """Describe one channel, with one class or two."""

@@ -21,7 +21,7 @@ class FCD2023(Dataset):
     """BIDS subjects with focal cortical dysplasia, and controls.
 
     Attributes:
-        t2: Whether T2w is a third channel, of zeros where a case has none.
+        t2: Whether T2w is a third channel, of zeros where a case has none. BrainSegDMIF uses T1, T2 and FLAIR.
     """
 
     id = 505
@@ -32,7 +32,7 @@ class FCD2023(Dataset):
     where = "https://openneuro.org/datasets/ds004199"
     layout = "sub-NNNNN/anat/*_{T1w,FLAIR,T2w}.nii.gz, *_roi.nii.gz; participants.tsv"
 
-    t2: bool = option(False, "T2w as a third channel, zeros where there is none")
+    t2: bool = option(False, "T2w as a third channel, as BrainSegDMIF uses it, zeros where there is none")
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -56,7 +56,10 @@ class FCD2023(Dataset):
             files = {**wanted, "T2w": find_file(folder, "_T2w.nii.gz"), "roi": roi}
             test = subject.name in held_out
             cases.append(Case(subject.name, files, test=test, problem=missing(wanted, subject)))
+        lost = sum(case.files["T2w"] is None for case in cases)
         notes = [f"{controls} subjects without a region of interest (controls) were left out"] if controls else []
+        if self.t2 and lost:
+            notes.append(f"{lost} of {len(cases)} subjects have no T2w: their third channel is 0 everywhere")
         if not any(case.test for case in cases):
             notes.append("participants.tsv names no test set: all cases are for training")
         return cases, notes

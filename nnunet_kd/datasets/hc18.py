@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from skimage.morphology import convex_hull_image
 
-from nnunet_kd.datasets.base import Dataset, Description
+from nnunet_kd.datasets.base import Description
 from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.drawn_test_set import DrawnTestSet
 from nnunet_kd.datasets.pictures import read_mask, read_picture
 from nnunet_kd.datasets.source_files import entries
 from nnunet_kd.datasets.volumes import write_image
 
 
-class FetalHeadHC18(Dataset):
+@dataclass(frozen=True)
+class FetalHeadHC18(DrawnTestSet):
     """Pictures with the outline of the head, an ellipse, and the size of their pixels in a table."""
 
     id = 509
@@ -46,7 +49,7 @@ class FetalHeadHC18(Dataset):
             files = {"image": image, "outline": outline, "size": size}
             examination = image.stem.partition("_")[0]  # 010_HC and 010_2HC show the same head
             cases.append(Case(image.stem, files, group=examination, problem=problem))
-        return cases, []
+        return self.with_test_set(cases), []
 
     def describe(self) -> Description:
         """Describe one channel in NIfTI files, which hold the pixel size."""

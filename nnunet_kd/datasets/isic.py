@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from nnunet_kd.datasets.base import Dataset, Description
 from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.options import option
 from nnunet_kd.datasets.pictures import write_colour_case
 from nnunet_kd.datasets.source_files import entries
+from nnunet_kd.datasets.splits import with_test_set
 
 PARTS = ("training", "validation", "test")
 
 
+@dataclass(frozen=True)
 class ISIC(Dataset):
     """A challenge with official parts.
 
     Attributes:
         prefix: How the names of the challenge's folders begin, in any case.
+        test_of_vm_unet: How many of the training and validation pictures VM-UNet tests on, and how many there are.
+        vm_unet_split: Whether as large a share of them becomes the test set, instead of the official parts.
     """
 
     prefix: ClassVar[str]
+    test_of_vm_unet: ClassVar[tuple[int, int]]
+
+    vm_unet_split: bool = option(
+        False,
+        "VM-UNet's 7:3: of the official training and validation pictures, as many as it tests on become the test set "
+        "(650 of 2150, or 808 of 2694), drawn by name because its list is not in its repository; the official test set "
+        "is left out",
+    )
 
     def find(self, source: Path) -> tuple[list[Case], list[str]]:
         """Find the official parts; a remark names a part without masks, which is left out."""
@@ -49,6 +63,12 @@ class ISIC(Dataset):
                         problem=None if mask.is_file() else f"there is no mask {mask}",
                     )
                 )
+        if self.vm_unet_split:
+            test, everyone = self.test_of_vm_unet
+            kept = [replace(case, validation=False) for case in cases if not case.test]
+            if len(kept) < len(cases):
+                notes.append(f"the official test set of {len(cases) - len(kept)} pictures was left out")
+            cases = with_test_set(kept, test / everyone)
         return cases, notes
 
     def describe(self) -> Description:

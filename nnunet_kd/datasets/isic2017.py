@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nnunet_kd.datasets.isic import ISIC
 
 
+@dataclass(frozen=True)
 class ISIC2017(ISIC):
     """Skin lesions, with official training, validation and test sets."""
 
@@ -16,3 +19,4 @@ class ISIC2017(ISIC):
     where = "https://challenge.isic-archive.com/data/#2017"
     layout = "ISIC-2017_{Training,Validation,Test_v2}_Data/*.jpg, ISIC-2017_*_Part1_GroundTruth/*_segmentation.png"
     prefix = "ISIC-2017_"
+    test_of_vm_unet = (650, 2150)

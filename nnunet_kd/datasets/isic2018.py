@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nnunet_kd.datasets.isic import ISIC
 
 
+@dataclass(frozen=True)
 class ISIC2018(ISIC):
     """Skin lesions, with official training, validation and test sets."""
 
@@ -16,3 +19,4 @@ class ISIC2018(ISIC):
     where = "https://challenge.isic-archive.com/data/#2018"
     layout = "ISIC2018_Task1-2_{Training,Validation,Test}_Input/*.jpg, ISIC2018_Task1_*_GroundTruth/*_segmentation.png"
     prefix = "ISIC2018_Task1"
+    test_of_vm_unet = (808, 2694)

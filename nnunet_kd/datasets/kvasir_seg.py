@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_kd.datasets.base import Dataset, Description
+from nnunet_kd.datasets.base import Description
 from nnunet_kd.datasets.cases import Case, RawFolder
+from nnunet_kd.datasets.drawn_test_set import DrawnTestSet
 from nnunet_kd.datasets.pictures import write_colour_case
 from nnunet_kd.datasets.source_files import entries
 
 
-class KvasirSEG(Dataset):
+@dataclass(frozen=True)
+class KvasirSEG(DrawnTestSet):
     """Pictures and masks of the same name in two folders."""
 
     id = 506
@@ -32,7 +35,7 @@ class KvasirSEG(Dataset):
             masks = sorted((source / "masks").glob(f"{image.stem}.*"))
             problem = None if masks else f"there is no mask {source / 'masks' / image.name}"
             cases.append(Case(image.stem, {"image": image, "mask": masks[0] if masks else None}, problem=problem))
-        return cases, []
+        return self.with_test_set(cases), []
 
     def describe(self) -> Description:
         """Describe red, green and blue in one file, with one class."""

@@ -30,6 +30,8 @@ ORGANS = {
 }
 # The papers' tables have them in this order.
 EIGHT = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+# TransUNet's lists_Synapse/test_vol.txt; the other 18 are for training.
+TEST_OF_TRANSUNET = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Synapse(Dataset):
 
     Attributes:
         organs: How many organs are labelled: all 13, or the 8 of the papers' tables.
+        transunet_split: Whether 12 cases are for testing, as in the papers' tables.
     """
 
     id = 511
@@ -49,6 +52,9 @@ class Synapse(Dataset):
     layout = "img/imgNNNN.nii.gz, label/labelNNNN.nii.gz"
 
     organs: Literal[8, 13] = option(13, "how many (default: 13)")
+    transunet_split: bool = option(
+        False, "the published split of TransUNet and its successors: 18 cases for training, 12 for testing"
+    )
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -67,7 +73,8 @@ class Synapse(Dataset):
             name = f"label{number[1]}.nii"
             label = find_file(source / "label", f"{name}.gz", name)
             problem = None if label is not None else f"there is no label {source / 'label' / name}.gz"
-            cases.append(Case(f"synapse_{number[1]}", {"image": image, "label": label}, problem=problem))
+            test = self.transunet_split and int(number[1]) in TEST_OF_TRANSUNET
+            cases.append(Case(f"synapse_{number[1]}", {"image": image, "label": label}, test=test, problem=problem))
         return cases, []
 
     def describe(self) -> Description:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_kd.evaluation.metrics import METRICS, overlap_metrics, surface_metrics
+from nnunet_kd.evaluation.pairs import evaluate_pair
 from nnunet_kd.evaluation.placement import Corners, apart, corners
 from nnunet_kd.evaluation.protocol import Evaluation
 from nnunet_kd.evaluation.rows import Row
@@ -100,7 +100,8 @@ def evaluate_folders(
             ignored, and for each folder whose images have another position in space than the reference.
 
     Returns:
-        The rows, in the given order of the methods, then by case, then in the order of the structures.
+        The rows, in the given order of the methods, then by case, then in the order of the structures. If the
+        evaluation is by slice, every slice is a case.
 
     Raises:
         ValueError: If a file cannot be read, or the shape, the spacing or the labels of a segmentation do not match its
@@ -120,8 +121,7 @@ def evaluate_folders(
     rows: dict[str, list[Row]] = {}
     elsewhere: dict[str, list[str]] = {}
 
-    def keep(done: list[Row], methods: list[str]) -> None:
-        case = done[0].case
+    def keep(case: str, done: list[Row], methods: list[str]) -> None:
         rows[case] = done
         for method in methods:
             elsewhere.setdefault(method, []).append(case)
@@ -157,10 +157,9 @@ def _set_up_worker() -> None:
 
 def _evaluate_case(
     reference: Path, predictions: Mapping[str, Path], case: str, evaluation: Evaluation
-) -> tuple[list[Row], list[str]]:
-    """Evaluate all methods and structures in one case; also return the methods whose image lies elsewhere in space."""
+) -> tuple[str, list[Row], list[str]]:
+    """Evaluate all methods in one case; return it, its rows, and the methods whose image lies elsewhere in space."""
     truth, spacing, place = _read(reference, case, evaluation)
-    valid = None if evaluation.ignore_label is None else truth != evaluation.ignore_label
     rows, elsewhere = [], []
     for method, folder in predictions.items():
         path = folder / f"{case}{evaluation.file_ending}"
@@ -173,12 +172,8 @@ def _evaluate_case(
             )
         if apart(place, own_place, spacing):
             elsewhere.append(method)
-        for structure, values in evaluation.structures.items():
-            real, found = np.isin(truth, values), np.isin(labels, values)
-            metrics = overlap_metrics(real, found, valid)
-            metrics |= surface_metrics(real, found, spacing, evaluation.tolerances[structure], valid)
-            rows.append(Row(method, case, structure, {metric: metrics[metric] for metric in METRICS}))
-    return rows, elsewhere
+        rows += evaluate_pair(truth, labels, spacing, evaluation, method, case)
+    return case, rows, elsewhere
 
 
 def _mm(spacing: list[float]) -> str:

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_kd.evaluation.confusion import Confusion, Mask
+
 OVERLAP = ("dice", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
 SURFACE = ("hd95", "nsd")
 SINGLE = 1e-5  # relative tolerance for MONAI's distances, which rounding to single precision can increase
 METRICS = ("dice", "hd95", "nsd", "iou", "precision", "sensitivity", "specificity", "accuracy", "volume_difference")
 
-Mask = NDArray[np.bool_]
+Distances = NDArray[np.float64]
 
 
 def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None) -> dict[str, float]:
@@ -37,21 +39,7 @@ def overlap_metrics(reference: Mask, prediction: Mask, valid: Mask | None = None
     Returns:
         The metrics by name, as fractions of 1. The volume difference is (prediction - reference) / reference.
     """
-    if valid is not None:
-        reference, prediction = reference[valid], prediction[valid]
-    both = int(np.count_nonzero(reference & prediction))
-    found, real, voxels = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), reference.size
-    spurious, missed = found - both, real - both
-    neither = voxels - both - spurious - missed
-    return {
-        "dice": _ratio(2 * both, found + real),
-        "iou": _ratio(both, both + spurious + missed),
-        "precision": _ratio(both, found),
-        "sensitivity": _ratio(both, real),
-        "specificity": _ratio(neither, neither + spurious),
-        "accuracy": _ratio(both + neither, voxels),
-        "volume_difference": _ratio(found - real, real),
-    }
+    return Confusion.of(reference, prediction, valid).metrics()
 
 
 def surface_metrics(
@@ -73,9 +61,6 @@ def surface_metrics(
     Returns:
         ``{"hd95": mm, "nsd": fraction of 1}``.
     """
-    import torch
-    from monai.metrics.utils import get_edge_surface_distance
-
     if valid is not None:
         reference, prediction = reference & valid, prediction & valid
     has_reference, has_prediction = bool(reference.any()), bool(prediction.any())
@@ -84,12 +69,7 @@ def surface_metrics(
     if not has_reference or not has_prediction:
         diagonal = math.hypot(*(size * width for size, width in zip(reference.shape, spacing, strict=True)))
         return {"hd95": diagonal, "nsd": 0.0}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about an argument that it passes itself
-        _, distances, _ = get_edge_surface_distance(
-            torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
-        )
-    there, back = (np.asarray(distance, dtype=np.float64) for distance in distances)
+    there, back = surface_distances(reference, prediction, spacing)
     limit = tolerance * (1 + SINGLE)
     within = np.count_nonzero(there <= limit) + np.count_nonzero(back <= limit)
     return {
@@ -98,5 +78,21 @@ def surface_metrics(
     }
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def surface_distances(reference: Mask, prediction: Mask, spacing: Sequence[float]) -> tuple[Distances, Distances]:
+    """Compute the distance of every surface voxel to the other surface, from the prediction and from the reference.
+
+    Args:
+        reference: The mask of the structure in the reference, which is not empty.
+        prediction: The mask of the structure in the prediction, which is not empty.
+        spacing: The voxel size, in the order of the axes, whose unit is that of the distances.
+    """
+    import torch
+    from monai.metrics.utils import get_edge_surface_distance
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about an argument that it passes itself
+        _, distances, _ = get_edge_surface_distance(
+            torch.from_numpy(prediction), torch.from_numpy(reference), spacing=list(spacing), symmetric=True
+        )
+    there, back = (np.asarray(distance, dtype=np.float64) for distance in distances)
+    return there, back

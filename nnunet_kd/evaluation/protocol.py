@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Structures = dict[str, tuple[int, ...]]
 
@@ -20,7 +20,10 @@ class Evaluation:
         values: All label values that can occur.
         file_ending: The file ending of the segmentations.
         reader: nnU-Net's class that reads the segmentations.
-        tolerances: The tolerance of each structure's NSD in mm.
+        tolerances: The tolerance of each structure's NSD in mm, or in voxels if ``scoring`` is ``"transunet"``.
+        scoring: ``"mm"``, or ``"transunet"`` for the rules of :mod:`nnunet_kd.evaluation.transunet`.
+        slice_axis: The axis of the volumes, in the order of the reader, along which every slice is evaluated as an
+            image of its own; ``None`` to evaluate volumes.
     """
 
     structures: Structures
@@ -29,6 +32,8 @@ class Evaluation:
     file_ending: str
     reader: type
     tolerances: dict[str, float]
+    scoring: Literal["mm", "transunet"] = "mm"
+    slice_axis: int | None = None
 
 
 def read_evaluation(
@@ -80,3 +85,20 @@ def read_evaluation(
         reader,
         {name: float(by_name.get(name, tolerance)) for name in structures},
     )
+
+
+def slice_axis(plans: Mapping[str, Any] | None) -> int:
+    """Return the axis of an image, as its reader gives it, along which nnU-Net's 2-D networks cut slices.
+
+    Args:
+        plans: nnU-Net's plans; without them, it is the first axis.
+
+    Raises:
+        ValueError: If the plans have no order of axes.
+    """
+    if plans is None:
+        return 0
+    order = plans.get("transpose_forward")
+    if not isinstance(order, list) or not order or not all(isinstance(axis, int) for axis in order):
+        raise ValueError("the plans have no transpose_forward, which says along which axis slices are cut")
+    return int(order[0])

@@ -61,6 +61,10 @@ class Scores:
         """Return the values ``(runs, cases)`` of a structure, or of the mean of all structures; NaN if undefined."""
         return self._values[method, structure, metric]
 
+    def classes(self, method: str, metric: str = "dice") -> Values:
+        """Return the values ``(structures, runs, cases)`` of all structures; NaN if undefined."""
+        return np.stack([self.runs(method, metric, structure) for structure in self.structures])
+
     def of(self, method: str, metric: str = "dice", structure: str | None = None) -> Values:
         """Return one value per case, the mean over the runs that have a value."""
         return mean_of_runs(self.runs(method, metric, structure))

@@ -55,17 +55,45 @@ def mean_and_error(values: Sequence[float] | Values) -> tuple[float, float]:
     Args:
         values: The values ``(cases,)`` or ``(runs, cases)``.
     """
+    mean, shares, there = _linearised(values)
+    return mean, _error(shares, there)
+
+
+def class_mean_and_error(values: Values) -> tuple[float, float]:
+    """Return the mean over classes, which is the mean of the classes' means, and its standard error over cases.
+
+    Every class has the same weight, however many cases contain it; classes without any value do not count. The overall
+    figures of DCD's Table 1 are such means: they follow from the classes of its Table 2. The standard error is that of
+    the mean of means, linearised in the cases, so that it takes into account that the classes share their cases.
+
+    Args:
+        values: The values ``(classes, cases)`` or ``(classes, runs, cases)``. The mean of a class is that of
+            :func:`mean_and_error`.
+    """
+    classes = [linear for linear in map(_linearised, values) if math.isfinite(linear[0])]
+    if not classes:
+        return math.nan, math.nan
+    shares = np.mean([shares for _, shares, _ in classes], axis=0)
+    there = np.any([there for _, _, there in classes], axis=0)
+    return float(np.mean([mean for mean, _, _ in classes])), _error(shares, there)
+
+
+def _linearised(values: Sequence[float] | Values) -> tuple[float, Values, NDArray[np.bool_]]:
+    """Return the mean of :func:`mean_and_error`, each case's share in its deviation, and which cases have a value."""
     runs = np.atleast_2d(np.asarray(values, dtype=np.float64))
     there = np.isfinite(runs)
     there, runs = there[there.any(1)], runs[there.any(1)]
     if not runs.size:
-        return math.nan, math.nan
+        return math.nan, np.zeros(runs.shape[1]), np.zeros(runs.shape[1], dtype=np.bool_)
     counts = there.sum(1, keepdims=True)
     means = np.where(there, runs, 0.0).sum(1, keepdims=True) / counts
-    shares = np.where(there, (runs - means) / counts, 0.0).mean(0)  # the contribution of each case to the deviation
-    cases = int(there.any(0).sum())
-    error = math.sqrt(cases / (cases - 1) * float((shares**2).sum())) if cases > 1 else math.nan
-    return float(means.mean()), error
+    shares = np.where(there, (runs - means) / counts, 0.0).mean(0)
+    return float(means.mean()), shares, np.asarray(there.any(0), dtype=np.bool_)
+
+
+def _error(shares: Values, there: NDArray[np.bool_]) -> float:
+    cases = int(there.sum())
+    return math.sqrt(cases / (cases - 1) * float((shares**2).sum())) if cases > 1 else math.nan
 
 
 def mean_of_runs(values: Values) -> Values:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores, compare
-from nnunet_kd.evaluation.statistics import Interval, Values, least_wilcoxon, mean_and_error, paired_tests
+from nnunet_kd.evaluation.slices import SLICES_NOTE, slice_table
+from nnunet_kd.evaluation.statistics import (
+    Interval,
+    Values,
+    class_mean_and_error,
+    least_wilcoxon,
+    mean_and_error,
+    paired_tests,
+)
 from nnunet_kd.evaluation.table import Table
 from nnunet_kd.evaluation.text import in_markdown
+from nnunet_kd.evaluation.transunet import NOTE as TRANSUNET_NOTE
 
 OTHER_METRICS = tuple(metric for metric in METRICS if metric not in ("dice", "hd95", "nsd"))
 MEANS = (
-    "{cases} cases; mean ± standard error over cases; 'mean' is over the structures of a case. A structure that "
-    "reference and prediction lack has no value and does not count; where only one of them lacks it, Dice and NSD are "
-    "0 and HD95 is the image's diagonal. Of several seeds, the mean of their means."
+    "{cases} cases; mean ± standard error over cases. 'Mean over cases' first averages the structures of each case, so "
+    "that all cases have the same weight; 'mean over classes' first averages the cases of each structure, so that all "
+    "structures have the same weight. They differ if a structure has no value in some cases: one that reference and "
+    "prediction lack has none and does not count; where only one of them lacks it, Dice and NSD are 0 and HD95 is the "
+    "image's diagonal. Of several seeds, the mean of their means."
 )
 TESTS = (
-    "Mean Dice as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. t-test and "
-    "Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a value{of_a_case}. Holm "
-    "corrects Wilcoxon's for the number of methods. The tests compare these trained networks: they do not say what "
-    "another training of the same method would give."
+    "Mean Dice over cases, as above, and its difference to that of {baseline}. Intervals: bootstrap over {drawn}. "
+    "t-test and Wilcoxon's signed rank test are two-sided and paired: over the cases in which both have a "
+    "value{of_a_case}. Holm corrects Wilcoxon's for the number of methods. The tests compare these trained networks: "
+    "they do not say what another training of the same method would give."
 )
 GAP = (
     " Gap closed: (method - {baseline}) / (teacher - {baseline}), where the interval of the teacher's difference is "
@@ -103,16 +115,32 @@ def _tested(scores: Scores, baseline: str, teacher: str | None) -> dict[str, int
     return {method: int((there & np.isfinite(scores.of(method))).sum()) for method in methods}
 
 
-def metric_table(scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd")) -> Table:
-    """Return a table of means and standard errors over cases, by method, structure and metric."""
-    columns = [(structure, metric) for metric in metrics for structure in (None, *scores.structures)]
-    mean = "mean" if "mean" not in scores.structures else "mean of all"
-    rows = []
-    for method in scores.methods:
-        cells = [mean_with_error(scores.runs(method, metric, structure), metric) for structure, metric in columns]
-        rows.append([method, *cells])
-    header = [f"{mean if structure is None else structure} {LABELS[metric]}" for structure, metric in columns]
-    return Table(["method", *header], rows)
+def metric_table(
+    scores: Scores, metrics: Sequence[str] = ("dice", "hd95", "nsd"), labels: Mapping[str, str] = LABELS
+) -> Table:
+    """Return a table of means and standard errors over cases, by method, structure and metric.
+
+    The means of all structures come first: that over cases and, with several structures, that over classes.
+
+    Args:
+        scores: The scores.
+        metrics: The metrics to show.
+        labels: The heading of each metric, with its unit.
+    """
+    header, rows = ["method"], [[method] for method in scores.methods]
+    for metric in metrics:
+        header.append(f"mean over cases, {labels[metric]}")
+        for row in rows:
+            row.append(mean_with_error(scores.runs(row[0], metric), metric))
+        if len(scores.structures) > 1:
+            header.append(f"mean over classes, {labels[metric]}")
+            for row in rows:
+                row.append(_with_error(class_mean_and_error(scores.classes(row[0], metric)), metric))
+        for structure in scores.structures:
+            header.append(f"{structure} {labels[metric]}")
+            for row in rows:
+                row.append(mean_with_error(scores.runs(row[0], metric, structure), metric))
+    return Table(header, rows)
 
 
 def comparison_table(scores: Scores, baseline: str, teacher: str | None = None) -> Table:
@@ -162,23 +190,46 @@ def tests_note(scores: Scores, baseline: str, teacher: str | None) -> str:
     return text.format(baseline=baseline, drawn=drawn, of_a_case=of_a_case) + (few if cases else "")
 
 
-def summary_table(rows: Sequence[Row], baseline: str, teacher: str | None = None) -> str:
-    """Return all tables with their explanations, in Markdown."""
+def summary_table(
+    rows: Sequence[Row],
+    baseline: str,
+    teacher: str | None = None,
+    scoring: str = "mm",
+    slices: Sequence[Row] = (),
+) -> str:
+    """Return all tables with their explanations, in Markdown.
+
+    Args:
+        rows: The rows of all cases.
+        baseline: The method that the others are compared with.
+        teacher: The teacher's name among the methods, or ``None`` without a teacher.
+        scoring: The scoring of the evaluation; see :class:`~nnunet_kd.evaluation.protocol.Evaluation`.
+        slices: The rows of all slices, or none.
+    """
     scores = Scores(rows)
+    of_transunet = scoring == "transunet"
+    labels = {**LABELS, "hd95": "HD95 (voxels)"} if of_transunet else LABELS
     parts = [f"**{in_markdown(caution)}**" for caution in cautions(scores, baseline, teacher)]
-    parts += [MEANS.format(cases=len(scores.cases))]
-    parts += [table.markdown() for table in (metric_table(scores), metric_table(scores, OTHER_METRICS))]
+    parts += [MEANS.format(cases=len(scores.cases)), *([TRANSUNET_NOTE] if of_transunet else [])]
+    parts += [metric_table(scores, labels=labels).markdown(), metric_table(scores, OTHER_METRICS).markdown()]
     if len(scores.methods) > 1:
         parts += [
             in_markdown(tests_note(scores, baseline, teacher)),
             comparison_table(scores, baseline, teacher).markdown(),
         ]
+    for note, pooled in ((POOLED_NOTE, pooled_table(rows)), (CASES_NOTE, case_table(rows))):
+        parts += [] if pooled is None else [note, pooled.markdown()]
+    parts += [SLICES_NOTE, slice_table(slices).markdown()] if slices else []
     return "\n\n".join(parts)
 
 
 def mean_with_error(values: Values, metric: str) -> str:
     """Format a mean and its standard error, as in ``83.26 ± 0.41``, in per cent or, for HD95, in mm."""
-    mean, error = mean_and_error(values)
+    return _with_error(mean_and_error(values), metric)
+
+
+def _with_error(mean_and_error: tuple[float, float], metric: str) -> str:
+    mean, error = mean_and_error
     scale = 1 if metric == "hd95" else 100
     if math.isnan(mean):
         return "-"

@@ -22,7 +22,7 @@ from nnunet_kd.study.pictures import draw_cases
 from nnunet_kd.study.report import Report, write_report
 from nnunet_kd.study.runs import TEACHER, Run
 from nnunet_kd.study.study import Study
-from nnunet_kd.study.validation import evaluate_cases, references
+from nnunet_kd.study.validation import cuts_slices, evaluate_cases, references
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.teacher import load_plain
 from nnunet_kd.training.record import changes, record_of, records
@@ -68,6 +68,8 @@ def _compare(
 
     warnings = [*_leaks(study, done), *failed]
     rows = evaluate_cases(study, done, teachers, tolerance, workers, warnings.append)
+    by_slice = cuts_slices(study, done[0].fold)
+    slices = evaluate_cases(study, done, teachers, tolerance, workers, lambda _: None, True) if by_slice else []
     costs = study_costs(study, done, teachers, trust)
     methods = [TEACHER, *complete]
     report = Report(
@@ -80,8 +82,10 @@ def _compare(
         costs=costs,
         curves=_curves(study, done, trust),
         pictures=draw_cases(study, done, rows, baseline),
+        slices=sorted(slices, key=lambda row: methods.index(row.method)),
     )
     written = [*write_rows(report.rows, study.out), *write_report(report, study.out)]
+    written += write_rows(report.slices, study.out, "slices") if slices else []
     print("\n" + (study.out / "report.md").read_text())
     print("wrote " + ", ".join(str(path) for path in written))
     return failed

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.page import image, whole_page
+from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores
+from nnunet_kd.evaluation.slices import SLICES_NOTE, slice_table
 from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
@@ -47,6 +49,7 @@ class Report:
         costs: The cost of each method's network.
         curves: The logged values of each method: method -> name -> one value per epoch.
         pictures: The figures by caption.
+        slices: The metrics of every slice, of 2-D networks on volumes.
     """
 
     title: str
@@ -58,6 +61,7 @@ class Report:
     costs: Mapping[str, Measured]
     curves: Curves = field(default_factory=dict)
     pictures: Mapping[str, Figure] = field(default_factory=dict)
+    slices: Sequence[Row] = ()
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -125,6 +129,12 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
         )
         sections.append(("Cost", note, [cost_table(report.costs, report.teacher)]))
     sections.append(("Further metrics", "", [metric_table(scores, [metric]) for metric in OTHER_METRICS]))
+    for title, note, pooled in (
+        ("All cases together", POOLED_NOTE, pooled_table(report.rows)),
+        ("All classes together, and whole cases", CASES_NOTE, case_table(report.rows)),
+    ):
+        sections += [] if pooled is None else [(title, note, [pooled])]
+    sections += [("Slices", SLICES_NOTE, [slice_table(report.slices)])] if report.slices else []
     return sections
 
 

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunet_kd.evaluation.folders import evaluate_folders
-from nnunet_kd.evaluation.protocol import Evaluation, read_evaluation
+from nnunet_kd.evaluation.protocol import Evaluation, read_evaluation, slice_axis
 from nnunet_kd.evaluation.rows import Row
+from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_labels
 from nnunet_kd.study.predictions import predict
@@ -25,8 +28,19 @@ def evaluate_cases(
     tolerance: float,
     workers: int,
     warn: Callable[[str], None],
+    by_slice: bool = False,
 ) -> list[Row]:
-    """Predict and evaluate the validation cases of every run and teacher; return one row per case and structure."""
+    """Predict and evaluate the validation cases of every run and teacher; return one row per case and structure.
+
+    Args:
+        study: The study.
+        runs: The finished trainings.
+        teachers: The teacher of each fold.
+        tolerance: The tolerance of the NSD in mm.
+        workers: The number of processes.
+        warn: A function that receives warnings.
+        by_slice: Whether every slice is a case.
+    """
     from tqdm import tqdm
 
     rows: list[Row] = []
@@ -43,10 +57,20 @@ def evaluate_cases(
             folders[key] = predict(study, study.folder_of(run), fold)
         reference = references(study, fold)
         evaluation = evaluation_of(study, next(reference.iterdir()), tolerance)
+        evaluation = replace(evaluation, slice_axis=slice_axis(study.plans)) if by_slice else evaluation
         for row in evaluate_folders(reference, _linked(study, folders, fold), evaluation, workers, progress, warn):
             trained = by_key.get(row.method)
             rows.append(row if trained is None else replace(row, method=trained.method, seed=trained.seed))
     return rows
+
+
+def cuts_slices(study: Study, fold: int) -> bool:
+    """Return whether the study's networks are 2-D and the images of a fold have several slices."""
+    manager = PlansManager(study.plans)
+    if len(manager.get_configuration(study.configuration).patch_size) != 2:
+        return False
+    labels, _ = read_segmentation(manager.image_reader_writer_class, next(references(study, fold).iterdir()).resolve())
+    return bool(labels.shape[0] > 1)
 
 
 def key_of(run: Run) -> str:

@@ -40,10 +40,14 @@ def test_options_belong_to_these_data_sets():
         "BraTS2024GLI": {"regions": False, "paper_split": False},
         "ISLES2022": {"paper_split": False, "grid": "flair"},
         "BraTS2021": {"regions": False},
-        "TCGALGG": {"volumes": False},
+        "TCGALGG": {"volumes": False, "paper_preprocessing": False},
         "FCD2023": {"t2": False},
-        "BUSI": {"classes": False},
-        "Synapse": {"organs": 13},
+        "KvasirSEG": {"test_set": False},
+        "ISIC2017": {"vm_unet_split": False},
+        "ISIC2018": {"vm_unet_split": False},
+        "FetalHeadHC18": {"test_set": False},
+        "BUSI": {"test_set": False, "classes": False},
+        "Synapse": {"organs": 13, "transunet_split": False},
     }
 
 

@@ -38,13 +38,17 @@ def test_a_structure_can_be_called_mean():
     scores = Scores(made)
     assert scores.of("one") == pytest.approx(0.3) and scores.of("one", structure="mean") == pytest.approx(0.2)
     cells = dict(zip((table := metric_table(scores)).header, table.rows[0], strict=True))
-    assert (cells["mean of all Dice (%)"], cells["mean Dice (%)"], cells["b Dice (%)"]) == ("30.00", "20.00", "40.00")
+    assert (cells["mean over cases, Dice (%)"], cells["mean Dice (%)"], cells["b Dice (%)"]) == (
+        "30.00",
+        "20.00",
+        "40.00",
+    )
 
 
 def test_means_and_errors_are_shown():
     table = metric_table(Scores(rows(one=[0.2, 0.4, 0.6, 0.8])))
     cells = dict(zip(table.header, table.rows[0], strict=True))
-    assert cells["mean Dice (%)"] == "50.00 ± 20.00"
+    assert cells["mean over cases, Dice (%)"] == "50.00 ± 20.00"
     assert cells["a Dice (%)"] == "40.00 ± 20.00" and cells["b HD95 (mm)"] == "0.50 ± 0.00"
 
 
