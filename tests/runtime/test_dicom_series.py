@@ -4,7 +4,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import RLELossless, generate_uid
+from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
 
 from nnunet_kd.runtime.dicom import packages
 from nnunet_kd.runtime.dicom.series import find_series, holds_dicom, read_volume
@@ -42,11 +42,13 @@ def test_slices_have_slopes_of_their_own(array, tmp_path):
     np.testing.assert_allclose(found, expected)
 
 
-def test_compressed_slices(array, tmp_path):
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_compressed_slices(tmp_path, syntax):
+    array = np.random.default_rng(0).integers(-1000, 2000, (4, 33, 31))
     files = write_series(tmp_path, array)
     for path in files:
         header = pydicom.dcmread(path)
-        header.compress(RLELossless, generate_instance_uid=False)
+        header.compress(syntax, generate_instance_uid=False)
         header.save_as(path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(find_series(tmp_path))), array)
     files[1].write_bytes(files[1].read_bytes()[:-40])
@@ -92,9 +94,15 @@ def truncate(files):
     return rf"^cannot read {files[3]}: it is truncated$"
 
 
-def truncate_header(files):
+def truncate_beginning(files):
     files[3].write_bytes(files[3].read_bytes()[:140])
-    return rf"^cannot read {files[3]}: it is truncated or damaged"
+    return rf"^cannot read {files[3]}: it is truncated"
+
+
+def truncate_header(files):
+    files[-1].write_bytes(files[-1].read_bytes()[:560])
+    assert "ImagePositionPatient" not in pydicom.dcmread(files[-1]) and "Modality" in pydicom.dcmread(files[-1])
+    return rf"^cannot read {files[-1]}: it is truncated$"
 
 
 def cut_away(files):
@@ -166,7 +174,19 @@ def stack(files):
     return rf"^{sorted(files)[0]} holds several slices in one file \(enhanced DICOM\): convert it to NIfTI"
 
 
-BAD = [truncate, truncate_header, cut_away, lose, lose_the_last, stretch, repeat, resize, rescale, turn]
+BAD = [
+    truncate,
+    truncate_beginning,
+    truncate_header,
+    cut_away,
+    lose,
+    lose_the_last,
+    stretch,
+    repeat,
+    resize,
+    rescale,
+    turn,
+]
 BAD += [forget_the_pixels, colour, lose_all_places, stack]
 
 

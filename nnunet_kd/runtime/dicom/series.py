@@ -26,6 +26,7 @@ _FOR_CHOOSING = (
     "SeriesDescription",
     "NumberOfFrames",
     "ImagePositionPatient",
+    "Rows",
 )
 # DICOM requires these attributes but allows them to be empty; programs that remove names often leave them out.
 _CAN_BE_EMPTY = (
@@ -83,6 +84,8 @@ def find_series(folder: Path, chosen: str | None = None) -> Series:
             _check_stranger(path)
             continue
         header = _read_header(path, specific_tags=list(_FOR_CHOOSING), stop_before_pixels=True)
+        if "Rows" not in header and _is_image(header):
+            raise ValueError(f"cannot read {path}: it is truncated")
         if "ImagePositionPatient" in header:
             if "SeriesInstanceUID" not in header:
                 raise ValueError(f"{path} has no SeriesInstanceUID, so nobody can tell to which series it belongs")
@@ -154,6 +157,12 @@ def _read_header(path: Path, **options: Any) -> Any:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise ValueError(f"cannot read {path}: it is truncated or damaged ({reason(error)})") from error
+
+
+def _is_image(header: Any) -> bool:
+    """Return whether a file should hold an image; without any class it must be damaged, and could have been one."""
+    uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    return uid is None or str(uid.name).endswith("Image Storage")
 
 
 def _read_whole(path: Path) -> Any:
