@@ -8,12 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
+from .dicom.segmentation import ENDING as DICOM_ENDING
+from .dicom.segmentation import DicomSegmentation
+from .dicom.series import Series, find_series, holds_dicom, read_volume
+from .dicom.structures import read_structures
 from .files.error_reasons import reason
 from .files.image_names import channel_of, images_by_case, in_order
 from .files.integrity import check_whole
 from .plans import Pipeline
 from .preprocessing import Grid, preprocess
-from .readers import FORMATS, Header
+from .readers import FORMATS, Header, channels_of
+
+# How nnU-Net's readers of medical images orient an image: not at all, or with axes towards right, anterior, superior.
+_ORIENTATIONS = {
+    "SimpleITKIO": None,
+    "SimpleITKIOWithReorient": "RAS",
+    "NibabelIO": None,
+    "NibabelIOWithReorient": "RAS",
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +36,19 @@ class PredictionCase:
         name: The name of the case.
         images: The image file of every channel.
         target: The path of the segmentation without its file ending.
+        series: The DICOM series that the images are the slices of; ``None`` for other images.
+        dicom: The DICOM segmentation to write; ``None`` for the format of the model.
     """
 
     name: str
     images: tuple[Path, ...]
     target: Path
+    series: Series | None = None
+    dicom: DicomSegmentation | None = None
+
+    def ending(self, pipeline: Pipeline) -> str:
+        """Return the file ending of the segmentation."""
+        return DICOM_ENDING if self.dicom is not None else pipeline.file_ending
 
 
 def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[PredictionCase]:
@@ -45,15 +65,67 @@ def find_cases(images: Path, output: Path, ending: str, channels: int) -> list[P
         FileNotFoundError: If there are no images.
         ValueError: If a case has a missing or additional channel; the message names it.
     """
+    if not images.exists():
+        raise FileNotFoundError(f"there is no {images}")
+    if output.name.endswith(DICOM_ENDING) and ending != DICOM_ENDING and not output.is_dir():
+        raise ValueError(f"cannot write {output}: only the segmentation of a DICOM series can be DICOM")
     if images.is_file():
         return [_case_of_file(images, output, ending, channels)]
-    if not images.is_dir():
-        raise FileNotFoundError(f"there is no {images}")
     found = images_by_case(images, ending)
     if not found:
         raise FileNotFoundError(f"{images} has no images named CASE_0000{ending}")
     files = in_order(found, channels, images, ending)
     return [PredictionCase(name, tuple(paths), output / name) for name, paths in files.items()]
+
+
+def is_series(images: Path, ending: str) -> bool:
+    """Return whether a path is a folder of DICOM files rather than of images ``CASE_0000ENDING``."""
+    return images.is_dir() and not images_by_case(images, ending) and holds_dicom(images)
+
+
+def find_series_case(
+    folder: Path,
+    output: Path,
+    pipeline: Pipeline,
+    algorithm: str,
+    chosen: str | None = None,
+    structures: Path | None = None,
+) -> PredictionCase:
+    """Return the case of a DICOM series.
+
+    Args:
+        folder: The folder of the series.
+        output: The file of the segmentation, which ends with ``.dcm`` for DICOM or as the model's images do, or a
+            folder for a file in the format of the model that is called like the folder of the series.
+        pipeline: The settings of the model.
+        algorithm: The name of the model, for the record in a DICOM segmentation.
+        chosen: The SeriesInstanceUID or SeriesNumber of the series, if the folder holds several.
+        structures: A JSON file about the structures in a DICOM segmentation, see
+            :func:`nnunet_kd.runtime.dicom.structures.read_structures`.
+
+    Raises:
+        ValueError: If the model does not take one series, or the slices do not form one volume; the message names the
+            file.
+        ImportError: If pydicom is not installed, or highdicom to write DICOM.
+    """
+    if pipeline.reader not in _ORIENTATIONS:
+        raise ValueError(f"the model takes {pipeline.file_ending} files that nnU-Net reads as pictures, not DICOM")
+    if len(pipeline.channels) != 1:
+        names = ", ".join(pipeline.channels)
+        raise ValueError(
+            f"{folder} is a DICOM series, which is one channel, but the model takes {len(pipeline.channels)} "
+            f"({names}): convert each to CASE_0000{pipeline.file_ending} and so on, on the same grid"
+        )
+    as_dicom = output.name.endswith(DICOM_ENDING) and not output.is_dir()
+    if structures is not None and not as_dicom:
+        raise ValueError(f"{structures} describes the structures of a DICOM segmentation: give a .dcm file with -o")
+    described = read_structures(pipeline.labels, structures) if as_dicom else ()
+    series = find_series(folder, chosen)
+    name = folder.resolve().name
+    if as_dicom:
+        target, dicom = output.with_suffix(""), DicomSegmentation(series, described, algorithm)
+        return PredictionCase(name, series.files, target, series, dicom)
+    return PredictionCase(name, series.files, _target(name, output, pipeline.file_ending), series)
 
 
 def _case_of_file(image: Path, output: Path, ending: str, channels: int) -> PredictionCase:
@@ -64,10 +136,15 @@ def _case_of_file(image: Path, output: Path, ending: str, channels: int) -> Pred
     if number is not None:
         siblings = ((i, image.with_name(f"{name}_{i:04d}{ending}")) for i in range(channels))
         files = {i: path for i, path in siblings if path.is_file()}
-    target = output / name
+    paths = in_order({name: files}, channels, image.parent, ending)[name]
+    return PredictionCase(name, tuple(paths), _target(name, output, ending))
+
+
+def _target(name: str, output: Path, ending: str) -> Path:
+    """Return the path of a segmentation without its ending: ``output`` itself, or a file of this name in it."""
     if output.name.endswith(ending) and not output.is_dir():
-        target = output.with_name(output.name[: -len(ending)])
-    return PredictionCase(name, tuple(in_order({name: files}, channels, image.parent, ending)[name]), target)
+        return output.with_name(output.name[: -len(ending)])
+    return output / name
 
 
 def prepare_case(case: PredictionCase, pipeline: Pipeline) -> tuple[np.ndarray, Grid]:
@@ -80,7 +157,10 @@ def prepare_case(case: PredictionCase, pipeline: Pipeline) -> tuple[np.ndarray, 
         ValueError: If images cannot be read or do not belong together; the message names the case.
     """
     try:
-        channels, header = _read_channels(case.images, pipeline)
+        if case.series is not None:
+            channels, header = _read_series(case.series, pipeline)
+        else:
+            channels, header = _read_channels(case.images, pipeline)
     except ValueError as error:
         raise ValueError(f"case {case.name}: {error}") from error
     try:
@@ -91,8 +171,13 @@ def prepare_case(case: PredictionCase, pipeline: Pipeline) -> tuple[np.ndarray, 
             )
         return preprocess(channels, header.spacing, pipeline, header.geometry)
     except (ValueError, ArithmeticError, MemoryError) as error:
-        files = ", ".join(map(str, case.images))
+        files = ", ".join(map(str, case.images)) if case.series is None else str(case.series.folder)
         raise ValueError(f"case {case.name}: cannot preprocess {files}: {reason(error)}") from error
+
+
+def _read_series(series: Series, pipeline: Pipeline) -> tuple[list[np.ndarray], Header]:
+    channels, header = channels_of(read_volume(series), _ORIENTATIONS[pipeline.reader])
+    return list(channels), header
 
 
 def _read_channels(images: Sequence[Path], pipeline: Pipeline) -> tuple[list[np.ndarray], Header]:

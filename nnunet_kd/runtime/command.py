@@ -33,6 +33,8 @@ reduced to labels plane by plane.
       resume after an interruption: finished cases are skipped
   {command} ... -num_parts 2 -part_id 0
       segment the first half of the cases; run -part_id 1 on another machine
+  {command} -m student_onnx -i DICOM_FOLDER -o segmentation.dcm
+      segment a DICOM series and write DICOM-SEG (pip install '{package}[dicom]'); -o case.nii.gz writes NIfTI
 
 You can write segmentations beside the images, such as case.nii.gz beside case_0000.nii.gz. No input is ever
 overwritten.
@@ -49,7 +51,9 @@ def description(command: str) -> str:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     command.add_argument("-m", metavar="DIR", type=Path, required=True, help="folder of the exported model")
-    command.add_argument("-i", metavar="PATH", type=Path, required=True, help="folder of images, or one image")
+    command.add_argument(
+        "-i", metavar="PATH", type=Path, required=True, help="folder of images, one image, or DICOM folder"
+    )
     command.add_argument(
         "-o", metavar="PATH", type=Path, required=True, help="folder for the segmentations, or one file"
     )
@@ -68,6 +72,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("-part_id", metavar="K", type=int, default=0, help="part to segment, from 0 (default: 0)")
     command.add_argument(
+        "--series", metavar="ID", help="number or UID of the series to segment, if a DICOM folder holds several"
+    )
+    command.add_argument(
+        "--structures",
+        metavar="FILE",
+        type=Path,
+        help="names, colours and codes of the structures in a DICOM segmentation, as JSON of dcmqi or 3D Slicer",
+    )
+    command.add_argument(
         "--engine", metavar="NAME", default="auto", help="auto, openvino or onnxruntime (default: auto)"
     )
     command.add_argument(
@@ -84,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported
             os.environ.setdefault(f"{library}_NUM_THREADS", str(arguments.threads))
-    from .cases import find_cases
+    from .cases import find_cases, find_series_case, is_series
     from .engines import available_threads, choose_engine
     from .model import Model
     from .predictor import files_of, predict_cases
@@ -94,8 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or available_threads()
     model = Model(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
     pipeline, ending = model.pipeline, model.pipeline.file_ending
-    cases = find_cases(arguments.i, arguments.o, ending, len(pipeline.channels))
-    if arguments.i.is_dir():
+    if is_series(arguments.i, ending):
+        wanted = (arguments.series, arguments.structures)
+        cases = [find_series_case(arguments.i, arguments.o, pipeline, model.name, *wanted)]
+    else:
+        _refuse_for_files(arguments)
+        cases = find_cases(arguments.i, arguments.o, ending, len(pipeline.channels))
+    of_folder = arguments.i.is_dir() and cases[0].series is None
+    if of_folder:
         _name_strangers(strangers(arguments.i, ending), ending)
     images = [path for case in cases for path in case.images]
     elsewhere = "Give another folder with -o"
@@ -106,15 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_kept(images, written(cases), elsewhere)  # of all cases, also those of other parts and those already done
     cases = cases[arguments.part_id :: arguments.num_parts]
     if arguments.continue_prediction:
-        endings = [ending, *([".npz"] if arguments.save_probabilities else [])]
+        endings = [cases[0].ending(pipeline), *([".npz"] if arguments.save_probabilities else [])] if cases else []
         cases = [case for case in cases if not all(is_whole(Path(f"{case.target}{one}")) for one in endings)]
     if not cases:
         print("nothing to predict")
         return 0
-    beside = _beside(arguments.o, model) if arguments.i.is_dir() else {}
-    check_kept([arguments.m, *_near(arguments, ending, cases)], [*beside, *written(cases)], elsewhere)
+    beside = _beside(arguments.o, model) if of_folder else {}
+    check_kept([arguments.m, *_near(arguments, written(cases))], [*beside, *written(cases)], elsewhere)
     for case in cases:
-        target = Path(f"{case.target}{ending}")
+        target = written([case])[0]
         for path in (*case.images, target):
             check_name(path)
         check_writable(target)
@@ -167,12 +186,17 @@ def in_words(error: OSError) -> str:
     return f"cannot use {named}: {reason}" if named else reason
 
 
-def _near(arguments: argparse.Namespace, ending: str, cases: list[PredictionCase]) -> list[Path]:
+def _refuse_for_files(arguments: argparse.Namespace) -> None:
+    for option in ("series", "structures"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} belongs to a DICOM folder, but {arguments.i} holds no DICOM series")
+
+
+def _near(arguments: argparse.Namespace, written: list[Path]) -> list[Path]:
     """Return what else must be kept: files beside the images can be references. A file that -o names is excepted."""
     if arguments.i.is_dir():
         return [arguments.i, arguments.i.resolve().parent / "dataset.json"]
-    named = any(Path(f"{case.target}{ending}") == arguments.o for case in cases)
-    return [] if named else [arguments.i.parent]
+    return [] if arguments.o in written else [arguments.i.parent]
 
 
 def _beside(folder: Path, model: Model) -> dict[Path, str]:

@@ -62,6 +62,11 @@ class Model:
         ]
 
     @property
+    def name(self) -> str:
+        """The name of the model for the record in a segmentation: nnU-Net and the data set it was trained on."""
+        return f"nnU-Net {self.plans.get('dataset_name', '')}".strip()
+
+    @property
     def copies(self) -> int:
         """The number of mirrored copies of a window, the window itself included."""
         return len(self._flips)

@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from .cases import PredictionCase, prepare_case
+from .dicom.segmentation import is_segmentation
 from .files.integrity import check_whole
 from .files.overwriting import check_kept
 from .files.writing import naming_full_disk, not_written, put_in_place, scratch_folder
@@ -18,7 +20,7 @@ from .model import Model
 from .plans import Pipeline
 from .preprocessing import Grid
 from .probabilities import ProbabilityFile
-from .readers import FORMATS, Header
+from .readers import FORMATS, Header, labels_on_grid
 from .sliding_window import Progress
 
 ELSEWHERE = "Give another folder for the segmentations"
@@ -29,7 +31,7 @@ def files_of(case: PredictionCase, pipeline: Pipeline, probabilities: bool) -> l
     beside = [".npz", ".pkl"] if probabilities else []
     if FORMATS[pipeline.reader].has_voxel_size_file:
         beside.append(".json")
-    return [Path(f"{case.target}{ending}") for ending in (pipeline.file_ending, *beside)]
+    return [Path(f"{case.target}{ending}") for ending in (case.ending(pipeline), *beside)]
 
 
 class CaseFiles:
@@ -47,7 +49,7 @@ class CaseFiles:
     """
 
     def __init__(self, case: PredictionCase, pipeline: Pipeline, grid: Grid, probabilities: bool) -> None:
-        self.path = Path(f"{case.target}{pipeline.file_ending}")
+        self.path = files_of(case, pipeline, False)[0]
         self._case, self._pipeline, self._grid = case, pipeline, grid
         self._open = ExitStack()
         self._folder = self._open.enter_context(scratch_folder(self.path))
@@ -59,23 +61,25 @@ class CaseFiles:
     def finish(self, labels: np.ndarray) -> None:
         """Write the labels ``(z, y, x)`` and what belongs to them, and put everything in its place."""
         with self._open, naming_full_disk(self.path, replaced=True):
-            write_segmentation(labels, self._folder / f"case{self._pipeline.file_ending}", self._grid, self._pipeline)
+            path = self._folder / f"case{self._case.ending(self._pipeline)}"
+            write_segmentation(labels, path, self._grid, self._pipeline, self._case)
             if self.probabilities is not None:
                 self.probabilities.write(self._folder / "case.npz")
                 (self._folder / "case.pkl").write_bytes(pickle.dumps(self._grid.properties()))
-            if not self._is_written():  # SimpleITK reports no error on a full disk
+            if not self._is_written(path):  # SimpleITK reports no error on a full disk
                 raise not_written(self.path)
             files = files_of(self._case, self._pipeline, self.probabilities is not None)
-            for path in reversed(files):  # the segmentation is last, and means that all files are complete
-                name = path.name[len(self._case.target.name) :]
-                put_in_place(self._folder / f"case{name}", path)
+            for final in reversed(files):  # the segmentation is last, and means that all files are complete
+                name = final.name[len(self._case.target.name) :]
+                put_in_place(self._folder / f"case{name}", final)
 
     def close(self) -> None:
         """Remove what is not finished."""
         self._open.close()
 
-    def _is_written(self) -> bool:
-        path = self._folder / f"case{self._pipeline.file_ending}"
+    def _is_written(self, path: Path) -> bool:
+        if self._case.dicom is not None:
+            return is_segmentation(path)
         try:
             check_whole(path)
             if not path.name.endswith((".nii", ".gz")):  # whose length is checked
@@ -85,10 +89,16 @@ class CaseFiles:
         return True
 
 
-def write_segmentation(labels: np.ndarray, path: Path, grid: Grid, pipeline: Pipeline) -> None:
+def write_segmentation(labels: np.ndarray, path: Path, grid: Grid, pipeline: Pipeline, case: PredictionCase) -> None:
     """Write labels ``(z, y, x)`` with the geometry of the image."""
     z, y, x = grid.spacing
-    FORMATS[pipeline.reader].write(labels, path, Header((z, y, x), grid.geometry))
+    header = Header((z, y, x), grid.geometry)
+    if case.dicom is not None:
+        case.dicom.write(sitk.GetArrayFromImage(labels_on_grid(labels, header)), path)
+    elif case.series is not None:
+        sitk.WriteImage(labels_on_grid(labels, header), str(path), True)
+    else:
+        FORMATS[pipeline.reader].write(labels, path, header)
 
 
 def predict_cases(

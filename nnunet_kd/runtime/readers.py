@@ -48,8 +48,17 @@ class Format:
     has_voxel_size_file: bool = False
 
 
-def _read_itk(path: Path, orientation: str | None = None) -> tuple[np.ndarray, Header]:
-    image = sitk.ReadImage(str(path))
+def channels_of(image: sitk.Image, orientation: str | None = None) -> tuple[np.ndarray, Header]:
+    """Return the channels of an image ``(channels, z, y, x)`` and its header.
+
+    Args:
+        image: The image.
+        orientation: The letters of the directions along ``x, y, z`` to which its axes are flipped and exchanged, such
+            as ``"RAS"``; by default, they stay as they are.
+
+    Raises:
+        ValueError: If a voxel has several values, or the image is neither 2-D, 3-D nor 4-D.
+    """
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ValueError(f"its voxels have {image.GetNumberOfComponentsPerPixel()} values each, but must have one")
     stuff: dict[str, Any] = {}
@@ -73,7 +82,8 @@ def _read_itk(path: Path, orientation: str | None = None) -> tuple[np.ndarray, H
     return array, Header(_three(backwards), {"sitk_stuff": stuff})
 
 
-def _write_itk(labels: np.ndarray, path: Path, header: Header) -> None:
+def labels_on_grid(labels: np.ndarray, header: Header) -> sitk.Image:
+    """Return labels ``(z, y, x)`` as an image with the geometry and axes of the image that :func:`channels_of` took."""
     stuff = header.geometry["sitk_stuff"]
     reoriented = stuff.get("original_orientation")
     smallest = np.uint8 if reoriented is not None else _smallest(labels)
@@ -81,9 +91,15 @@ def _write_itk(labels: np.ndarray, path: Path, header: Header) -> None:
     image.SetSpacing(stuff["spacing"])
     image.SetOrigin(stuff["origin"])
     image.SetDirection(stuff["direction"])
-    if reoriented is not None:
-        image = sitk.DICOMOrient(image, reoriented)
-    sitk.WriteImage(image, str(path), True)
+    return image if reoriented is None else sitk.DICOMOrient(image, reoriented)
+
+
+def _read_itk(path: Path, orientation: str | None = None) -> tuple[np.ndarray, Header]:
+    return channels_of(sitk.ReadImage(str(path)), orientation)
+
+
+def _write_itk(labels: np.ndarray, path: Path, header: Header) -> None:
+    sitk.WriteImage(labels_on_grid(labels, header), str(path), True)
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, Header]:

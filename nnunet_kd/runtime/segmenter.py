@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import PredictionCase, prepare_case
+from .cases import PredictionCase, find_series_case, prepare_case
 from .model import Model
 from .predictor import predict_cases
 from .preprocessing import preprocess
@@ -69,8 +69,10 @@ class Segmenter(Model):
         """Segment an image that is in files.
 
         Args:
-            images: The file of every channel, in the order of the model's channels, or one file that holds them all.
-            output: The file of the segmentation, with the ending of the model's images; by default, none is written.
+            images: The file of every channel, in the order of the model's channels, or one file that holds them all, or
+                the folder of one DICOM series.
+            output: The file of the segmentation, with the ending of the model's images, or ``.dcm`` for a DICOM
+                segmentation of a series; by default, none is written.
 
         Returns:
             The labels of ``dataset.json``, ``(z, y, x)``, in the axis order of SimpleITK's arrays.
@@ -83,12 +85,22 @@ class Segmenter(Model):
         several = [images] if isinstance(images, str | os.PathLike) else list(images)
         paths = tuple(Path(path) for path in several)
         ending = self.pipeline.file_ending
+        if len(paths) == 1 and paths[0].is_dir():
+            return self._segment_series(paths[0], output)
         if output is None:
             return self.label(*prepare_case(PredictionCase(paths[0].name, paths, paths[0]), self.pipeline))
         target = Path(output)
         if not target.name.endswith(ending):
             raise ValueError(f"{target} does not end with {ending}, as the model's images do")
-        case = PredictionCase(paths[0].name, paths, target.with_name(target.name[: -len(ending)]))
+        return self._write(PredictionCase(paths[0].name, paths, target.with_name(target.name[: -len(ending)])))
+
+    def _segment_series(self, folder: Path, output: PathLike | None) -> np.ndarray:
+        case = find_series_case(folder, Path(output or folder), self.pipeline, self.name)
+        if output is None:
+            return self.label(*prepare_case(case, self.pipeline))
+        return self._write(case)
+
+    def _write(self, case: PredictionCase) -> np.ndarray:
         kept: list[np.ndarray] = []
         predict_cases(self, [case], keep=kept.append)
         return kept[0]
