@@ -69,10 +69,15 @@ class ForkedCommand:
         path = Path(self._folder) / "output"
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self._process = start(path, env, entry_point, (names[first], *words[first + 1 :]))
+        self._process = start(path, env, self.entry, (names[first], *words[first + 1 :]))
         os.set_blocking(reader, True)  # the writer is there now
         self.stdout = open(reader, errors="replace")  # noqa: SIM115
         self.stdin = io.StringIO()
+
+    @staticmethod
+    def entry(name: str, *words: str) -> int | None:
+        """Call the command's function in the process that was forked for it."""
+        return entry_point(name, *words)
 
     def wait(self) -> int:
         """Wait for the end, and return the exit code; a command whose input was closed is ended first."""

@@ -52,11 +52,16 @@ the preprocessed data, with one file per case and a manifest; every file is comp
   nnunet_kd soft-labels ... -num_parts 4 -part_id 0
       Compute the first of four parts; run -part_id 1, 2 and 3 on other machines.
   nnunet_kd soft-labels ... --continue
+<<<<<<< HEAD
       Compute what is missing or damaged, for example after an interruption.
   nnunet_kd soft-labels -d 501 -c 3d_fullres --score --name sam
       Compute nothing: print a table with the Dice of the stored segmentations against the labels, by case and
       structure. A teacher below the student that you could train without it is not worth learning from. The Dice of SAM
       flatters it, because its prompts come from the labels. Without --name, the only store is scored.
+=======
+      Compute what is missing or damaged, for example after an interruption, and with --model what was computed from an
+      image that has changed since.
+>>>>>>> rest40
 
 SAM sees the intensities between the 0.5th and the 99.5th percentile of each channel, over the voxels inside the body as
 nnU-Net crops it. With --embeddings, the percentiles are those of the patch, and photographs keep their own colours.
@@ -140,7 +145,9 @@ def add_parser(commands: Any) -> None:
         "-num_parts", metavar="N", type=int, default=1, help="split the cases into N parts (default: 1)"
     )
     command.add_argument("-part_id", metavar="K", type=int, default=0, help="part to compute, from 0 (default: 0)")
-    command.add_argument("--continue", dest="resume", action="store_true", help="compute what is missing or damaged")
+    command.add_argument(
+        "--continue", dest="resume", action="store_true", help="compute what is missing, damaged or out of date"
+    )
     command.add_argument(
         "-device", metavar="DEVICE", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)"
     )
@@ -181,13 +188,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     source = _source(arguments, cases, store, torch.device(arguments.device or default_device()))
     store.begin(cases.data, source.description, cases.identifiers)
+    todo += _changed(store, source, [case for case in mine if case not in todo])
     progress = tqdm(source.ordered(todo), unit="case", desc=f"{store.content} '{store.name}'")
-    make_soft_labels(store, cases, progress, source.values)
+    make_soft_labels(store, cases, progress, source.values, source.originals)
     made = sum(store.fault(case) is None for case in cases.identifiers)
     print(f"{made} of {len(cases.identifiers)} cases in {store.folder}")
     return 0
 
 
+<<<<<<< HEAD
 def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
     """Print the Dice of the stored segmentations; return the exit status."""
     from tqdm import tqdm
@@ -206,6 +215,17 @@ def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
     others = f" {left} cases without stored soft labels or without a reference are left out." if left else ""
     print(f"{NOTE}{others}\n\n{score_table(rows).markdown()}")
     return 0
+=======
+def _changed(store: SoftLabelStore, source: Source, cases: list[str]) -> list[str]:
+    """Return those of some complete cases whose raw images have changed since, and say which have."""
+    changed = []
+    for case in cases:
+        path = store.changed_image(case, source.originals(case))
+        if path is not None:
+            print(f"{path} has changed since the {store.content} of case {case} were computed: computing them again")
+            changed.append(case)
+    return changed
+>>>>>>> rest40
 
 
 def _source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,22 +64,61 @@ def network_cost(network: nn.Module, channels: int, patch_size: list[int]) -> Co
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops(), activations)
 
 
-def configuration_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
-    """Count the cost of the network that a configuration of the plans defines."""
+def configuration_cost(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], built: nn.Module | None = None
+) -> Cost:
+    """Count the cost of the network that a configuration of the plans defines, or of the one that a trainer has built.
+
+    Args:
+        plans: The plans.
+        configuration: The configuration.
+        dataset_json: The ``dataset.json``.
+        built: The network in use, if there is one. It is counted instead if its weights are not those of the plans'
+            network, because trainers such as nnU-Net's for Primus build another one.
+    """
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, settings, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    patch_size = list(settings.patch_size)
+    try:
+        network = _planned_network(settings, channels, heads)
+    except Exception:  # a network without deep supervision, or that computes with weights which have no memory here
+        if built is None:
+            raise
+        return network_cost(_without_memory(built), channels, patch_size)
+    if built is not None and _shapes(built) != _shapes(network):
+        network = _without_memory(built)
+    return network_cost(network, channels, patch_size)
+
+
+def _planned_network(settings: Any, channels: int, heads: int) -> nn.Module:
+    """Build the network of a configuration, with deep supervision and without memory."""
     with torch.device("meta"):
-        network = get_network_from_plans(
+        network: nn.Module = get_network_from_plans(
             settings.network_arch_class_name,
             settings.network_arch_init_kwargs,
             settings.network_arch_init_kwargs_req_import,
             channels,
-            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            heads,
             allow_init=False,
             deep_supervision=True,
         )
-    return network_cost(network, channels, list(settings.patch_size))
+    return network
+
+
+def _shapes(network: nn.Module) -> list[torch.Size]:
+    return [parameter.shape for parameter in network.parameters()]
+
+
+def _without_memory(network: nn.Module) -> nn.Module:
+    """Copy a network to PyTorch's meta device."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return deepcopy(network, memo)
 
 
 def cost_table(teacher: dict[str, Any], student: dict[str, Any], dataset_json: dict[str, Any]) -> str:

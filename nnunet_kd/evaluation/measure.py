@@ -90,7 +90,7 @@ class Model:
 
 def measure(checkpoint: Path, configuration: str, images: Path, device: str, cases: int = CASES) -> Measured:
     """Measure one model; see :func:`measure_models`."""
-    (measured,) = measure_in_turn([Model(checkpoint, configuration)], images, device, cases)
+    (measured,) = measure_in_turn([Model(checkpoint, configuration)], [images], device, cases)
     return measured
 
 
@@ -112,19 +112,30 @@ def measure_models(models: Mapping[str, Model], images: Path, device: str, cases
     different: dict[str, Model] = {}
     for model in models.values():
         different.setdefault(model.network, model)
-    measured = dict(zip(different, measure_in_turn(list(different.values()), images, device, cases), strict=True))
+    found = measure_in_turn(list(different.values()), [images] * len(different), device, cases)
+    measured = dict(zip(different, found, strict=True))
     return {name: measured[model.network] for name, model in models.items()}
 
 
-def measure_in_turn(models: Sequence[Model], images: Path, device: str, cases: int) -> list[Measured]:
-    """Measure every model in a separate process, taking turns case by case; see :func:`measure_models`."""
+def measure_in_turn(models: Sequence[Model], images: Sequence[Path], device: str, cases: int = CASES) -> list[Measured]:
+    """Measure every model in a separate process, taking turns case by case; see :func:`measure_models`.
+
+    Args:
+        models: The models.
+        images: The folder of raw images of every model, which has the same cases with the channels that it sees.
+        device: ``"cpu"`` or ``"cuda"``.
+        cases: The maximum number of cases.
+
+    Raises:
+        ValueError: If a folder contains no images.
+    """
     with ExitStack() as stack:
         pools = [
             stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent))
             for _ in models
         ]
-        for pool, model in zip(pools, models, strict=True):
-            count = pool.submit(_begin, model, images, device, cases).result()
+        for pool, model, folder in zip(pools, models, images, strict=True):
+            count = pool.submit(_begin, model, folder, device, cases).result()
         for number in range(count):
             for pool in pools:
                 pool.submit(_predict, number).result()
@@ -164,7 +175,6 @@ class Measurement:
         model_folder, fold = model.checkpoint.parents[1], model.checkpoint.parent.name.removeprefix("fold_")
         plans = read_plans(model_folder / "plans.json")
         dataset_json = read_dataset_json(model_folder / "dataset.json")
-        self._cost = configuration_cost(plans, model.configuration, dataset_json)
         files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
         if not files:
             raise ValueError(f"there are no images in {images}")
@@ -175,6 +185,7 @@ class Measurement:
         assert predictor.configuration_manager is not None
         self._predictor, self._device = predictor, device
         self._module: torch.nn.Module = predictor.network
+        self._cost = configuration_cost(plans, model.configuration, dataset_json, self._module)
         self._module.to(predictor.device).eval()
         preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
         self._arrays = [

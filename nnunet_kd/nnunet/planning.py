@@ -237,6 +237,11 @@ def student_name(source: str, network: str | None, reduction: float, widths: Seq
     return "_".join(filter(None, [source, network, size]))
 
 
+def is_reducible(content: Mapping[str, Any]) -> bool:
+    """Return whether the widths of the network that a configuration defines can be reduced."""
+    return _class_name(content) in REDUCIBLE_NETWORKS
+
+
 def _class_name(content: Mapping[str, Any]) -> str | None:
     """Return the class name, without its module, of the network that a configuration defines; ``None`` if inherited."""
     return content["architecture"]["network_class_name"].rpartition(".")[2] if "architecture" in content else None

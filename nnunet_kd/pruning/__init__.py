@@ -5,6 +5,6 @@ The package needs nothing but PyTorch, and does not depend on a trainer, a data 
 
 from nnunet_kd.pruning.heads import Heads, MappedHeads
 from nnunet_kd.pruning.pruning import Pruned, prune
-from nnunet_kd.pruning.selection import selected_weights
+from nnunet_kd.pruning.selection import other_layers, selected_weights
 
-__all__ = ["Heads", "MappedHeads", "Pruned", "prune", "selected_weights"]
+__all__ = ["Heads", "MappedHeads", "Pruned", "other_layers", "prune", "selected_weights"]

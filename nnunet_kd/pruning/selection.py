@@ -32,15 +32,32 @@ def selected_weights(teacher: nn.Module, student: nn.Module, mapped: MappedHeads
     """
     given = teacher.state_dict()
     wanted = student.state_dict()
-    if given.keys() != wanted.keys():
-        name = min(given.keys() ^ wanted.keys())
-        where = "teacher" if name in given else "student"
-        why = ": stages of equal width have no projection between them" if ".skip." in name else ""
-        raise ValueError(f"the student has other layers than the teacher: only the {where} has {name}{why}")
+    other = other_layers(given, wanted)
+    if other is not None:
+        raise ValueError(other)
     inputs = _input_axes(student)
     if mapped is not None:
         given = {name: mapped.mixed(weight) if mapped.has(name) else weight for name, weight in given.items()}
     return {name: _selected(name, given[name], wanted[name].shape, inputs.get(name)) for name in wanted}
+
+
+def other_layers(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> str | None:
+    """Say in what the layers of two networks differ besides their widths; ``None`` if in nothing.
+
+    Args:
+        teacher: The weights of the larger network by name.
+        student: Those of the smaller one, which can be on the meta device.
+    """
+    if teacher.keys() != student.keys():
+        name = min(teacher.keys() ^ student.keys())
+        where = "teacher" if name in teacher else "student"
+        why = ": stages of equal width have no projection between them" if ".skip." in name else ""
+        return f"the student has other layers than the teacher: only the {where} has {name}{why}"
+    for name, weight in student.items():
+        if teacher[name].shape[2:] != weight.shape[2:] or teacher[name].dim() != weight.dim():
+            sizes = f"{list(weight.shape)} cannot be taken from the teacher's {list(teacher[name].shape)}"
+            return f"the student's {name} {sizes}"
+    return None
 
 
 def channels_taken(has: int, wants: int) -> Tensor:
@@ -60,8 +77,7 @@ def _input_axes(network: nn.Module) -> Mapping[str, int]:
 
 
 def _selected(name: str, weight: Tensor, shape: torch.Size, input_axis: int | None) -> Tensor:
-    fits = weight.dim() == len(shape) and weight.shape[2:] == shape[2:]
-    if not fits or any(has < wants for has, wants in zip(weight.shape, shape, strict=True)):
+    if any(has < wants for has, wants in zip(weight.shape, shape, strict=True)):
         raise ValueError(f"the student's {name} {list(shape)} cannot be taken from the teacher's {list(weight.shape)}")
     selected = weight
     for axis, (has, wants) in enumerate(zip(weight.shape, shape, strict=True)):

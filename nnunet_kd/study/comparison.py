@@ -179,7 +179,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     networks: dict[str, Any] = {}
     for run in runs:
         try:
-            find_trainer(run.trainer)
+            trainer = find_trainer(run.trainer)
         except ValueError as error:
             raise ValueError(f"{error} for the method {run.method}") from None
         try:
@@ -191,7 +191,7 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
             needed |= preparation.uses_teacher
             if not study.is_trained(run):  # soft labels do not depend on the seed, and only these plans exist
                 given = Experiment(study.plans, study.configuration, study.dataset_json)
-                attach_soft_labels(replace(preparation, student=given))
+                attach_soft_labels(trainer, replace(preparation, student=given))
             plans = preparation.student.plans
         networks[run.method] = PlansManager(plans).get_configuration(study.configuration).configuration["architecture"]
     first = next(iter(networks), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,63 @@ def validated_cases(fold_folder: Path) -> frozenset[str] | None:
         return None
     endings = {*_ENDINGS, *_own_ending(fold_folder.parent / "dataset.json")}
     return frozenset(_without_ending(file, endings) for file in files)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the files of a model tell about some cases and one of its folds, by the names of the cases.
+
+    Attributes:
+        trained: The cases that the fold has trained on.
+        kept_back: The cases on which it was validated, and which it has not trained on.
+        unknown: The cases that the model's files do not name.
+    """
+
+    trained: tuple[str, ...]
+    kept_back: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def seen_by_folds(model: Path, folds: Sequence[int | str], cases: Sequence[str]) -> dict[int | str, Seen]:
+    """Tell which of some cases the folds of a model have trained on, as far as its files say.
+
+    A fold trains on every case of its data set on which it is not validated, if the folds are those of nnU-Net's
+    cross-validation. The data set consists of the cases on which any fold was validated, and of those that
+    ``dataset.json`` lists.
+
+    Args:
+        model: The results folder, of which other folds than the given ones are read, too.
+        folds: The folds to tell about.
+        cases: The names of the cases.
+    """
+    validated = {path.name.removeprefix("fold_"): validated_cases(path) for path in model.glob("fold_*")}
+    listed = _listed_cases(model / "dataset.json")
+    found = {}
+    for fold in folds:
+        own = validated.get(str(fold))
+        others = frozenset().union(*(names or () for other, names in validated.items() if other != str(fold)))
+        # Without its own validation, a fold may have kept back any case that no other fold has kept back.
+        trained = others if own is None and fold != "all" else (others | listed) - (own or frozenset())
+        kept = own or frozenset()
+        found[fold] = Seen(
+            tuple(case for case in cases if case in trained),
+            tuple(case for case in cases if case in kept and case not in trained),
+            tuple(case for case in cases if case not in trained and case not in kept),
+        )
+    return found
+
+
+def _listed_cases(dataset_json: Path) -> frozenset[str]:
+    """Return the training cases that a ``dataset.json`` names; most name none."""
+    try:
+        content = read_json(dataset_json)
+        named = [*content.get("dataset", ())]
+        images = [one["image"] if isinstance(one, Mapping) else one for one in content.get("training", ())]
+        files = [re.split(r"[/\\]", image)[-1] for image in images]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return frozenset()
+    endings = {*_ENDINGS, *_own_ending(dataset_json)}
+    return frozenset([*named, *(_without_ending(file, endings) for file in files)])
 
 
 def _own_ending(dataset_json: Path) -> list[str]:

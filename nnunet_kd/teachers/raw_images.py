@@ -105,6 +105,10 @@ class RawImageSource:
         """Return the cases as they are: their order does not matter."""
         return cases
 
+    def originals(self, case: str) -> Sequence[Path]:
+        """Return the raw images of a case."""
+        return self._files[case]
+
     def values(self, case: str) -> np.ndarray:
         """Compute the logits of a case, ``(heads, z, y, x)`` in float16.
 

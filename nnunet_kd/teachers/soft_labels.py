@@ -5,8 +5,9 @@ The store is a folder beside the preprocessed cases, named after them and the st
 - ``manifest.json``, the source of the logits and the data they belong to,
 - ``CASE.b2nd``, the logits ``(heads, z, y, x)`` in float16 on the grid of the preprocessed case, compressed and chunked
   with blosc2 like nnU-Net's data,
-- ``CASE.json``, the size and the SHA-256 of that file, and the fingerprints of the images and labels from which it was
-  computed. It is written last, so a case without it is incomplete.
+- ``CASE.json``, the size and the SHA-256 of that file, the fingerprints of the preprocessed images and labels from
+  which it was computed, and, if the teacher has read raw images, theirs. It is written last, so a case without it is
+  incomplete.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.storage.integrity import file_digest
+from nnunet_kd.storage.originals import Known, changed_original, describe_originals
 from nnunet_kd.storage.writing import replacing, write_whole
 
 PACKAGES = ("nnunet_kd", "nnunetv2", "torch", "segment_anything", "blosc2")
@@ -94,7 +96,14 @@ class SoftLabelStore:
         versions = {package: version(package) for package in PACKAGES}
         write_whole(self.folder / "manifest.json", json.dumps({**wanted, "versions": versions}, indent=1))
 
-    def write(self, case: str, logits: np.ndarray, patch_size: Sequence[int], made_from: Mapping[str, str]) -> None:
+    def write(
+        self,
+        case: str,
+        logits: np.ndarray,
+        patch_size: Sequence[int],
+        made_from: Mapping[str, str],
+        originals: Known | None = None,
+    ) -> None:
         """Store the logits of one case, clipped to the range of half precision.
 
         Args:
@@ -102,6 +111,7 @@ class SoftLabelStore:
             logits: The logits ``(heads, z, y, x)``, of any floating type.
             patch_size: nnU-Net's patch size, which determines the chunks.
             made_from: The fingerprint of the case, from :meth:`PreprocessedCases.fingerprint`.
+            originals: The description of the raw images that the teacher has read, if it has read any.
 
         Raises:
             ValueError: If a logit is not finite.
@@ -120,6 +130,7 @@ class SoftLabelStore:
             "bytes": path.stat().st_size,
             "sha256": file_digest(path),
             "made_from": dict(made_from),
+            **({"originals": originals} if originals else {}),
         }
         write_whole(self._record(case), json.dumps(record))
 
@@ -164,6 +175,22 @@ class SoftLabelStore:
         except (OSError, ValueError, KeyError, TypeError):
             return "is damaged"
         return None
+
+    def changed_image(self, case: str, originals: Sequence[Path]) -> Path | None:
+        """Return the first raw image that has changed since the labels of a case were computed from it, or ``None``.
+
+        Stores of earlier versions do not describe raw images, whose modification times decide then.
+
+        Args:
+            case: A case whose labels are complete; see :meth:`fault`.
+            originals: The raw images of the case as they are now.
+        """
+        record = self._record(case)
+        known = read_json(record).get("originals")
+        if known is None:
+            made = record.stat().st_mtime_ns
+            return next((one for one in originals if not one.is_file() or one.stat().st_mtime_ns > made), None)
+        return changed_original(originals, known)
 
     @property
     def arguments(self) -> str:
@@ -307,10 +334,20 @@ def make_soft_labels(
     cases: PreprocessedCases,
     wanted: Iterable[str],
     values_of: Callable[[str], np.ndarray],
+    originals_of: Callable[[str], Sequence[Path]] = lambda _: (),
 ) -> None:
-    """Compute and store the soft labels or embeddings of some cases."""
+    """Compute and store the soft labels or embeddings of some cases.
+
+    Args:
+        store: The store.
+        cases: The preprocessed cases.
+        wanted: The cases to compute.
+        values_of: The function that computes the values of a case.
+        originals_of: The function that names the raw images from which it computes them, if it reads any.
+    """
     for case in wanted:
-        store.write(case, values_of(case), cases.configuration.patch_size, cases.fingerprint(case))
+        originals = describe_originals(originals_of(case))
+        store.write(case, values_of(case), cases.configuration.patch_size, cases.fingerprint(case), originals)
 
 
 def _short(value: Any) -> str:

@@ -34,6 +34,9 @@ class Source(Protocol):
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """Return the cases in the order in which they are computed fastest."""
 
+    def originals(self, case: str) -> Sequence[Path]:
+        """Return the raw images of a case that the source reads; none if it reads the preprocessed case."""
+
     def values(self, case: str) -> np.ndarray:
         """Compute the stored values of a case: logits ``(heads, z, y, x)``, or embeddings of its patches."""
 
@@ -75,6 +78,10 @@ class SamSource:
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """Return the cases as they are: their order does not matter."""
         return cases
+
+    def originals(self, case: str) -> Sequence[Path]:
+        """Return nothing: the preprocessed case is read."""
+        return ()
 
     def values(self, case: str) -> np.ndarray:
         """Compute the logits of a case, ``(heads, z, y, x)``."""
@@ -136,6 +143,10 @@ class NnUNetSource:
         """Order the cases by fold, so that each teacher is loaded once."""
         return sorted(cases, key=lambda case: (_number(self._fold_of[case]), case))
 
+    def originals(self, case: str) -> Sequence[Path]:
+        """Return nothing: the preprocessed case is read."""
+        return ()
+
     def values(self, case: str) -> np.ndarray:
         """Compute the logits of a case, ``(heads, z, y, x)``."""
         fold = self._fold_of[case]
@@ -193,6 +204,10 @@ class EmbeddingSource:
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:
         """Return the cases as they are: their order does not matter."""
         return cases
+
+    def originals(self, case: str) -> Sequence[Path]:
+        """Return nothing: the preprocessed case is read."""
+        return ()
 
     def values(self, case: str) -> np.ndarray:
         """Compute the embeddings of a case, ``(patches, channels, height, width)``."""

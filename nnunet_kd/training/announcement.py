@@ -23,10 +23,14 @@ def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
     unread = not preparation.terms and preparation.method is None
     if preparation.settings.method and unread:  # not an error: NoKD can share its plans with a method
         say("nnunet_kd.method of the plans is not used: this trainer distils nothing")
-    if unfinished and trainer.starts_from_named_teacher and not names_teacher(trainer.plans_manager.plans):
-        say(
-            "initial weights: random; a student starts as its pruned teacher if nnunet_kd.teacher of the plans names it"
-        )
+    if unfinished and trainer.starts_from_named_teacher and not preparation.starts_from_teacher:
+        if names_teacher(trainer.plans_manager.plans):
+            say("initial weights: random, as nnunet_kd.training.initial_weights of the plans says")
+        else:
+            say(
+                "initial weights: random; a student starts as its pruned teacher if nnunet_kd.teacher of the plans "
+                "names it"
+            )
     if unfinished:
         say(f"settings {json.dumps(record_of(preparation))}")
         for term in preparation.terms:

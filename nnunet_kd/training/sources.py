@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,13 @@ from nnunet_kd.networks.stages import EncoderStages, encoder_stages
 from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.nnunet.reading import read_splits
-from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS, names_teacher
+from nnunet_kd.nnunet.settings import BLOCK, FITTED_STARTS, TeacherSettings, names_teacher
 from nnunet_kd.pruning.heads import MappedHeads
 from nnunet_kd.pruning.selection import selected_weights
 from nnunet_kd.teachers.adaptation import Adaptation, differing_axes, take_channels
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
+from nnunet_kd.teachers.leakage import teacher_folds
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.kind import TrainerKind
@@ -65,7 +67,7 @@ class Sources:
         if self._attached:
             return
         preparation = self._preparation
-        self.soft_labels = attach_soft_labels(preparation)
+        self.soft_labels = attach_soft_labels(self._trainer, preparation)
         if preparation.needs_teacher:
             attached = attach_teacher(self._trainer, preparation)
             distiller.attach(attached.teacher, attached.stages)
@@ -229,7 +231,7 @@ def _shapes(trainer: TrainerKind, student: Experiment, **more: int) -> dict[str,
     return {name: weight.shape for name, weight in network.state_dict().items()}
 
 
-def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
+def attach_soft_labels(trainer: TrainerKind, preparation: Preparation) -> SoftLabelStore | None:
     """Find and check the stored soft labels that a term reads; return ``None`` if no term reads any.
 
     Raises:
@@ -246,14 +248,33 @@ def attach_soft_labels(preparation: Preparation) -> SoftLabelStore | None:
         store = find_soft_labels(student, term)
     except FileNotFoundError as error:
         name = "" if term.store is None else f" --name {term.store}"
-        source = "--teacher" if names_teacher(student.plans) else "--sam vit_b --checkpoint FILE"
-        raise FileNotFoundError(f"{error}. Make them: {command} {source}{name}") from None
+        how, source = _missing_source(trainer, preparation)
+        raise FileNotFoundError(f"{error}. Make them{how}: {command} {source}{name}") from None
     store.check_data(cases.data)
     try:
         store.check_cases(cases, _training_cases(cases, preparation.fold))
     except ValueError as error:
         raise ValueError(f"{error}. Make it: {command} {store.arguments} --continue") from None
     return store
+
+
+def _missing_source(trainer: TrainerKind, preparation: Preparation) -> tuple[str, str]:
+    """Return the source of missing soft labels: what a person must supply, and the arguments that name it."""
+    if not names_teacher(preparation.student.plans):
+        if trainer.starts_from_named_teacher:
+            return " with the model that is to teach, a zip file or a results folder", "--model MODEL"
+        return "", "--sam vit_b --checkpoint FILE"
+    settings = preparation.settings.teachers[0]
+    if settings.folder is None:
+        return "", "--teacher"
+    words = ["--model", settings.folder, "-f", *map(str, teacher_folds(settings, preparation.fold))]
+    words += [] if settings.configuration is None else ["--model-config", settings.configuration]
+    words += [] if settings.checkpoint == TeacherSettings.checkpoint else ["-chk", settings.checkpoint]
+    words += [] if settings.channels is None else ["--channels", *map(str, settings.channels)]
+    words += [] if settings.label_map is None else ["--label-map", "FILE"]
+    words += ["--trust"] if settings.trust_checkpoint else []
+    how = "" if settings.label_map is None else f", with {BLOCK}.teacher.label_map of the plans in FILE"
+    return how, shlex.join(words)
 
 
 def _preprocessed(student: Experiment) -> Path:

@@ -16,11 +16,15 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.reading import read_json, read_splits
+from nnunet_kd.nnunet.settings import BLOCK
 from nnunet_kd.storage.processes import BusyError, FileLock
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
+from nnunet_kd.teachers.find import TeacherFiles
 from nnunet_kd.teachers.mapping import LabelMap
 from nnunet_kd.teachers.models import opened_model, unpack_model
+from nnunet_kd.workflow.given_images import check_images, note_images
+from nnunet_kd.workflow.initial_weights import why_random
 from nnunet_kd.workflow.plans import NAME as PLANS
 from nnunet_kd.workflow.plans import Student, plans_of_student
 from nnunet_kd.workflow.raw_dataset import Cases, find_cases, student_dataset, write_raw_dataset
@@ -121,18 +125,24 @@ class Distillation:
             self.teacher: Experiment = model.experiment
             self.name = model.name
             self._folder = model.folds[0].checkpoint.parents[1]
-            validated = [files.kept_back for files in model.folds]
-        # The cases that no fold has trained on, by name; None if a fold does not tell.
-        known = [cases for cases in validated if cases is not None]
-        self.kept_from_teacher = frozenset.intersection(*known) if len(known) == len(validated) else None
+            self._plan(model.folds[0])
+
+    def _plan(self, first: TeacherFiles) -> None:
+        """Find the cases, and derive the student's data set and plans.
+
+        Args:
+            first: The fold from which the initial weights come.
+        """
+        request, out = self.request, self.out
         self.cases: Cases = find_cases(request.images, request.labels, self.teacher.dataset_json)
+        check_images(out, self.cases)
         self.dataset = student_dataset(
             self.teacher.dataset_json, self.cases, request.student.channels, request.student.label_map
         )
         LabelMap.of(request.student.label_map, self.teacher.dataset_json, self.dataset)  # refuses one that does not fit
         self.configuration = self.teacher.configuration
-        first = str(next(iter(self.cases.images.values()))[0])
-        self.reader = determine_reader_writer_from_dataset_json(dict(self.dataset), first, verbose=False)
+        image = str(next(iter(self.cases.images.values()))[0])
+        self.reader = determine_reader_writer_from_dataset_json(dict(self.dataset), image, verbose=False)
         self.plans = plans_of_student(
             self.teacher,
             DATASET,
@@ -144,6 +154,10 @@ class Distillation:
             {"soft_labels": STORE},
             request.trust,
         )
+        student = Experiment(self.plans, self.configuration, dict(self.dataset))
+        self.random_start = why_random(first, student, TRAINER)
+        if self.random_start is not None:
+            self.plans[BLOCK]["training"]["initial_weights"] = None
 
     @property
     def model_folder(self) -> Path:
@@ -243,6 +257,8 @@ class Distillation:
 
         from nnunet_kd.nnunet.images import link_cases
 
+        if self.random_start is not None:
+            commands.say(f"initial weights: random, because {self.random_start}")
         if not (self.preprocessed / f"{PLANS}.json").is_file():
             write_whole(self.out / _BEGUN, json.dumps(self.request.identity(), indent=2))
             if Path(self.request.model).is_file() and not (self.out / "teacher").is_dir():
@@ -272,6 +288,7 @@ class Distillation:
         fingerprint = self.model_folder / "dataset_fingerprint.json"
         content = fingerprint.read_text(encoding="utf-8") if fingerprint.is_file() else "{}"
         write_whole(self.preprocessed / "dataset_fingerprint.json", content)
+        note_images(self.out, self.cases, bad)
         write_whole(self.preprocessed / f"{PLANS}.json", json.dumps(self.plans, indent=2))
 
     def run(self, commands: Commands) -> None:

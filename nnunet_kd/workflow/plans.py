@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.nnunet.default_network import default_network
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.planning import student_plans
+from nnunet_kd.nnunet.planning import is_reducible, student_plans
 from nnunet_kd.nnunet.settings import BLOCK, Plans
 
 NAME = "nnUNetPlans_distilled"
@@ -50,6 +51,10 @@ def plans_of_student(
 ) -> Plans:
     """Return plans with one configuration: the teacher's preprocessing and topology, and narrower stages.
 
+    If the plans of the teacher name a network whose widths cannot be divided, such as a transformer, or a U-Net that
+    cannot divide the patch and which the trainer has therefore replaced, the student's network is a narrower version of
+    nnU-Net's default U-Net for this patch.
+
     Args:
         teacher: The teacher's plans, configuration and data set.
         dataset_name: The name of the student's data set.
@@ -75,6 +80,10 @@ def plans_of_student(
     configuration.pop("inherits_from", None)
     configuration.pop("next_stage", None)
     configuration["data_identifier"] = f"{NAME}_{teacher.configuration}"
+    patch = configuration["patch_size"]
+    if not is_reducible(configuration) or any(np.mod(patch, _divisors(configuration))):
+        spacing = configuration["spacing"][-len(patch) :]
+        configuration["architecture"], configuration["patch_size"] = default_network(spacing, patch)
     if student.spacing is not None:
         _resample(configuration, student.spacing, whole.transpose_forward)
     plans = {**deepcopy(teacher.plans), "dataset_name": dataset_name, "image_reader_writer": reader}
@@ -117,8 +126,7 @@ def _resample(configuration: dict[str, Any], spacing: Sequence[float], transpose
         np.array([spacing[axis] for axis in transpose], float) if len(transpose) == len(spacing) else np.array(spacing)
     )
     ratio = before / wanted
-    architecture = configuration["architecture"]["arch_kwargs"]
-    divisors = [prod(stride) for stride in zip(*_per_axis(architecture["strides"], len(before)), strict=True)]
+    divisors = _divisors(configuration)
     patch = np.array(configuration["patch_size"], float) * ratio
     # Two voxels per axis at the lowest scale, because nnU-Net's instance normalisation needs more than one voxel there.
     sides = [max(2, round(side / divisor)) * divisor for side, divisor in zip(patch, divisors, strict=True)]
@@ -129,5 +137,9 @@ def _resample(configuration: dict[str, Any], spacing: Sequence[float], transpose
         configuration["median_image_size_in_voxels"] = [float(size) for size in sizes]
 
 
-def _per_axis(strides: Sequence[Any], axes: int) -> list[list[int]]:
-    return [[stride] * axes if isinstance(stride, int) else [int(one) for one in stride] for stride in strides]
+def _divisors(configuration: Mapping[str, Any]) -> list[int]:
+    """Return the numbers that must divide the sides of the patch, the products of the network's strides."""
+    axes = len(configuration["patch_size"])
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    each = [[stride] * axes if isinstance(stride, int) else [int(one) for one in stride] for stride in strides]
+    return [prod(stride) for stride in zip(*each, strict=True)]

@@ -201,10 +201,14 @@ def _of_student(files: Sequence[Path], channels: Sequence[int] | None) -> list[P
     return [files[channel] for channel in channels]
 
 
+def _is_newer(path: Path, images: Sequence[Path]) -> bool:
+    return all(path.stat().st_mtime_ns > image.stat().st_mtime_ns for image in images if image.is_file())
+
+
 def _write_reference(kind: type, cases: Cases, case: str, folder: Path, dataset: Mapping[str, Any]) -> None:
     """Check that a case can be read and, if it has no reference, write one that is ignored everywhere."""
     path = folder / f"{case}{cases.ending}"
-    if case not in cases.labels and not path.is_symlink() and is_whole(path):
+    if case not in cases.labels and not path.is_symlink() and is_whole(path) and _is_newer(path, cases.images[case]):
         return
     for file in cases.images[case]:
         check_whole(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.evaluation.folders import evaluate_folders
-from nnunet_kd.evaluation.measure import Measured, measure
+from nnunet_kd.evaluation.measure import Measured, Model, measure_in_turn
 from nnunet_kd.evaluation.page import image, whole_page
 from nnunet_kd.evaluation.protocol import Evaluation, read_evaluation
 from nnunet_kd.evaluation.rows import Row
@@ -25,8 +26,10 @@ from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.storage.processes import usable_cores
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.report import cost_table
+from nnunet_kd.teachers.leakage import Seen, seen_by_folds
 from nnunet_kd.teachers.mapping import LabelMap
 from nnunet_kd.workflow.distillation import FINAL, Distillation
+from nnunet_kd.workflow.leakage import about_leakage
 from nnunet_kd.workflow.segmentations import write_with_labels_of_student
 
 if TYPE_CHECKING:
@@ -48,9 +51,11 @@ def write_distillation_report(made: Distillation) -> Path:
     references = {case: made.cases.labels[case] for case in made.val_cases if case in made.cases.labels}
     accuracy = evaluate_folders(references, folders, evaluation, workers) if references else []
     costs = _costs(made)
-    write_whole(made.out / "metrics.json", json.dumps(_numbers(agreement, accuracy, costs), indent=2))
+    seen = seen_by_folds(made.model_folder, made.folds, made.val_cases)
+    numbers = {**_numbers(agreement, accuracy, costs), "seen": {str(fold): asdict(one) for fold, one in seen.items()}}
+    write_whole(made.out / "metrics.json", json.dumps(numbers, indent=2))
     path = made.out / "report.html"
-    write_whole(path, _page(made, agreement, accuracy, costs, _draw(made, folders, agreement, evaluation)))
+    write_whole(path, _page(made, agreement, accuracy, costs, seen, _draw(made, folders, agreement, evaluation)))
     return path
 
 
@@ -96,9 +101,11 @@ def _costs(made: Distillation) -> dict[str, Measured]:
     """Measure the networks; the seconds and FLOPs of a teacher of several folds are those of all of them."""
     linked = {case: sorted((made.raw / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*")) for case in made.val_cases}
     images = link_cases(made.out / "kept_back_of_student", linked)
-    teacher = made.model_folder / f"fold_{made.folds[0]}" / FINAL
-    one = measure(teacher, made.configuration, made.out / "kept_back", made.request.device)
-    student = measure(made.results / "fold_0" / FINAL, made.configuration, images, made.request.device)
+    models = [
+        Model(made.model_folder / f"fold_{made.folds[0]}" / FINAL, made.configuration, made.request.trust),
+        Model(made.results / "fold_0" / FINAL, made.configuration),
+    ]
+    one, student = measure_in_turn(models, [made.out / "kept_back", images], made.request.device)
     folds = len(made.folds)
     ensemble = Measured(one.network, one.passes * folds, one.seconds * folds, one.peak_bytes, one.device, one.cases)
     return {TEACHER: ensemble, STUDENT: student}
@@ -109,11 +116,12 @@ def _page(
     agreement: Sequence[Row],
     accuracy: Sequence[Row],
     costs: Mapping[str, Measured],
+    seen: Mapping[int | str, Seen],
     figure: Figure | None,
 ) -> str:
     title = f"A student of {made.name}"
     page = [f"<h1>{in_html(title)}</h1>", f"<p><strong>{in_html(verdict(agreement, accuracy, costs))}</strong></p>"]
-    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in _warnings(made)]
+    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in about_leakage(seen, len(made.val_cases))]
     page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in _facts(made)) + "</ul>")
     parts: list[tuple[str, str, Table]] = [
         (
@@ -152,6 +160,8 @@ def _facts(made: Distillation) -> list[str]:
         f"Images: {len(trained)} to train with and {len(kept)} kept back; {labelled} have a reference",
         f"Student: widths divided by {made.request.student.reduction:g}",
     ]
+    if made.random_start is not None:
+        facts.append(f"Initial weights: random, because {made.random_start}")
     if made.request.student.spacing is not None:
         now, before = (made.plans, made.teacher.plans)
         sizes = [
@@ -163,19 +173,6 @@ def _facts(made: Distillation) -> list[str]:
         facts.append(f"Channels: {', '.join(made.dataset['channel_names'].values())}")
     facts.append(f"Epochs: {made.request.schedule['num_epochs']}")
     return facts
-
-
-def _warnings(made: Distillation) -> list[str]:
-    """Return what a reader must know before any number."""
-    known = made.kept_from_teacher
-    kept = [case for case in made.val_cases if known is not None and case in known]
-    if len(kept) == len(made.val_cases):
-        return []
-    which = "these images" if not kept else f"{len(made.val_cases) - len(kept)} of these {len(made.val_cases)} images"
-    return [
-        f"The teacher may have been trained on {which}: its files do not name them among the cases that it was "
-        "validated on. Where it was, agreement and accuracy are better than they would be on new images."
-    ]
 
 
 def _draw(

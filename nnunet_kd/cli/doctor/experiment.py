@@ -207,7 +207,7 @@ class ExperimentChecks:
         results = results_of(self.trainer_name, preparation.student)
         if results is not None:
             check_results(results, preparation.student)
-        store = attach_soft_labels(preparation)
+        store = attach_soft_labels(self.trainer, preparation)
         if store is not None and (leak := soft_label_leakage(preparation, store)) is not None:
             by_itself = store.leakage(self.fold) is not None
             raise ValueError(f"{leak} {self._soft_labels_without_leak(store) if by_itself else OTHER_TEACHER}")
