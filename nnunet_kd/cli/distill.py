@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     schedule = {
         "num_epochs": arguments.epochs,
         "num_iterations_per_epoch": arguments.iterations,
+        "num_val_iterations_per_epoch": max(1, arguments.iterations // 5),  # nnU-Net's proportion, 50 to 250
         "seed": arguments.seed,
     }
     request = Request(

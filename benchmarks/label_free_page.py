@@ -1,0 +1,163 @@
+"""The page ``label_free.md``, which is written from the record of ``label_free.py`` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnunet_kd.evaluation.statistics import Interval, Values, mean_difference, mean_of_runs
+from nnunet_kd.evaluation.table import Table
+
+Entry = Mapping[str, Any]
+Scored = Mapping[str, Values]
+SECTIONS = {
+    "hippocampus/r4": "Hippocampus, a quarter of the width",
+    "hippocampus/r8": "Hippocampus, an eighth of the width",
+    "hippocampus/spacing": "Hippocampus, a student at 1.5 mm",
+    "hippocampus/folds": "Hippocampus, five folds to one student",
+    "hippocampus/tuning": "Hippocampus, weight and temperature of the soft labels, on tuning cases",
+    "brats/r4": "BraTS patches, a quarter of the width",
+    "brats/r8": "BraTS patches, an eighth of the width",
+    "brats/modality": "BraTS patches, a student that sees T1CE and FLAIR alone",
+}
+ARMS = {
+    "teacher": "teacher",
+    "nokd": "NoKD: labels of the first half, no teacher",
+    "kd": "nnUNetTrainerKD: labels of the first half",
+    "pool": "distill: images of the pool, no labels",
+    "both": "distill: labels of the first half, images of the pool",
+    "distilled": "distill: all labels",
+    "1.0": "distill: images of the pool, 1.0 mm",
+    "1.5": "distill: images of the pool, 1.5 mm",
+    "all": "five teachers together",
+    "best": "the teacher that is best in its own validation",
+    "student": "distill: all labels, five teachers",
+}
+ALLOWED = {"hippocampus/r4": 0.3, "hippocampus/r8": 1.0, "brats/r4": 0.3, "brats/r8": 1.0}  # loss of "pool", in points
+REFERENCE = {"hippocampus/folds": "hippocampus/folds/all", "brats/modality": "brats/modality/teacher"}
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Return the page: what was asked, and a table and a paragraph for every section that has runs."""
+    runs: list[Entry] = record["runs"]
+    lines = [
+        "# Distillation with and without labels",
+        "",
+        "`benchmarks/label_free.py` writes this page from `label_free.json`. It asks how much a student loses to its "
+        "teacher if it learns from images alone, and what labels add. Fold 0's training part is split into two halves "
+        "(by patient, with a seed). The teacher, nnU-Net at full width, learns from the first half; the labels of the "
+        "other half, the pool, are read by nobody. Every model is scored on fold 0's validation part, on which nothing "
+        "was chosen. Dice is the mean over structures and cases, in points; behind it is the difference to the "
+        "teacher with its bootstrap interval (95 %) over cases and seeds. Seconds are those of the commands that made "
+        "the run, on a CPU that other work shared, so they are rough.",
+    ]
+    for section, title in SECTIONS.items():
+        mine = [one for one in runs if one["run"].rpartition("/")[0] == section]
+        if mine:
+            lines += ["", f"## {title}", "", *_section(section, mine, runs)]
+    missing = [title for section, title in SECTIONS.items() if not any(one["run"].startswith(section) for one in runs)]
+    if missing:
+        lines += ["", "Not run yet: " + "; ".join(missing) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _section(section: str, mine: Sequence[Entry], runs: Sequence[Entry]) -> list[str]:
+    data, _, _ = section.partition("/")
+    name = REFERENCE.get(section, f"{data}/teacher")
+    group = mine[0]["scored_on"]
+    teacher = [one for one in runs if one["run"] == name and one["scored_on"] == group]
+    shown: dict[str, list[Entry]] = {}
+    for one in [*teacher, *mine]:
+        if one not in shown.setdefault(one["run"], []):
+            shown[one["run"]].append(one)
+    scores = {name: _values(entries) for name, entries in shown.items()}
+    structures = list(mine[0]["structures"])
+    extra = any("predicted_in" in one for one in mine)
+    header = ["model", "seeds", "epochs x steps", "Dice", "to the teacher", *structures, "parameters", "seconds"]
+    table = Table(
+        [*header, *(["voxels", "prediction"] if extra else [])],
+        [_cells(entries, scores, name if teacher else None, structures, extra) for entries in shown.values()],
+    )
+    return [table.markdown(), "", _reading(section, shown, scores, name)]
+
+
+def _cells(
+    entries: Sequence[Entry], scores: Scored, teacher: str | None, structures: Sequence[str], extra: bool
+) -> list[str]:
+    one = entries[0]
+    arm = one["run"].rpartition("/")[2]
+    difference = "" if teacher in (None, one["run"]) else _shown(_to(scores, one["run"], str(teacher)))
+    cells = [
+        ARMS.get(arm, arm),
+        " ".join(str(entry["seed"]) for entry in entries),
+        f"{one['schedule']['epochs']}" + (f" x {steps}" if (steps := one["schedule"]["iterations"]) else ""),
+        f"{_dice(entries):.2f}",
+        difference,
+        *(f"{100 * np.mean([entry['structures'][name] for entry in entries]):.2f}" for name in structures),
+        f"{one['parameters'] / 1e6:.3f} M",
+        f"{np.mean([entry['seconds'] for entry in entries]):.0f}",
+    ]
+    if extra:
+        predicted = one.get("predicted_in", {})
+        cells += [str(one.get("voxels", "")), "; ".join(f"{name} {value:g} s" for name, value in predicted.items())]
+    return cells
+
+
+def _reading(section: str, shown: Mapping[str, Sequence[Entry]], scores: Scored, teacher: str) -> str:
+    """Return the sentences that the runs of a section allow."""
+    said = []
+    pool, both, kd, nokd = (f"{section}/{arm}" for arm in ("pool", "both", "kd", "nokd"))
+    if pool in shown and teacher in shown and section in ALLOWED:
+        lost, allowed = _to(scores, pool, teacher), ALLOWED[section]
+        met = "meets" if -100 * lost.value <= allowed else "misses"
+        said.append(
+            f"Without labels, the student's Dice differs from its teacher's by {_shown(lost)} points, which {met} the "
+            f"goal of losing at most {allowed:g}."
+        )
+    if both in shown:
+        for other, who in ((kd, "nnUNetTrainerKD"), (teacher, "the teacher")):
+            if other in shown:
+                said.append(f"With both, it differs from {who} by {_shown(_to(scores, both, other))}.")
+    if pool in shown and nokd in shown:
+        said.append(
+            f"The student of images alone differs from NoKD, which has labels, by {_shown(_to(scores, pool, nokd))}."
+        )
+    if section == "hippocampus/spacing" and len([name for name in shown if name.startswith(section)]) == 2:
+        fine, coarse = (shown[f"{section}/{width}"][0] for width in ("1.0", "1.5"))
+        ratios = [
+            f"{name} takes {coarse['predicted_in'][name] / fine['predicted_in'][name]:.2f} of the time"
+            for name in fine["predicted_in"]
+        ]
+        said.append(
+            f"At 1.5 mm the Dice differs by {_shown(_to(scores, coarse['run'], fine['run']))} from that at 1.0 mm, "
+            f"with {coarse['voxels'] / fine['voxels']:.2f} of the voxels; {' and '.join(ratios)} (whole commands, with "
+            "their start)."
+        )
+    distilled, plain = "brats/modality/distilled", "brats/modality/nokd"
+    if distilled in shown and plain in shown:
+        said.append(f"Distillation differs from NoKD by {_shown(_to(scores, distilled, plain))} points.")
+    seeds = {entry["seed"] for name, entries in shown.items() if name != teacher for entry in entries}
+    if len(seeds) == 1:
+        said.append("All of this is one seed, so the intervals leave out what another seed would change.")
+    return " ".join(said)
+
+
+def _values(entries: Sequence[Entry]) -> Values:
+    """Return the Dice ``(runs, cases)``, the mean over the structures of each case."""
+    each = [np.array(list(entry["per_case"].values()), dtype=np.float64) for entry in entries]
+    return np.stack([mean_of_runs(structures) for structures in each])
+
+
+def _dice(entries: Sequence[Entry]) -> float:
+    return 100 * float(np.mean([entry["dice"] for entry in entries]))
+
+
+def _to(scores: Scored, run: str, other: str) -> Interval:
+    return mean_difference(scores[run], scores[other])
+
+
+def _shown(interval: Interval) -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.value:+.2f} [{low:+.2f}, {high:+.2f}]"
