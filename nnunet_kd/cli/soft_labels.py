@@ -52,16 +52,15 @@ the preprocessed data, with one file per case and a manifest; every file is comp
   nnunet_kd soft-labels ... -num_parts 4 -part_id 0
       Compute the first of four parts; run -part_id 1, 2 and 3 on other machines.
   nnunet_kd soft-labels ... --continue
-<<<<<<< HEAD
       Compute what is missing or damaged, for example after an interruption.
   nnunet_kd soft-labels -d 501 -c 3d_fullres --score --name sam
       Compute nothing: print a table with the Dice of the stored segmentations against the labels, by case and
       structure. A teacher below the student that you could train without it is not worth learning from. The Dice of SAM
       flatters it, because its prompts come from the labels. Without --name, the only store is scored.
-=======
+
+
       Compute what is missing or damaged, for example after an interruption, and with --model what was computed from an
       image that has changed since.
->>>>>>> rest40
 
 SAM sees the intensities between the 0.5th and the 99.5th percentile of each channel, over the voxels inside the body as
 nnU-Net crops it. With --embeddings, the percentiles are those of the patch, and photographs keep their own colours.
@@ -196,7 +195,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-<<<<<<< HEAD
 def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
     """Print the Dice of the stored segmentations; return the exit status."""
     from tqdm import tqdm
@@ -215,7 +213,8 @@ def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
     others = f" {left} cases without stored soft labels or without a reference are left out." if left else ""
     print(f"{NOTE}{others}\n\n{score_table(rows).markdown()}")
     return 0
-=======
+
+
 def _changed(store: SoftLabelStore, source: Source, cases: list[str]) -> list[str]:
     """Return those of some complete cases whose raw images have changed since, and say which have."""
     changed = []
@@ -225,7 +224,6 @@ def _changed(store: SoftLabelStore, source: Source, cases: list[str]) -> list[st
             print(f"{path} has changed since the {store.content} of case {case} were computed: computing them again")
             changed.append(case)
     return changed
->>>>>>> rest40
 
 
 def _source(

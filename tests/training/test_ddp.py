@@ -38,7 +38,8 @@ def gradients(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return the gradients of student and adapters after one step on this process's share of a batch of two.
 
-    The lines are those that the log then says about the terms' shares of the gradient. The gradients are in double precision where nnU-Net allows it, so that rounding does not hide a difference.
+    The lines are those that the log then says about the terms' shares of the gradient. The gradients are in double
+    precision where nnU-Net allows it, so that rounding does not hide a difference.
     """
     torch.set_default_dtype(torch.float64)
     try:
