@@ -35,3 +35,5 @@ def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
         say(f"settings {json.dumps(record_of(preparation))}")
         for term in preparation.terms:
             say(f"distilling {term}")
+        for line in trainer.unlabelled.lines() if trainer.unlabelled is not None else ():
+            say(line)

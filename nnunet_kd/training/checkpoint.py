@@ -86,6 +86,24 @@ def check_resumable(saved: Any, path: str, places: list[Any], optimizer: str | N
         )
 
 
+def begin_average(trainer: Any) -> None:
+    """Begin to average the weights, or stop averaging if the settings of a resumed training no longer ask for it.
+
+    Args:
+        trainer: The trainer before its first epoch, with its final initial weights.
+    """
+    joint = trainer.trained()
+    if joint.average is None:
+        return
+    if trainer.preparation.settings.training.ema_decay is None:
+        joint.average = None
+        trainer.print_to_log_file(
+            "weights are no longer averaged: resuming from the last step's weights, not the average"
+        )
+    elif trainer.current_epoch == 0:  # the weights may have changed since the average was made
+        joint.average.restart()
+
+
 def load_average(joint: StudentWithAdapters, other: Mapping[str, Tensor] | None, shown: bool) -> None:
     """Restore a student and its average after nnU-Net has loaded the weights it saved.
 

@@ -16,6 +16,43 @@ SEGMENTATION = "segmentation"  # nnU-Net's own loss
 Norms = Mapping[str, Mapping[str, float]]
 
 
+class GradientShares:
+    """Logs what each term contributes to the gradient in the first epoch in which its weight is above 0.
+
+    One batch of that epoch is passed through the network once more. Neither weights nor random numbers nor running
+    statistics change.
+    """
+
+    def __init__(self) -> None:
+        self._beginning: list[Term] = []
+
+    def begin(self, terms: Iterable[Term], epoch: int) -> None:
+        """Begin an epoch, and note the terms whose weight rises above 0 in it."""
+        self._beginning = terms_that_begin(terms, epoch)
+
+    def log(self, trainer: Any, losses: Callable[[], tuple[Tensor, Mapping[str, Tensor]]]) -> None:
+        """Log the shares of the terms that begin, unless a gradient is not finite; the next batch is tried then.
+
+        Args:
+            trainer: The trainer.
+            losses: Computes nnU-Net's loss and all others of a batch, without the wrappers of compilation and DDP.
+        """
+        if not self._beginning:
+            return
+        terms = trainer.distiller.terms
+
+        def named() -> dict[str, Tensor]:
+            segmentation, others = losses()
+            return {SEGMENTATION: segmentation, **{one.name: others[one.name] for one in terms if one.name in others}}
+
+        scale = 1.0 if trainer.grad_scaler is None else trainer.grad_scaler.get_scale()
+        norms = measured(trainer.trained(), named, scale, trainer.device)
+        if norms is not None:
+            for line in describe(self._beginning, trainer.current_epoch, terms, norms):
+                trainer.print_to_log_file(line)
+            self._beginning = []
+
+
 def terms_that_begin(terms: Iterable[Term], epoch: int) -> list[Term]:
     """Return the terms whose weight is above 0 for the first time in ``epoch``; depends on nothing but the epoch."""
     return [term for term in terms if term.weight_at(epoch) > 0 and (epoch == 0 or term.weight_at(epoch - 1) == 0)]

@@ -21,19 +21,17 @@ from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.methods import Method
 from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
-from nnunet_kd.distillation.terms import Term
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.planning import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
-from nnunet_kd.nnunet.unlabelled import without_reference
 from nnunet_kd.training.announcement import announce
-from nnunet_kd.training.checkpoint import check_resumable, load_average, saved_state
+from nnunet_kd.training.checkpoint import begin_average, check_resumable, load_average, saved_state
 from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
-from nnunet_kd.training.gradient_shares import SEGMENTATION, describe, measured, terms_that_begin
+from nnunet_kd.training.gradient_shares import SEGMENTATION, GradientShares
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
 from nnunet_kd.training.joint_network import building_joint_network
@@ -96,19 +94,15 @@ class DistillationTrainer(ResumableTrainer):
         self.sources = Sources(kind, self.preparation)
         self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
-        self._beginning: list[Term] = []
+        self._shares = GradientShares()
         self._history = History(record_of(self.preparation))
         if not self.has_begun():
             self.sources.attach(self.distiller, resumes=False)
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         training = self.preparation.settings.training
-        for key in SCHEDULE:
-            if getattr(training, key) is not None:
-                setattr(self, key, getattr(training, key))
+        vars(self).update({key: value for key in SCHEDULE if (value := getattr(training, key)) is not None})
         self._schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
-        self.seed = training.seed
-        self.overwrite = training.overwrite
-        self.early_stopping = training.early_stopping
+        self.seed, self.overwrite, self.early_stopping = training.seed, training.overwrite, training.early_stopping
         self._add_log_entries()
         self.set_up()
 
@@ -207,9 +201,8 @@ class DistillationTrainer(ResumableTrainer):
         transforms = super().get_training_transforms(*args, **kwargs)
         if self.seed is not None:
             repeat_exactly(transforms)
-        if self.sources.soft_labels is None:
-            return transforms
-        return with_soft_labels(transforms, len(channel_names(self.dataset_json)))
+        channels = len(channel_names(self.dataset_json))
+        return transforms if self.sources.soft_labels is None else with_soft_labels(transforms, channels)
 
     # ---- training
 
@@ -222,21 +215,13 @@ class DistillationTrainer(ResumableTrainer):
         validation = self.do_split()[1] if unfinished else None
         self._leakage = note_leakage(self, self.sources, validation)
         super().on_train_start()
-        joint = self.trained()
         if self.distiller.teacher is not None:
             self.distiller.teacher.to(self.device)
         if self.sources.start is not None:
             fit_to_teacher(self, self.sources.start)
-        if self.preparation.settings.training.ema_decay is None and joint.average is not None and unfinished:
-            joint.average = None
-            self.print_to_log_file(
-                "weights are no longer averaged: resuming from the last step's weights, not the average"
-            )
-        if joint.average is not None and self.current_epoch == 0:  # the weights may have changed since it was made
-            joint.average.restart()
+        if unfinished:
+            begin_average(self)
         announce(self, self._leakage, unfinished)
-        for line in self.unlabelled.lines() if unfinished and self.unlabelled is not None else ():
-            self.print_to_log_file(line)
         if unfinished and self.writes:
             self.clear_way()
 
@@ -250,14 +235,12 @@ class DistillationTrainer(ResumableTrainer):
                 target, unlabelled = self.unlabelled.in_step(batch["keys"], target, self.distiller.labels)
         adapters = self.trained().adapters
         of_batch = (images, target, soft_labels, unlabelled)
-        if self._beginning:
-            self._say_shares(*of_batch)
+        self._shares.log(self, lambda: self._losses(self.trained(), *of_batch))
         self.optimizer.zero_grad(set_to_none=True)
         segmentation, losses = self._losses(self.network, *of_batch)
         total = self.distiller.total(segmentation, losses, self.current_epoch, adapters.parameters())
         numbers = self.optimize(total, {"loss": total, SEGMENTATION: segmentation, **losses})
-        average = self.trained().average
-        if average is not None:
+        if (average := self.trained().average) is not None:
             average.update()
         return numbers
 
@@ -280,28 +263,10 @@ class DistillationTrainer(ResumableTrainer):
             )
         return segmentation, losses
 
-    def _say_shares(self, *of_batch: Any) -> None:
-        """Log what the terms that begin in this epoch contribute to the gradient of a batch, if it is finite."""
-        joint, epoch, terms = self.trained(), self.current_epoch, self.distiller.terms
-
-        def losses() -> dict[str, Tensor]:
-            segmentation, losses = self._losses(joint, *of_batch)
-            return {
-                SEGMENTATION: segmentation,
-                **{term.name: losses[term.name] for term in terms if term.name in losses},
-            }
-
-        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-        norms = measured(joint, losses, scale, self.device)
-        if norms is not None:
-            for line in describe(self._beginning, epoch, terms, norms):
-                self.print_to_log_file(line)
-            self._beginning = []
-
     def on_train_epoch_start(self) -> None:
         """Begin an epoch, and note the terms whose weight rises above 0 in it."""
         super().on_train_epoch_start()
-        self._beginning = terms_that_begin(self.distiller.terms, self.current_epoch)
+        self._shares.begin(self.distiller.terms, self.current_epoch)
 
     def frozen(self) -> list[nn.Parameter]:
         """Return the adapters' parameters that must not change in this epoch."""
@@ -340,9 +305,7 @@ class DistillationTrainer(ResumableTrainer):
         best = self.preparation.settings.training.final_validation == "best"
         with best_weights(self) if best else nullcontext():
             super().perform_actual_validation(save_probabilities)
-        cases = self.do_split()[1]
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases))
-        for line in about_final_validation(len(without_reference(dataset, self.label_manager)), len(cases)):
+        for line in about_final_validation(self):
             self.print_to_log_file(line)
 
     def on_train_end(self) -> None:

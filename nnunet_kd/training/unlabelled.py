@@ -245,15 +245,17 @@ def first_process_first(rank: int, distributed: bool) -> Iterator[None]:
         torch.distributed.barrier()
 
 
-def about_final_validation(unlabelled: int, cases: int) -> list[str]:
+def about_final_validation(trainer: Any) -> list[str]:
     """Return the line that says what nnU-Net's summary of the final validation means, or no line if nothing is special.
 
     nnU-Net predicts cases without a reference as well. Their Dice is NaN, which its means leave out.
 
     Args:
-        unlabelled: The number of validation cases without a reference.
-        cases: The number of all validation cases.
+        trainer: The trainer after the final validation.
     """
+    identifiers = list(trainer.do_split()[1])
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
+    unlabelled, cases = len(without_reference(dataset, trainer.label_manager)), len(identifiers)
     if not unlabelled:
         return []
     if unlabelled == cases:
