@@ -168,20 +168,21 @@ class _Encoder(nn.Module):
         pool = get_matching_pool_op(conv_op=conv_op, pool_type="max")
         norm = (norm_op, norm_op_kwargs)
         stages = []
+        before = input_channels
         for number, (width, kernel, stride) in enumerate(zip(output_channels, kernel_sizes, strides, strict=True)):
-            before = output_channels[max(number - 1, 0)]
             parts: list[nn.Module] = []
-            if number == 0:  # the first module's depthwise convolution needs this many channels
+            if dprm and number == 0:  # the first module's depthwise convolution needs this many channels
                 padding = [size // 2 for size in kernel]
-                parts.append(conv_op(input_channels, width, tuple(kernel), padding=padding, bias=False))
+                parts.append(conv_op(before, width, tuple(kernel), padding=padding, bias=False))
+                before = width
             if any(step > 1 for step in stride):
                 parts.append(pool(tuple(stride), tuple(stride)))
             if dprm:  # an axis that the plans do not convolve is not convolved here either
                 wide = [dprm_kernel_size if size > 1 else 1 for size in kernel]
                 parts.append(DPRM(before, width, conv_op, wide, *norm))
-            else:
-                parts.append(ConvNormReLU(before, width, conv_op, kernel, *norm))
-            parts.append(ResSimAM(width, width, conv_op, kernel, *norm, attention))
+                before = width
+            parts.append(ResSimAM(before, width, conv_op, kernel, *norm, attention))
+            before = width
             stages.append(nn.Sequential(*parts))
         self.stages = nn.ModuleList(stages)
 
@@ -212,8 +213,9 @@ class DRAUNet(nn.Module):
         norm_op: The class of the normalisation; ``None`` for batch normalisation, as published.
         norm_op_kwargs: The keyword arguments of the normalisation.
         deep_supervision: Whether to return logits at several scales, finest first.
-        dprm: Whether to use :class:`DPRM` instead of a plain convolution (Table 2).
-        attention: Whether to use the attention of :class:`ResSimAM` (Table 2). Without both, the network is a U-Net.
+        dprm: Whether every stage begins with :class:`DPRM`, and the first one with a convolution before it (Table 2).
+        attention: Whether to use the attention of :class:`ResSimAM` (Table 2). Without both, the network is a U-Net of
+            two convolutions per stage with normalisation.
         dprm_kernel_size: The kernel size of the depthwise convolution.
 
     Shape:

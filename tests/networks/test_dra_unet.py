@@ -116,7 +116,9 @@ def test_paper_size_and_the_rows_of_table_2():
             for attention in (True, False)
         }
     assert encoder_stages(DRAUNet(3, 2, features_per_stage=2)).widths == (2, 4, 8, 16, 32)
-    assert sizes[True, True] == sizes[True, False] < sizes[False, False] == sizes[False, True]
+    assert sizes[True, True] == sizes[True, False] and sizes[False, False] == sizes[False, True]
+    coarser_heads = sum(2 * width + 2 for width in (512, 256, 128))  # of deep supervision
+    assert sizes[False, False] - coarser_heads == 31_037_698  # the U-Net of Ronneberger et al. with normalisation
 
 
 def test_dprm_does_not_convolve_an_axis_that_the_plans_do_not():
