@@ -10,7 +10,7 @@ A plans file can contain one block at its top level, in which every key has a de
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false,
-                   "early_stopping": null, "final_validation": null},
+                   "early_stopping": null, "final_validation": null, "deep_supervision": true},
       "method":   {}
     }
 
@@ -144,6 +144,8 @@ class TrainingSettings:
             training ends; ``None`` trains all epochs.
         final_validation: ``"best"`` if nnU-Net's validation after the training uses ``checkpoint_best.pth``; ``None``
             for the last epoch's weights.
+        deep_supervision: Whether the student also learns from the logits of its lower scales, as nnU-Net's trainers
+            do if their network has any; DSVM-UNet's eq. 5 and the other 2-D papers have none.
     """
 
     num_epochs: int | None = None
@@ -159,6 +161,7 @@ class TrainingSettings:
     overwrite: bool = False
     early_stopping: int | None = None
     final_validation: str | None = None
+    deep_supervision: bool = True
 
     def __post_init__(self) -> None:
         counts = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")

@@ -11,7 +11,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunet_kd.nnunet.settings import BLOCK
+from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, TrainingSettings
 from nnunet_kd.training.checkpoint import save_atomically, stock_checkpoint
 from nnunet_kd.training.early_stopping import EndOfTrainingError, best_epoch, stops_after
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
@@ -52,6 +52,12 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         self._split: tuple[list[str], list[str]] | None = None
         self._skipped = SkippedSteps()
         self._last_epoch = LastEpoch(self.print_to_log_file)
+
+    def follow(self, training: TrainingSettings) -> None:
+        """Take over the settings that are attributes of trainers; what is not set stays as nnU-Net has it."""
+        vars(self).update({key: value for key in SCHEDULE if (value := getattr(training, key)) is not None})
+        self.seed, self.overwrite, self.early_stopping = training.seed, training.overwrite, training.early_stopping
+        self.enable_deep_supervision = self.enable_deep_supervision and training.deep_supervision
 
     @property
     def writes(self) -> bool:

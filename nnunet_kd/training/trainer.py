@@ -100,9 +100,8 @@ class DistillationTrainer(ResumableTrainer):
             self.sources.attach(self.distiller, resumes=False)
         super().__init__(self.preparation.student.plans, configuration, fold, dataset_json, device)
         training = self.preparation.settings.training
-        vars(self).update({key: value for key in SCHEDULE if (value := getattr(training, key)) is not None})
+        self.follow(training)
         self._schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
-        self.seed, self.overwrite, self.early_stopping = training.seed, training.overwrite, training.early_stopping
         self._add_log_entries()
         self.set_up()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 
@@ -32,6 +33,15 @@ def test_settings_of_the_block_reach_nnunet(workspace):
     assert (
         widths == workspace.plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"]
     )
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deep_supervision_can_be_left_out(workspace, wanted):
+    plans = workspace.plans("nnUNetPlans", training={**SHORT, "deep_supervision": wanted})
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.initialize()
+    assert trainer.trained().student.decoder.deep_supervision is wanted
+    assert isinstance(trainer.loss, DeepSupervisionWrapper) is wanted
 
 
 def test_class_attributes_come_after_the_block(workspace):
