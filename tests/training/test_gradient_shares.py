@@ -85,7 +85,7 @@ def test_a_ramp_is_said_with_its_weight_now_and_its_full_weight(workspace):
     now, weight, full = re.search(
         r"dcd contributes (\S+) % of the gradient norm at this epoch's weight of (\S+), and would contribute (\S+) % "
         r"at its full weight of 0.3$",
-        line,
+        line.strip(),
     ).groups()
     assert float(weight) == pytest.approx(trainer.distiller.terms[0].weight_at(2), rel=1e-2)
     a, b = float(now) / 100, float(full) / 100
@@ -105,6 +105,18 @@ def test_the_training_is_the_same_without_the_line(workspace, monkeypatch):
     for name, weight in said["network_weights"].items():
         assert torch.equal(weight, unsaid["network_weights"][name])
     assert said["logging"]["train_losses"] == unsaid["logging"]["train_losses"]
+
+
+def test_a_compiled_network_with_frozen_projections_is_measured_and_trained(workspace):
+    """nnU-Net compiles networks on CUDA; the backward pass of a compiled network allows one use."""
+    method = {"ramp": None, "transform": "published", "projection": "frozen"}
+    plans = workspace.plans("nnUNetPlans", training=ONE, method=method)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.on_train_start()
+    trainer.network = torch.compile(trainer.network, backend="aot_eager")
+    trainer.on_train_epoch_start()
+    numbers = trainer.train_step(next(trainer.dataloader_train))
+    assert "dcd contributes " in log_of(trainer) and numbers["dcd"] > 0 and not numbers["skipped_steps"]
 
 
 class Joint(nn.Module):

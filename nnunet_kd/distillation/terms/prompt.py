@@ -69,7 +69,7 @@ class PromptTerm(StageTerm):
     def freeze(self, adapters: nn.ModuleList) -> None:
         """Exclude the projections from training, but not the prompts."""
         for adapter in adapters:
-            adapter.phi.requires_grad_(False)  # type: ignore[union-attr]
+            adapter.phi.requires_grad_(False)
 
     def frozen(self, epoch: int, adapters: Any) -> Iterable[nn.Parameter]:
         """Return the prompts' parameters after the tuning."""

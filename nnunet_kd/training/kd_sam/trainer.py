@@ -31,10 +31,10 @@ from nnunet_kd.training.kd_sam.patches import EmbeddedPatches
 from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 from nnunet_kd.training.loading import TRAINING, VALIDATION, seeded_augmenter
-from nnunet_kd.training.numbers import as_numbers, means
+from nnunet_kd.training.numbers import SEGMENTATION, as_numbers, means
 from nnunet_kd.training.schedules import PlateauSchedule
 from nnunet_kd.training.sources import soft_labels_command
-from nnunet_kd.training.trainer import SEGMENTATION, DistillationTrainer
+from nnunet_kd.training.trainer import DistillationTrainer
 
 MSE, PERCEPTUAL, VALIDATION_MSE = "embedding_mse", "embedding_perceptual", "validation_embedding_mse"
 
