@@ -56,7 +56,9 @@ class IFVDLoss(nn.Module):
             teacher: Features of the teacher on the same grid.
             projection: Applied to the student's features first, where there is one.
             classes: Class of every voxel from the annotation, whole numbers from 0; -1: does not count. A finer
-                annotation than the features is reduced to its nearest voxels. Without any voxel, the loss is 0.
+                annotation than the features is reduced as in the authors' code, by PyTorch's ``nearest``: to the first
+                voxel of every cell, where nnU-Net's deep supervision takes the central one. Without any voxel, the loss
+                is 0.
             num_classes: Classes are below this; looked up, which waits for the device, if left out.
 
         Shape:
@@ -107,7 +109,7 @@ def _members(classes: Tensor, num_classes: int | None, grid: torch.Size, dtype: 
     if num_classes is None:
         num_classes = int(classes.max().clamp(min=0)) + 1
     if classes.shape[1:] != grid:
-        resized = F.interpolate(classes[:, None].float(), tuple(grid), mode="nearest-exact")[:, 0]
+        resized = F.interpolate(classes[:, None].float(), tuple(grid), mode="nearest")[:, 0]
         classes = resized.to(classes.dtype)
     numbers = torch.arange(num_classes, device=classes.device)
     return (classes.flatten(1)[:, None] == numbers[:, None]).to(dtype)

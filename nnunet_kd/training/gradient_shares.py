@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_kd.distillation.terms import Term
+from nnunet_kd.training.numbers import SEGMENTATION
 
-SEGMENTATION = "segmentation"  # nnU-Net's own loss
 Norms = Mapping[str, Mapping[str, float]]
 
 

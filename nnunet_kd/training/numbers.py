@@ -12,6 +12,8 @@ from torch import distributed as dist
 
 from nnunet_kd.training.faults import SKIPPED
 
+SEGMENTATION = "segmentation"  # nnU-Net's own loss
+
 
 def as_numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Convert the scalars of one step to numbers, in one transfer from the device."""

@@ -31,13 +31,13 @@ from nnunet_kd.training.checkpoint import begin_average, check_resumable, load_a
 from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
 from nnunet_kd.training.fitted import fit_to_teacher
-from nnunet_kd.training.gradient_shares import SEGMENTATION, GradientShares
+from nnunet_kd.training.gradient_shares import GradientShares
 from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
 from nnunet_kd.training.joint_network import building_joint_network
 from nnunet_kd.training.leakage_notes import keep_leakage, note_leakage
 from nnunet_kd.training.loading import NETWORK, repeat_exactly, seed_everything
-from nnunet_kd.training.numbers import log_terms, with_finite_loss
+from nnunet_kd.training.numbers import SEGMENTATION, log_terms, with_finite_loss
 from nnunet_kd.training.preparation import check_network, prepare
 from nnunet_kd.training.progress import append_terms
 from nnunet_kd.training.record import History, about_changes, record_of

@@ -44,14 +44,12 @@ def test_zero_at_equality_only(shape):
     assert IFVDLoss()(random_maps(shape, 4, 1), teacher, classes=classes) > 0
 
 
-def test_annotation_is_reduced_as_nnunet_reduces_it():
-    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
-
+def test_annotation_is_reduced_to_the_first_voxel_of_every_cell():
+    """As in the authors' code."""
     student, teacher, fine = random_maps((4, 6, 5), 3, 0), random_maps((4, 6, 5), 8, 1), random_classes((8, 12, 20))
-    reduce = DownsampleSegForDSTransform([[1 / 2, 1 / 2, 1 / 4]])
-    coarse = reduce(segmentation=fine)["segmentation"][0]
-    expected = IFVDLoss()(student, teacher, classes=coarse)
+    expected = IFVDLoss()(student, teacher, classes=fine[:, ::2, ::2, ::4])
     torch.testing.assert_close(IFVDLoss()(student, teacher, classes=fine), expected)
+    assert not torch.isclose(IFVDLoss()(student, teacher, classes=fine[:, 1::2, 1::2, 2::4]), expected)
 
 
 def test_the_size_of_the_features_does_not_matter():

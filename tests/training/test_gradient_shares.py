@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
-from nnunet_kd.training import trainer as trainer_module
+from nnunet_kd.training import gradient_shares
 from nnunet_kd.training.gradient_shares import gradient_norms, measured
 from tests.conftest import SHORT, make_trainer
 from tests.training.checkpoints import checkpoint
@@ -85,7 +85,7 @@ def test_a_ramp_is_said_with_its_weight_now_and_its_full_weight(workspace):
     now, weight, full = re.search(
         r"dcd contributes (\S+) % of the gradient norm at this epoch's weight of (\S+), and would contribute (\S+) % "
         r"at its full weight of 0.3$",
-        line,
+        line.strip(),
     ).groups()
     assert float(weight) == pytest.approx(trainer.distiller.terms[0].weight_at(2), rel=1e-2)
     a, b = float(now) / 100, float(full) / 100
@@ -97,7 +97,7 @@ def test_the_training_is_the_same_without_the_line(workspace, monkeypatch):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "overwrite": True}, method={"ramp": None})
     make_trainer(nnUNetTrainerDCD, plans, workspace).run_training()
     said = checkpoint(workspace)
-    monkeypatch.setattr(trainer_module, "terms_that_begin", lambda terms, epoch: [])
+    monkeypatch.setattr(gradient_shares, "terms_that_begin", lambda terms, epoch: [])
     silent = make_trainer(nnUNetTrainerDCD, plans, workspace)
     silent.run_training()
     assert "contributes" not in log_of(silent)
@@ -105,6 +105,18 @@ def test_the_training_is_the_same_without_the_line(workspace, monkeypatch):
     for name, weight in said["network_weights"].items():
         assert torch.equal(weight, unsaid["network_weights"][name])
     assert said["logging"]["train_losses"] == unsaid["logging"]["train_losses"]
+
+
+def test_a_compiled_network_with_frozen_projections_is_measured_and_trained(workspace):
+    """nnU-Net compiles networks on CUDA; the backward pass of a compiled network allows one use."""
+    method = {"ramp": None, "transform": "published", "projection": "frozen"}
+    plans = workspace.plans("nnUNetPlans", training=ONE, method=method)
+    trainer = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    trainer.on_train_start()
+    trainer.network = torch.compile(trainer.network, backend="aot_eager")
+    trainer.on_train_epoch_start()
+    numbers = trainer.train_step(next(trainer.dataloader_train))
+    assert "dcd contributes " in log_of(trainer) and numbers["dcd"] > 0 and not numbers["skipped_steps"]
 
 
 class Joint(nn.Module):

@@ -241,6 +241,7 @@ def test_a_teachers_plans_are_enough(workspace, sam):
         ({"embeddings": "none", "channels": [1, 2]}, {}, FileNotFoundError, ".pth --channels 1 2 --name none$"),
         ({"perceptual_weights": "/vgg"}, {}, FileNotFoundError, "there are no weights of VGG-16 in /vgg"),
         ({}, {"ema_decay": 0.9}, NotImplementedError, "ema_decay"),
+        ({}, {"early_stopping": 5}, NotImplementedError, "early_stopping: KD-SAM ends phase 1 by its own setting"),
     ],
 )
 def test_faults_are_reported_before_the_training(workspace, sam, method, training, kind, words):

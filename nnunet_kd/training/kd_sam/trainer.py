@@ -27,12 +27,11 @@ from nnunet_kd.storage.integrity import file_digest
 from nnunet_kd.teachers.sam import load_sam
 from nnunet_kd.teachers.sam_embeddings import Colours, EmbeddingStore, SamEmbedder
 from nnunet_kd.teachers.soft_labels import store_folder
-from nnunet_kd.training.gradient_shares import SEGMENTATION
 from nnunet_kd.training.kd_sam.patches import EmbeddedPatches
 from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress, PhasedStudent
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 from nnunet_kd.training.loading import TRAINING, VALIDATION, seeded_augmenter
-from nnunet_kd.training.numbers import as_numbers, means
+from nnunet_kd.training.numbers import SEGMENTATION, as_numbers, means
 from nnunet_kd.training.schedules import PlateauSchedule
 from nnunet_kd.training.sources import soft_labels_command
 from nnunet_kd.training.trainer import DistillationTrainer
