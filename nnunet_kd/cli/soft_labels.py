@@ -139,7 +139,9 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="with --teacher or --model: predict without mirroring (faster, slightly less accurate)",
     )
-    command.add_argument("--name", metavar="NAME", help="name of the store (default: sam, nnunet or model)")
+    command.add_argument(
+        "--name", metavar="NAME", help="name of the store (default: sam, nnunet or model; with --score the only store)"
+    )
     command.add_argument(
         "-num_parts", metavar="N", type=int, default=1, help="split the cases into N parts (default: 1)"
     )
@@ -202,7 +204,10 @@ def _score(arguments: argparse.Namespace, cases: PreprocessedCases) -> int:
     from nnunet_kd.teachers.soft_labels import find_store
     from nnunet_kd.teachers.stored_scores import NOTE, labelled_cases, score_case, score_table
 
-    store = find_store(cases.folder, cases.configuration.data_identifier, arguments.name)
+    try:
+        store = find_store(cases.folder, cases.configuration.data_identifier, arguments.name)
+    except ValueError as error:  # there are several, and the message says how plans would name one
+        raise ValueError(f"{str(error).partition(': name one')[0]}: name one with --name") from None
     store.check_data(cases.data)
     stored = [case for case in cases.identifiers if store.path(case).is_file()]
     wanted = labelled_cases(cases, stored)

@@ -204,6 +204,7 @@ def test_files_that_dataset_json_lists(workspace, monkeypatch):
         assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD") == 0
         study = workspace.root / "study"
         found.append(((study / "metrics.csv").read_text(), (study / "report.html").read_text().count("<img ")))
+        assert "## Slices" not in (study / "report.md").read_text() and not (study / "slices.csv").exists()  # 3-D
         images = study / "images" / "fold_0"
         cases = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]["val"]
         names = [f"{case}_000{channel}.nii.gz" for case in sorted(cases) for channel in range(3)]
@@ -211,6 +212,27 @@ def test_files_that_dataset_json_lists(workspace, monkeypatch):
         for folder in (study, *workspace.results.glob("nnUNetTrainer[!_]*")):
             shutil.rmtree(folder)
     assert found[0] == found[1]
+
+
+def test_slices_of_2d_networks_are_scored_beside_the_volumes(workspace, monkeypatch):
+    monkeypatch.setattr("nnunet_kd.evaluation.measure.measure_in_turn", lambda models, *_: [MEASURED for _ in models])
+    monkeypatch.setattr("nnunet_kd.study.comparison.study_teachers", lambda *_, **__: {})
+    workspace.plans("tiny", training=TINY)
+    trainings = Trainings(workspace)
+    monkeypatch.setattr(Commands, "run", lambda *words, **options: trainings.run(*words, **options))
+    assert compare(workspace, "-c", "2d", "-p", "tiny", "-m", "NoKD") == 0
+    study = workspace.root / "study"
+    report = (study / "report.md").read_text()
+    for section in (
+        "mean over classes, Dice (%)",
+        "## All cases together",
+        "overall accuracy, pooled (%)",
+        "## Slices",
+    ):
+        assert section in report
+    rows = [json.loads((study / f"{name}.json").read_text()) for name in ("metrics", "slices")]
+    counts = [sum(row["true_positives"] for row in one) for one in rows]
+    assert counts[0] == counts[1] > 0 and len(rows[1]) > 5 * len(rows[0])
 
 
 def test_a_reference_of_several_values_is_refused_before_training(workspace, capsys):

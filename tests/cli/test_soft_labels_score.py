@@ -33,6 +33,10 @@ def test_what_is_stored_is_scored(workspace, capsys):
     store = SoftLabelStore(store_folder(folder, cases.configuration.data_identifier, "teacher"))
     store.begin(cases.data, {"kind": "nnunet"}, cases.identifiers)
     make_soft_labels(store, cases, cases.identifiers[:4], logits)
+    other = SoftLabelStore(store_folder(folder, cases.configuration.data_identifier, "other"))
+    make_soft_labels(other, cases, cases.identifiers[:1], logits)
+    assert score() == 1
+    assert "there are several stores of soft labels, other, teacher: name one with --name" in capsys.readouterr().err
     assert score("--name", "teacher") == 0
     printed = capsys.readouterr().out
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
