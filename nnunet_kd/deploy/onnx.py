@@ -11,14 +11,15 @@ import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.deploy.onnx_network import OPSET, REDUCE, check_network, export_network
+from nnunet_kd.deploy.onnx_network import OPSET, check_network, export_network, to_half
+from nnunet_kd.deploy.quantization import calibration_patches, quantize
 from nnunet_kd.deploy.trained import TrainedModel, provenance
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.runtime.folder import ModelDescription, write_description
 from nnunet_kd.runtime.plans import read_pipeline
 from nnunet_kd.storage.writing import new_folder
 
-PRECISIONS = ("fp32", *REDUCE)
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def export_onnx(
@@ -28,6 +29,7 @@ def export_onnx(
     licence: str | None = None,
     measure: Callable[[Path], float] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    calibration: Path | None = None,
 ) -> ModelDescription:
     """Write the folder of an ONNX model.
 
@@ -38,10 +40,12 @@ def export_onnx(
         model: The trained student.
         path: The folder to write; it is complete or absent.
         precision: The precision of the weights: ``"fp32"``; ``"fp16"``, half the size; or ``"int8"``, a quarter of the
-            size with dynamic quantization.
+            size, see :func:`nnunet_kd.deploy.quantization.quantize`.
         licence: The licence to note in the provenance.
         measure: A function that returns the mean Dice of the model in a folder; called for fp32 and for ``precision``.
         say: A function that is called with one line about each step.
+        calibration: A folder of images like those to segment, best of the training, from which ``"int8"`` takes the
+            ranges of its layers.
 
     Raises:
         FileExistsError: If ``path`` exists.
@@ -52,6 +56,10 @@ def export_onnx(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "int8" and calibration is None:
+        raise ValueError(
+            "int8 needs images to calibrate its layers: give a folder of training images with --calibration"
+        )
     plans = PlansManager(model.experiment.plans)
     configuration = plans.get_configuration(model.experiment.configuration)
     if not model.has_onnx_form:
@@ -59,9 +67,11 @@ def export_onnx(
         if model.previous_stage is not None:
             reason = f"ONNX models take no segmentations by {model.previous_stage}, which this one needs"
         raise NotImplementedError(f"{reason}. {model.other_way()}")
-    read_pipeline(model.experiment.plans, model.experiment.dataset_json, model.experiment.configuration, model.folder)
+    experiment = model.experiment
+    pipeline = read_pipeline(experiment.plans, experiment.dataset_json, experiment.configuration, model.folder)
     _require_packages()
     patch = [int(size) for size in configuration.patch_size]
+    patches = [] if calibration is None else calibration_patches(calibration, pipeline, patch)
     strides = configuration.network_arch_init_kwargs.get("strides")
     multiples = None if strides is None else [int(n) for n in np.prod(strides, axis=0)]
     channels = determine_num_input_channels(plans, configuration, model.experiment.dataset_json)
@@ -104,7 +114,10 @@ def export_onnx(
         if precision != "fp32":
             say(f"converting to {precision}")
             for fold, name in zip(model.weights, networks, strict=True):
-                REDUCE[precision](folder / name)
+                if precision == "fp16":
+                    to_half(folder / name)
+                else:
+                    quantize(folder / name, patches)
                 differences.append(
                     check_network(model.network(fold), folder / name, channels, patch, multiples, precision)
                 )

@@ -1,4 +1,4 @@
-"""Export one network to ONNX, compare it with PyTorch, and reduce its weights to half precision or eight bits."""
+"""Export one network to ONNX, compare it with PyTorch, and reduce its weights to half precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +116,9 @@ def check_network(
     return worst
 
 
-def _to_half(file: Path) -> None:
+def to_half(file: Path) -> None:
+    """Rewrite a network with weights and layers in half precision; image and logits stay in single precision."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(str(file)), keep_io_types=True), str(file))
-
-
-def _to_int8(file: Path) -> None:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        quantize_dynamic(onnx.load(str(file)), file, weight_type=QuantType.QUInt8)
-
-
-REDUCE: dict[str, Callable[[Path], None]] = {"fp16": _to_half, "int8": _to_int8}  # precision -> rewrites a file

@@ -84,6 +84,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--engine", metavar="NAME", default="auto", help="auto, openvino or onnxruntime (default: auto)"
     )
     command.add_argument(
+        "--bf16", action="store_true", help="compute in bfloat16, faster on processors that can (with OpenVINO)"
+    )
+    command.add_argument(
         "--threads", metavar="N", type=int, help="CPU threads (default: all cores available to the process)"
     )
 
@@ -105,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     engine = choose_engine(arguments.engine)
     threads = arguments.threads or available_threads()
-    model = Model(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta)
+    model = Model(arguments.m, engine, threads, arguments.step_size, not arguments.disable_tta, arguments.bf16)
     pipeline, ending = model.pipeline, model.pipeline.file_ending
     if is_series(arguments.i, ending):
         wanted = (arguments.series, arguments.structures)

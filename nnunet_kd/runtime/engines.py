@@ -44,7 +44,7 @@ def choose_engine(name: str) -> str:
     return name
 
 
-def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int, bf16: bool = False) -> Engine:
     """Load a network into an engine.
 
     Args:
@@ -53,17 +53,29 @@ def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int
         shape: The shape ``(B, channels, *patch)`` of every call, for which the engine can optimise; ``None`` if calls
             differ.
         threads: The number of CPU threads.
+        bf16: Compute in bfloat16.
 
     Raises:
-        ValueError: If the engine cannot read the file.
+        ValueError: If the engine cannot read the file, or the engine or the processor does not compute in bfloat16.
     """
+    if bf16:
+        _check_bf16(name)
     try:
-        return _OPEN[name](file, shape, threads)
+        return _OPEN[name](file, shape, threads, bf16)
     except Exception as error:  # each engine has exceptions of its own
         raise ValueError(f"{name} cannot read {file}: {reason(error)}") from error
 
 
-def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+def _check_bf16(name: str) -> None:
+    if name != "openvino":
+        raise ValueError(f"{name} does not compute in bfloat16: choose openvino, or leave out --bf16")
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("this processor does not compute in bfloat16: leave out --bf16")
+
+
+def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int, bf16: bool) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,7 +91,7 @@ def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int) -> Engin
     return run
 
 
-def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
+def _openvino(file: Path, shape: Sequence[int] | None, threads: int, bf16: bool) -> Engine:
     import openvino
 
     core = openvino.Core()
@@ -88,7 +100,7 @@ def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
         network.reshape(list(shape))
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # otherwise, some processors compute in bfloat16
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # without a hint, the processor decides
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(network, "CPU", settings).create_infer_request()
@@ -101,7 +113,7 @@ def _openvino(file: Path, shape: Sequence[int] | None, threads: int) -> Engine:
     return run
 
 
-_OPEN: dict[str, Callable[[Path, Sequence[int] | None, int], Engine]] = {
+_OPEN: dict[str, Callable[[Path, Sequence[int] | None, int, bool], Engine]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

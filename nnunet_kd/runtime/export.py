@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import scipy.special
 
 from .plans import Labels
 from .preprocessing import Grid
@@ -103,7 +102,9 @@ class LabelAssembly:
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the sigmoid of regions or the softmax of labels."""
         if self._labels.region_order is not None:
-            probabilities: np.ndarray = scipy.special.expit(logits)
+            from scipy.special import expit
+
+            probabilities: np.ndarray = expit(logits)
         else:
             probabilities = np.exp(logits - logits.max(0))
             probabilities /= probabilities.sum(0)

@@ -27,6 +27,7 @@ class Model:
         threads: The number of CPU threads of the engine; by default all cores available to the process.
         step_size: The step of the sliding window, in windows.
         mirroring: Average the logits over mirrored copies, along the axes that the training mirrored.
+        bf16: Compute in bfloat16, which is faster on processors that do so natively; with OpenVINO only.
 
     Raises:
         FileNotFoundError: If there is no model in the folder.
@@ -41,6 +42,7 @@ class Model:
         threads: int | None = None,
         step_size: float = 0.5,
         mirroring: bool = True,
+        bf16: bool = False,
     ) -> None:
         if not 0 < step_size <= 1:
             raise ValueError(f"the step size must be above 0 and at most 1, got {step_size:g}")
@@ -58,7 +60,8 @@ class Model:
         self._turn = threading.Lock()
         name = choose_engine(engine)
         self.engines: list[Engine] = [
-            open_engine(name, path / network, shape, threads or available_threads()) for network in self.model.networks
+            open_engine(name, path / network, shape, threads or available_threads(), bf16)
+            for network in self.model.networks
         ]
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from .normalization import normalize
 from .plans import Pipeline
@@ -125,6 +124,8 @@ def nonzero_box(channels: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...]:
 
 def _filled(channels: Sequence[np.ndarray]) -> np.ndarray:
     """Return the nonzero region of all channels together, without holes."""
+    from scipy import ndimage
+
     mask: np.ndarray = channels[0] != 0
     for channel in channels[1:]:
         mask |= channel != 0

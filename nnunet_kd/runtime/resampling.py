@@ -3,6 +3,8 @@
 nnU-Net resamples with ``skimage.transform.resize``, which is SciPy's spline interpolation with repeated edges, and with
 nearest neighbours along an axis of thick slices. Both are linear and treat each axis by itself, so that one small
 matrix per axis does the same. Where nnU-Net then clips to the range of the image, so does this module.
+
+SciPy is imported where something is resampled: its import takes longer than the prediction of a small case.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
 
 _COLUMNS = 2**18  # columns per matrix product along the slowest axis, which bounds its memory
 
@@ -119,6 +120,8 @@ def _along_first(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=12)
 def _matrix(old: int, new: int, order: int) -> np.ndarray:
     """Return the matrix, ``(new, old)``, that resizes a line as ``skimage.transform.resize`` does in mode "edge"."""
+    from scipy import ndimage
+
     factor = 1 / (old / new)  # as skimage computes it
     columns = [ndimage.zoom(unit, factor, order=order, mode="nearest", grid_mode=True) for unit in np.eye(old)]
     return np.stack(columns, axis=1).astype(np.float32)
@@ -127,6 +130,8 @@ def _matrix(old: int, new: int, order: int) -> np.ndarray:
 @lru_cache(maxsize=12)
 def _matrix_between_slices(old: int, new: int, order: int) -> np.ndarray:
     """Return the matrix, ``(new, old)``, with which nnU-Net interpolates between thick slices."""
+    from scipy import ndimage
+
     places = old / new * (np.arange(new) + 0.5) - 0.5
     columns = [ndimage.map_coordinates(unit, places[None], order=order, mode="nearest") for unit in np.eye(old)]
     return np.stack(columns, axis=1).astype(np.float32)
@@ -134,6 +139,8 @@ def _matrix_between_slices(old: int, new: int, order: int) -> np.ndarray:
 
 def nearest(old: int, new: int) -> np.ndarray:
     """Return, for every place of a resized axis, the nearest place of the old one."""
+    from scipy import ndimage
+
     places = old / new * (np.arange(new) + 0.5) - 0.5
     found = ndimage.map_coordinates(np.arange(old, dtype=float), places[None], order=0, mode="nearest")
     return np.asarray(found, dtype=np.intp)

@@ -28,6 +28,7 @@ class Segmenter(Model):
         threads: The number of CPU threads of the engine; by default all cores available to the process.
         step_size: The step of the sliding window, in windows.
         mirroring: Average the logits over mirrored copies, along the axes that the training mirrored.
+        bf16: Compute in bfloat16, which is faster on processors that do so natively; with OpenVINO only.
 
     Raises:
         FileNotFoundError: If there is no model in the folder.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -38,6 +37,14 @@ class SlidingWindow:
             for axis, (size, side) in enumerate(zip(shape, self._patch, strict=True))
         ]
 
+    def windows(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the first voxel of every window of an image with this shape, ``(z, y, x)``."""
+        return list(itertools.product(*self.starts(shape)))
+
+    def patch(self, image: np.ndarray, window: Sequence[int]) -> np.ndarray:
+        """Return the patch ``(channels, *patch)`` of an image at a window, with zeros around a smaller image."""
+        return self._patch_at(image, window, self._padding(image.shape[1:])[0])
+
     def slabs(
         self, image: np.ndarray, predict: Predict, progress: Progress = lambda work, _: work
     ) -> Iterator[np.ndarray]:
@@ -52,13 +59,12 @@ class SlidingWindow:
             The logits of the next planes, float32 ``(heads, planes, y, x)``. They are valid until the next slab.
         """
         shape = image.shape[1:]
-        padded = [max(size, side) for size, side in zip(shape, self._patch, strict=True)]
-        before = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]  # nnU-Net pads both sides
+        before, padded = self._padding(shape)
         rows, columns = (slice(first, first + size) for first, size in zip(before[1:], shape[1:], strict=True))
         starts = self.starts(shape)
         total = np.zeros((self._heads, self._patch[0], *padded[1:]), dtype=np.float32)
         weights = np.zeros(total.shape[1:], dtype=np.float32)
-        windows = progress(list(itertools.product(*starts)), math.prod(map(len, starts)))
+        windows = progress(self.windows(shape), math.prod(map(len, starts)))
         following = dict(zip(starts[0], [*starts[0][1:], padded[0]], strict=True))
         in_plane = len(starts[1]) * len(starts[2])
         for number, window in enumerate(windows, 1):
@@ -79,6 +85,11 @@ class SlidingWindow:
             _shift(weights, done)
             for head in total:
                 _shift(head, done)
+
+    def _padding(self, shape: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return the voxels that nnU-Net adds before each axis of a smaller image, and the shape with those behind."""
+        padded = [max(size, side) for size, side in zip(shape, self._patch, strict=True)]
+        return [(large - size) // 2 for large, size in zip(padded, shape, strict=True)], padded
 
     def _patch_at(self, image: np.ndarray, window: Sequence[int], before: Sequence[int]) -> np.ndarray:
         """Return a patch of the image, with zeros around the image where it is smaller than the window."""
@@ -110,10 +121,25 @@ def window_starts(size: int, side: int, step_size: float) -> list[int]:
 
 
 def gaussian_weights(patch: Sequence[int]) -> np.ndarray:
-    """Return nnU-Net's weights of a patch: a Gaussian around the centre, at most 10 and never 0."""
-    weights: np.ndarray = np.zeros(tuple(patch))
-    weights[tuple(side // 2 for side in patch)] = 1
-    weights = ndimage.gaussian_filter(weights, [side / 8 for side in patch], mode="constant")
+    """Return nnU-Net's weights of a patch: a Gaussian around the centre, at most 10 and never 0.
+
+    nnU-Net filters a patch that is 1 in its centre with ``scipy.ndimage.gaussian_filter``, which is the product of one
+    line per axis. It is computed here without SciPy, whose import takes longer than the prediction of a small case.
+    """
+    weights: np.ndarray = np.ones(())
+    for side in patch:
+        weights = weights[..., None] * _gaussian_line(side)
     weights = (weights * (10 / weights.max())).astype(np.float32)
     weights[weights == 0] = weights[weights > 0].min()
     return weights
+
+
+def _gaussian_line(side: int) -> np.ndarray:
+    """Return SciPy's Gaussian with a deviation of an eighth of a line around the centre of the line, float64."""
+    deviation = side / 8
+    radius = int(4 * deviation + 0.5)  # SciPy cuts it off there
+    kernel = np.exp(-0.5 / (deviation * deviation) * np.arange(-radius, radius + 1) ** 2)
+    kernel = kernel / kernel.sum()
+    places = np.arange(side) - side // 2 + radius
+    inside = (places >= 0) & (places < len(kernel))
+    return np.where(inside, kernel[np.clip(places, 0, len(kernel) - 1)], 0.0)

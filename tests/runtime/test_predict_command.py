@@ -29,7 +29,7 @@ def test_options_reach_the_predictor(students, onnx_models, tmp_path, monkeypatc
     options = ("--threads", "1", "--engine", "onnxruntime", "--disable_tta", "-step_size", "1")
     assert main([*words, "-o", str(tmp_path / "whole"), *options]) == 0
     assert main([*words, "-o", str(tmp_path / "half"), *options[:-2]]) == 0
-    assert made == [(("onnxruntime", 1, 1.0, False), 8), (("onnxruntime", 1, 0.5, False), 27)]
+    assert made == [(("onnxruntime", 1, 1.0, False, False), 8), (("onnxruntime", 1, 0.5, False, False), 27)]
 
 
 @pytest.fixture

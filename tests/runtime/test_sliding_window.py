@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from scipy import ndimage
 
 from nnunet_kd.runtime.export import LabelAssembly
 from nnunet_kd.runtime.plans import Labels
@@ -27,6 +28,16 @@ def test_windows_begin_where_nnunets_do():
 def test_weights_are_nnunets(patch):
     expected = compute_gaussian(patch, 1 / 8, 10, torch.float32, torch.device("cpu")).numpy()
     np.testing.assert_allclose(gaussian_weights(patch), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [(8, 24, 20), (1, 2, 3), (128, 128, 80), (40, 56, 40), (512, 511), (7, 9, 300)])
+def test_weights_are_scipys_to_the_last_bit(patch):
+    centre = np.zeros(patch)
+    centre[tuple(side // 2 for side in patch)] = 1
+    filtered = ndimage.gaussian_filter(centre, [side / 8 for side in patch], mode="constant")
+    filtered = (filtered * (10 / filtered.max())).astype(np.float32)
+    filtered[filtered == 0] = filtered[filtered > 0].min()
+    np.testing.assert_array_equal(gaussian_weights(patch), filtered)
 
 
 @pytest.mark.parametrize("shape", [(37, 30, 41), (5, 30, 9), (16, 12, 20), (1, 1, 1), (90, 12, 20)])

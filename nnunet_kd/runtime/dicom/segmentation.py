@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,8 @@ class DicomSegmentation:
         Raises:
             ValueError: If DICOM forbids something in the series, such as values that are not of its kinds.
         """
+        from importlib import metadata
+
         highdicom, version = package("highdicom"), metadata.version(DISTRIBUTION)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names and dates of the series that break DICOM's rules
