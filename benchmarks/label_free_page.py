@@ -15,11 +15,13 @@ Scored = Mapping[str, Values]
 SECTIONS = {
     "hippocampus/r4": "Hippocampus, a quarter of the width",
     "hippocampus/r8": "Hippocampus, an eighth of the width",
+    "hippocampus/unseen": "Hippocampus, the images of cases that an older teacher has not seen",
     "hippocampus/spacing": "Hippocampus, a student at 1.5 mm",
     "hippocampus/folds": "Hippocampus, five folds to one student",
     "hippocampus/tuning": "Hippocampus, weight and temperature of the soft labels, on tuning cases",
     "brats/r4": "BraTS patches, a quarter of the width",
     "brats/r8": "BraTS patches, an eighth of the width",
+    "brats/unseen": "BraTS patches, the images of cases that an older teacher has not seen",
     "brats/modality": "BraTS patches, a student that sees T1CE and FLAIR alone",
 }
 ARMS = {
@@ -28,6 +30,8 @@ ARMS = {
     "kd": "nnUNetTrainerKD: labels of the first half",
     "pool": "distill: images of the pool, no labels",
     "both": "distill: labels of the first half, images of the pool",
+    "r4": "distill: images of the unseen cases, a quarter of the width",
+    "r8": "distill: images of the unseen cases, an eighth of the width",
     "distilled": "distill: all labels",
     "1.0": "distill: images of the pool, 1.0 mm",
     "1.5": "distill: images of the pool, 1.5 mm",
@@ -36,7 +40,10 @@ ARMS = {
     "student": "distill: all labels, five teachers",
 }
 ALLOWED = {"hippocampus/r4": 0.3, "hippocampus/r8": 1.0, "brats/r4": 0.3, "brats/r8": 1.0}  # loss of "pool", in points
-REFERENCE = {"hippocampus/folds": "hippocampus/folds/all", "brats/modality": "brats/modality/teacher"}
+REFERENCE = {
+    "hippocampus/folds": "hippocampus/folds/all",
+    **{name: f"{name}/teacher" for name in ("brats/modality", "hippocampus/unseen", "brats/unseen")},
+}
 
 
 def page(record: Mapping[str, Any]) -> str:
