@@ -22,7 +22,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.images import images_by_case, link_cases
 from nnunet_kd.nnunet.planning import student_plans
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans, read_splits
+from nnunet_kd.nnunet.reading import read_dataset_json, read_plans, read_splits
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.teachers.soft_labels import store_folder
 
@@ -290,7 +290,7 @@ class Place:
         words = ["-ref", str(self.labels(cases)), "-pred", f"it={folder}", "-djfile", str(self.raw / "dataset.json")]
         self.command("nnunet_kd", "evaluate", *words, "-o", str(out), "--overwrite")
         scores: dict[str, list[float]] = {}
-        for line in read_json(out / "metrics.json"):
+        for line in json.loads((out / "metrics.json").read_text()):
             value = line["dice"]
             scores.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
         return scores
