@@ -275,11 +275,14 @@ class Place:
 
     def segment(self, model: Path, folds: Sequence[int], images: Path, out: Path) -> Path:
         """Segment images with nnU-Net, unless that is done."""
-        if not (out / "predict_from_raw_data_args.json").is_file() or len(list(out.glob(f"*{ENDING}"))) < len(
-            {path.name[: -len(ENDING) - 5] for path in images.iterdir()}
-        ):
-            words = ["-i", str(images), "-o", str(out), "-m", str(model), "-f", *map(str, folds)]
-            self.command("nnUNetv2_predict_from_modelfolder", *words, "-npp", "1", "-nps", "1", *self.on)
+        done = out / "segmented.txt"
+        if not done.is_file():
+            begun = sorted(out.glob(f"*{ENDING}"), key=lambda path: path.stat().st_mtime)
+            for path in begun[-1:]:
+                path.unlink()  # nnU-Net may have been stopped while it wrote this one
+            words = ["-i", str(images), "-o", str(out), "-m", str(model), "-f", *map(str, folds), *self.on]
+            self.command("nnUNetv2_predict_from_modelfolder", *words, "-npp", "1", "-nps", "1", "--continue_prediction")
+            write_whole(done, "")
         return out
 
     def score(self, name: str, segmentations: Path, cases: Sequence[str]) -> dict[str, list[float]]:
