@@ -42,6 +42,7 @@ from label_free_place import (
     parameters,
 )
 
+from nnunet_kd.evaluation.statistics import mean_of_runs
 from nnunet_kd.nnunet.checkpoint import read_checkpoint
 from nnunet_kd.nnunet.reading import read_json, read_plans
 from nnunet_kd.storage.writing import write_whole
@@ -270,8 +271,8 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
     made = run.make(place, seed)
     seconds = place.seconds
     dice = place.score(f"{name}_seed{seed}".replace("/", "_"), made.segmentations, place.groups[run.scored_on])
-    known = {structure: [value for value in values if value is not None] for structure, values in dice.items()}
-    structures = {structure: round(float(np.mean(values)), 5) for structure, values in known.items()}
+    each = {structure: np.array(values, dtype=np.float64) for structure, values in dice.items()}
+    of_cases = mean_of_runs(np.stack(list(each.values())))  # over the structures that have a value
     entry = {
         "run": name,
         "data": place.data.folder,
@@ -282,8 +283,8 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
             "iterations": made.trained.get("num_iterations_per_epoch"),  # unknown of a teacher that was given
         },
         "scored_on": run.scored_on,
-        "dice": round(float(np.mean(list(structures.values()))), 5),
-        "structures": structures,
+        "dice": round(float(np.nanmean(of_cases)), 5),
+        "structures": {structure: round(float(np.nanmean(values)), 5) for structure, values in each.items()},
         "seconds": round(seconds),
         "parameters": parameters(made.model) * len(made.folds),
         **made.more,
