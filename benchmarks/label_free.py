@@ -32,14 +32,17 @@ from label_free_place import (
     DISTILLED_PLANS,
     HALF,
     POOL,
+    REST,
     TEST,
     TUNING,
+    UNSEEN,
     WHOLE_FOLD,
     Data,
     Place,
     parameters,
 )
 
+from nnunet_kd.evaluation.statistics import mean_of_runs
 from nnunet_kd.nnunet.checkpoint import read_checkpoint
 from nnunet_kd.nnunet.reading import read_json, read_plans
 from nnunet_kd.storage.writing import write_whole
@@ -113,6 +116,7 @@ def teacher(place: Place, seed: int, fold: int = 0, shorter: int = 1) -> Made:
 def with_labels(place: Place, seed: int, reduction: int, trainer: str) -> Made:
     """Train a student on the labelled half."""
     taught_by = teacher(place, TEACHER_SEED)
+    place.seconds = 0.0
     trained = place.schedule(place.data.student)
     source = {"trainer": PLAIN, "plans": read_plans(taught_by.model / "plans.json")["plans_name"]}
     block = {"training": {**trained, "seed": seed}, "teacher": source}
@@ -135,6 +139,7 @@ def distilled(
 ) -> Made:
     """Distil the teacher into a student with the images of some groups, and the labels of some of them."""
     model = taught_by(place) if taught_by else teacher(place, TEACHER_SEED)
+    place.seconds = 0.0  # those of the teacher are not the student's
     left_out = TUNING if scored_on == TUNING else ""
     out = place.work / "distilled" / f"{name}_r{reduction}_seed{seed}"
     cases, references = (place.cases(*some, without=left_out) for some in (groups, labelled))
@@ -188,21 +193,20 @@ def timed_teachers(place: Place, seed: int, chosen: str) -> Made:
     )
 
 
-def given_or_trained(place: Place, seed: int = TEACHER_SEED, *, given: Path | None) -> Made:
+def of_whole_fold(place: Place, seed: int = TEACHER_SEED) -> Made:
     """Return the given stock teacher of fold 0, or train one on all of fold 0's training cases."""
-    path = given and given.resolve() / place.data.folder / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
-    if not path or not path.is_dir():
+    if place.given is None:
         return teacher(place, TEACHER_SEED, WHOLE_FOLD)
     images = place.images(place.groups[TEST])
-    segmentations = place.segment(path, [0], images, place.work / "segmentations_given_teacher")
-    epochs = read_checkpoint(path / "fold_0" / "checkpoint_final.pth")["current_epoch"]
-    return Made(path, [0], {"num_epochs": int(epochs)}, segmentations)
+    segmentations = place.segment(place.given, [0], images, place.work / "segmentations_given_teacher")
+    epochs = read_checkpoint(place.given / "fold_0" / "checkpoint_final.pth")["current_epoch"]
+    return Made(place.given, [0], {"num_epochs": int(epochs)}, segmentations)
 
 
-def fewer_channels(place: Place, seed: int, given: Path | None) -> Made:
+def fewer_channels(place: Place, seed: int) -> Made:
     """Train a student without a teacher on the cases of :func:`fewer_channels_distilled`."""
     out = place.work / "distilled" / f"modality_r4_seed{seed}"
-    fewer_channels_distilled(place, seed, given)
+    fewer_channels_distilled(place, seed)
     trained, name = place.schedule(place.data.student), "label_free_nokd"
     folder = out / "nnUNet_preprocessed" / DISTILLED
     plans = read_plans(folder / f"{DISTILLED_PLANS}.json")
@@ -218,15 +222,14 @@ def fewer_channels(place: Place, seed: int, given: Path | None) -> Made:
     return Made(model, [0], trained, place.segment(model, [0], images, out / "segmentations_nokd"))
 
 
-def fewer_channels_distilled(place: Place, seed: int, given: Path | None) -> Made:
+def fewer_channels_distilled(place: Place, seed: int) -> Made:
     """Distil a teacher that sees all channels into a student that sees some of them, with all labels."""
     words = ["--channels", *map(str, place.data.seen)]
     both = (HALF, POOL)
-    source = partial(given_or_trained, given=given)
-    return distilled(place, seed, 4, "modality", both, both, words, taught_by=source, channels=place.data.seen)
+    return distilled(place, seed, 4, "modality", both, both, words, taught_by=of_whole_fold, channels=place.data.seen)
 
 
-def runs(given: Path | None) -> dict[str, Run]:
+def runs() -> dict[str, Run]:
     """Return all runs by name, in the order in which they are made."""
     every: dict[str, Run] = {}
     for name in DATA:
@@ -237,6 +240,10 @@ def runs(given: Path | None) -> dict[str, Run]:
             every[f"{name}/r{r}/kd"] = Run(partial(with_labels, reduction=r, trainer=KD), r)
             both = partial(distilled, reduction=r, name="both", groups=[HALF, POOL], labelled=[HALF])
             every[f"{name}/r{r}/both"] = Run(both, r)
+        every[f"{name}/unseen/teacher"] = Run(of_whole_fold, 1, (TEACHER_SEED,), REST)
+        for r in (4, 8):
+            unseen = {"name": "unseen", "groups": [UNSEEN], "scored_on": REST, "taught_by": of_whole_fold}
+            every[f"{name}/unseen/r{r}"] = Run(partial(distilled, reduction=r, **unseen), r, SEEDS, REST)
     pool = partial(distilled, reduction=4, groups=[POOL])
     coarse = partial(pool, name="pool_1.5mm", words=["--spacing", "1.5", "1.5", "1.5"])
     every["hippocampus/spacing/1.0"] = Run(partial(timed, make=partial(pool, name="pool")), 4, (0,))
@@ -252,9 +259,9 @@ def runs(given: Path | None) -> dict[str, Run]:
     every["hippocampus/folds/student"] = Run(
         partial(timed, make=partial(distilled, reduction=4, name="folds", **five)), 4, (0,)
     )
-    every["brats/modality/teacher"] = Run(partial(given_or_trained, given=given), 1, (TEACHER_SEED,))
-    every["brats/modality/distilled"] = Run(partial(fewer_channels_distilled, given=given), 4, (0,))
-    every["brats/modality/nokd"] = Run(partial(fewer_channels, given=given), 4, (0,))
+    every["brats/modality/teacher"] = Run(of_whole_fold, 1, (TEACHER_SEED,))
+    every["brats/modality/distilled"] = Run(fewer_channels_distilled, 4, (0,))
+    every["brats/modality/nokd"] = Run(fewer_channels, 4, (0,))
     return every
 
 
@@ -264,8 +271,8 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
     made = run.make(place, seed)
     seconds = place.seconds
     dice = place.score(f"{name}_seed{seed}".replace("/", "_"), made.segmentations, place.groups[run.scored_on])
-    known = {structure: [value for value in values if value is not None] for structure, values in dice.items()}
-    structures = {structure: round(float(np.mean(values)), 5) for structure, values in known.items()}
+    each = {structure: np.array(values, dtype=np.float64) for structure, values in dice.items()}
+    of_cases = mean_of_runs(np.stack(list(each.values())))  # over the structures that have a value
     entry = {
         "run": name,
         "data": place.data.folder,
@@ -276,8 +283,8 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
             "iterations": made.trained.get("num_iterations_per_epoch"),  # unknown of a teacher that was given
         },
         "scored_on": run.scored_on,
-        "dice": round(float(np.mean(list(structures.values()))), 5),
-        "structures": structures,
+        "dice": round(float(np.nanmean(of_cases)), 5),
+        "structures": {structure: round(float(np.nanmean(values)), 5) for structure, values in each.items()},
         "seconds": round(seconds),
         "parameters": parameters(made.model) * len(made.folds),
         **made.more,
@@ -316,7 +323,7 @@ def main() -> None:
     chosen = options.parse_args()
     if (chosen.raw is None) != (chosen.work is None):
         options.error("--raw and --work must be given together")
-    every = runs(chosen.teachers)
+    every = runs()
     if chosen.list:
         print("\n".join(every))
         return
@@ -327,7 +334,13 @@ def main() -> None:
             wanted = seed == TEACHER_SEED or seed in chosen.seeds
             done = any((one["run"], one["seed"]) == (name, seed) for one in read_record(record)["runs"])
             if wanted and not done and name.startswith(tuple(chosen.only)):
-                carry_out(name, run, seed, Place(data, chosen.raw, chosen.work, chosen.device, chosen.quick), record)
+                carry_out(
+                    name,
+                    run,
+                    seed,
+                    Place(data, chosen.raw, chosen.work, chosen.teachers, chosen.device, chosen.quick),
+                    record,
+                )
     text = page(read_record(record))
     write_whole(record.with_suffix(".md"), text)
     print(text)

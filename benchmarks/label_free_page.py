@@ -15,19 +15,24 @@ Scored = Mapping[str, Values]
 SECTIONS = {
     "hippocampus/r4": "Hippocampus, a quarter of the width",
     "hippocampus/r8": "Hippocampus, an eighth of the width",
+    "hippocampus/unseen": "Hippocampus, the images of cases that an older teacher has not seen",
     "hippocampus/spacing": "Hippocampus, a student at 1.5 mm",
     "hippocampus/folds": "Hippocampus, five folds to one student",
     "hippocampus/tuning": "Hippocampus, weight and temperature of the soft labels, on tuning cases",
     "brats/r4": "BraTS patches, a quarter of the width",
     "brats/r8": "BraTS patches, an eighth of the width",
+    "brats/unseen": "BraTS patches, the images of cases that an older teacher has not seen",
     "brats/modality": "BraTS patches, a student that sees T1CE and FLAIR alone",
 }
 ARMS = {
     "teacher": "teacher",
     "nokd": "NoKD: labels of the first half, no teacher",
     "kd": "nnUNetTrainerKD: labels of the first half",
+    "brats/modality/nokd": "NoKD: all labels, no teacher",
     "pool": "distill: images of the pool, no labels",
     "both": "distill: labels of the first half, images of the pool",
+    "r4": "distill: images of the unseen cases, a quarter of the width",
+    "r8": "distill: images of the unseen cases, an eighth of the width",
     "distilled": "distill: all labels",
     "1.0": "distill: images of the pool, 1.0 mm",
     "1.5": "distill: images of the pool, 1.5 mm",
@@ -35,8 +40,22 @@ ARMS = {
     "best": "the teacher that is best in its own validation",
     "student": "distill: all labels, five teachers",
 }
+OLDER = (
+    "The teacher has trained on fold 0's whole training part, both halves with their labels, and for longer than those "
+    "above; its plans and weights were given."
+)
+ABOUT = {
+    "hippocampus/unseen": f"{OLDER} The validation part, which it has not seen, is split into two halves: the student "
+    "gets the images of one, and both are scored on the other.",
+    "brats/modality": f"{OLDER} It sees T1, T1CE, T2 and FLAIR; both students have the same cases and labels.",
+    "hippocampus/tuning": "A quarter of the pool is kept from these students, and they are scored on it.",
+}
+ABOUT["brats/unseen"] = ABOUT["hippocampus/unseen"]
 ALLOWED = {"hippocampus/r4": 0.3, "hippocampus/r8": 1.0, "brats/r4": 0.3, "brats/r8": 1.0}  # loss of "pool", in points
-REFERENCE = {"hippocampus/folds": "hippocampus/folds/all", "brats/modality": "brats/modality/teacher"}
+REFERENCE = {
+    "hippocampus/folds": "hippocampus/folds/all",
+    **{name: f"{name}/teacher" for name in ("brats/modality", "hippocampus/unseen", "brats/unseen")},
+}
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -49,14 +68,17 @@ def page(record: Mapping[str, Any]) -> str:
         "teacher if it learns from images alone, and what labels add. Fold 0's training part is split into two halves "
         "(by patient, with a seed). The teacher, nnU-Net at full width, learns from the first half; the labels of the "
         "other half, the pool, are read by nobody. Every model is scored on fold 0's validation part, on which nothing "
-        "was chosen. Dice is the mean over structures and cases, in points; behind it is the difference to the "
-        "teacher with its bootstrap interval (95 %) over cases and seeds. Seconds are those of the commands that made "
-        "the run, on a CPU that other work shared, so they are rough.",
+        "was chosen. Dice is the mean over structures, then over cases, in points; behind it is "
+        "the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
+        "have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
+        "`nnunet_kd distill`. Seconds are those of the commands that made the run, on a CPU that other work shared, so "
+        "they are rough. The schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
     ]
     for section, title in SECTIONS.items():
         mine = [one for one in runs if one["run"].rpartition("/")[0] == section]
         if mine:
-            lines += ["", f"## {title}", "", *_section(section, mine, runs)]
+            about = [ABOUT[section], ""] if section in ABOUT else []
+            lines += ["", f"## {title}", "", *about, *_section(section, mine, runs)]
     missing = [title for section, title in SECTIONS.items() if not any(one["run"].startswith(section) for one in runs)]
     if missing:
         lines += ["", "Not run yet: " + "; ".join(missing) + "."]
@@ -90,10 +112,10 @@ def _cells(
     arm = one["run"].rpartition("/")[2]
     difference = "" if teacher in (None, one["run"]) else _shown(_to(scores, one["run"], str(teacher)))
     cells = [
-        ARMS.get(arm, arm),
+        ARMS.get(one["run"], ARMS.get(arm, arm)),
         " ".join(str(entry["seed"]) for entry in entries),
         f"{one['schedule']['epochs']}" + (f" x {steps}" if (steps := one["schedule"]["iterations"]) else ""),
-        f"{_dice(entries):.2f}",
+        f"{100 * np.mean([entry['dice'] for entry in entries]):.2f}",
         difference,
         *(f"{100 * np.mean([entry['structures'][name] for entry in entries]):.2f}" for name in structures),
         f"{one['parameters'] / 1e6:.3f} M",
@@ -124,6 +146,10 @@ def _reading(section: str, shown: Mapping[str, Sequence[Entry]], scores: Scored,
         said.append(
             f"The student of images alone differs from NoKD, which has labels, by {_shown(_to(scores, pool, nokd))}."
         )
+    for arm, width in (("r4", "a quarter"), ("r8", "an eighth")) if section.endswith("unseen") else ():
+        if f"{section}/{arm}" in shown and teacher in shown:
+            lost = _shown(_to(scores, f"{section}/{arm}", teacher))
+            said.append(f"A student of {width} of the width that sees no label differs from its teacher by {lost}.")
     if section == "hippocampus/spacing" and len([name for name in shown if name.startswith(section)]) == 2:
         fine, coarse = (shown[f"{section}/{width}"][0] for width in ("1.0", "1.5"))
         ratios = [
@@ -148,10 +174,6 @@ def _values(entries: Sequence[Entry]) -> Values:
     """Return the Dice ``(runs, cases)``, the mean over the structures of each case."""
     each = [np.array(list(entry["per_case"].values()), dtype=np.float64) for entry in entries]
     return np.stack([mean_of_runs(structures) for structures in each])
-
-
-def _dice(entries: Sequence[Entry]) -> float:
-    return 100 * float(np.mean([entry["dice"] for entry in entries]))
 
 
 def _to(scores: Scored, run: str, other: str) -> Interval:

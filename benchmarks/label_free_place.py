@@ -22,7 +22,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunet_kd.nnunet.experiment import Experiment, build_network, find_trainer
 from nnunet_kd.nnunet.images import images_by_case, link_cases
 from nnunet_kd.nnunet.planning import student_plans
-from nnunet_kd.nnunet.reading import read_dataset_json, read_json, read_plans, read_splits
+from nnunet_kd.nnunet.reading import read_dataset_json, read_plans, read_splits
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.teachers.soft_labels import store_folder
 
@@ -38,7 +38,7 @@ FASTER = {
     "nnUNet_n_proc_DA": "1",
     "nnUNet_def_n_proc": "2",
 }
-HALF, POOL, TEST, TUNING = "half", "pool", "test", "tuning"
+HALF, POOL, TEST, TUNING, UNSEEN, REST = "half", "pool", "test", "tuning", "unseen", "rest"
 WHOLE_FOLD = 6  # trains on half and pool; folds 1 to 5 split both of them
 Schedule = Mapping[str, int]
 
@@ -73,13 +73,16 @@ class Place:
         data: The data set.
         raw: The folder that holds it.
         work: The folder for everything.
+        teachers: The folder with results of stock teachers of fold 0, if there is one.
         device: ``"cpu"`` or ``"cuda"``.
         quick: Whether all trainings have two epochs of two steps.
     """
 
-    def __init__(self, data: Data, raw: Path, work: Path, device: str, quick: bool) -> None:
+    def __init__(self, data: Data, raw: Path, work: Path, teachers: Path | None, device: str, quick: bool) -> None:
         self.data, self.quick = data, quick
         self.raw, self.work = raw.resolve() / data.folder, work.resolve() / data.folder
+        path = teachers and teachers.resolve() / data.folder / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
+        self.given = path if path and path.is_dir() else None
         self.on = ("-device", device)
         self.preprocessed = self.work / "nnUNet_preprocessed" / data.folder
         self.seconds = 0.0  # of the commands since it was set
@@ -96,7 +99,11 @@ class Place:
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
-        """The cases of each group: half, pool, test, and those of the pool that tuning is scored on."""
+        """The cases of each group.
+
+        Fold 0's training part is ``half`` and ``pool``; ``tuning`` is the part of the pool that tuning is scored on.
+        Its validation part is ``test``, which is ``unseen`` and ``rest`` for teachers that have trained on all others.
+        """
         all_cases = sorted(images_by_case(self.raw / "imagesTr", ENDING))
         given = self.raw / "splits_final.json"
         fold = (read_splits(given) if given.is_file() else generate_crossval_split(all_cases))[0]
@@ -104,11 +111,12 @@ class Place:
         drawn = np.random.default_rng(0).permutation(patients).tolist()
         count = len(drawn) // 2
         of = {HALF: drawn[:count], POOL: drawn[count:], TUNING: drawn[count : count + count // 4]}
-        groups = {
-            name: sorted(case for case in fold["train"] if self.data.patient(case) in set(members))
+        drawn = np.random.default_rng(0).permutation(sorted({self.data.patient(case) for case in fold["val"]})).tolist()
+        of |= {TEST: drawn, UNSEEN: drawn[: len(drawn) // 2], REST: drawn[len(drawn) // 2 :]}
+        return {
+            name: sorted(str(case) for case in all_cases if self.data.patient(case) in set(members))
             for name, members in of.items()
         }
-        return {**groups, TEST: sorted(map(str, fold["val"]))}
 
     def cases(self, *groups: str, without: str = "") -> list[str]:
         """Return the cases of some groups, without those of another one."""
@@ -158,7 +166,7 @@ class Place:
         self.seconds += time.perf_counter() - started
 
     def prepare(self) -> None:
-        """Plan and preprocess with nnU-Net's own plans and batches of two, and write the splits."""
+        """Preprocess with the given teacher's plans, or with nnU-Net's own and batches of two, and write the splits."""
         done = self.preprocessed / "prepared"
         if done.is_file():
             return
@@ -167,10 +175,15 @@ class Place:
         if not linked.is_symlink():
             linked.symlink_to(self.raw)
         number = str(int(self.data.folder[7:10]))
-        self.command("nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--no_pp")
         path = self.preprocessed / "nnUNetPlans.json"
-        plans = read_plans(path)
-        plans["configurations"][CONFIGURATION]["batch_size"] = 2
+        if self.given is None:
+            self.command("nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--no_pp", "-npfp", "2")
+            plans = read_plans(path)
+            plans["configurations"][CONFIGURATION]["batch_size"] = 2
+        else:
+            plans = read_plans(self.given / "plans.json")
+            for name in ("dataset.json", "dataset_fingerprint.json"):
+                write_whole(self.preprocessed / name, (self.given / name).read_text())
         write_whole(path, json.dumps(plans, indent=4))
         self.command("nnUNetv2_preprocess", "-d", number, "-c", CONFIGURATION, "-np", "2")
         seen = self.cases(HALF, POOL)
@@ -225,6 +238,7 @@ class Place:
         given = ["nnunet_kd", "distill", "-m", str(model), "-f", *map(str, folds), "-i", str(self.images(cases))]
         given += ["-l", str(self.labels(labelled))] if labelled else []
         given += ["-r", str(reduction), "-o", str(out), "--seed", str(seed), "--kept-back", "0.05", "-np", "2"]
+        given += ["--disable_tta"]  # an eighth of the time of mirroring
         given += ["--epochs", str(schedule["num_epochs"]), "--iterations", str(schedule["num_iterations_per_epoch"])]
         given += [*words, *self.on]
         if not (out / "report.html").is_file():
@@ -261,11 +275,14 @@ class Place:
 
     def segment(self, model: Path, folds: Sequence[int], images: Path, out: Path) -> Path:
         """Segment images with nnU-Net, unless that is done."""
-        if not (out / "predict_from_raw_data_args.json").is_file() or len(list(out.glob(f"*{ENDING}"))) < len(
-            {path.name[: -len(ENDING) - 5] for path in images.iterdir()}
-        ):
-            words = ["-i", str(images), "-o", str(out), "-m", str(model), "-f", *map(str, folds)]
-            self.command("nnUNetv2_predict_from_modelfolder", *words, "-npp", "1", "-nps", "1", *self.on)
+        done = out / "segmented.txt"
+        if not done.is_file():
+            begun = sorted(out.glob(f"*{ENDING}"), key=lambda path: path.stat().st_mtime)
+            for path in begun[-1:]:
+                path.unlink()  # nnU-Net may have been stopped while it wrote this one
+            words = ["-i", str(images), "-o", str(out), "-m", str(model), "-f", *map(str, folds), *self.on]
+            self.command("nnUNetv2_predict_from_modelfolder", *words, "-npp", "1", "-nps", "1", "--continue_prediction")
+            write_whole(done, "")
         return out
 
     def score(self, name: str, segmentations: Path, cases: Sequence[str]) -> dict[str, list[float]]:
@@ -276,7 +293,7 @@ class Place:
         words = ["-ref", str(self.labels(cases)), "-pred", f"it={folder}", "-djfile", str(self.raw / "dataset.json")]
         self.command("nnunet_kd", "evaluate", *words, "-o", str(out), "--overwrite")
         scores: dict[str, list[float]] = {}
-        for line in read_json(out / "metrics.json"):
+        for line in json.loads((out / "metrics.json").read_text()):
             value = line["dice"]
             scores.setdefault(line["structure"], []).append(None if value is None else round(value, 5))
         return scores
