@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806  A, B, C and D are the paper's names
+# ruff: noqa: N803  A, B, C and D are the paper's names
 r"""The selective scan of Mamba, exact, in plain PyTorch, parallel over the sequence and linear in memory.
 
 Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", COLM 2024, eq. 2 and section 3.2, with
@@ -18,18 +18,34 @@ the states from the initial state of each chunk, which is all it keeps besides t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-try:
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn as mamba_kernel
-except ImportError:
-    mamba_kernel = None
+from nnunet_kd.networks.scan_chunks import Grid, scan_chunks, scan_chunks_backward
+
+
+def installed_kernel() -> Callable[..., Any] | None:
+    """Return ``mamba-ssm``'s scan, or ``None`` without the package or without the kernel that it calls.
+
+    Newer versions can be imported without the compiled kernel.
+    """
+    try:
+        from mamba_ssm.ops import selective_scan_interface as interface
+    except ImportError:
+        return None
+    if getattr(interface, "selective_scan_cuda", None) is None:
+        return None
+    scan: Callable[..., Any] = interface.selective_scan_fn
+    return scan
+
+
+mamba_kernel = installed_kernel()
 
 # States of a chunk over all channels: few enough for a processor's last-level cache, or enough to occupy a GPU.
 CHUNK_STATES = {"cpu": 2**20, "other": 2**25}
@@ -61,7 +77,6 @@ def selective_scan(
         return y.to(u.dtype)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its loops would be unrolled
 def chunked_scan(
     u: Tensor,
     delta: Tensor,
@@ -111,7 +126,8 @@ def chunked_scan(
             chunk_size = max(states // (batch * channels * state), SHORTEST_CHUNK)
         per_group = (batch, groups, channels // groups, length)
         rates = A.to(dtype).view(groups, -1, state).transpose(1, 2).contiguous()
-        y: Tensor = _Scan.apply(
+        y: Tensor
+        y, _ = _scan(
             step.reshape(per_group), (step * inputs).reshape(per_group), rates, B.to(dtype), C.to(dtype), chunk_size
         )
         y = y.reshape(u.shape)
@@ -120,159 +136,63 @@ def chunked_scan(
         return y.to(u.dtype)
 
 
-class _Grid:
-    """The layout of tokens in chunks, blocks and steps.
+def _operator(name: str, schema: str, function: Callable[..., Any]) -> Any:
+    """Register an operator that computes without autocast, and that compilation does not look into."""
 
-    Tensors of a chunk are ``(steps, blocks, ...)``. Consecutive tokens are the steps of a block, followed by those of
-    the next block.
-    """
+    def run(*arguments: Any) -> Any:
+        with _without_autocast(arguments[0]):
+            return function(*arguments)
 
-    def __init__(self, length: int, chunk_size: int) -> None:
-        chunk_size = math.ceil(length / math.ceil(length / chunk_size))  # chunks of equal size
-        self.steps = math.isqrt(chunk_size - 1) + 1
-        self.blocks = math.ceil(chunk_size / self.steps)
-        self.size = self.steps * self.blocks
-        self.chunks = math.ceil(length / self.size)
-
-    def _tokens(self, chunk: int) -> slice:
-        return slice(chunk * self.size, (chunk + 1) * self.size)
-
-    def read(self, sequence: Tensor, chunk: int) -> Tensor:
-        """Read a chunk of ``(batch, groups, rows, length)`` as ``(steps, blocks, batch, groups, rows)``.
-
-        The end is padded with zeros: a step size of 0 without input does not change the state.
-        """
-        tokens = (
-            sequence[..., self._tokens(chunk)].contiguous().permute(3, 0, 1, 2)
-        )  # two copies are faster than a strided one
-        missing = self.size - tokens.shape[0]
-        if missing:
-            tokens = torch.cat([tokens, tokens.new_zeros(missing, *tokens.shape[1:])])
-        return tokens.reshape(self.blocks, self.steps, *tokens.shape[1:]).transpose(0, 1).contiguous()
-
-    def write(self, values: Tensor, sequence: Tensor, chunk: int) -> None:
-        """Write the values of a chunk into a sequence, as the inverse of :meth:`read`."""
-        part = sequence[..., self._tokens(chunk)]
-        part.copy_(values.transpose(0, 1).flatten(0, 1)[: part.shape[-1]].permute(1, 2, 3, 0).contiguous())
+    return torch.library.custom_op(f"nnunet_kd::{name}", run, mutates_args=(), schema=schema)
 
 
-class _Scan(torch.autograd.Function):
-    """The scan without D, and its gradients.
-
-    delta and drive (the product of delta and u) are ``(batch, groups, channels, length)``, A is
-    ``(groups, state, channels)``, B and C are ``(batch, groups, state, length)``. States are
-    ``(..., groups, state, channels)``: channels are contiguous, so that every operation runs over long rows.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        delta: Tensor,
-        drive: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        chunk_size: int,
-    ) -> Tensor:
-        grid = _Grid(delta.shape[-1], chunk_size)
-        state = A.new_zeros(delta.shape[0], *A.shape)
-        buffers = _Buffers(grid, state)
-        starts = []
-        y = torch.empty_like(delta)
-        for chunk in range(grid.chunks):
-            starts.append(state)
-            buffers.run(grid.read(delta, chunk), grid.read(drive, chunk), A, grid.read(B, chunk), state)
-            grid.write((grid.read(C, chunk)[..., None, :] @ buffers.states)[..., 0, :], y, chunk)
-            state = buffers.states[-1, -1].clone()
-        ctx.save_for_backward(delta, drive, A, B, C, torch.stack(starts))
-        ctx.grid = grid
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        delta, drive, A, B, C, starts = ctx.saved_tensors
-        grid: _Grid = ctx.grid
-        buffers = _Buffers(grid, starts[0])
-        adjoint, rates = torch.empty_like(buffers.states), torch.zeros_like(buffers.states[0])
-        grads = [torch.empty_like(x) for x in (delta, drive, B, C)]
-        later = torch.zeros_like(starts[0])  # gradient of the chunk's final state
-        for chunk in reversed(range(grid.chunks)):
-            step, inputs, vectors = grid.read(delta, chunk), grid.read(drive, chunk), grid.read(B, chunk)
-            buffers.run(step, inputs, A, vectors, starts[chunk])
-            grad, outputs = grid.read(grad_y, chunk), grid.read(C, chunk)
-            torch.mul(grad[..., None, :], outputs[..., None], out=adjoint)
-            later = buffers.run_back(adjoint, later)
-            grid.write((grad[..., None, :] @ buffers.states.mT)[..., 0, :], grads[3], chunk)
-            grid.write((inputs[..., None, :] @ adjoint.mT)[..., 0, :], grads[2], chunk)
-            grid.write((vectors[..., None, :] @ adjoint)[..., 0, :], grads[1], chunk)
-            exponent = adjoint.mul_(buffers.decay)  # gradient with respect to delta A
-            exponent[1:].mul_(buffers.states[:-1])
-            exponent[0].mul_(buffers.before)
-            for now, size in zip(exponent, step, strict=True):
-                rates.addcmul_(now, size[..., None, :])
-            grid.write(exponent.mul_(A).sum(-2), grads[0], chunk)
-        return grads[0], grads[1], rates.sum((0, 1)), grads[2], grads[3], None
+# Compilation would unroll the loops over chunks, differently for every length.
+_scan = _operator(
+    "selective_scan",
+    "(Tensor delta, Tensor drive, Tensor A, Tensor B, Tensor C, SymInt chunk_size) -> (Tensor, Tensor)",
+    scan_chunks,
+)
+_scan_backward = _operator(
+    "selective_scan_backward",
+    "(Tensor grad_y, Tensor delta, Tensor drive, Tensor A, Tensor B, Tensor C, Tensor starts, SymInt chunk_size)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    scan_chunks_backward,
+)
 
 
-class _Buffers:
-    """The buffers of a chunk, reused by all chunks because allocating costs more than the arithmetic.
+@_scan.register_fake  # type: ignore[untyped-decorator]
+def _(delta: Tensor, drive: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    chunks = Grid(int(delta.shape[-1]), int(chunk_size)).chunks
+    return torch.empty_like(delta), A.new_empty(chunks, delta.shape[0], *A.shape)
 
-    Attributes:
-        decay: :math:`\\exp(\\Delta_t A)`.
-        states: h_t.
-        whole: The product of the decays of a block.
-        before: The initial state of a block.
-    """
 
-    def __init__(self, grid: _Grid, state: Tensor) -> None:
-        self.decay = state.new_empty(grid.steps, grid.blocks, *state.shape)
-        self.states = torch.empty_like(self.decay)
-        self.whole = torch.empty_like(self.decay[0])
-        self.before = torch.empty_like(self.whole)
-        self.ends = torch.empty_like(self.whole)
+@_scan_backward.register_fake  # type: ignore[untyped-decorator]
+def _(_grad_y: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in inputs[:5])
 
-    def run(self, delta: Tensor, drive: Tensor, A: Tensor, B: Tensor, start: Tensor) -> None:
-        """Fill all buffers for a chunk with the initial state ``start``."""
-        binary = A * math.log2(math.e)  # powers of 2 take half the time of powers of e
-        torch.mul(delta[..., None, :], binary, out=self.decay).exp2_()
-        torch.mul(delta.sum(0)[..., None, :], binary, out=self.whole).exp2_()
-        torch.mul(drive[..., None, :], B[..., None], out=self.states)
-        decay, states, ends, before = list(self.decay), list(self.states), self.ends, self.before
-        before[0] = start
-        if len(before) > 1:
-            ends.copy_(states[0])
-            for a, b in zip(decay[1:], states[1:], strict=True):
-                torch.addcmul(b, a, ends, out=ends)
-            for block in range(len(before) - 1):
-                torch.addcmul(ends[block], self.whole[block], before[block], out=before[block + 1])
-        last = before
-        for a, state in zip(decay, states, strict=True):
-            last = state.addcmul_(a, last)
 
-    def run_back(self, adjoint: Tensor, later: Tensor) -> Tensor:
-        """Turn the gradients of the outputs into those of the states, in place.
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.chunk_size = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)
 
-        Args:
-            adjoint: The gradients of the chunk's states through its outputs.
-            later: The gradient of the chunk's final state through the later chunks.
 
-        Returns:
-            The gradient of the chunk's initial state.
-        """
-        decay, grads, ends = list(self.decay), list(adjoint), self.ends
-        after = torch.empty_like(ends)
-        ends.copy_(grads[-1])
-        for number in range(len(grads) - 2, -1, -1):
-            torch.addcmul(grads[number], decay[number + 1], ends, out=ends)
-        ends.mul_(decay[0])
-        after[-1] = later
-        for block in range(len(after) - 1, 0, -1):
-            torch.addcmul(ends[block], self.whole[block], after[block], out=after[block - 1])
-        grads[-1].add_(after)
-        for number in range(len(grads) - 2, -1, -1):
-            grads[number].addcmul_(decay[number + 1], grads[number + 1])
-        return torch.addcmul(ends[0], self.whole[0], after[0])
+def _backward(ctx: Any, grad_y: Tensor | None, _grad_starts: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * 6
+    return (*_scan_backward(grad_y, *ctx.saved_tensors, ctx.chunk_size), None)
+
+
+_scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@register_flop_formula(torch.ops.nnunet_kd.selective_scan)
+def _flops(delta: Any, _drive: Any, A: Any, _B: Any, _C: Any, chunk_size: int, **_: Any) -> int:
+    """Count the products of C and the states of all tokens, padding included."""
+    batch, *_groups_channels, length = delta
+    grid = Grid(length, chunk_size)
+    tokens: int = batch * grid.chunks * grid.size
+    return 2 * tokens * math.prod(A)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:

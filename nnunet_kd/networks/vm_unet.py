@@ -16,6 +16,7 @@ from dynamic_network_architectures.building_blocks.helper import (
 )
 from torch import Tensor, nn
 
+from nnunet_kd.networks.selective_scan import mamba_kernel
 from nnunet_kd.networks.vss_block import VSSBlock
 
 Stride = tuple[int, int]
@@ -207,6 +208,7 @@ class VMUNet(nn.Module):
     """
 
     has_onnx_form = False  # the scan is a loop over chunks with its own backward pass
+    compiles = mamba_kernel is None  # the kernel would part the compiled network at every scan
 
     def __init__(
         self,

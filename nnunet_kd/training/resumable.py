@@ -112,6 +112,11 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
 
     # ---- training
 
+    def _do_i_compile(self) -> bool:
+        """Compile as nnU-Net does, but not a network that says of itself that it does not compile."""
+        willing = all(getattr(module, "compiles", True) for module in self.network.modules())
+        return willing and bool(super()._do_i_compile())
+
     @said_last
     def run_training(self) -> None:
         """Train as nnU-Net does, and save the last finished epoch if the training is stopped."""
@@ -169,22 +174,26 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     def optimize(self, total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """Run nnU-Net's backward pass, clipping and optimizer step, but skip steps whose gradients are not finite.
 
+        Gradients whose norm overflows are not finite either: clipping would turn them into zeros.
+
         Returns:
             The values as plain numbers, and under :data:`SKIPPED` whether the step was skipped.
         """
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-        else:
-            total.backward()  # type: ignore[no-untyped-call]
-        for parameter in self.frozen():
+        scaler: torch.amp.GradScaler | None = self.grad_scaler
+        scaled = total if scaler is None else scaler.scale(total)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.frozen():  # before the scaler looks for gradients that are not finite
             parameter.grad = None  # so that neither weight decay nor old momentum changes it
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12))
-        if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)  # skips the step if the gradients are not finite
-            self.grad_scaler.update()
-        elif finite:
-            self.optimizer.step()
+        if finite:  # the scaler alone would take a step whose gradients are finite but have an infinite norm
+            if scaler is None:
+                self.optimizer.step()
+            else:
+                scaler.step(self.optimizer)
+        if scaler is not None:
+            scaler.update()
         numbers = as_numbers({**values, SKIPPED: ~finite})
         self._skipped.watch(numbers)
         return numbers

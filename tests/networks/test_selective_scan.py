@@ -1,10 +1,14 @@
 # ruff: noqa: N803, N806  A, B, C and D are the paper's names
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_kd.networks import selective_scan as module
+from nnunet_kd.networks.scan_chunks import scan_chunks, scan_chunks_backward
 from nnunet_kd.networks.selective_scan import chunked_scan, selective_scan
 
 
@@ -124,11 +128,18 @@ def test_autocast_and_half_precision_compute_in_float32():
 
 
 class Largest(TorchDispatchMode):
-    """Record the size of the largest storage that any operation returns."""
+    """Record the size of the largest storage that any operation returns, also inside the scan's two operators."""
 
     numbers = 0
+    inside = {  # noqa: RUF012
+        torch.ops.nnunet_kd.selective_scan.default: scan_chunks,
+        torch.ops.nnunet_kd.selective_scan_backward.default: scan_chunks_backward,
+    }
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in self.inside:
+            with self:
+                return self.inside[function](*args)
         result = function(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(result):
             if torch.is_tensor(tensor):
@@ -168,10 +179,39 @@ def test_default_chunks_have_a_fixed_number_of_states():
     assert largest <= 1.1 * module.CHUNK_STATES["cpu"] < 32 * 16 * 8192
 
 
-def test_inside_a_compiled_function():
-    given = sequences(30)
-    compiled = torch.compile(lambda **x: 2 * selective_scan(**x), backend="eager")
-    torch.testing.assert_close(compiled(**given), 2 * selective_scan(**given))
+def test_compiled_without_a_graph_break():
+    """A break would compile a network with many scans in as many parts, once more for every length."""
+    given = sequences(70)
+    compiled = torch.compile(chunked_scan, backend="aot_eager", fullgraph=True)
+    for ours, plain in zip(gradients(compiled, given), gradients(chunked_scan, given), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def test_the_operator_as_pytorch_expects_it():
+    """PyTorch checks the schema, the shapes and strides without data, and the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 2, 3, 11), (2, 2, 3, 11), (2, 4, 3), (2, 2, 4, 11), (2, 2, 4, 11))
+    tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    torch.library.opcheck(
+        torch.ops.nnunet_kd.selective_scan, (*tensors, 4), test_utils=("test_schema", "test_faketensor")
+    )
+    starts = torch.randn(3, 2, 2, 4, 3)
+    inputs = [tensor.detach() for tensor in (tensors[0], *tensors)]
+    operator = torch.ops.nnunet_kd.selective_scan_backward
+    torch.library.opcheck(operator, (*inputs, starts, 4), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_mamba_ssm_without_its_kernel(monkeypatch, has_kernel):
+    """Newer versions can be imported without the kernel, and crash when they call it."""
+    interface = ModuleType("selective_scan_interface")
+    interface.selective_scan_fn = lambda *_: None
+    interface.selective_scan_cuda = ModuleType("selective_scan_cuda") if has_kernel else None
+    package, operators = ModuleType("mamba_ssm"), ModuleType("mamba_ssm.ops")
+    package.ops, operators.selective_scan_interface = operators, interface
+    for name, one in (("", package), (".ops", operators), (".ops.selective_scan_interface", interface)):
+        monkeypatch.setitem(sys.modules, f"mamba_ssm{name}", one)
+    assert module.installed_kernel() == (interface.selective_scan_fn if has_kernel else None)
 
 
 def test_without_a_gpu_an_installed_kernel_is_not_called(monkeypatch):

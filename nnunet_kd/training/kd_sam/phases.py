@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnunet_kd.distillation.student import StudentWithAdapters
@@ -26,8 +25,8 @@ class PhasedStudent(StudentWithAdapters):
         encoder: Any = self.student.encoder
         if self.learns == ENCODER:
             return encoder(images)
-        with torch.no_grad():
-            embedding = encoder(images)
+        # Not torch.no_grad: where DDP splits a compiled forward pass, the parts after it would get no gradient.
+        embedding = encoder(images).detach()
         return self.decoder(embedding, images.shape[2:])
 
     def train(self, mode: bool = True) -> PhasedStudent:
