@@ -192,7 +192,7 @@ def _flops(delta: Any, _drive: Any, A: Any, _B: Any, _C: Any, chunk_size: int, *
     batch, *_groups_channels, length = delta
     grid = Grid(length, chunk_size)
     tokens: int = batch * grid.chunks * grid.size
-    return 2 * tokens * math.prod(A)
+    return 2 * tokens * int(math.prod(A))
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -55,9 +55,12 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
 
     def follow(self, training: TrainingSettings) -> None:
         """Take over the settings that are attributes of trainers; what is not set stays as nnU-Net has it."""
-        vars(self).update({key: value for key in SCHEDULE if (value := getattr(training, key)) is not None})
+        for key in SCHEDULE:
+            if getattr(training, key) is not None:
+                setattr(self, key, getattr(training, key))
         self.seed, self.overwrite, self.early_stopping = training.seed, training.overwrite, training.early_stopping
-        self.enable_deep_supervision = self.enable_deep_supervision and training.deep_supervision
+        if not training.deep_supervision:
+            self.enable_deep_supervision = False
 
     @property
     def writes(self) -> bool:
