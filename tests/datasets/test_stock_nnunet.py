@@ -2,14 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from nnunet_kd.datasets.table import DATASETS
-from tests.commands import plan_and_preprocess
+from tests.commands import plan_and_preprocess, run_command
 
 every_dataset = pytest.mark.parametrize("name", DATASETS)
 
@@ -44,12 +41,9 @@ def test_the_command_takes_one(converted, tmp_path):
     root, made = converted
     name = "FetalHeadHC18"
     folders = {"nnUNet_raw": root / "nnUNet_raw", "nnUNet_preprocessed": tmp_path, "nnUNet_results": tmp_path}
-    command = [
-        str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
-        *("-d", str(DATASETS[name].id), "--verify_dataset_integrity", "-c", "2d", "-np", "1", "-npfp", "1"),
-    ]
+    words = ("-d", str(DATASETS[name].id), "--verify_dataset_integrity", "-c", "2d", "-np", "1", "-npfp", "1")
     settings = {**os.environ, **{variable: str(path) for variable, path in folders.items()}, "nnUNet_n_proc_DA": "1"}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = run_command(["nnUNetv2_plan_and_preprocess", *words], settings)
+    assert done.returncode == 0, done.stdout
     cases = list((tmp_path / made[name].folder.name / "nnUNetPlans_2d").glob("*.pkl"))
     assert len(cases) == made[name].training
