@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 import segment_anything
+from PIL import Image
 
 from tests.killing import kill_group, run_killed, start
 from tests.small_networks import tiny_sam
@@ -97,10 +98,12 @@ class ForkedCommand:
 def entry_point(name: str, *words: str) -> int | None:
     """Call the function of an installed command in a process that was forked for it.
 
-    The command knows a tiny SAM, its own processes are forked, not spawned, and it draws few intensities.
+    The command knows a tiny SAM, its own processes are forked, not spawned, it draws few intensities, and its trainings
+    leave a tiny picture in the place of their curves, which take longer to plot than an epoch takes here.
     """
     _fork_always()
     _draw_few_intensities()
+    _plot_nothing()
     size = int(os.environ.get(SIZE_OF_TINY_SAM, 64))
     segment_anything.sam_model_registry["tiny"] = functools.partial(tiny_sam, image_size=size)
     sys.argv = [name, *words]
@@ -150,6 +153,16 @@ def _draw_few_intensities() -> None:
         self.num_foreground_voxels_for_intensitystats = 1e5
 
     DatasetFingerprintExtractor.__init__ = initialize_with_few
+
+
+def _plot_nothing() -> None:
+    """Let trainings write ``progress.png``, which nnU-Net's export asks for, without plotting."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    import nnunet_kd.training.trainer as training
+
+    LocalLogger.plot_progress_png = lambda _self, folder: Image.new("RGB", (8, 8)).save(Path(folder, "progress.png"))
+    training.append_terms = lambda *_: None
 
 
 def _fork_always() -> None:
