@@ -34,7 +34,7 @@ you ran nnU-Net with --val_best, remove its validation folder: it holds the segm
 
 The report gives the mean over cases and, as DCD's tables do, the mean over classes; below, metrics of all voxels
 pooled, the overall accuracy, and the share of cases rightly told to be positive or negative. For 2-D networks on
-volumes it gives the scores of single slices too, as papers about such networks do; slices.csv has every slice.
+volumes it gives the scores of single slices too, as papers about such networks do; slices.csv has their scores.
 
 A method is a trainer, with or without the prefix nnUNetTrainer. The first row is the baseline. All methods share the
 schedule of the plans (nnunet_kd.training) and must train the same network. Without a student in the plans, some

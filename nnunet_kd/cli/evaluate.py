@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ region), measure Dice, IoU, precision, sensitivity, specificity, accuracy, HD95 
   nnunet_kd evaluate -pred DIR -djfile nnUNet_raw/Dataset501_X/dataset.json -o OUT
       take the references that dataset.json lists under "dataset", for the cases in DIR
   nnunet_kd evaluate ... --slices
-      score every slice of the volumes too, as papers about 2-D networks do, and write the scores to OUT/slices.csv
+      score slices too, as papers about 2-D networks do, and write the scores of those with a structure to
+      OUT/slices.csv
   nnunet_kd evaluate ... --scoring transunet
       score Dice and HD95 as in the published tables of Synapse: distances in voxels; a missed structure has HD95 0; a
       structure that the reference lacks has HD95 0, and Dice 1 if it is predicted, 0 if not (as published)
@@ -130,19 +132,21 @@ def run(arguments: argparse.Namespace) -> int:
     evaluation = read_evaluation(dataset_json, plans, files[cases[0]], tolerances.pop("", 1.0), tolerances)
     evaluation = replace(evaluation, scoring=arguments.scoring)
 
-    def evaluated(evaluation: Evaluation, what: str) -> list[Row]:
+    def evaluated(evaluation: Evaluation, what: str, **options: Callable[[str], None]) -> list[Row]:
         return evaluate_folders(
             reference,
             predictions,
             evaluation,
             arguments.np,
             lambda work, count: tqdm(work, total=count, unit="case", desc=what),
+            **options,
         )
 
+    slices = []
+    if arguments.slices:  # first, because images without slices are refused
+        of_slices = replace(evaluation, slice_axis=slice_axis(plans))
+        slices = evaluated(of_slices, "evaluating slices", warn=lambda _: None)  # the volumes' warnings are the same
     rows = evaluated(evaluation, "evaluating")
-    slices = (
-        evaluated(replace(evaluation, slice_axis=slice_axis(plans)), "evaluating slices") if arguments.slices else []
-    )
     table = summary_table(rows, baseline=next(iter(predictions)), scoring=arguments.scoring, slices=slices)
     written = write_rows(rows, arguments.o)
     written += write_rows(slices, arguments.o, "slices") if slices else []

@@ -22,7 +22,8 @@ def evaluate_pair(
 ) -> list[Row]:
     """Return the rows of all structures of one segmentation, or of all structures of each of its slices.
 
-    Slices have no surface metrics, because distances to other slices are unknown to them: HD95 and NSD are NaN.
+    Slices without any structure in both have no rows, because they have no Dice and are the most. The others have no
+    surface metrics, because distances to other slices are unknown to them: HD95 and NSD are NaN.
 
     Args:
         truth: The labels of the reference, ``(z, y, x)`` or ``(y, x)``.
@@ -42,7 +43,9 @@ def evaluate_pair(
         raise ValueError(f"case {case} is a single image, which has no slices: leave out --slices")
     rows = []
     for number, (one, other) in enumerate(zip(np.moveaxis(truth, axis, 0), np.moveaxis(labels, axis, 0), strict=True)):
-        rows += _rows(one, other, None, evaluation, method, f"{case}, slice {number}")
+        of_slice = _rows(one, other, None, evaluation, method, f"{case}, slice {number}")
+        if any(not math.isnan(row.values["dice"]) for row in of_slice):
+            rows += of_slice
     return rows
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from nnunet_kd.evaluation.rows import Row
-from nnunet_kd.evaluation.scores import Scores
-from nnunet_kd.evaluation.statistics import Values, mean_and_error
+from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.table import Table
 
 SLICES_NOTE = (
@@ -31,20 +31,22 @@ def slice_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: The rows of an evaluation by slice.
     """
-    scores = Scores(rows)
+    runs: dict[tuple[str, str], dict[int | None, list[Row]]] = {}  # method and structure -> seed -> slices
+    for row in rows:
+        runs.setdefault((row.method, row.structure), {}).setdefault(row.seed, []).append(row)
     lines = []
-    for method in scores.methods:
-        for structure in scores.structures:
-            line = [method, structure]
-            labelled = np.isfinite(scores.runs(method, "sensitivity", structure))
-            for chosen in (np.isfinite(scores.runs(method, "dice", structure)), labelled):
-                line.append(f"{chosen.sum(1).mean():g}")
-                line += [_mean(np.where(chosen, scores.runs(method, one, structure), np.nan)) for one in _METRICS]
-            lines.append(line)
+    for (method, structure), by_seed in runs.items():
+        line = [method, structure]
+        for defined in ("dice", "sensitivity"):  # a slice that lacks the structure in the reference has no sensitivity
+            chosen = [[one for one in run if math.isfinite(one.values[defined])] for run in by_seed.values()]
+            line.append(f"{np.mean([len(run) for run in chosen]):g}")
+            for metric in _METRICS:
+                means = [mean_and_error([one.values[metric] for one in run])[0] for run in chosen]
+                line.append(_percent(mean_and_error(means)[0]))
+        lines.append(line)
     header = [f"{which}: {column}" for which in ("any", "labelled") for column in ("slices", *_METRICS.values())]
     return Table(["method", "structure", *header], lines)
 
 
-def _mean(values: Values) -> str:
-    mean, _ = mean_and_error(values)
-    return f"{100 * mean:.2f}" if np.isfinite(mean) else "-"
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else "-"
