@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,7 @@ def open_engine(name: str, file: Path, shape: Sequence[int] | None, threads: int
 def _check_bf16(name: str) -> None:
     if name != "openvino":
         raise ValueError(f"{name} does not compute in bfloat16: choose openvino, or leave out --bf16")
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor does not compute in bfloat16: leave out --bf16")
 
 
@@ -92,9 +91,7 @@ def _onnxruntime(file: Path, shape: Sequence[int] | None, threads: int, bf16: bo
 
 
 def _openvino(file: Path, shape: Sequence[int] | None, threads: int, bf16: bool) -> Engine:
-    import openvino
-
-    core = openvino.Core()
+    core = _import_openvino().Core()
     network = core.read_model(file.read_bytes())
     if shape is not None:
         network.reshape(list(shape))
@@ -111,6 +108,23 @@ def _openvino(file: Path, shape: Sequence[int] | None, threads: int, bf16: bool)
         return logits
 
     return run
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its converter of models.
+
+    The converter is not needed, takes half of the import, and reports over the network that OpenVINO was imported.
+    OpenVINO does without it where it cannot be imported, which is so here as long as its entry is ``None``.
+    """
+    converter = "openvino.tools.ovc"
+    is_new = "openvino" not in sys.modules
+    if is_new:
+        sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if is_new:
+            del sys.modules[converter]
 
 
 _OPEN: dict[str, Callable[[Path, Sequence[int] | None, int, bool], Engine]] = {

@@ -39,6 +39,11 @@ def test_other_networks(workspace, tmp_path, configuration):
     assert np.isfinite(Model(tmp_path / "model", threads=1).logits(data)).all()
 
 
+def test_int8_needs_images(tmp_path):
+    with pytest.raises(ValueError, match="^int8 needs images to calibrate its layers: give .* with --calibration$"):
+        export_onnx(None, tmp_path / "model", "int8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.7), ("int8", 0.6)])
 def test_smaller_weights_and_their_cost_in_dice(students, onnx_models, tmp_path, precision, most, capsys, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 import nnunet_kd.runtime
+from tests.runtime.made_model import make_model
 
 ROOT = Path(nnunet_kd.__file__).parents[1]
 RUNTIME = Path(nnunet_kd.runtime.__file__).parent
@@ -75,6 +76,23 @@ def test_imports_within_the_runtime_are_relative():
             if isinstance(node, ast.ImportFrom):
                 assert node.level or not str(node.module).startswith("nnunet_kd"), path
                 assert node.level <= len(path.relative_to(RUNTIME).parts), path
+
+
+def test_a_small_case_starts_without_scipy_and_openvinos_converter(tmp_path):
+    """Their imports take longer than its prediction, and the converter reports its import over the network."""
+    model = make_model(tmp_path / "model", (100,), (1, 1, 1))
+    (tmp_path / "images").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((9, 9, 9), np.int16)), str(tmp_path / "images" / "a_0000.nii.gz"))
+    code = """
+import sys
+from nnunet_kd.runtime.command import main
+assert main(sys.argv[1:]) == 0
+unwanted = ("scipy", "openvino.tools.ovc", "openvino_telemetry", "pydicom", "highdicom")
+print("openvino" in sys.modules, [name for name in unwanted if name in sys.modules])
+"""
+    words = ("-m", model, "-i", tmp_path / "images", "-o", tmp_path / "out", "--engine", "openvino")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["True []"], done.stderr
 
 
 def test_files_can_be_written_without_numpy():
