@@ -17,23 +17,26 @@ from tests.datasets import layouts
 
 FOLDER = Path(next(iter(nnunet_kd.plans.__path__)))
 DATASETS = {
-    "Dataset501_BraTS2024GLI": (4, 5, 101.945, 6.381),
-    "Dataset502_ISLES2022": (3, 2, 102.351, 6.406),
+    "Dataset501_BraTS2024GLI": (4, 5, (101.945, 19.505), (6.381, 1.277)),
+    "Dataset502_ISLES2022": (3, 2, (102.351, 17.707), (6.406, 1.149)),
 }
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_parameters_equal_those_of_table_3(name):
+def test_parameters_equal_those_of_table_3_and_flops_are_those_of_the_page(name):
+    page = (FOLDER / "README.md").read_text()
     channels, labels, teacher, student = DATASETS[name]
     dataset_json = {
         "channel_names": {str(i): str(i) for i in range(channels)},
         "labels": {"background": 0, **{str(i): i for i in range(1, labels)}},
     }
-    for file, millions in (("nnUNetResEncUNetPlans", teacher), ("nnUNetResEncUNetPlans_r4", student)):
+    for file, (millions, tera) in (("nnUNetResEncUNetPlans", teacher), ("nnUNetResEncUNetPlans_r4", student)):
         plans = json.loads((FOLDER / name / f"{file}.json").read_text())
         assert plans["plans_name"] == file and plans["dataset_name"] == name
         cost = configuration_cost(plans, "3d_fullres", dataset_json)
         assert round(cost.parameters / 1e6, 3) == millions
+        assert f" {tera:.3f} " in page and f" {cost.flops / 1e12:.3f} " in page
+        assert f" {1e12 * tera / cost.flops:.2f} " in page
 
 
 @pytest.mark.parametrize("name", DATASETS)

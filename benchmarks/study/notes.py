@@ -43,8 +43,8 @@ def brats_r4(parts: Figures) -> list[str]:
     require(all(abs(part.gain(loss, seeds=two)) < 0.5 for loss in better), "they gain little in the other two seeds")
     return [
         f"KD is {each(part.gains(RECIPE))} points of Dice above NoKD in the three seeds; averaging the weights alone "
-        f"changes Dice by {signed(min(averaged))} to {signed(max(averaged))} points. DCD's published weight of 0.01, "
-        f"under its ramp, changes it by {signed(part.gain('DCD'), 2)} points on average; with "
+        f"changes Dice by {signed(min(averaged))} to {signed(max(averaged))} points. DCD of weight 0.01, under its "
+        f"ramp, changes it by {signed(part.gain('DCD'), 2)} points on average; with "
         f'`"method": {{"weight": 1.0, "ramp": null}}` DCD is {each(part.gains(STRONG))} points above NoKD. FreeKD '
         f"changes Dice by {each_signed(part.gains('FreeKD'))} points and IFVD by {each_signed(part.gains('IFVD'))}. "
         f"{losses_below(part)}",
@@ -80,7 +80,7 @@ def hippocampus_r4(parts: Figures) -> list[str]:
     require(min(part.gain(loss) for loss in LOSSES if loss not in lost) > -1, f"only {listed(lost)} are far below NoKD")
     return [
         f"The gap is only {each([-part.gain(BASELINE, TEACHER)])} points of Dice. KD closes {part.gap(RECIPE):.0f} % "
-        f"of it: it is {each(part.gains(RECIPE))} points above NoKD. DCD as published and averaging alone are within "
+        f"of it: it is {each(part.gains(RECIPE))} points above NoKD. DCD of weight 0.01 and averaging alone are within "
         f"{steady:.1f} points of NoKD. DCD of weight 1, FitNets and CWD lie between "
         f"{each([-near.min()])} points below it and {each([near.max()])} above, FreeKD between {each([-freekd.min()])} "
         f"below and {each([freekd.max()])} above. "
@@ -138,7 +138,7 @@ def hippocampus_r8(parts: Figures) -> list[str]:
         f"NoKD is {each(-part.gains(BASELINE, TEACHER))} points of Dice below the teacher. KD is "
         f"{each(part.gains(RECIPE))} points above NoKD and closes {part.gap(RECIPE):.0f} % of the gap. DCD of weight 1 "
         f"is {each(part.gains(STRONG))} points above NoKD (p = {part.p_over_seeds(STRONG):.2f} over the seeds), "
-        + listed(f"{'DCD as published' if row == 'DCD' else row} {each(part.gains(row))}" for row in above)
+        + listed(f"{'DCD (weight 0.01)' if row == 'DCD' else row} {each(part.gains(row))}" for row in above)
         + f". FitNets is {each(fitnets[:2])} points above NoKD and {each(-fitnets[2:])} below. Averaging alone is "
         f"{each(-part.gains(AVERAGED))} points below NoKD, {below}.",
         schedule_note(),
@@ -161,8 +161,8 @@ def _confused_at_r8(part: PartFigures) -> list[str]:
         f"At this width NoKD confuses the ends too, in every seed: its HD95 is {each(part.hd95(BASELINE, 'anterior'))} "
         "mm in the anterior label. Some methods keep them apart: over both labels and all seeds the HD95 of DCD with "
         f"weight 1, FreeKD and KD is at most {each(all_of(row).max() for row in apart)} mm, and that of CWD and "
-        f"FitNets exceeds {CONFUSED:.0f} mm once each ({once[0][0]:.1f} and {once[1][0]:.1f} mm). DCD as published has "
-        f"{each(part.hd95('DCD', 'anterior'))} mm in the anterior label. The {WORDS[len(LOST)]} losses "
+        f"FitNets exceeds {CONFUSED:.0f} mm once each ({once[0][0]:.1f} and {once[1][0]:.1f} mm). DCD of weight 0.01 "
+        f"has {each(part.hd95('DCD', 'anterior'))} mm in the anterior label. The {WORDS[len(LOST)]} losses "
         f"that are far below NoKD confuse the ends more: their mean HD95 is {span(np.array(worse))} mm, "
         f"NoKD's {alone:.1f} mm.",
     ]

@@ -38,7 +38,15 @@ class Method:
     def keys(self) -> dict[str, Any]:
         """All settings that a plan can change, with their defaults."""
         loss = {name: one.default for name, one in inspect.signature(self.loss).parameters.items()}
-        return {**loss, **_keywords(self.kind), **self.numbers}
+        return {**loss, **self._of_term, **self.numbers}
+
+    @property
+    def _of_term(self) -> dict[str, Any]:
+        """The settings of the term itself, with their defaults; a loss without a projection has none to freeze."""
+        keywords = _keywords(self.kind)
+        if not getattr(self.loss, "has_projection", True):
+            del keywords["projection"]
+        return keywords
 
     def changed(self, numbers: Mapping[str, Any], where: str = METHOD) -> Method:
         """Return the method with some settings replaced.
@@ -50,7 +58,7 @@ class Method:
         Raises:
             ValueError: For a key that belongs neither to the term nor to its loss.
         """
-        check_keys(numbers, [*_keywords(self.kind), *inspect.signature(self.loss).parameters], where)
+        check_keys(numbers, [*self._of_term, *inspect.signature(self.loss).parameters], where)
         return replace(self, numbers={**self.numbers, **numbers})
 
     def build(self, num_epochs: int, where: str = METHOD) -> Term:
@@ -63,7 +71,7 @@ class Method:
         Raises:
             ValueError: If a setting is out of range.
         """
-        own = {key: value for key, value in self.numbers.items() if key in _keywords(self.kind)}
+        own = {key: value for key, value in self.numbers.items() if key in self._of_term}
         options = {key: value for key, value in self.numbers.items() if key not in own}
         try:
             return self.kind(self.name, self.loss(**options), num_epochs, **own)

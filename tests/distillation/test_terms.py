@@ -88,7 +88,7 @@ def test_plans_override_the_method_which_overrides_the_loss():
         (LOGITS, {"convex": 1}, "here: convex must be true or false, got 1"),
         (LOGITS, {"weight": 1.5}, "here: the weight of a convex term must be at most 1, got 1.5"),
         (TERM, {"projection": "fixed"}, "here: projection must be 'learned' or 'frozen', got 'fixed'"),
-        (IFVD, {"projection": "frozen"}, "here: this loss compares features of any widths without a projection"),
+        (IFVD, {"projection": "frozen"}, "unknown key 'projection' in here"),
         (CWD, {"projection": "frozen"}, "unknown key 'projection' in here"),
         (CWD, {"stages": [0]}, "unknown key 'stages' in here: did you mean 'scales'"),
     ],

@@ -108,16 +108,14 @@ class Term(ABC):
         return f"{self.name}: weight {self.weight:g}{ramp}, {self.loss}"
 
 
-def is_frozen(projection: Any, loss: Any) -> bool:
+def is_frozen(projection: Any) -> bool:
     """Check the option ``projection`` of a term, and return whether it freezes phi.
 
     Raises:
-        ValueError: If the option is neither ``"learned"`` nor ``"frozen"``, or if the loss has nothing to freeze.
+        ValueError: If the option is neither ``"learned"`` nor ``"frozen"``.
     """
     if projection not in ("learned", "frozen"):
         raise ValueError(f"projection must be 'learned' or 'frozen', got {projection!r}")
-    if projection == "frozen" and not getattr(loss, "has_projection", True):
-        raise ValueError("this loss compares features of any widths without a projection: remove projection")
     return bool(projection == "frozen")
 
 

@@ -45,7 +45,7 @@ class StageTerm(Term):
     ) -> None:
         super().__init__(name, loss, num_epochs, **common)
         self.stages = _read_stages(stages)
-        self.frozen_projection = is_frozen(projection, loss)
+        self.frozen_projection = is_frozen(projection)
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the sum of the loss over the stages."""

@@ -31,7 +31,7 @@ class SelfTerm(Term):
 
     def __init__(self, name: str, loss: Any, num_epochs: int, *, projection: str = "learned", **common: Any) -> None:
         super().__init__(name, loss, num_epochs, **common)
-        self.frozen_projection = is_frozen(projection, loss)
+        self.frozen_projection = is_frozen(projection)
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the loss over all stages."""
