@@ -113,15 +113,22 @@ def teacher(place: Place, seed: int, fold: int = 0, shorter: int = 1) -> Made:
     return of_fold(place, place.train(PLAIN, name, fold, 1, block), fold, trained)
 
 
-def with_labels(place: Place, seed: int, reduction: int, trainer: str) -> Made:
-    """Train a student on the labelled half."""
-    taught_by = teacher(place, TEACHER_SEED)
-    place.seconds = 0.0
+def with_labels(
+    place: Place,
+    seed: int,
+    reduction: int,
+    trainer: str,
+    fold: int = 0,
+    taught_by: Callable[[Place], Made] | None = None,
+) -> Made:
+    """Train a student on a fold's cases with their labels."""
+    model = taught_by(place) if taught_by else teacher(place, TEACHER_SEED)
+    place.seconds = 0.0  # those of the teacher are not the student's
     trained = place.schedule(place.data.student)
-    source = {"trainer": PLAIN, "plans": read_plans(taught_by.model / "plans.json")["plans_name"]}
+    source = {"folder": str(model.model), "folds": list(model.folds)}
     block = {"training": {**trained, "seed": seed}, "teacher": source}
-    plans = f"label_free_r{reduction}_seed{seed}"
-    return of_fold(place, place.train(trainer, plans, 0, reduction, block), 0, trained)
+    plans = f"label_free_r{reduction}_seed{seed}" + (f"_fold{fold}" if fold else "")
+    return of_fold(place, place.train(trainer, plans, fold, reduction, block), fold, trained)
 
 
 def distilled(
@@ -139,7 +146,7 @@ def distilled(
 ) -> Made:
     """Distil the teacher into a student with the images of some groups, and the labels of some of them."""
     model = taught_by(place) if taught_by else teacher(place, TEACHER_SEED)
-    place.seconds = 0.0  # those of the teacher are not the student's
+    place.seconds = 0.0
     left_out = TUNING if scored_on == TUNING else ""
     out = place.work / "distilled" / f"{name}_r{reduction}_seed{seed}"
     cases, references = (place.cases(*some, without=left_out) for some in (groups, labelled))
@@ -240,10 +247,17 @@ def runs() -> dict[str, Run]:
             every[f"{name}/r{r}/kd"] = Run(partial(with_labels, reduction=r, trainer=KD), r)
             both = partial(distilled, reduction=r, name="both", groups=[HALF, POOL], labelled=[HALF])
             every[f"{name}/r{r}/both"] = Run(both, r)
-        every[f"{name}/unseen/teacher"] = Run(of_whole_fold, 1, (TEACHER_SEED,), REST)
+        every[f"{name}/older"] = Run(of_whole_fold, 1, (TEACHER_SEED,), REST)
         for r in (4, 8):
-            unseen = {"name": "unseen", "groups": [UNSEEN], "scored_on": REST, "taught_by": of_whole_fold}
-            every[f"{name}/unseen/r{r}"] = Run(partial(distilled, reduction=r, **unseen), r, SEEDS, REST)
+            unseen = {"reduction": r, "scored_on": REST, "taught_by": of_whole_fold}
+            images = partial(distilled, name="unseen", groups=[UNSEEN], **unseen)
+            whole = [HALF, POOL]
+            both = partial(distilled, name="all", groups=[*whole, UNSEEN], labelled=whole, **unseen)
+            labels = partial(with_labels, reduction=r, fold=WHOLE_FOLD, taught_by=of_whole_fold)
+            every[f"{name}/unseen/r{r}/pool"] = Run(images, r, SEEDS, REST)
+            every[f"{name}/unseen/r{r}/nokd"] = Run(partial(labels, trainer=PLAIN), r, SEEDS, REST)
+            every[f"{name}/unseen/r{r}/kd"] = Run(partial(labels, trainer=KD), r, SEEDS, REST)
+            every[f"{name}/unseen/r{r}/both"] = Run(both, r, SEEDS, REST)
     pool = partial(distilled, reduction=4, groups=[POOL])
     coarse = partial(pool, name="pool_1.5mm", words=["--spacing", "1.5", "1.5", "1.5"])
     every["hippocampus/spacing/1.0"] = Run(partial(timed, make=partial(pool, name="pool")), 4, (0,))

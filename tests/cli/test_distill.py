@@ -67,6 +67,7 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
 
     plans = json.loads(next((out / "nnUNet_results").rglob("plans.json")).read_text())
     assert [*plans["foreground_intensity_properties_per_channel"]] == ["0", "1"]
+    assert plans["nnunet_kd"]["training"]["num_val_iterations_per_epoch"] == 1  # not nnU-Net's 50 after 2 steps
     described = json.loads((out / "nnUNet_raw" / DATASET / "dataset.json").read_text())
     assert described["labels"] == {"background": 0, "merged": 1, "ignore": 2}
     assert [*described["channel_names"].values()] == [
