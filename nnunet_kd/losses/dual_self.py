@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_kd.losses.chunks import is_large, sum_over_chunks
 from nnunet_kd.losses.features import check_number, energy, in_single_precision, in_type_of, pointwise_convolution
 from nnunet_kd.wavelets import constants, multiply_axis
 
@@ -120,9 +121,14 @@ class DualSelfLoss(nn.Module):
     def projection(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
         """Eq. 2: every level against the last decoder level; arguments as for :meth:`forward`."""
         convolutions = (*adapters.encoder, *adapters.decoder)
-        levels = zip(convolutions, (*encoder, *decoder[1:]), strict=True)
-        maps = [in_type_of(level, convolution)(level) for convolution, level in levels]
-        return resized_errors(maps, decoder[0].detach())
+        target = decoder[0].detach()
+        maps, errors = [], []
+        for convolution, level in zip(convolutions, (*encoder, *decoder[1:]), strict=True):
+            if is_large(target) and level.shape[2:] == target.shape[2:]:
+                errors.append(_error_by_chunks(level, target, convolution))
+            else:
+                maps.append(in_type_of(level, convolution)(level))
+        return sum(errors, resized_errors(maps, target))
 
     def progressive(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
         """Eq. 3: adjacent levels; arguments as for :meth:`forward`."""
@@ -151,6 +157,16 @@ class DualSelfLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, beta={self.beta:g}"
+
+
+def _error_by_chunks(features: Tensor, target: Tensor, convolution: nn.Module) -> Tensor:
+    """Mean squared error of convolved features on the target's grid; no map of the target's size is kept."""
+
+    def squares(features: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        parameters = {"weight": weight.to(features.dtype), "bias": bias.to(features.dtype)}
+        return energy(torch.func.functional_call(convolution, parameters, (features,)) - target)
+
+    return sum_over_chunks(squares, (features, target), (convolution.weight, convolution.bias)) / target.numel()
 
 
 def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:

@@ -5,9 +5,12 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_kd.losses.chunks import is_large, sum_over_chunks
 from nnunet_kd.losses.features import check_logits, check_temperature, in_single_precision
 
 
@@ -53,17 +56,25 @@ class LogitsKDLoss(nn.Module):
             ValueError: For tensors that do not fit each other.
         """
         check_logits(student, teacher, valid)
-        with in_single_precision(student, teacher.detach()) as (student, teacher):
+        teacher = teacher.detach()
+        maps = (student, teacher) if valid is None else (student, teacher, valid)
+        if is_large(student):
+            divergence = sum_over_chunks(partial(self._summed, regions), maps)
+        else:
+            divergence = self._summed(regions, *maps)
+        voxels = student[:, 0].numel() if valid is None else valid.sum().clamp(min=1)
+        factor = self.temperature**2 if self.rescale else 1.0
+        return factor * divergence / voxels
+
+    def _summed(self, regions: bool, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Sum the divergence over the voxels that count."""
+        with in_single_precision(student, teacher) as (student, teacher):
             student, teacher = student / self.temperature, teacher / self.temperature
             if regions:
                 divergence = _divergence(student, teacher, F.logsigmoid) + _divergence(-student, -teacher, F.logsigmoid)
             else:
                 divergence = _divergence(student, teacher, lambda logits: F.log_softmax(logits, 1))
-            if valid is not None:
-                divergence = divergence * valid[:, 0]
-            voxels = divergence.numel() if valid is None else valid.sum().clamp(min=1)
-            factor = self.temperature**2 if self.rescale else 1.0
-            return factor * divergence.sum() / voxels
+            return (divergence if valid is None else divergence * valid[:, 0]).sum()
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}" + ("" if self.rescale else ", rescale=False")

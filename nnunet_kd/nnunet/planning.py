@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,7 @@ class NetworkOfPlans:
             is the background.
         batch_size: The batch size in its paper, which replaces that of the plans.
         largest_batch: The upper limit of the batch size, which nnU-Net chose for a U-Net.
+        most_pixels: The most pixels of a batch, which train within 8 GB, nnU-Net's default target of GPU memory.
         trainer: The trainer that usually trains it.
         first: What the user has to do before this trainer can run.
         multiple: The number of which the patch's sides must be multiples; they are rounded up.
@@ -46,6 +48,7 @@ class NetworkOfPlans:
     knows_background: bool = False
     batch_size: int | None = None
     largest_batch: int | None = None
+    most_pixels: int | None = None
     trainer: str = "nnUNetTrainerDCD"
     first: str | None = None
     multiple: int = 1
@@ -55,6 +58,13 @@ class NetworkOfPlans:
     def reducible(self) -> bool:
         """Whether the network can be made narrower by a factor."""
         return "features_per_stage" in (*self.shared, *self.keywords)
+
+    def batch_of(self, planned: int, patch_size: Sequence[int] | None) -> int:
+        """Return the batch size for a patch, given nnU-Net's; at least 2, as in nnU-Net, unless that is smaller."""
+        limits = [planned] if self.largest_batch is None else [planned, self.largest_batch]
+        if self.most_pixels is not None and patch_size is not None:
+            limits.append(max(self.most_pixels // math.prod(patch_size), 2))
+        return min(limits)
 
     @property
     def usual_reduction(self) -> float:
@@ -93,6 +103,7 @@ NETWORKS = {
         {"features_per_stage": [96, 192, 384, 768], "strides": [[1, 1], [4, 4], [2, 2], [2, 2], [2, 2]]},
         slices_only=True,
         largest_batch=32,
+        most_pixels=14 * 256 * 256,  # benchmarks/training_memory.py
         trainer="nnUNetTrainerDualSelfKD",
         multiple=32,
         training={"optimizer": "adamw", "initial_lr": 0.001},
@@ -283,8 +294,8 @@ def _change_network(content: dict[str, Any], network: NetworkOfPlans, regions: b
     content["architecture"] = _other_network(content["architecture"], network, regions)
     if network.batch_size is not None:
         content["batch_size"] = network.batch_size
-    if network.largest_batch is not None and "batch_size" in content:
-        content["batch_size"] = min(content["batch_size"], network.largest_batch)
+    if "batch_size" in content:
+        content["batch_size"] = network.batch_of(content["batch_size"], content.get("patch_size"))
 
 
 def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class SamTeacher:
         with self._precision():
             self._predictor.set_image(np.ascontiguousarray(image.transpose(1, 2, 0)))
             parts = [self._decode(part) for part in torch.split(prompts, self._prompts_at_once)]
-        masks = torch.cat(parts).float().cpu().numpy()
+        masks = torch.cat(parts).cpu().float().numpy()
         for owner in np.unique(owners):
             result[owner] = masks[owners == owner].max(0)
         return result
