@@ -13,7 +13,8 @@ _DESCRIPTION = """\
 Distil a trained nnU-Net into a small student on your own images, which need no labels. The teacher is a zip file that
 nnU-Net or this package exported, a results folder, or a name in nnUNet_results; of several folds, the mean teaches. It
 segments the images once and its logits are stored. The student begins as the pruned teacher, learns from the stored
-logits and from the references that some cases may have, and is exported as a model of stock nnU-Net.
+logits and from the references that some cases may have, and is exported as a model of stock nnU-Net. If its teacher is
+no U-Net, as nnU-Net's Primus is not, the student is nnU-Net's default U-Net and begins with random weights.
 
   nnunet_kd distill -m teacher.zip -i IMAGES -o OUT
       no labels anywhere; the images are named CASE_0000.nii.gz, CASE_0001.nii.gz and so on, as for nnU-Net
@@ -31,7 +32,7 @@ logits and from the references that some cases may have, and is exported as a mo
 
 OUT/student.zip is the student, and OUT/report.html compares it with its teacher on images that are kept back. Every
 step is a command of nnU-Net or nnunet_kd, which is shown as it runs and can be run by hand with the variables that
---dry-run prints. If it is stopped, the same command continues it.
+--dry-run prints. If it is stopped, the same command continues it, as long as the images have not changed.
 """
 
 

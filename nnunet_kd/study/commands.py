@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunet_kd.storage.processes import process_limits
 from nnunet_kd.storage.writing import DiskFullError, naming_full_disk
 from nnunet_kd.study import supervisor
+from nnunet_kd.study.progress import Progress
 
 
 class Commands:
@@ -57,7 +58,7 @@ class Commands:
         self.say("$ " + " ".join(words))
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{log}.log"
-        last = ""
+        last, progress = "", Progress(epochs)
         supervised = [sys.executable, "-I", "-S", supervisor.__file__] if os.name == "posix" else []
         with naming_full_disk(path), path.open("a", buffering=1) as file:  # line by line, for users who follow the log
             process = subprocess.Popen(
@@ -75,7 +76,9 @@ class Commands:
                 for line in process.stdout:
                     file.write(line)
                     last = line.strip() or last
-                    self._follow(line, epochs)
+                    shown = progress.line(line)
+                    if shown is not None:
+                        self.say(f"    {shown}")
                 status = process.wait()
             except BaseException:
                 process.stdin.close()  # the supervisor ends the command
@@ -87,10 +90,3 @@ class Commands:
             full = "No space left on device" in last or "the disk is full" in last
             kind = DiskFullError if full else RuntimeError
             raise kind(f"{words[0]} failed ({last}); its output is in {path}")
-
-    def _follow(self, line: str, epochs: int | None) -> None:
-        text = line.split(": ", 1)[-1].strip()
-        if text.startswith(("Pseudo dice", "Mean Validation Dice")):
-            self.say(f"    {text}")
-        elif text.startswith("Epoch ") and text[6:].isdecimal():
-            self.say(f"    epoch {int(text[6:]) + 1}" + (f" of {epochs}" if epochs else ""))

@@ -16,7 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.reading import read_json, read_splits
-from nnunet_kd.nnunet.settings import BLOCK
+from nnunet_kd.nnunet.settings import BLOCK, read_settings
 from nnunet_kd.storage.processes import BusyError, FileLock
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
@@ -120,7 +120,7 @@ class Distillation:
         self.request = request
         self.out = out
         self._check_same()
-        with opened_model(request.model, out / "teacher", request.folds, trust=request.trust) as model:
+        with opened_model(request.model, out, request.folds, trust=request.trust) as model:
             self.folds = [files.fold for files in model.folds]
             self.teacher: Experiment = model.experiment
             self.name = model.name
@@ -154,8 +154,9 @@ class Distillation:
             {"soft_labels": STORE},
             request.trust,
         )
+        read_settings(self.plans)  # refuses a schedule that the training would refuse
         student = Experiment(self.plans, self.configuration, dict(self.dataset))
-        self.random_start = why_random(first, student, TRAINER)
+        self.random_start = why_random(first, student)
         if self.random_start is not None:
             self.plans[BLOCK]["training"]["initial_weights"] = None
 

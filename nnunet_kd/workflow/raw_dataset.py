@@ -14,7 +14,8 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.nnunet.error_reasons import reason
 from nnunet_kd.nnunet.images import images_by_case, in_order, is_left_over, link_cases
-from nnunet_kd.nnunet.reading import channel_names
+from nnunet_kd.nnunet.labels import label_text
+from nnunet_kd.nnunet.reading import channel_names, label_values
 from nnunet_kd.nnunet.unlabelled import empty_reference
 from nnunet_kd.storage.integrity import check_whole, is_whole
 from nnunet_kd.storage.writing import put_in_place, scratch_folder, write_whole
@@ -32,12 +33,14 @@ class Cases:
     Attributes:
         folder: The folder of the images.
         ending: The file ending of images and references.
+        channels: The number of the teacher's channels.
         images: The image files of every case, one per channel of the teacher or one that holds all channels.
         labels: The reference of every labelled case.
     """
 
     folder: Path
     ending: str
+    channels: int
     images: Mapping[str, Sequence[Path]]
     labels: Mapping[str, Path]
 
@@ -63,7 +66,8 @@ def find_cases(images: Path, labels: Path | None, teacher: Mapping[str, Any]) ->
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
     ending = _ending(images, teacher["file_ending"])
-    found = in_order(images_by_case(images, ending), len(channel_names(teacher)), images, ending)
+    channels = len(channel_names(teacher))
+    found = in_order(images_by_case(images, ending), channels, images, ending)
     if len(found) < 3:
         raise ValueError(
             f"{images} holds {len(found)} cases with names such as CASE_0000{ending}, but distillation needs at least "
@@ -78,24 +82,24 @@ def find_cases(images: Path, labels: Path | None, teacher: Mapping[str, Any]) ->
     strange = next((case for case in references if case not in found), None)
     if strange is not None:
         raise ValueError(f"{references[strange]} belongs to no image in {images}: there is no {strange}_0000{ending}")
-    return Cases(images, ending, found, references)
+    return Cases(images, ending, channels, found, references)
 
 
 def _ending(images: Path, usual: str) -> str:
     """Return the teacher's file ending, which the images must have because the teacher's own reader reads them.
 
     Raises:
-        ValueError: If there are images, but only of another format.
+        ValueError: If there are images of another format.
     """
     names = [path.name for path in images.iterdir() if path.is_file() and not is_left_over(path.name)]
-    there = next((ending for ending in ENDINGS if any(_has(name, ending) for name in names)), None)
-    if there is not None and not any(_has(name, usual) for name in names):
-        raise ValueError(f"{images} holds {there} images, but the teacher reads {usual}: convert them")
+    for ending in ENDINGS:
+        other = sorted(name for name in names if name.endswith(f"_0000{ending}")) if ending != usual else []
+        if other:
+            raise ValueError(
+                f"{images} holds {len(other)} {ending} images, such as {other[0]}, but the teacher reads {usual}: "
+                "convert them, or take them away"
+            )
     return usual
-
-
-def _has(name: str, ending: str) -> bool:
-    return name.endswith(f"_0000{ending}")
 
 
 def student_dataset(
@@ -217,18 +221,32 @@ def _write_reference(kind: type, cases: Cases, case: str, folder: Path, dataset:
     except Exception as error:  # each image library has exceptions of its own
         first = cases.images[case][0]
         raise ValueError(f"cannot read {first}: {reason(error, first)}") from error
+    if len(images) != cases.channels:
+        raise ValueError(f"{cases.images[case][0]} has {len(images)} channels, but the teacher has {cases.channels}")
+    if not np.isfinite(images).all():
+        raise ValueError(f"an image of case {case}, {cases.images[case][0]}, has voxels that are not finite")
     if case in cases.labels:
-        check_whole(cases.labels[case])
-        labels, _ = read_segmentation(kind, cases.labels[case])
-        if labels.shape != images.shape[1:]:
-            raise ValueError(
-                f"{cases.labels[case]} has the shape {labels.shape}, but the image of case {case} has the shape "
-                f"{images.shape[1:]}"
-            )
+        _check_reference(kind, cases.labels[case], images.shape[1:], dataset)
         return
     path.unlink(missing_ok=True)
     ignored = empty_reference(images, dataset["labels"][IGNORE]).astype(np.uint8)
     with scratch_folder(path) as scratch:
         unfinished = scratch / path.name
-        kind().write_seg(ignored, str(unfinished), properties)
+        try:
+            kind().write_seg(ignored, str(unfinished), properties)
+        except Exception as error:  # nnU-Net's SimpleITKIO reads volumes in time, and cannot write their segmentation
+            first = cases.images[case][0]
+            raise ValueError(f"cannot write a segmentation of {first}: {reason(error, first)}") from error
         put_in_place(unfinished, path)
+
+
+def _check_reference(kind: type, path: Path, shape: tuple[int, ...], dataset: Mapping[str, Any]) -> None:
+    """Check that a reference can be read, fits its image and has the student's labels alone."""
+    labels, _ = read_segmentation(kind, path)
+    if labels.shape != shape:
+        raise ValueError(f"{path} has the shape {labels.shape}, but its image has the shape {shape}")
+    known = {value for listed in dataset["labels"].values() for value in label_values(listed)}
+    strange = labels[~np.isin(labels, [*known])]
+    if strange.size:
+        names = ", ".join(f"{name} {listed}" for name, listed in dataset["labels"].items())
+        raise ValueError(f"{path} has the label {label_text(strange[0])}, but the student's labels are {names}")

@@ -83,6 +83,10 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
     assert "$ nn" not in capsys.readouterr().out
     assert main(words(teacher_zip, images, out, *options, "-r", "8")) == 1
     assert f"{out} holds a distillation with student" in capsys.readouterr().err
+    changed = sorted(images.iterdir())[0]
+    changed.write_bytes(changed.read_bytes() + b"changed")
+    assert main(words(teacher_zip, images, out, *options)) == 1
+    assert f"{changed} has changed: restore what was there before, or give another" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -127,6 +131,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(workspace, images, tmp_pat
         (["-f", "3"], "has fold_0, but not fold_3"),
         (["--channels", "0", "5"], "the channel map names channel 5, but the teacher has channels 0 to 2"),
         (["--spacing", "2", "2"], "the spacing must be 3 lengths in mm"),
+        (["--seed", "-1"], "training.seed must be from 0 to 2^32 - 1, got -1"),
         (["-r", "0.5"], "-r must be at least 1, got 0.5"),
         (["--kept-back", "1"], "--kept-back is a share between 0 and 1, got 1"),
         (["-i", "none"], "there is no folder none"),
@@ -140,6 +145,13 @@ def test_wrong_arguments_are_one_line_and_nothing_is_written(workspace, images, 
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_wrong_zip_leaves_nothing_behind(workspace, images, tmp_path, capsys):
+    (tmp_path / "wrong.zip").write_text("no zip")
+    assert main(words(tmp_path / "wrong.zip", images, tmp_path / "out")) == 1
+    assert f"{tmp_path}/wrong.zip is not a zip file, or it is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == []
 
 
 def test_a_label_map_that_names_what_is_not_there(workspace, images, tmp_path, capsys):

@@ -1,16 +1,18 @@
 """``nnunet_kd soft-labels --model``: any model through the command, resumed, in parts, and refused in one sentence."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
-from tests.teachers.bridges import LABELS, Plan, channels_of, copied, make_bridge
+from tests.teachers.bridges import LABELS, Plan, channels_of, copied, make_bridge, write_image
 
 STUDENT = Plan(spacing=(4.0, 3.0, 3.0))
 TEACHER = replace(STUDENT, name="Dataset602_Teacher", spacing=(3.5, 3.3, 3.3))
@@ -28,6 +30,10 @@ def template(tmp_path_factory):
 @pytest.fixture
 def bridge(template, tmp_path, monkeypatch):
     return copied(template, tmp_path, monkeypatch)
+
+
+def read_image(path):
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
 
 
 def files_of(folder):
@@ -56,6 +62,31 @@ def test_parts_and_a_resumed_run_give_the_same_files(bridge, capsys, monkeypatch
     path.write_bytes(path.read_bytes()[:60])
     assert bridge.make(*words, "--continue") == 0
     assert files_of(bridge.store().folder) == whole
+
+
+def test_images_that_have_changed_are_predicted_again(bridge, capsys):
+    """Whatever their modification times say: a copy of the same content is no change, an older file can be one."""
+    words = ("--model", TEACHER.folder, "--disable_tta", "-f", "0", "--continue")
+    first, other = (bridge.raw / "imagesTr" / f"{case}_0000.nii.gz" for case in "ab")
+    assert bridge.make(*words) == 0
+    before = files_of(bridge.store().folder)
+    os.utime(other)
+    write_image(2 * read_image(first), first)
+    os.utime(first, (0, 0))
+    capsys.readouterr()
+    assert bridge.make(*words) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{first} has changed since the soft labels of case a were computed: computing them again\n2 of 2 cases in"
+    )
+    after = files_of(bridge.store().folder)
+    assert {name for name in before if before[name] != after[name]} == {"a.b2nd", "a.json"}
+    record = bridge.store().folder / "b.json"  # a store of earlier versions does not describe the images
+    content = json.loads(record.read_text())
+    del content["originals"]
+    record.write_text(json.dumps(content))
+    assert bridge.store().changed_image("b", [other]) is None
+    os.utime(record, (0, 0))
+    assert bridge.store().changed_image("b", [other]) == other
 
 
 def test_the_manifest_says_where_the_soft_labels_come_from(bridge, capsys):

@@ -42,7 +42,7 @@ def test_a_transformer_teaches_a_u_net(workspace, primus, tmp_path, capsys, fork
     images = shutil.copytree(workspace.raw / "imagesTr", workspace.root / "images")
     out = tmp_path / "out"
     assert main(["distill", "-m", str(folder), "-i", str(images), "-o", str(out), *SHORT]) == 0
-    because = "random, because the student has other layers than the teacher: only the teacher has down_projection"
+    because = "random, because the student has other layers than the teacher: only the student has decoder"
     assert f"initial weights: {because}" in capsys.readouterr().out
     results = next((out / "nnUNet_results").rglob("fold_0"))
     assert "initial weights: random, as nnunet_kd" in next(results.glob("training_log*")).read_text()

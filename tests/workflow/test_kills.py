@@ -16,14 +16,17 @@ STEPS = (
     "nnUNetv2_predict",
     "nnunet_kd export",
 )
-SHORT = ["--epochs", "4", "--iterations", "2", "--disable_tta", "-np", "1", "-device", "cpu"]
+SHORT = ["--epochs", "3", "--iterations", "2", "--disable_tta", "-np", "1", "-device", "cpu"]
 
 
 @needs_fork
 @pytest.mark.slow
 def test_killed_once_in_every_step(workspace, tmp_path):
     """Each kill comes at a random moment of a step, as long as the step has taken without a kill."""
-    images = shutil.copytree(workspace.raw / "imagesTr", workspace.root / "images")
+    images = workspace.root / "images"
+    images.mkdir()
+    for path in sorted((workspace.raw / "imagesTr").iterdir())[: 3 * 3]:  # three cases of three channels
+        shutil.copy(path, images)
     words = ["-m", str(workspace.teacher), "-i", str(images), *SHORT]
     distillation = KilledDistillation(words, tmp_path, workspace.environment())
     seconds, _, _ = distillation.run(tmp_path / "whole")

@@ -40,9 +40,9 @@ def labels(tmp_path):
     return folder
 
 
-def written(tmp_path, images, labels, channels=None, skip_bad=False):
-    cases = find_cases(images, labels, TEACHER)
-    dataset = student_dataset(TEACHER, cases, channels, None)
+def written(tmp_path, images, labels, channels=None, skip_bad=False, teacher=TEACHER):
+    cases = find_cases(images, labels, teacher)
+    dataset = student_dataset(teacher, cases, channels, None)
     bad = write_raw_dataset(tmp_path / "raw", cases, dataset, channels, skip_bad, lambda names: names)
     return json.loads((tmp_path / "raw" / "dataset.json").read_text()), bad
 
@@ -119,8 +119,47 @@ def test_an_image_that_cannot_be_read_is_named_and_can_be_skipped(tmp_path, imag
 
 def test_a_reference_of_another_shape_is_named(tmp_path, images, labels):
     volume(labels / "case_0.nii.gz", shape=(4, 5, 7))
-    with pytest.raises(ValueError, match=r"labels/case_0\.nii\.gz has the shape \(4, 5, 7\), but the image of case"):
+    with pytest.raises(ValueError, match=r"labels/case_0\.nii\.gz has the shape \(4, 5, 7\), but its image has"):
         written(tmp_path, images, labels)
+
+
+def test_a_reference_with_a_label_that_the_student_does_not_have_is_named(tmp_path, images, labels):
+    """nnU-Net's training would end at the first patch that contains it."""
+    volume(labels / "case_0.nii.gz", value=57)
+    with pytest.raises(ValueError, match=r"labels/case_0\.nii\.gz has the label 57, but the student's labels are back"):
+        written(tmp_path, images, labels)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (
+            np.full((4, 5, 6), np.nan, np.float32),
+            "an image of case case_0, .*images/case_0_0000.nii.gz, has voxels that",
+        ),
+        (
+            "SimpleITKIO",
+            np.zeros((2, 4, 5, 6), np.uint8),
+            "images/case_0_0000.nii.gz has 6 channels, but the teacher has 3",
+        ),
+    ],
+)
+def test_images_that_would_stop_a_later_step_are_named_at_once(tmp_path, images, reader, stored, message):
+    for channel in range(3):
+        image = SimpleITK.GetImageFromArray(stored, isVector=False)
+        SimpleITK.WriteImage(image, str(images / f"case_0_{channel:04d}.nii.gz"))
+    teacher = {**TEACHER, "overwrite_image_reader_writer": reader}  # SimpleITK reads 0 for what is not a number
+    with pytest.raises(ValueError, match=message):
+        written(tmp_path, images, None, teacher=teacher)
+    assert [*written(tmp_path, images, None, skip_bad=True, teacher=teacher)[1]] == ["case_0"]
+
+
+def test_a_reference_is_written_again_if_its_image_has_changed(tmp_path, images):
+    written(tmp_path, images, None)
+    for channel in range(3):
+        volume(images / f"case_0_{channel:04d}.nii.gz", shape=(4, 5, 9))
+    written(tmp_path, images, None)
+    assert SimpleITK.ReadImage(str(tmp_path / "raw" / "labelsTr" / "case_0.nii.gz")).GetSize() == (9, 5, 4)
 
 
 def test_what_cannot_be_distilled(tmp_path, images, labels):
@@ -145,7 +184,12 @@ def test_images_of_another_format(tmp_path):
     for number in range(3):
         volume(tmp_path / f"case_{number}_0000.mha")
     teacher = {**TEACHER, "channel_names": {"0": "T1"}}
-    with pytest.raises(ValueError, match=r"holds \.mha images, but the teacher reads \.nii\.gz: convert them"):
+    message = r"holds 3 \.mha images, such as case_0_0000\.mha, but the teacher reads \.nii\.gz: convert them"
+    with pytest.raises(ValueError, match=message):
+        find_cases(tmp_path, None, teacher)
+    for number in range(3, 6):  # nobody wants to lose half of the images silently
+        volume(tmp_path / f"case_{number}_0000.nii.gz")
+    with pytest.raises(ValueError, match=message):
         find_cases(tmp_path, None, teacher)
 
 
