@@ -70,4 +70,4 @@ def _chunks(maps: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Part all maps along the first spatial axis."""
     parts = -(-max(one.numel() for one in maps) // CHUNK)
     step = -(-maps[0].shape[2] // parts)
-    return zip(*(one.split(step, 2) for one in maps), strict=True)
+    return zip(*(torch.split(one, step, 2) for one in maps), strict=True)

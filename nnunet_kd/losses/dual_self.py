@@ -166,7 +166,8 @@ def _error_by_chunks(features: Tensor, target: Tensor, convolution: nn.Module) -
         parameters = {"weight": weight.to(features.dtype), "bias": bias.to(features.dtype)}
         return energy(torch.func.functional_call(convolution, parameters, (features,)) - target)
 
-    return sum_over_chunks(squares, (features, target), (convolution.weight, convolution.bias)) / target.numel()
+    parameters = (convolution.get_parameter("weight"), convolution.get_parameter("bias"))
+    return sum_over_chunks(squares, (features, target), parameters) / target.numel()
 
 
 def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
