@@ -12,6 +12,7 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Run the tests that share trained students in one process of several, which then trains them once."""
     for item in items:
