@@ -1,12 +1,12 @@
-"""Count the memory of a training step of each method on a GPU, beside stock nnU-Net's, without a GPU.
+"""Count the memory of a training step of each method, beside stock nnU-Net's, without a GPU.
 
     python benchmarks/training_memory.py [--size 128] [--batch 2] [--classes 3] [--methods DCD CWD ...] [--largest 1.5]
 
-The tensors are fake tensors of a GPU under autocast to float16, so nothing is computed. The script runs the forward
-pass, the losses and the backward pass, and follows the bytes of all storages that exist at once, weights included. A
-real step also needs the optimizer's momentum, the workspaces of cuDNN, and what the allocator wastes. The teacher and
-stock's network have the widths 32, 64, 128, 256, 320 and 320, the student a quarter of them, but DualSelfKD, which has
-no teacher, all of them. VM-UNet is counted in 2-D at 256 x 256 with the batch size of its plans.
+The tensors are fake and under autocast to float16, so nothing is computed; nnU-Net's loss gets float32, as on a GPU.
+The script runs the forward pass, the losses and the backward pass, and follows the bytes of all storages that exist at
+once, weights included. A real step also needs the optimizer's momentum, the workspaces of cuDNN, and what the allocator
+wastes. The teacher and stock's network have the widths 32, 64, 128, 256, 320 and 320, the student a quarter of them,
+but DualSelfKD, which has no teacher, all of them. VM-UNet is counted in 2-D at 256 x 256 with the batch of its plans.
 
 With ``--largest`` the script fails if a method needs more than that many times as much as stock.
 """
@@ -71,7 +71,7 @@ class Live(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Count the storage of a tensor until it is freed."""
         storage = tensor.untyped_storage()
-        if tensor.device.type != "cuda" or storage in self._seen:
+        if storage in self._seen:
             return
         self._seen.add(storage)
         size = storage.nbytes()
@@ -121,10 +121,24 @@ def unet(widths: list[int], classes: int) -> nn.Module:
     return network
 
 
+class InSinglePrecision(nn.Module):
+    """nnU-Net's loss with the types that autocast gives it on a GPU."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of one scale."""
+        with torch.autocast("cpu", enabled=False):
+            value: Tensor = self.loss(logits.float(), target)
+            return value
+
+
 def task_loss(scales: int) -> DeepSupervisionWrapper:
     """Build nnU-Net's Dice and cross-entropy under deep supervision."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    loss = DC_and_CE_loss(dice, {}, 1, 1, dice_class=MemoryEfficientSoftDiceLoss)
+    loss = InSinglePrecision(DC_and_CE_loss(dice, {}, 1, 1, dice_class=MemoryEfficientSoftDiceLoss))
     weights = [0.5**scale for scale in range(scales - 1)] + [0.0]
     return DeepSupervisionWrapper(loss, [weight / sum(weights) for weight in weights])
 
@@ -135,7 +149,7 @@ def peak_of_step(network: nn.Module, images: Tensor, losses: Callable[[Any], Ten
     for tensor in (*network.parameters(), images):
         live.add(tensor)
     with live:
-        with torch.autocast("cuda"):
+        with torch.autocast("cpu", torch.float16):
             outputs = network(images)
             total = losses(outputs)
             del outputs
@@ -148,25 +162,22 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
     settings, epoch = METHODS[method]
     terms = [TERMS[name].changed(options).build(10) for name, options in settings.items()]
     images = torch.empty(batch, 1, size, size, size)
-    with torch.device("cuda"):
-        narrow = method not in ("stock", "DualSelfKD")
-        student = unet([width // 4 for width in WIDTHS] if narrow else WIDTHS, classes)
-    targets = [torch.empty(batch, 1, *[size // 2**scale] * 3, device="cuda") for scale in range(len(WIDTHS) - 1)]
+    narrow = method not in ("stock", "DualSelfKD")
+    student = unet([width // 4 for width in WIDTHS] if narrow else WIDTHS, classes)
+    targets = [torch.empty(batch, 1, *[size // 2**scale] * 3) for scale in range(len(WIDTHS) - 1)]
     loss = task_loss(len(targets))
     if method == "stock":
-        return peak_of_step(student, images.cuda(), lambda logits: loss(logits, targets))
+        return peak_of_step(student, images, lambda logits: loss(logits, targets))
     distiller = Distiller(terms, LabelCodes(Labels(classes)))
     teacher = None
     if distiller.needs_teacher:
-        with torch.device("cuda"):
-            network = unet(WIDTHS, classes)
+        network = unet(WIDTHS, classes)
         logits = distiller.reads_teacher_logits
         teacher = Teacher(network, distiller.reads_teacher_encoder, logits, logits)
         distiller.attach(teacher, distiller.check(encoder_stages(student), encoder_stages(network)))
     joint = StudentWithAdapters(
-        student, distiller.adapters(student).to("cuda"), distiller.reads_encoder, distiller.reads_decoder
+        student, distiller.adapters(student), distiller.reads_encoder, distiller.reads_decoder
     ).train()
-    images = images.cuda()
 
     def losses(outputs: Any) -> Tensor:
         segmentation = loss(outputs.logits, targets)
@@ -180,11 +191,10 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
 
 def measured_vm_unet(batch: int, size: int, classes: int) -> float:
     """Return the peak memory of a training step of VM-UNet in GiB."""
-    with torch.device("cuda"):
-        network = VMUNet(1, classes, deep_supervision=True).train()
-    targets = [torch.empty(batch, 1, size // factor, size // factor, device="cuda") for factor in (1, 4, 8, 16)]
+    network = VMUNet(1, classes, deep_supervision=True).train()
+    targets = [torch.empty(batch, 1, size // factor, size // factor) for factor in (1, 4, 8, 16)]
     loss = task_loss(len(targets))
-    images = torch.empty(batch, 1, size, size, device="cuda")
+    images = torch.empty(batch, 1, size, size)
     return peak_of_step(network, images, lambda logits: loss(logits, targets))
 
 
@@ -197,7 +207,6 @@ def main() -> int:
     options.add_argument("--methods", nargs="*", choices=[*METHODS, "VM-UNet"], default=[*METHODS, "VM-UNet"])
     options.add_argument("--largest", type=float)
     chosen = options.parse_args()
-    torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # autocast does nothing without a GPU otherwise
     worst = 0.0
     with FakeTensorMode():
         stock = measured("stock", chosen.size, chosen.batch, chosen.classes)

@@ -74,7 +74,7 @@ def step(trainer, stored=0):
     for factors in trainer._get_deep_supervision_scales()[1:] if trainer.enable_deep_supervision else []:
         scales.append(torch.empty(len(images), 1, *(int(n * f) for n, f in zip(size, factors, strict=True))))
     types = set()
-    convolutions = [one for one in trainer.trained().modules() if isinstance(one, nn.Conv2d | nn.Conv3d)]
+    convolutions = [one for one in trainer.trained().student.modules() if isinstance(one, nn.Conv2d | nn.Conv3d)]
     hooks = [one.register_forward_hook(lambda *given: types.add(given[2].dtype)) for one in convolutions]
     values = trainer.train_step({"data": images, "target": scales if trainer.enable_deep_supervision else scales[0]})
     for hook in hooks:
