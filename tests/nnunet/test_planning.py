@@ -3,7 +3,7 @@ from copy import deepcopy
 
 import pytest
 
-from nnunet_kd.nnunet.planning import reduce_widths, student_plans
+from nnunet_kd.nnunet.planning import NETWORKS, reduce_widths, student_plans
 from nnunet_kd.nnunet.settings import Settings, TeacherSettings, read_settings, recorded_leakage, with_leakage
 
 
@@ -67,6 +67,13 @@ def test_other_networks_in_configurations_that_inherit(network):
     given["configurations"]["2d"]["batch_size"] = 105  # nnU-Net's value for small slices
     largest = {"kd_sam": 16, "brainseg_dmif": 4, "vm_unet": 32}.get(network, 105)
     assert student_plans(given, network=network)["configurations"]["2d"]["batch_size"] == largest
+
+
+def test_batches_of_vm_unet_shrink_as_the_patch_grows():
+    batch_of = NETWORKS["vm_unet"].batch_of
+    assert [batch_of(*given) for given in ((105, (64, 64)), (49, (256, 256)), (12, (512, 512)))] == [32, 14, 3]
+    assert batch_of(2, (2048, 2048)) == 2 and batch_of(49, None) == 32
+    assert NETWORKS["dra_unet"].batch_of(12, (512, 512)) == 12
 
 
 def test_the_smallest_width():
