@@ -1,6 +1,7 @@
 """Training steps on a simulated GPU.
 
-Fake tensors of a GPU refuse those of other devices. Mixed precision is that of the CPU, in bfloat16 instead of float16.
+Fake tensors of a GPU refuse those of other devices, and autocast gives them the types that a GPU would, float16 among
+them. Complete steps use the mixed precision of the CPU, in bfloat16.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnunet_kd.trainers.nnUNetTrainerKDSAM import nnUNetTrainerKDSAM
 from nnunet_kd.training import trainer as trainer_file
 from nnunet_kd.training.kd_sam.phases import DECODER, ENCODER, EncoderProgress
 from tests.conftest import SHORT, make_trainer
+from tests.training import variants
 from tests.training.small_brainseg_dmif import plans_for as brainseg_dmif
 from tests.training.small_kd_sam import plans_for as kd_sam
 from tests.training.stored_labels import store_of
@@ -29,6 +31,12 @@ def no_fake_constants():
     for function in vars(wavelets).values():
         if hasattr(function, "cache_clear"):
             function.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def autocast_for_gpus(monkeypatch):
+    """Let ``torch.autocast("cuda")`` work on machines without a GPU, where it does nothing."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
 
 
 @pytest.fixture
@@ -65,8 +73,15 @@ def step(trainer, stored=0):
     scales = [torch.empty(len(images), 1, *size)]
     for factors in trainer._get_deep_supervision_scales()[1:] if trainer.enable_deep_supervision else []:
         scales.append(torch.empty(len(images), 1, *(int(n * f) for n, f in zip(size, factors, strict=True))))
+    types = set()
+    convolutions = [one for one in trainer.trained().student.modules() if isinstance(one, nn.Conv2d | nn.Conv3d)]
+    hooks = [one.register_forward_hook(lambda *given: types.add(given[2].dtype)) for one in convolutions]
     values = trainer.train_step({"data": images, "target": scales if trainer.enable_deep_supervision else scales[0]})
+    for hook in hooks:
+        hook.remove()
+    assert types == {torch.float16}
     assert {value.device.type for value in values.values()} == {"cuda"}
+    assert {value.dtype for value in values.values()} == {torch.float32}
     return {*values} - {"total", "loss"}
 
 
@@ -87,8 +102,7 @@ every_step = pytest.mark.parametrize(
 )
 
 
-@every_step
-def test_a_step(workspace, replaced_parameters, method, options, values):
+def take_a_step(workspace, method, options, values):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)
     if method == "SAMKD":
         store_of(workspace)
@@ -98,6 +112,23 @@ def test_a_step(workspace, replaced_parameters, method, options, values):
         trainer.current_epoch = 0 if values == ["freekd_prompts"] else 1
         stored = trainer.label_manager.num_segmentation_heads + 1 if method == "SAMKD" else 0
         assert step(trainer, stored) == {"segmentation", *values}
+
+
+@every_step
+def test_a_step(workspace, replaced_parameters, method, options, values):
+    take_a_step(workspace, method, options, values)
+
+
+@pytest.mark.slow
+@every_step
+@pytest.mark.parametrize(
+    "variant",
+    [variants.use_regions, variants.use_ignore_label, variants.use_regions_and_ignore_label],
+    ids=["regions", "ignore label", "both"],
+)
+def test_a_step_with_other_labels(workspace, replaced_parameters, variant, method, options, values):
+    variant(workspace)
+    take_a_step(workspace, method, options, values)
 
 
 @pytest.mark.slow

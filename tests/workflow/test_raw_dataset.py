@@ -131,9 +131,10 @@ def test_a_reference_with_a_label_that_the_student_does_not_have_is_named(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("stored", "message"),
+    ("reader", "stored", "message"),
     [
         (
+            "NibabelIO",
             np.full((4, 5, 6), np.nan, np.float32),
             "an image of case case_0, .*images/case_0_0000.nii.gz, has voxels that",
         ),
