@@ -125,6 +125,12 @@ def add_parser(commands: Any) -> None:
     )
     command.add_argument("--prompt", metavar="KIND", help="with --sam: box or points (default: box)")
     command.add_argument(
+        "--normalisation",
+        choices=("sam", "medsam"),
+        help="with --sam: how the weights expect their images; medsam stretches them to a square and scales them to "
+        "0..1, as MedSAM's published inference does (default: sam)",
+    )
+    command.add_argument(
         "--margin", metavar="N", type=int, help="with --sam: voxels added to each side of a box (default: 2)"
     )
     command.add_argument(
@@ -241,10 +247,11 @@ def _source(
     if arguments.model is not None:
         return _model_source(arguments, cases, store, device)
     if arguments.embeddings:
-        return EmbeddingSource(cases, arguments.sam, arguments.channels, arguments.checkpoint, device)
+        normalisation = arguments.normalisation or "sam"
+        return EmbeddingSource(cases, arguments.sam, arguments.channels, arguments.checkpoint, device, normalisation)
     if arguments.sam:
         channels = tuple(arguments.channels or range(min(cases.channels, 3)))
-        given = {"prompt": arguments.prompt, "margin": arguments.margin}
+        given = {name: getattr(arguments, name) for name in ("prompt", "margin", "normalisation")}
         settings = SamSettings(arguments.sam, channels, **{k: v for k, v in given.items() if v is not None})
         return SamSource(cases, settings, arguments.checkpoint, device)
     fold = None if arguments.f is None else arguments.f[0]
@@ -299,11 +306,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("only SAM has --embeddings: give --sam")
     if arguments.embeddings and (arguments.prompt is not None or arguments.margin is not None):
         raise ValueError("--prompt and --margin do not belong to --embeddings, which need no prompt")
-    of_sam = (arguments.checkpoint, arguments.prompt, arguments.margin)
+    of_sam = (arguments.checkpoint, arguments.prompt, arguments.margin, arguments.normalisation)
     if arguments.teacher and any(value is not None for value in (*of_sam, arguments.channels)):
-        raise ValueError("--checkpoint, --channels, --prompt and --margin belong to --sam")
+        raise ValueError("--checkpoint, --channels, --prompt, --margin and --normalisation belong to --sam")
     if arguments.model is not None and any(value is not None for value in of_sam):
-        raise ValueError("--checkpoint, --prompt and --margin belong to --sam")
+        raise ValueError("--checkpoint, --prompt, --margin and --normalisation belong to --sam")
     of_model = (arguments.label_map, arguments.i, arguments.model_config)
     if arguments.model is None and (arguments.trust or any(value is not None for value in of_model)):
         raise ValueError("--label-map, -i, --model-config and --trust belong to --model")
@@ -318,6 +325,7 @@ def _check_score(arguments: argparse.Namespace) -> None:
         "-i": arguments.i,
         "--prompt": arguments.prompt,
         "--margin": arguments.margin,
+        "--normalisation": arguments.normalisation,
         "-f": arguments.f,
         "--disable_tta": arguments.disable_tta or None,
         "--embeddings": arguments.embeddings or None,

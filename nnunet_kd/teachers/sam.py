@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from nnunet_kd.nnunet.trust.archives import check_stored
 
 PROMPTS = ("box", "points")
+NORMALISATIONS = ("sam", "medsam")
 
 # The logit of a structure that is not in a slice, for which SAM is not run. Its sigmoid is 4.5e-5.
 ABSENT = -10.0
@@ -39,12 +40,15 @@ class SamSettings:
         channels: The input channels that become red, green and blue; fewer than three are repeated in turn.
         prompt: ``"box"`` for a box around each connected component of the slice, ``"points"`` for its innermost voxel.
         margin: The number of voxels by which a box is enlarged on each side.
+        normalisation: ``"sam"`` for SAM's own input: the longest side resized to the encoder's, and the mean and
+            deviation of its photographs. ``"medsam"`` for :func:`medsam_input`.
     """
 
     model_type: str = "vit_b"
     channels: tuple[int, ...] = (0,)
     prompt: str = "box"
     margin: int = 2
+    normalisation: str = "sam"
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
@@ -53,6 +57,24 @@ class SamSettings:
             raise ValueError(f"SAM takes one to three channels, got {len(self.channels)}")
         if self.margin < 0:
             raise ValueError(f"the margin of boxes must be at least 0, got {self.margin}")
+        check_normalisation(self.normalisation)
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings for a store's manifest; those of earlier versions have no normalisation."""
+        settings = asdict(self)
+        if self.normalisation == "sam":
+            del settings["normalisation"]
+        return settings
+
+
+def check_normalisation(normalisation: str) -> None:
+    """Refuse a normalisation that does not exist.
+
+    Raises:
+        ValueError: If it is none of :data:`NORMALISATIONS`.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"the normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}")
 
 
 def load_sam(model_type: str, checkpoint: Path) -> Any:
@@ -152,23 +174,43 @@ class SamTeacher:
             return result
         prompts = torch.from_numpy(np.concatenate([entry for entry in places if len(entry)])).to(self.device)
         with self._precision():
-            self._predictor.set_image(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            self._show(np.ascontiguousarray(image.transpose(1, 2, 0)))
             parts = [self._decode(part) for part in torch.split(prompts, self._prompts_at_once)]
         masks = torch.cat(parts).cpu().float().numpy()
         for owner in np.unique(owners):
             result[owner] = masks[owners == owner].max(0)
         return result
 
+    def _show(self, image: np.ndarray) -> None:
+        """Compute the embedding of a slice, ``(height, width, 3)``, for the prompts that follow."""
+        predictor: Any = self._predictor
+        if self.settings.normalisation == "sam":
+            predictor.set_image(image)
+            return
+        encoder = predictor.model.image_encoder
+        side: int = encoder.img_size
+        predictor.features = encoder(medsam_input(image, side)[None].to(self.device))
+        predictor.original_size, predictor.input_size, predictor.is_image_set = image.shape[:2], (side, side), True
+
+    def _in_frame(self, places: Tensor) -> Tensor:
+        """Map x and y ``(..., 2)`` from voxels of the slice to pixels of SAM's input."""
+        predictor: Any = self._predictor
+        if self.settings.normalisation == "sam":
+            mapped: Tensor = predictor.transform.apply_coords_torch(places, predictor.original_size)
+            return mapped
+        height, width = predictor.original_size
+        side = predictor.model.image_encoder.img_size
+        return places * places.new_tensor([side / width, side / height])
+
     def _decode(self, prompts: Tensor) -> Tensor:
         """Compute the mask logits ``(N, height, width)`` of prompts in the current slice."""
         predictor: Any = self._predictor
-        size = predictor.original_size
         if self.settings.prompt == "box":
-            boxes = predictor.transform.apply_boxes_torch(prompts, size)
+            boxes = self._in_frame(prompts.reshape(-1, 2, 2)).reshape(-1, 4)
             masks, _, _ = predictor.predict_torch(None, None, boxes, multimask_output=False, return_logits=True)
             single: Tensor = masks[:, 0]
             return single
-        points = predictor.transform.apply_coords_torch(prompts[:, None], size)
+        points = self._in_frame(prompts[:, None])
         inside = torch.ones(points.shape[:2], dtype=torch.int, device=points.device)
         # A point is ambiguous, so SAM returns three masks; the one with the highest predicted quality is used.
         masks, quality, _ = predictor.predict_torch(points, inside, multimask_output=True, return_logits=True)
@@ -195,6 +237,27 @@ def as_rgb(channels: np.ndarray, body: np.ndarray) -> np.ndarray:
         scaled = (channel - low) / max(float(high - low), 1e-8)
         windowed.append((255 * np.clip(scaled, 0, 1)).round().astype(np.uint8))
     return np.stack([windowed[i % len(windowed)] for i in range(3)])
+
+
+def medsam_input(image: np.ndarray, side: int) -> Tensor:
+    """Return what MedSAM's published inference gives to its encoder, which is SAM's with other weights.
+
+    Ma et al., "Segment anything in medical images", Nature Communications 2024. The slice is stretched to a square by
+    cubic interpolation and scaled to 0..1; SAM's mean and deviation are not used.
+
+    Args:
+        image: The slice ``(height, width, 3)`` in uint8.
+        side: The side of the encoder's input in pixels (1024).
+
+    Returns:
+        The input ``(3, side, side)`` in float32.
+    """
+    from skimage.transform import resize
+
+    stretched = resize(image, (side, side), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
+    low, high = stretched.min(), stretched.max()
+    scaled = (stretched - low) / max(int(high) - int(low), 1e-8)
+    return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1)
 
 
 def component_places(structure: np.ndarray, prompt: str, margin: int) -> np.ndarray:

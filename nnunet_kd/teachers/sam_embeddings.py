@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
-from nnunet_kd.teachers.sam import WINDOW
+from nnunet_kd.teachers.sam import WINDOW, check_normalisation, medsam_input
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 STEP = 0.5  # the step of nnU-Net's sliding window, in patches
@@ -79,10 +79,16 @@ class SamEmbedder:
         sam: The model, from :func:`nnunet_kd.teachers.sam.load_sam`.
         colours: The conversion of the channels to colours.
         device: The device on which SAM runs, in half precision on CUDA.
+        normalisation: As for :class:`nnunet_kd.teachers.sam.SamSettings`.
+
+    Raises:
+        ValueError: If the normalisation is unknown.
     """
 
-    def __init__(self, sam: Any, colours: Colours, device: torch.device) -> None:
+    def __init__(self, sam: Any, colours: Colours, device: torch.device, normalisation: str = "sam") -> None:
+        check_normalisation(normalisation)
         self._sam = sam.to(device)
+        self._normalisation = normalisation
         self._colours = colours
         self._device = device
 
@@ -108,16 +114,23 @@ class SamEmbedder:
         Returns:
             The embeddings ``(B, *shape)`` in float32 on the embedder's device.
         """
+        framed = self._framed(self._colours(images.to(self._device)))
+        with torch.autocast("cuda", enabled=self._device.type == "cuda"):
+            parts = [self._sam.image_encoder(part).float() for part in torch.split(framed, AT_ONCE)]
+        return torch.cat(parts)
+
+    def _framed(self, colours: Tensor) -> Tensor:
+        """Return the encoder's inputs ``(B, 3, side, side)``."""
+        if self._normalisation == "medsam":
+            pictures = colours.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            return torch.stack([medsam_input(picture, self.image_size) for picture in pictures]).to(self._device)
         from segment_anything.utils.transforms import ResizeLongestSide
 
-        colours = self._colours(images.to(self._device))
         # The package's own apply_image_torch mistakes batch and channels for height and width.
         size = ResizeLongestSide.get_preprocess_shape(*colours.shape[2:], self.image_size)
         resized = F.interpolate(colours, size, mode="bilinear", align_corners=False, antialias=True)
-        framed = self._sam.preprocess(resized)
-        with torch.autocast("cuda", enabled=self._device.type == "cuda"):
-            parts = [self._sam.image_encoder(part).float() for part in framed.split(AT_ONCE)]
-        return torch.cat(parts)
+        framed: Tensor = self._sam.preprocess(resized)
+        return framed
 
 
 class SlicePatches:
@@ -180,4 +193,5 @@ class EmbeddingStore(SoftLabelStore):
         source = self.manifest.get("source", {})
         channels = " ".join(map(str, source.get("channels", [])))
         model = source.get("model_type", "vit_h")
-        return f"--embeddings --sam {model} --checkpoint FILE --channels {channels} --name {self.name}"
+        other = f" --normalisation {source['normalisation']}" if "normalisation" in source else ""
+        return f"--embeddings --sam {model} --checkpoint FILE --channels {channels}{other} --name {self.name}"

@@ -69,7 +69,7 @@ class SamSource:
         self.description: dict[str, Any] = {
             "kind": "sam",
             "checkpoint_sha256": file_digest(checkpoint),
-            **asdict(settings),
+            **settings.described(),
             "window": WINDOW,
             "absent": ABSENT,
             "axis": self._axis,
@@ -165,6 +165,7 @@ class EmbeddingSource:
         channels: The channels that SAM sees; ``None`` for the first three.
         checkpoint: The file that holds SAM's weights.
         device: The device on which SAM runs.
+        normalisation: As for :class:`nnunet_kd.teachers.sam.SamSettings`.
         patches_at_once: The number of patches that are embedded in one batch.
 
     Raises:
@@ -180,6 +181,7 @@ class EmbeddingSource:
         channels: Sequence[int] | None,
         checkpoint: Path,
         device: torch.device,
+        normalisation: str = "sam",
         patches_at_once: int = AT_ONCE,
     ) -> None:
         self._patch_size = list(cases.configuration.patch_size)
@@ -189,7 +191,7 @@ class EmbeddingSource:
             )
         colours = Colours.of(cases.configuration.normalization_schemes, channels)
         self._cases = cases
-        self._embedder = SamEmbedder(load_sam(model_type, checkpoint), colours, device)
+        self._embedder = SamEmbedder(load_sam(model_type, checkpoint), colours, device, normalisation)
         self._at_once = patches_at_once
         self.description: dict[str, Any] = {
             "kind": "sam_embeddings",
@@ -199,6 +201,7 @@ class EmbeddingSource:
             "window": WINDOW,
             "patch_size": self._patch_size,
             "step": STEP,
+            **({} if normalisation == "sam" else {"normalisation": normalisation}),
         }
 
     def ordered(self, cases: Sequence[str]) -> Sequence[str]:

@@ -142,8 +142,14 @@ def test_another_checkpoint_or_prompt_is_refused_in_the_same_folder(workspace, s
         (("SAM", "-c", "3d_lowres"), "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         (("SAM", "-p", "other"), "there are no plans"),
         (("SAM", "--name", "a/b"), "the name of soft labels must consist of letters"),
-        (("--teacher", "--checkpoint", "x"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
-        (("--teacher", "--margin", "3"), "--checkpoint, --channels, --prompt and --margin belong to --sam"),
+        (
+            ("--teacher", "--checkpoint", "x"),
+            "--checkpoint, --channels, --prompt, --margin and --normalisation belong to --sam",
+        ),
+        (
+            ("--teacher", "--margin", "3"),
+            "--checkpoint, --channels, --prompt, --margin and --normalisation belong to --sam",
+        ),
         (("--teacher",), "has fold_0, but not fold_1. Train it: nnUNetv2_train"),
     ],
 )

@@ -150,7 +150,7 @@ def label_map(bridge, content):
         (("-f", "first"), "a fold is a number or all, got 'first'"),
         (("--channels", "0", "1"), "must have one entry for each of the student's 3 channels (T1, T2, FLAIR), got 2"),
         (("--channels", "0", "1", "7"), "names channel 7, but the model has channels 0 to 2 (T1, T2, FLAIR)"),
-        (("--margin", "3"), "--checkpoint, --prompt and --margin belong to --sam"),
+        (("--margin", "3"), "--checkpoint, --prompt, --margin and --normalisation belong to --sam"),
         (("--embeddings",), "only SAM has --embeddings"),
         (("-i", "nowhere"), "there is no folder of images nowhere"),
         (("-chk", "checkpoint_best.pth"), "has no fold with a checkpoint_best.pth"),

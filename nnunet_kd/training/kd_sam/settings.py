@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nnunet_kd.networks.pretrained import IMAGENET
 from nnunet_kd.nnunet.settings import require
+from nnunet_kd.teachers.sam import NORMALISATIONS
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class KDSAMSettings:
         checkpoint: The file with SAM's weights, which teach the encoder and initialize the decoder. Required.
         model_type: A key of ``segment_anything.sam_model_registry`` (KD-SAM uses ViT-H).
         channels: One to three input channels that become red, green and blue; ``None`` for the first three.
+        normalisation: ``"sam"``, or ``"medsam"`` for weights of MedSAM, whose images are stretched and scaled to 0..1.
         embeddings: The name of stored embeddings (``nnunet_kd soft-labels --embeddings``). ``None`` runs SAM on the
             augmented patches while the encoder trains.
         encoder_epochs: The longest training of the encoder, as a whole number of epochs or a fraction of the training.
@@ -35,6 +37,7 @@ class KDSAMSettings:
     checkpoint: str | None = None
     model_type: str = "vit_h"
     channels: list[int] | None = None
+    normalisation: str = "sam"
     embeddings: str | None = None
     encoder_epochs: float = 0.5
     patience: int = 20
@@ -45,6 +48,8 @@ class KDSAMSettings:
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
+        known = self.normalisation in NORMALISATIONS
+        require(known, "method.normalisation", " or ".join(map(repr, NORMALISATIONS)), self.normalisation)
         require(self.checkpoint is not None, "method.checkpoint", "a file with SAM's weights", None)
         fits = self.encoder_epochs <= 1 if isinstance(self.encoder_epochs, float) else True
         epochs = "a whole number of epochs from 1, or a fraction of the training"

@@ -92,10 +92,11 @@ class KDSAMTrainer(DistillationTrainer):
         identifier = self.configuration_manager.data_identifier
         store = EmbeddingStore(store_folder(folder, identifier, name, EmbeddingStore))
         student = self.preparation.student
-        command = soft_labels_command(student)
+        command, normalisation = soft_labels_command(student), self.settings.normalisation
         if not (store.folder / "manifest.json").is_file():
             channels = self.settings.channels
             chosen = "" if channels is None else f" --channels {' '.join(map(str, channels))}"
+            chosen += "" if normalisation == "sam" else f" --normalisation {normalisation}"
             raise FileNotFoundError(
                 f"the embeddings {name!r} are missing in {folder}. Make them: {command} --embeddings --sam "
                 f"{self.settings.model_type} --checkpoint {self.settings.checkpoint}{chosen} --name {name}"
@@ -107,9 +108,10 @@ class KDSAMTrainer(DistillationTrainer):
             "patch_size": list(self.configuration_manager.patch_size),
             "channels": list(colours.channels),
             "checkpoint_sha256": checkpoint_digest,
+            "normalisation": normalisation,
         }
         for key, value in wanted.items():
-            made = store.manifest.get("source", {}).get(key)
+            made = store.manifest.get("source", {}).get(key, "sam" if key == "normalisation" else None)
             if value is not None and made != value:
                 raise ValueError(f"the embeddings in {store.folder} were made with {key} = {made}, not {value}")
         try:
@@ -191,7 +193,7 @@ class KDSAMTrainer(DistillationTrainer):
                 self.store = self._find_embeddings(None if self.resumes else file_digest(self._checkpoint()))
             if self.store is None:
                 colours = Colours.of(self.configuration_manager.normalization_schemes, self.settings.channels)
-                self.embedder = SamEmbedder(self.sam(), colours, self.device)
+                self.embedder = SamEmbedder(self.sam(), colours, self.device, self.settings.normalisation)
         self._sam = None
         super().on_train_start()
         if self.current_epoch < self.num_epochs:
