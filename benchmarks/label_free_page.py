@@ -76,8 +76,8 @@ def page(record: Mapping[str, Any]) -> str:
         "was chosen. Dice is the mean over structures, then over cases, in points; behind it is "
         "the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
         "have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
-        "`nnunet_kd distill`. Seconds are those of the commands that made the run, on a CPU that other work shared, so "
-        "they are rough. The schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
+        "`nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. The "
+        "schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
     ]
     for section, title in SECTIONS.items():
         mine = [one for one in runs if one["run"].rpartition("/")[0] == section]
@@ -104,7 +104,7 @@ def _section(section: str, mine: Sequence[Entry], runs: Sequence[Entry]) -> list
     scores = {name: _values(entries) for name, entries in shown.items()}
     structures = list(mine[0]["structures"])
     extra = any("predicted_in" in one for one in mine)
-    header = ["model", "seeds", "epochs x steps", "Dice", "to the teacher", *structures, "parameters", "seconds"]
+    header = ["model", "seeds", "epochs x steps", "Dice", "to the teacher", *structures, "parameters", "CPU seconds"]
     table = Table(
         [*header, *(["voxels", "prediction"] if extra else [])],
         [_cells(entries, scores, name if teacher else None, structures, extra) for entries in shown.values()],
@@ -126,7 +126,7 @@ def _cells(
         difference,
         *(f"{100 * np.mean([entry['structures'][name] for entry in entries]):.2f}" for name in structures),
         f"{one['parameters'] / 1e6:.3f} M",
-        f"{np.mean([entry['seconds'] for entry in entries]):.0f}",
+        "" if None in (used := [entry.get("cpu_seconds") for entry in entries]) else f"{np.mean(used):.0f}",
     ]
     if extra:
         predicted = one.get("predicted_in", {})
