@@ -358,7 +358,7 @@ def main() -> None:
                     Place(data, chosen.raw, chosen.work, chosen.teachers, chosen.device, chosen.quick),
                     record,
                 )
-    text = page(read_record(record))
+    text = page(read_record(record), {name: run.seeds for name, run in every.items()})
     write_whole(record.with_suffix(".md"), text)
     print(text)
 

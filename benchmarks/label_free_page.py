@@ -41,10 +41,15 @@ ARMS = {
     "student": "distill: labels, five teachers",
 }
 OLDER = (
-    "The teacher has trained on fold 0's whole training part, both halves with their labels, and for longer than those "
-    "above; its plans and weights were given."
+    "The teacher has trained on fold 0's whole training part, both halves with their labels, and with a longer "
+    "schedule than the students; its plans and weights were given."
+)
+HALVES = (
+    "Fold 0's training part is split into two halves by patient, with a seed. The teacher, nnU-Net at full width, and "
+    "students with labels learn from the first half; of the second, students get the images, and nobody the labels."
 )
 ABOUT = {
+    **{f"{data}/{r}": HALVES for data in _DATA for r in _WIDTHS},
     "brats/modality": f"{OLDER} It sees T1, T1CE, T2 and FLAIR; both students have the same cases and labels.",
     "hippocampus/tuning": "A quarter of the pool is kept from these students, and they are scored on it.",
     **{
@@ -63,18 +68,21 @@ REFERENCE = {
 }
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """Return the page: what was asked, and a table and a paragraph for every section that has runs."""
+def page(record: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> str:
+    """Return the page: what was asked, and a table and a paragraph for every section that has runs.
+
+    Args:
+        record: The content of ``label_free.json``.
+        wanted: The seeds of all runs of the study by name.
+    """
     runs: list[Entry] = record["runs"]
     lines = [
         "# Distillation with and without labels",
         "",
         "`benchmarks/label_free.py` writes this page from `label_free.json`. It asks how much a student loses to its "
-        "teacher if it learns from images alone, and what labels add. Fold 0's training part is split into two halves "
-        "(by patient, with a seed). The teacher, nnU-Net at full width, learns from the first half; the labels of the "
-        "other half, the pool, are read by nobody. Every model is scored on fold 0's validation part, on which nothing "
-        "was chosen. Dice is the mean over structures, then over cases, in points; behind it is "
-        "the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
+        "teacher if it learns from images alone, and what labels add. Models are scored on cases of fold 0's "
+        "validation part, on which nothing was chosen. Dice is the mean over structures, then over cases, in points; "
+        "behind it is the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
         "have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
         "`nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. The "
         "schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
@@ -84,11 +92,11 @@ def page(record: Mapping[str, Any]) -> str:
         if mine:
             about = [ABOUT[section], ""] if section in ABOUT else []
             lines += ["", f"## {title}", "", *about, *_section(section, mine, runs)]
-    missing = [
-        title for section, title in SECTIONS.items() if not any(one["run"].startswith(f"{section}/") for one in runs)
-    ]
-    if missing:
-        lines += ["", "Not run yet: " + "; ".join(missing) + "."]
+    done = {(one["run"], one["seed"]) for one in runs}
+    missing = {name: [seed for seed in seeds if (name, seed) not in done] for name, seeds in wanted.items()}
+    named = [f"`{name}` ({', '.join(map(str, seeds))})" for name, seeds in missing.items() if seeds]
+    if named:
+        lines += ["", "## Not run yet", "", f"Runs, with their seeds: {', '.join(named)}."]
     return "\n".join(lines) + "\n"
 
 
