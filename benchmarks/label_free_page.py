@@ -82,8 +82,8 @@ def page(record: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> str:
         "`benchmarks/label_free.py` writes this page from `label_free.json`. It asks how much a student loses to its "
         "teacher if it learns from images alone, and what labels add. Models are scored on cases of fold 0's "
         "validation part, on which nothing was chosen. Dice is the mean over structures, then over cases, in points; "
-        "behind it is the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
-        "have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
+        "behind it is the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled "
+        "students have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
         "`nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. The "
         "schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
     ]
@@ -93,10 +93,8 @@ def page(record: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> str:
             about = [ABOUT[section], ""] if section in ABOUT else []
             lines += ["", f"## {title}", "", *about, *_section(section, mine, runs)]
     done = {(one["run"], one["seed"]) for one in runs}
-    missing = {name: [seed for seed in seeds if (name, seed) not in done] for name, seeds in wanted.items()}
-    named = [f"`{name}` ({', '.join(map(str, seeds))})" for name, seeds in missing.items() if seeds]
-    if named:
-        lines += ["", "## Not run yet", "", f"Runs, with their seeds: {', '.join(named)}."]
+    every = {(name, seed) for name, seeds in wanted.items() for seed in seeds}
+    lines += ["", f"{len(every & done)} of the study's {len(every)} runs have been made; `--list` names all of them."]
     return "\n".join(lines) + "\n"
 
 
