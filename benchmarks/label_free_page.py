@@ -83,9 +83,9 @@ def page(record: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> str:
         "teacher if it learns from images alone, and what labels add. Models are scored on cases of fold 0's "
         "validation part, on which nothing was chosen. Dice is the mean over structures, then over cases, in points; "
         "behind it is the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled "
-        "students have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
-        "`nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. The "
-        "schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
+        "students have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the "
+        "report of `nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. "
+        "The schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
     ]
     for section, title in SECTIONS.items():
         mine = [one for one in runs if one["run"].rpartition("/")[0] == section]
