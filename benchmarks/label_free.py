@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -192,11 +193,13 @@ def folds(place: Place, chosen: str = "all") -> Made:
 def timed_teachers(place: Place, seed: int, chosen: str) -> Made:
     """Segment the test cases with the five teachers, or with the best by its own validation, and take the time."""
     made = folds(place, chosen)
-    before = place.seconds
     images, out = place.images(place.groups[TEST]), place.work / f"segmentations_folds_{chosen}"
+    started = time.perf_counter()
     segmentations = place.segment(made.model, made.folds, images, out)
     return replace(
-        made, segmentations=segmentations, more={"predicted_in": {"nnUNetv2_predict": place.seconds - before}}
+        made,
+        segmentations=segmentations,
+        more={"predicted_in": {"nnUNetv2_predict": round(time.perf_counter() - started, 1)}},
     )
 
 
@@ -299,7 +302,7 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
         "scored_on": run.scored_on,
         "dice": round(float(np.nanmean(of_cases)), 5),
         "structures": {structure: round(float(np.nanmean(values)), 5) for structure, values in each.items()},
-        "seconds": round(seconds),
+        "cpu_seconds": None if math.isnan(seconds) else round(seconds),
         "parameters": parameters(made.model) * len(made.folds),
         **made.more,
         "per_case": dice,
@@ -308,7 +311,7 @@ def carry_out(name: str, run: Run, seed: int, place: Place, record: Path) -> Non
     content["cases"][place.data.folder] = place.groups
     content["runs"].append(entry)
     write_record(record, content)
-    print(f"{name}, seed {seed}: Dice {100 * entry['dice']:.2f} in {seconds:.0f} s", flush=True)
+    print(f"{name}, seed {seed}: Dice {100 * entry['dice']:.2f}", flush=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -355,7 +358,7 @@ def main() -> None:
                     Place(data, chosen.raw, chosen.work, chosen.teachers, chosen.device, chosen.quick),
                     record,
                 )
-    text = page(read_record(record))
+    text = page(read_record(record), {name: run.seeds for name, run in every.items()})
     write_whole(record.with_suffix(".md"), text)
     print(text)
 

@@ -41,10 +41,15 @@ ARMS = {
     "student": "distill: labels, five teachers",
 }
 OLDER = (
-    "The teacher has trained on fold 0's whole training part, both halves with their labels, and for longer than those "
-    "above; its plans and weights were given."
+    "The teacher has trained on fold 0's whole training part, both halves with their labels, and with a longer "
+    "schedule than the students; its plans and weights were given."
+)
+HALVES = (
+    "Fold 0's training part is split into two halves by patient, with a seed. The teacher, nnU-Net at full width, and "
+    "students with labels learn from the first half; of the second, students get the images, and nobody the labels."
 )
 ABOUT = {
+    **{f"{data}/{r}": HALVES for data in _DATA for r in _WIDTHS},
     "brats/modality": f"{OLDER} It sees T1, T1CE, T2 and FLAIR; both students have the same cases and labels.",
     "hippocampus/tuning": "A quarter of the pool is kept from these students, and they are scored on it.",
     **{
@@ -63,32 +68,33 @@ REFERENCE = {
 }
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """Return the page: what was asked, and a table and a paragraph for every section that has runs."""
+def page(record: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> str:
+    """Return the page: what was asked, and a table and a paragraph for every section that has runs.
+
+    Args:
+        record: The content of ``label_free.json``.
+        wanted: The seeds of all runs of the study by name.
+    """
     runs: list[Entry] = record["runs"]
     lines = [
         "# Distillation with and without labels",
         "",
         "`benchmarks/label_free.py` writes this page from `label_free.json`. It asks how much a student loses to its "
-        "teacher if it learns from images alone, and what labels add. Fold 0's training part is split into two halves "
-        "(by patient, with a seed). The teacher, nnU-Net at full width, learns from the first half; the labels of the "
-        "other half, the pool, are read by nobody. Every model is scored on fold 0's validation part, on which nothing "
-        "was chosen. Dice is the mean over structures, then over cases, in points; behind it is "
-        "the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled students "
-        "have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the report of "
-        "`nnunet_kd distill`. Seconds are those of the commands that made the run, on a CPU that other work shared, so "
-        "they are rough. The schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
+        "teacher if it learns from images alone, and what labels add. Models are scored on cases of fold 0's "
+        "validation part, on which nothing was chosen. Dice is the mean over structures, then over cases, in points; "
+        "behind it is the difference to the teacher with its bootstrap interval (95 %) over cases and seeds. Distilled "
+        "students have soft labels without mirroring (`--disable_tta`), and one image in twenty is kept back for the "
+        "report of `nnunet_kd distill`. CPU seconds are those of all commands of a run, and unknown if it was stopped. "
+        "The schedules are short, so that absolute values are lower than nnU-Net's usual ones.",
     ]
     for section, title in SECTIONS.items():
         mine = [one for one in runs if one["run"].rpartition("/")[0] == section]
         if mine:
             about = [ABOUT[section], ""] if section in ABOUT else []
             lines += ["", f"## {title}", "", *about, *_section(section, mine, runs)]
-    missing = [
-        title for section, title in SECTIONS.items() if not any(one["run"].startswith(f"{section}/") for one in runs)
-    ]
-    if missing:
-        lines += ["", "Not run yet: " + "; ".join(missing) + "."]
+    done = {(one["run"], one["seed"]) for one in runs}
+    every = {(name, seed) for name, seeds in wanted.items() for seed in seeds}
+    lines += ["", f"{len(every & done)} of the study's {len(every)} runs have been made; `--list` names all of them."]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +110,7 @@ def _section(section: str, mine: Sequence[Entry], runs: Sequence[Entry]) -> list
     scores = {name: _values(entries) for name, entries in shown.items()}
     structures = list(mine[0]["structures"])
     extra = any("predicted_in" in one for one in mine)
-    header = ["model", "seeds", "epochs x steps", "Dice", "to the teacher", *structures, "parameters", "seconds"]
+    header = ["model", "seeds", "epochs x steps", "Dice", "to the teacher", *structures, "parameters", "CPU seconds"]
     table = Table(
         [*header, *(["voxels", "prediction"] if extra else [])],
         [_cells(entries, scores, name if teacher else None, structures, extra) for entries in shown.values()],
@@ -126,7 +132,7 @@ def _cells(
         difference,
         *(f"{100 * np.mean([entry['structures'][name] for entry in entries]):.2f}" for name in structures),
         f"{one['parameters'] / 1e6:.3f} M",
-        f"{np.mean([entry['seconds'] for entry in entries]):.0f}",
+        "" if None in (used := [entry.get("cpu_seconds") for entry in entries]) else f"{np.mean(used):.0f}",
     ]
     if extra:
         predicted = one.get("predicted_in", {})

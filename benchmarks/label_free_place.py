@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ class Place:
         self.given = path if path and path.is_dir() else None
         self.on = ("-device", device)
         self.preprocessed = self.work / "nnUNet_preprocessed" / data.folder
-        self.seconds = 0.0  # of the commands since it was set
+        self.seconds = 0.0  # CPU seconds of the commands since it was set; NaN if some were run before
         os.environ.update({name: os.environ.get(name, value) for name, value in FASTER.items()})
 
     def schedule(self, given: Schedule) -> dict[str, int]:
@@ -155,7 +156,7 @@ class Place:
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         folders = {name: str((within or self.work) / name) for name in names}
         log = self.work / "logs.txt"
-        started = time.perf_counter()
+        started = _used()
         with log.open("a") as output:
             program = str(Path(sys.executable).parent / words[0])
             ended = subprocess.run(
@@ -163,7 +164,7 @@ class Place:
             )
         if ended.returncode:
             sys.exit(f"{words[0]} failed, see {log}; the study continues from here when it is started again")
-        self.seconds += time.perf_counter() - started
+        self.seconds += _used() - started
 
     def prepare(self) -> None:
         """Preprocess with the given teacher's plans, or with nnU-Net's own and batches of two, and write the splits."""
@@ -203,6 +204,8 @@ class Place:
         written["nnunet_kd"].update(block)
         write_whole(self.preprocessed / f"{plans}.json", json.dumps(written, indent=4))
         results = self.work / "nnUNet_results" / self.data.folder / f"{trainer}__{plans}__{CONFIGURATION}"
+        if (results / f"fold_{fold}").is_dir():
+            self.seconds = math.nan
         if not (results / f"fold_{fold}" / "validation" / "summary.json").is_file():
             begun = ["--c"] if any((results / f"fold_{fold}").glob("checkpoint_*.pth")) else []
             words = [self.data.folder, CONFIGURATION, str(fold), "-tr", trainer, "-p", plans]
@@ -241,6 +244,8 @@ class Place:
         given += ["--disable_tta"]  # an eighth of the time of mirroring
         given += ["--epochs", str(schedule["num_epochs"]), "--iterations", str(schedule["num_iterations_per_epoch"])]
         given += [*words, *self.on]
+        if out.is_dir():
+            self.seconds = math.nan
         if not (out / "report.html").is_file():
             self.command(*given, "--prepare")
             self._reuse_soft_labels(out, "-".join([model.name, *map(str, folds), *words]))
@@ -307,6 +312,12 @@ class Place:
             lengths = [size * width for size, width in zip(image.GetSize(), image.GetSpacing(), strict=True)][::-1]
             counts.append(np.prod([round(length / width) for length, width in zip(lengths, spacing, strict=True)]))
         return round(float(np.mean(counts)))
+
+
+def _used() -> float:
+    """Return the CPU seconds of all commands, which other work on the machine hardly changes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def parameters(model: Path) -> int:
