@@ -62,6 +62,7 @@ def test_trainers_import_as_a_package_too():
     assert "nnUNetTrainerDCD" in TRAINERS and "nnUNetTrainerNoKD" in TRAINERS
 
 
+@pytest.mark.slow
 def test_a_user_trainer_of_the_same_name_wins(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD as Theirs\n"

@@ -61,6 +61,7 @@ def noted(number):
     _predict(number)
 
 
+@pytest.mark.slow
 def test_networks_are_measured_once_and_in_turn(workspace, tmp_path, monkeypatch):
     """All networks predict a case before the next, under equal load, and each in its own process."""
     student = workspace.results / "nnUNetTrainerNoKD__student__3d_fullres"

@@ -2,6 +2,8 @@
 
 import importlib
 
+import pytest
+
 from tests.training.stored_labels import store_of
 
 METHODS = {
@@ -23,6 +25,8 @@ METHODS = {
     "KD recipe": {},
     "SoftKD": {},
 }
+# The recipe starts from fitted weights, which takes longer than the training.
+FAST_ONES_FIRST = [pytest.param(name, marks=pytest.mark.slow) if name == "KD recipe" else name for name in METHODS]
 
 
 def store_if_read(workspace, method, configuration="3d_fullres"):

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import make_trainer
 from tests.training import variants
-from tests.training.methods import METHODS, store_if_read, trainer_class
+from tests.training.methods import FAST_ONES_FIRST, METHODS, store_if_read, trainer_class
 
 TERMS = {
     "IFVD": ["ifvd", "logits"],
@@ -40,10 +40,10 @@ def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **opti
     return trainer
 
 
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", FAST_ONES_FIRST)
 
 
-@every_method
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_configurations(workspace, method, configuration):
     train_one_epoch(workspace, method, configuration=configuration)

@@ -18,7 +18,7 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.results import Lock
 from tests.conftest import SHORT, make_trainer, stop_within
-from tests.training.methods import METHODS, store_if_read, trainer_class
+from tests.training.methods import FAST_ONES_FIRST, METHODS, store_if_read, trainer_class
 from tests.training.stored_labels import store_of
 
 FOLDER = "nnUNetTrainer{}__nnUNetPlans__3d_fullres"
@@ -129,7 +129,7 @@ def _without_looking(write):
     return written
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FAST_ONES_FIRST)
 @pytest.mark.parametrize("change", [no_foreground, one_voxel])
 def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace, method, change):
     rewrite(workspace, change)
@@ -141,7 +141,7 @@ def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace,
     assert np.isfinite(logged["train_losses"]).all() and logged["skipped_steps"] == [0, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FAST_ONES_FIRST)
 def test_a_batch_of_one(workspace, method):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=METHODS[method])
     plans["configurations"]["3d_fullres"]["batch_size"] = 1

@@ -104,6 +104,7 @@ def test_a_convex_term_gets_its_share_after_its_ramp_has_begun(workspace):
     assert logged["train_losses"] == pytest.approx([segmentation[0], 0.75 * segmentation[1] + 0.25 * logits[1]])
 
 
+@pytest.mark.slow
 def test_fitted_initial_weights_leave_unseeded_loading_unseeded(workspace):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "seed": None, "initial_weights": "reconstructed"})
     drawn = []
