@@ -101,7 +101,7 @@ def entry_point(name: str, *words: str) -> int | None:
     The command knows a tiny SAM, its own processes are forked, not spawned, it draws few intensities, and its trainings
     leave a tiny picture in the place of their curves, which take longer to plot than an epoch takes here.
     """
-    _fork_always()
+    _see_one_core()
     _draw_few_intensities()
     _plot_nothing()
     size = int(os.environ.get(SIZE_OF_TINY_SAM, 64))
@@ -135,7 +135,7 @@ def _plan_and_preprocess(number: int, configurations: Sequence[str]) -> None:
         preprocess,
     )
 
-    _fork_always()
+    _see_one_core()
     _draw_few_intensities()
     extract_fingerprint_dataset(number, num_processes=1, check_dataset_integrity=True, show_progress_bar=False)
     plan_experiments([number])
@@ -165,9 +165,7 @@ def _plot_nothing() -> None:
     training.append_terms = lambda *_: None
 
 
-def _fork_always() -> None:
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: get_context("fork" if method == "spawn" else method)
+def _see_one_core() -> None:
     multiprocessing.cpu_count = lambda: 1
 
 

@@ -169,7 +169,9 @@ def _variables(path: Path) -> set[bytes]:
 
 @cache
 def preloaded() -> Any:
-    """Return the context of processes that are forked from the one that has imported the slow packages."""
+    """Return the context of processes that are forked from one that has imported the slow packages."""
+    if multiprocessing.context._concrete_contexts["spawn"] is multiprocessing.get_context("fork"):
+        return multiprocessing.get_context("fork")  # this process has imported them, or one before it
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
@@ -211,6 +213,7 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     multiprocessing.set_start_method("fork", force=True)  # else it would inherit this process's method
+    multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")
     sys.modules["__main__"] = ModuleType("__main__")  # else its own processes would import pytest
     import torch
 
