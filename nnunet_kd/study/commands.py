@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_kd.storage.processes import process_limits
@@ -87,6 +88,21 @@ class Commands:
                 process.wait()
                 raise
         if status:
-            full = "No space left on device" in last or "the disk is full" in last
-            kind = DiskFullError if full else RuntimeError
-            raise kind(f"{words[0]} failed ({last}); its output is in {path}")
+            raise _failure(words, last, path)
+
+
+def _failure(words: Sequence[str], last: str, log: Path) -> RuntimeError:
+    """Return the error that says why a command failed.
+
+    Args:
+        words: The command and its arguments.
+        last: The last line that it printed.
+        log: The file with everything that it printed.
+    """
+    ours = words[0] == "nnunet_kd"
+    why = last.removeprefix("nnunet_kd: ")
+    full = "No space left on device" in why or "the disk is full" in why
+    if full and "cannot write" not in why:
+        why = "the disk is full"
+    kind = DiskFullError if full else RuntimeError
+    return kind(f"{' '.join(words[: 2 if ours else 1])} failed ({why}); its output is in {log}")
