@@ -91,7 +91,7 @@ class Commands:
             raise _failure(words, last, path)
 
 
-def _failure(words: Sequence[str], last: str, log: Path) -> RuntimeError:
+def _failure(words: Sequence[str], last: str, log: Path) -> DiskFullError | RuntimeError:
     """Return the error that says why a command failed.
 
     Args:
