@@ -32,7 +32,8 @@ from nnunet_kd.evaluation.rows import Row, write_rows
 from nnunet_kd.evaluation.statistics import Interval
 from nnunet_kd.nnunet.experiment import find_trainer
 from nnunet_kd.nnunet.settings import BLOCK, read_settings
-from nnunet_kd.study.runs import PREFIX, TEACHER, rows_of_ablation, rows_of_file
+from nnunet_kd.study.ablations import rows_of_ablation
+from nnunet_kd.study.runs import PREFIX, TEACHER, rows_of_file
 
 SHIFTS = {"one": -0.1, "two": 0.1}
 
@@ -233,7 +234,7 @@ def test_a_part_of_one_seed_is_finished_after_that_seed(tmp_path, readme):
 
 
 def test_the_ablation_equals_that_of_compare():
-    rows = {f"{STRONG}, {row.name.removeprefix('DCD ')}": row.settings["method"] for row in rows_of_ablation("dcd")}
+    rows = {f"{STRONG}, {row.name.removeprefix('DCD ')}": row.settings["method"] for row in rows_of_ablation("dcd", [])}
     part = {name: row["method"] for name, row in PARTS["ablation"].rows.items() if name not in METHODS}
     assert part == {name: {**at_once(1.0), **method} for name, method in rows.items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_kd.distillation.methods import build_terms
 from nnunet_kd.nnunet.experiment import find_trainer
-from nnunet_kd.study.runs import ABLATIONS
+from nnunet_kd.study.ablations import ABLATIONS
 
 SEEDS = (0, 1, 2)
 BASELINE = "NoKD"
@@ -212,7 +212,7 @@ ABLATION = {  # at a weight of DCD that has an effect
     **{name: METHODS[name] for name in (STRONG, BASELINE)},
     **{
         f"{STRONG}, {name}": {"trainer": "DCD", "method": {**at_once(1.0), **keywords}}
-        for name, keywords in ABLATIONS["dcd"][1].items()
+        for name, keywords in ABLATIONS["dcd"].rows.items()
     },
 }
 LONG = {name: METHODS[name] for name in (BASELINE, STRONG, "KD")}

@@ -9,7 +9,8 @@ from typing import Any
 from nnunet_kd.nnunet.reading import plans_errors
 from nnunet_kd.storage.overwriting import check_kept
 from nnunet_kd.storage.writing import check_writable_folder
-from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
+from nnunet_kd.study.ablations import ABLATIONS, rows_of_ablation
+from nnunet_kd.study.runs import list_runs, rows_of_file, rows_of_methods
 
 _DESCRIPTION = """\
 Train the same student with several methods, using nnU-Net's own commands, segment the validation cases of each fold,
@@ -24,22 +25,27 @@ you ran nnU-Net with --val_best, remove its validation folder: it holds the segm
   nnunet_kd compare ... -f 0 1 2 3 4 --seeds 0 1 2
       train five folds with three seeds each, using the plans nnUNetPlans_seed0 and so on
   nnunet_kd compare ... -m NoKD DCD --ablation dcd
-      add the rows of DCD's ablation study; dual_self adds those of dual self-distillation
+      add the rows of DCD's ablation study; dual_self adds those of dual self-distillation, soft_labels and dra_unet
+      those of SAM-DRA-UNet, brainseg_dmif those of BrainSegDMIF, and modalities one for every two or more channels
   nnunet_kd compare ... -m NoKD DCD --rows rows.json
       add your own rows, for example from a rows.json with this content:
       {"DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
        "DCD, weight 0.1": {"trainer": "DCD", "method": {"weight": 0.1}},
-       "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}}}
-      "method" and "training" take the keys of the plans' nnunet_kd block and override its values
+       "DCD, averaged": {"trainer": "DCD", "training": {"ema_decay": 0.99}},
+       "DRA-UNet": {"trainer": "NoKD", "network": "dra_unet", "arch_kwargs": {"dprm_kernel_size": 5}},
+       "half the width": {"trainer": "NoKD", "plans": "nnUNetPlans_r2"}}
+      "method" and "training" take the keys of the plans' nnunet_kd block and override its values. "network" takes a
+      network of nnunet_kd plan with the widths of the plans, if it has any, "arch_kwargs" overrides keywords of the
+      network, and "plans" names other plans of the same data set
 
 The report gives the mean over cases and, as DCD's tables do, the mean over classes; below, metrics of all voxels
 pooled, the overall accuracy, and the share of cases rightly told to be positive or negative. For 2-D networks on
 volumes it gives the scores of single slices too, as papers about such networks do; slices.csv has their scores.
 
 A method is a trainer, with or without the prefix nnUNetTrainer. The first row is the baseline. All methods share the
-schedule of the plans (nnunet_kd.training) and must train the same network. Without a student in the plans, some
-trainers would train a quarter of the width and others the full width, and the study is refused: write the student's
-plans with nnunet_kd plan first. Only one comparison can run in a folder at a time.
+schedule of the plans (nnunet_kd.training) and train the same network, unless a row asks for another one. Without a
+student in the plans, some trainers would train a quarter of the width and others the full width, and the study is
+refused: write the student's plans with nnunet_kd plan first. Only one comparison can run in a folder at a time.
 """
 
 WRITTEN = ("metrics.csv", "metrics.json", "report.html", "report.md", "costs.json", "slices.csv", "slices.json")
@@ -72,7 +78,7 @@ def add_parser(commands: Any) -> None:
         help="train every method once per seed (default: the seed of the plans)",
     )
     command.add_argument(
-        "--ablation", metavar="NAME", help=f"add the rows of an ablation study: {' or '.join(ABLATIONS)}"
+        "--ablation", metavar="NAME", help=f"add the rows of an ablation study: {', '.join(ABLATIONS)}"
     )
     command.add_argument("--rows", metavar="FILE", type=Path, help="add the rows of a JSON file, as in the example")
     command.add_argument(
@@ -125,12 +131,14 @@ def run(arguments: argparse.Namespace) -> int:
         check_kept([arguments.rows], [arguments.o / name for name in WRITTEN], "Give another folder with -o")
         rows += rows_of_file(arguments.rows)
     if arguments.ablation is not None:
-        rows += rows_of_ablation(arguments.ablation)
+        rows += rows_of_ablation(arguments.ablation, list(experiment.dataset_json["channel_names"].values()))
     if not rows:
         raise ValueError("nothing to compare: name methods with -m, or rows with --rows")
     runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
     folders = (required(nnUNet_raw), required(nnUNet_preprocessed), required(nnUNet_results))
     device = arguments.device or default_device()
-    study = Study(folder.name, arguments.c, experiment.plans, folders, arguments.o.resolve(), device)
+    named = {row.network.plans for row in rows if row.network.plans is not None}
+    others = {name: open_experiment(arguments.d, name, arguments.c, arguments.trust).plans for name in sorted(named)}
+    study = Study(folder.name, arguments.c, experiment.plans, folders, arguments.o.resolve(), device, others)
     failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust)
     return 1 if failed else 0

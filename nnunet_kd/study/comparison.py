@@ -172,7 +172,7 @@ def _methods(runs: Iterable[Run]) -> list[str]:
 
 
 def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
-    """Check that all runs train the same network, and return whether any of them needs a teacher."""
+    """Check that all runs train the network that their rows ask for, and return whether any of them needs a teacher."""
     from nnunet_kd.training.sources import attach_soft_labels
 
     needed = False
@@ -190,9 +190,11 @@ def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
         if preparation is not None:
             needed |= preparation.uses_teacher
             if not study.is_trained(run):  # soft labels do not depend on the seed, and only these plans exist
-                given = Experiment(study.plans, study.configuration, study.dataset_json)
+                given = Experiment(study.given_plans(run), study.configuration, study.dataset_json)
                 attach_soft_labels(trainer, replace(preparation, student=given))
             plans = preparation.student.plans
+        if run.network.differs:
+            continue  # the row asks for another network
         networks[run.method] = PlansManager(plans).get_configuration(study.configuration).configuration["architecture"]
     first = next(iter(networks), "")
     for method, network in networks.items():
@@ -266,14 +268,17 @@ def _facts(study: Study, runs: Sequence[Run], tolerance: float) -> dict[str, str
     schedule = {key: getattr(training, key) or usual for key, usual in SCHEDULE.items()}
     folds = sorted({run.fold for run in runs})
     seeds = [run.seed for run in runs if run.method == runs[0].method and run.fold == folds[0]]
-    rows = {run.method: run for run in runs if run.settings}
+    rows = {run.method: run for run in runs if run.settings or run.network.differs}
     return {
         "Data": f"{study.dataset}, {study.configuration}, plans {study.plans['plans_name']}",
         "Cases": f"validation cases of fold {', '.join(map(str, folds))}; no student has seen them",
         "Schedule": f"{schedule['num_epochs']} epochs of {schedule['num_iterations_per_epoch']} iterations, "
         f"initial learning rate {schedule['initial_lr']:g}, "
         f"seed {', '.join(str(training.seed if seed is None else seed) for seed in seeds)}",
-        **{name: f"{run.trainer} with {json.dumps(run.settings)}" for name, run in rows.items()},
+        **{
+            name: f"{run.trainer} with {json.dumps({**run.network.described(), **run.settings})}"
+            for name, run in rows.items()
+        },
         "NSD": f"tolerance {tolerance:g} mm",
         "Cost": "equal networks are measured once, and all networks take turns on each case",
         "Versions": ", ".join(f"{package} {version(package)}" for package in ("nnunet_kd", "nnunetv2", "torch")),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,12 @@ from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images
 from nnunet_kd.nnunet.reading import read_dataset_json, read_json
-from nnunet_kd.nnunet.settings import BLOCK, TrainingSettings, read_settings
+from nnunet_kd.nnunet.settings import TrainingSettings, read_settings
 from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
 from nnunet_kd.storage.writing import check_writable_folder, write_whole
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.folds import Folds
+from nnunet_kd.study.plans import plans_of_run
 from nnunet_kd.study.runs import Run
 from nnunet_kd.teachers.leakage import not_kept_back, validated_cases
 from nnunet_kd.training.results import LOCK
@@ -43,6 +43,7 @@ class Study:
         folders: nnU-Net's folders for raw data, preprocessed data and results.
         out: The folder for predictions, logs and the report.
         device: The device, ``"cpu"`` or ``"cuda"``.
+        other_plans: The plans that rows name in the place of the student's, by name.
     """
 
     def __init__(
@@ -53,16 +54,22 @@ class Study:
         folders: tuple[Path, Path, Path],
         out: Path,
         device: str,
+        other_plans: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.dataset = dataset
         self.configuration = configuration
         self.plans = plans
+        self.other_plans = dict(other_plans or {})
         self.raw, self.preprocessed, self.results = (folder / dataset for folder in folders)
         self.out = out
         self.device = device
         self.commands = Commands(out / "logs")
         self.folds = Folds(self.preprocessed, plans, configuration)
         self.dataset_json: dict[str, Any] = read_dataset_json(self.preprocessed / "dataset.json")
+
+    @property
+    def _regions(self) -> bool:
+        return bool(Experiment(self.plans, self.configuration, self.dataset_json).label_manager.has_regions)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -91,27 +98,16 @@ class Study:
     # ---- plans
 
     def plans_of(self, run: Run) -> dict[str, Any]:
-        """Return the plans of a run: the given plans, teacher and widths included, with the run's seed and settings."""
-        plans = deepcopy(self.plans)
-        if run.plans == plans["plans_name"]:
-            return plans
-        settings = read_settings(plans)
-        source = (settings.student.source_plans if settings.student else None) or plans["plans_name"]
-        block = plans.setdefault(BLOCK, {})
-        if settings.student is not None and settings.student.source_plans == self.plans["plans_name"]:
-            block["student"]["source_plans"] = (
-                None  # not reduced yet, so the training must reduce it under its own name
-            )
-        teachers = block.setdefault("teacher", {})
-        for teacher in teachers if isinstance(teachers, list) else [teachers]:
-            if teacher.get("plans") is None and teacher.get("folder") is None:
-                teacher["plans"] = source
-        for section, values in run.settings.items():
-            block[section] = {**block.get(section, {}), **values}
-        if run.seed is not None:
-            block.setdefault("training", {})["seed"] = run.seed
-        plans["plans_name"] = run.plans
-        return plans
+        """Return the plans of a run: those that its row names or the study's, with its network, settings and seed.
+
+        Raises:
+            ValueError: If the row's network cannot be had with these plans.
+        """
+        return plans_of_run(run, self.given_plans(run), self.configuration, self._regions)
+
+    def given_plans(self, run: Run) -> dict[str, Any]:
+        """Return the plans from which those of a run are derived."""
+        return self.plans if run.network.plans is None else self.other_plans[run.network.plans]
 
     def prepared(self, run: Run) -> Preparation | None:
         """Return the preparation of a run's training, or ``None`` if its trainer is not of this package.
@@ -141,7 +137,8 @@ class Study:
         Raises:
             FileExistsError: If a file of that name holds other plans.
         """
-        wanted = {run.plans: self.plans_of(run) for run in runs if run.plans != self.plans["plans_name"]}
+        given = {self.plans["plans_name"], *self.other_plans}
+        wanted = {run.plans: self.plans_of(run) for run in runs if run.plans not in given}
         for name, plans in wanted.items():
             path = self.preprocessed / f"{name}.json"
             if path.is_file() and read_json(path) != plans:

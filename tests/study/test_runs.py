@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from nnunet_kd.distillation.methods import TERMS
-from nnunet_kd.study.runs import ABLATIONS, list_runs, rows_of_ablation, rows_of_file, rows_of_methods
+from nnunet_kd.study.runs import OtherNetwork, list_runs, rows_of_file, rows_of_methods
 
 
 def written(path, rows):
@@ -35,21 +34,6 @@ def test_trainers_are_given_with_or_without_their_prefix(tmp_path):
         list_runs("P", rows_of_methods(["KD", "nnUNetTrainerKD"]), [0], [None])
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_rows_of_an_ablation_are_settings_of_its_method(name):
-    runs = list_runs("P", rows_of_methods(["NoKD"]) + rows_of_ablation(name), [0], [None])
-    method, rows = ABLATIONS[name]
-    assert [run.method for run in runs] == ["NoKD", *(f"{method} {row}" for row in rows)]
-    assert len({run.plans for run in runs}) == len(runs)
-    for run in runs[1:]:
-        TERMS[name].changed(run.settings["method"], "here").build(1000, "here")
-
-
-def test_an_unknown_ablation():
-    with pytest.raises(ValueError, match="there is no ablation 'dc': choose one of dcd, dual_self"):
-        rows_of_ablation("dc")
-
-
 def test_rows_of_a_file(tmp_path):
     listed = {
         "DCD + logits": {"trainer": "KD", "method": {"terms": [{"name": "dcd"}, {"name": "logits"}]}},
@@ -63,6 +47,22 @@ def test_rows_of_a_file(tmp_path):
         {"method": {"weight": 0.1}, "training": {"ema_decay": 0.9}},
     )
     assert (three.trainer, three.plans, three.settings) == ("nnUNetTrainerCWD", "P_seed3", {})
+    assert not three.network.differs
+
+
+def test_rows_of_other_networks(tmp_path):
+    listed = {
+        "DRA-UNet": {"trainer": "NoKD", "network": "dra_unet", "arch_kwargs": {"attention": False}},
+        "wide": {"trainer": "NoKD", "plans": "P_r2"},
+        "wide, averaged": {"trainer": "NoKD", "plans": "P_r2", "training": {"ema_decay": 0.9}},
+    }
+    runs = list_runs("P", rows_of_file(written(tmp_path / "rows.json", listed)), [0], [None])
+    assert [run.plans for run in runs] == ["P_dra-unet", "P_r2", "P_r2_wide-averaged"]
+    assert runs[0].network == OtherNetwork(None, "dra_unet", {"attention": False})
+    assert all(run.network.differs for run in runs)
+    twice = {"one": {"trainer": "NoKD", "plans": "P_r2"}, "two": {"trainer": "NoKD", "plans": "P_r2"}}
+    with pytest.raises(ValueError, match="the rows one and two would have the same plans P_r2"):
+        list_runs("P", rows_of_file(written(tmp_path / "twice.json", twice)), [0], [None])
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,10 @@ def test_rows_of_a_file(tmp_path):
         ({"λ": {"trainer": "DCD"}}, "row 'λ': a name needs a letter or a digit"),
         ({"teacher": {"trainer": "DCD"}}, "row 'teacher': a name cannot contain a slash, .* or be teacher"),
         ({"/a": {"trainer": "DCD"}}, "row '/a': a name cannot contain a slash"),
+        ({"a": {"trainer": "DCD", "network": "dra_une"}}, "unknown key 'dra_une' in the networks of .*: did you mean"),
+        ({"a": {"trainer": "DCD", "network": 3}}, "row 'a': network must be a name, got 3"),
+        ({"a": {"trainer": "DCD", "plans": {}}}, "row 'a': plans must be a name"),
+        ({"a": {"trainer": "DCD", "arch_kwargs": 3}}, "row 'a': arch_kwargs must be an object, got 3"),
         ([], "is not a JSON object"),
     ],
 )

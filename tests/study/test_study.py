@@ -14,12 +14,13 @@ from nnunet_kd.evaluation.metrics import METRICS
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.storage.writing import DiskFullError
+from nnunet_kd.study.ablations import rows_of_ablation
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.comparison import study_teachers
 from nnunet_kd.study.costs import study_costs
 from nnunet_kd.study.pictures import draw_cases
 from nnunet_kd.study.predictions import predict
-from nnunet_kd.study.runs import list_runs, rows_of_ablation, rows_of_methods
+from nnunet_kd.study.runs import list_runs, rows_of_methods
 from nnunet_kd.study.study import Study
 from nnunet_kd.study.validation import references, segmentations
 from tests.conftest import DATASET, FOLDERS, SHORT
@@ -34,7 +35,7 @@ def study_of(workspace, plans):
 def test_plans_of_a_run_keep_the_teacher_and_change_seed_and_numbers(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT, method={"levels": 2})
     study = study_of(workspace, plans)
-    run = list_runs("nnUNetPlans", rows_of_ablation("dcd"), [0], [5])[4]
+    run = list_runs("nnUNetPlans", rows_of_ablation("dcd", []), [0], [5])[4]
     study.write_plans([run])
     written = json.loads((workspace.preprocessed / "nnUNetPlans_dcd-without-idwt_seed5.json").read_text())
     settings = read_settings(written)
