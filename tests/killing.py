@@ -212,8 +212,7 @@ def _run(
     )  # so that output precedes a traceback, as it does when Python ends normally
     os.environ.clear()
     os.environ.update(variables)
-    multiprocessing.set_start_method("fork", force=True)  # else it would inherit this process's method
-    multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")
+    fork_from_here()
     sys.modules["__main__"] = ModuleType("__main__")  # else its own processes would import pytest
     import torch
 
@@ -221,6 +220,12 @@ def _run(
     begins.send(None)
     begins.close()
     sys.exit(function(*arguments))
+
+
+def fork_from_here() -> None:
+    """Fork the processes that this one starts, which has the slow imports, and would inherit another method."""
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")
 
 
 def kill_group(leader: int) -> None:

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from tests.conftest import SHORT
-from tests.killing import preloaded
+from tests.killing import fork_from_here, preloaded
 
 
 def worker(
@@ -18,6 +18,7 @@ def worker(
 ) -> None:
     """Run one of several processes: train until the given epoch, or to the end and validate."""
     os.environ.update(environment)
+    fork_from_here()
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     running = importlib.import_module("nnunetv2.run.run_training")
     torch.set_num_threads(1)
