@@ -155,13 +155,18 @@ def _draw_few_intensities() -> None:
     DatasetFingerprintExtractor.__init__ = initialize_with_few
 
 
+def draw_nothing(_logger: Any, folder: str) -> None:
+    """Write a black ``progress.png`` in the place of nnU-Net's plot."""
+    Image.new("RGB", (8, 8)).save(Path(folder, "progress.png"))
+
+
 def _plot_nothing() -> None:
     """Let trainings write ``progress.png``, which nnU-Net's export asks for, without plotting."""
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     import nnunet_kd.training.trainer as training
 
-    LocalLogger.plot_progress_png = lambda _self, folder: Image.new("RGB", (8, 8)).save(Path(folder, "progress.png"))
+    LocalLogger.plot_progress_png = draw_nothing
     training.append_terms = lambda *_: None
 
 

@@ -22,7 +22,12 @@ import segment_anything
 import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-from tests.commands import forked_commands, plan_and_preprocess, run_command  # noqa: F401  the first is a fixture
+from tests.commands import (
+    draw_nothing,
+    forked_commands,  # noqa: F401  a fixture
+    plan_and_preprocess,
+    run_command,
+)
 from tests.killing import PreloadedContext, preloaded
 from tests.small_networks import tiny_sam
 
@@ -210,11 +215,13 @@ def trained_workspace(tmp_path_factory) -> Workspace:
     for configuration in plans["configurations"].values():
         configuration["batch_size"] = 2
     (workspace.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    for configuration in ("3d_fullres", "2d"):
-        trainer = make_trainer(nnUNetTrainer, workspace.plans(), workspace, configuration=configuration)
-        trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
-        trainer.num_iterations_per_epoch = 2
-        trainer.run_training()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLogger, "plot_progress_png", draw_nothing)
+        for configuration in ("3d_fullres", "2d"):
+            trainer = make_trainer(nnUNetTrainer, workspace.plans(), workspace, configuration=configuration)
+            trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
+            trainer.num_iterations_per_epoch = 2
+            trainer.run_training()
     return workspace
 
 

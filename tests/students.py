@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_kd.deploy.onnx import export_onnx
 from nnunet_kd.deploy.trained import read_trained
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+from tests.commands import draw_nothing
 from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
 
 
@@ -29,6 +31,8 @@ def students(trained_workspace, tmp_path_factory) -> Workspace:
     with pytest.MonkeyPatch.context() as patch:
         for name in FOLDERS:
             patch.setenv(name, str(copy.root / name))
+        patch.setattr(LocalLogger, "plot_progress_png", draw_nothing)
+        patch.setattr("nnunet_kd.training.trainer.append_terms", lambda *_: None)
         plans = copy.plans("nnUNetPlans", training={**SHORT, "initial_lr": 0.03})
         distilled = make_trainer(nnUNetTrainerDCD, plans, copy)
         distilled.run_training()

@@ -1,6 +1,7 @@
 """Two processes (gloo, CPU) with half a batch each compute the gradients of one with the whole batch."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from tests.conftest import DATASET, SHORT, Workspace, make_trainer
+from tests.conftest import DATASET, FOLDERS, SHORT, Workspace, make_trainer
+from tests.killing import fork_from_here, preloaded
 from tests.training.stored_labels import store_of
 
 # trainer, method, epoch
@@ -90,6 +92,8 @@ def _gradients(
 
 def worker(rank: int, root: str, out: str) -> None:
     """Run one of the two processes."""
+    fork_from_here()
+    os.environ.update({name: f"{root}/{name}" for name in FOLDERS})
     trainer_file = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     wrapper = trainer_file.DDP
     trainer_file.DDP = lambda network, device_ids: wrapper(network)
@@ -109,11 +113,12 @@ def in_two_processes(trained_workspace, tmp_path_factory):
     shutil.copytree(trained_workspace.root, root, dirs_exist_ok=True)
     out = tmp_path_factory.mktemp("gradients")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        for name in FOLDERS:
             patch.setenv(name, str(root / name))
         for configuration in CONFIGURATIONS:
             store_of(Workspace(root), configuration)
-        multiprocessing.spawn(worker, (str(root), str(out)), nprocs=2)
+        preloaded()
+        multiprocessing.start_processes(worker, (str(root), str(out)), nprocs=2, start_method="forkserver")
         yield root, [torch.load(out / f"{rank}.pth") for rank in range(2)]
 
 
