@@ -179,24 +179,23 @@ def test_a_bridge_is_nnunets_own_way(tmp_path, monkeypatch, name):
 
 @pytest.mark.slow
 def test_the_students_own_model_gives_todays_soft_labels(tmp_path, monkeypatch):
-    bridge = make_bridge(tmp_path, STUDENT, monkeypatch)
+    bridge = make_bridge(tmp_path, STUDENT, monkeypatch, cases=("a",))
     bridge.add_model(STUDENT)
     assert bridge.make("--teacher", "-f", "0", "--name", "today") == 0
     assert bridge.make("--model", STUDENT.folder) == 0
-    for case in ("a", "b"):
-        difference = np.abs(probabilities(bridge, case) - probabilities(bridge, case, "today"))
-        print(f"{case}: largest difference of probabilities {difference.max():.2e}")
-        assert difference.max() <= 1e-3
+    difference = np.abs(probabilities(bridge) - probabilities(bridge, name="today"))
+    print(f"largest difference of probabilities {difference.max():.2e}")
+    assert difference.max() <= 1e-3
 
 
 @pytest.mark.slow
 def test_several_folds_are_averaged_as_nnunet_averages_them(tmp_path, monkeypatch):
     """The reference predicts with the folds' mean logits, mirrored, on the same grid: only rounding differs."""
     bridge = make_bridge(tmp_path, STUDENT, monkeypatch, cases=("a",))
-    bridge.add_model(TEACHER, folds=(0, 1, 3))
+    bridge.add_model(TEACHER, folds=(0, 3))
     assert bridge.make("--model", TEACHER.folder) == 0
     source = bridge.store().manifest["source"]
-    assert source["folds_of_model"] == [0, 1, 3] and set(source["checkpoint_sha256"]) == {"0", "1", "3"}
+    assert source["folds_of_model"] == [0, 3] and set(source["checkpoint_sha256"]) == {"0", "3"}
     expected = bridge.on_student_grid(bridge.whole(TEACHER, TEACHER.files(bridge.raw / "imagesTr", "a"), True), "a")
     found = probabilities(bridge)
     assert agreement(found, expected, None) >= 0.999
