@@ -78,7 +78,7 @@ class Launches(TorchDispatchMode):
         name = func.overloadpacket.__name__
         returns = func._schema.returns
         view = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
-        if view or name in ALLOCATIONS or func.namespace != "aten":
+        if view or name in ALLOCATIONS or func.namespace != "aten" or not any(map(_bytes, tree_leaves(result))):
             return result
         given = [*args, *(kwargs or {}).values()]
         outputs = {id(one) for one in tree_leaves(result)} if any(one.alias_info for one in returns) else set()

@@ -308,7 +308,7 @@ def _components(
     """:func:`selected_components`, one matrix product for all levels once ``x`` has at most ``dense`` voxels."""
     spatial = x.shape[2:]
     if spatial.numel() <= dense:
-        matrix, rows = _dense_matrix(spatial, wavelet, levels, keep, each_level, x.dtype, x.device)
+        matrix, rows = dense_matrix(spatial, wavelet, levels, keep, each_level, x.dtype, x.device)
         return [[part] for part in torch.split(x.flatten(2) @ matrix, rows, dim=2)]
     last = levels == 1
     wanted = keep if each_level or last else keep - {"a" * len(spatial)}
@@ -317,7 +317,7 @@ def _components(
 
 
 @constants(maxsize=256)
-def _dense_matrix(
+def dense_matrix(
     spatial: torch.Size,
     wavelet: str,
     levels: int,
