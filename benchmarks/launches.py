@@ -24,7 +24,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_kd import wavelets
 from nnunet_kd.losses import (
     CWDLoss,
     DCDLoss,
@@ -33,9 +32,8 @@ from nnunet_kd.losses import (
     FreeKDLoss,
     IFVDLoss,
     LogitsKDLoss,
-    dcd_published,
-    dual_self,
 )
+from nnunet_kd.wavelets import forget_constants
 
 WIDTHS = (32, 64, 128, 256, 320, 320)
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh")
@@ -201,16 +199,8 @@ def count(method: str, sizes: Sizes) -> Launches:
             with Launches() as launches:
                 step()
     finally:
-        forget_constants()
+        forget_constants()  # those made of fake tensors have no data
     return launches
-
-
-def forget_constants() -> None:
-    """Clear cached matrices: those made of fake tensors have no data."""
-    for module in (wavelets, dcd_published, dual_self):
-        for function in vars(module).values():
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
 
 
 def main() -> None:

@@ -86,6 +86,15 @@ def select_bands(bands: Bands, dim: int) -> frozenset[str]:
     return frozenset(selections[bands])
 
 
+_forget: list[Callable[[], None]] = []
+
+
+def forget_constants() -> None:
+    """Forget the results of all functions of :func:`constants`, such as those that were made of fake tensors."""
+    for forget in _forget:
+        forget()
+
+
 def constants(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Keep the tensors a function makes, for all later calls.
 
@@ -102,6 +111,7 @@ def constants(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[
             with torch.inference_mode(False), torch.device("cpu"):
                 return function(*args, **kwargs)
 
+        _forget.append(make.cache_clear)
         return cast(Callable[Arguments, Result], make)
 
     return keeping

@@ -24,7 +24,7 @@ def detail_cost(student: Tensor, weight: Tensor, teacher: Tensor, selection: Sel
 
 
 def detail_energy(features: Tensor, selection: Selection) -> Tensor:
-    """Squared norm of the selected bands of all levels, times the factors' squares: ``(B, C, *spatial)`` to a scalar."""
+    """Squared norm of the selected bands of ``(B, C, *spatial)``, times the factors' squares."""
     cost: Tensor = _DetailEnergy.apply(features, selection)
     return cost
 

@@ -122,9 +122,7 @@ class _Level:
     def _split(self, block: Tensor, prefix: str) -> None:
         """Take the bands below a prefix of two letters from ``(n, B, C, *rest)``."""
         below = {name for name in self._needed if name.startswith(prefix)}
-        if block.ndim == 4 and below:
-            self._take(block, prefix)
-        elif len(below) == 2 and (self._ends or self._lowest not in below):  # not parted
+        if (block.ndim == 4 and below) or (len(below) == 2 and (self._ends or self._lowest not in below)):
             self._take(block, prefix)
         elif below:
             letters = "".join(sorted(name[2] for name in below))
