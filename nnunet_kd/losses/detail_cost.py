@@ -71,7 +71,8 @@ class _DetailEnergy(torch.autograd.Function):
 
 def _row_norms(component: Tensor) -> Tensor:
     """Row by row, because a single float32 sum over a feature map of usual size is wrong in its fourth digit."""
-    return torch.linalg.vector_norm(component, dim=-1).flatten()
+    norms: Tensor = torch.linalg.vector_norm(component, dim=-1)
+    return norms.flatten()
 
 
 def _energy(norms: list[Tensor], features: Tensor) -> Tensor:

@@ -93,23 +93,22 @@ class StackedBands:
 
     def _cut(self, band: Tensor, size: Sequence[int]) -> Tensor:
         """The part of ``(B, C, voxels)`` that is no filling, ``(B, C, *size)``."""
-        whole = band.unflatten(-1, self.coarse)
+        whole = band.view(*band.shape[:-1], *self.coarse)
         for axis, length in enumerate(size, 2):
             whole = whole.narrow(axis, 0, length)
         return whole
 
     def _natural(self, band: Tensor) -> Tensor:
-        """``(parts, B, C, voxels)`` as ``(B, C, *coarse)``."""
-        each = band.unflatten(-1, (self.coarse[0] // self._parts, *self.coarse[1:]))
+        """``(parts, B, C, voxels)`` as ``(B, C, *coarse)``, a view."""
+        each = band.view(*band.shape[:-1], self.coarse[0] // self._parts, *self.coarse[1:])
         return each.movedim(0, 2).flatten(2, 3)
 
     def _blocks(self, x: Tensor) -> Tensor:
         """``(B, C, *spatial)`` as ``(*two each, parts, B, C, *voxels)``, a view."""
         dim = len(self._fine)
-        for axis, length in reversed(list(enumerate(self.coarse, 2))):
-            x = x.unflatten(axis, (length, 2))
-        x = x.permute(*range(3, 3 + 2 * dim, 2), 0, 1, *range(2, 2 + 2 * dim, 2))
-        return x.unflatten(dim + 2, (self._parts, -1)).movedim(dim + 2, dim)
+        pairs = [number for length in self.coarse for number in (length, 2)]
+        x = x.view(*x.shape[:2], self._parts, self.coarse[0] // self._parts, *pairs[1:])
+        return x.permute(*range(4, 4 + 2 * dim, 2), 2, 0, 1, *range(3, 3 + 2 * dim, 2))
 
 
 @constants(maxsize=64)
