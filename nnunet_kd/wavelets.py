@@ -86,6 +86,15 @@ def select_bands(bands: Bands, dim: int) -> frozenset[str]:
     return frozenset(selections[bands])
 
 
+_forget: list[Callable[[], None]] = []
+
+
+def forget_constants() -> None:
+    """Forget the results of all functions of :func:`constants`, such as those that were made of fake tensors."""
+    for forget in _forget:
+        forget()
+
+
 def constants(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Keep the tensors a function makes, for all later calls.
 
@@ -102,6 +111,7 @@ def constants(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[
             with torch.inference_mode(False), torch.device("cpu"):
                 return function(*args, **kwargs)
 
+        _forget.append(make.cache_clear)
         return cast(Callable[Arguments, Result], make)
 
     return keeping
@@ -308,7 +318,7 @@ def _components(
     """:func:`selected_components`, one matrix product for all levels once ``x`` has at most ``dense`` voxels."""
     spatial = x.shape[2:]
     if spatial.numel() <= dense:
-        matrix, rows = _dense_matrix(spatial, wavelet, levels, keep, each_level, x.dtype, x.device)
+        matrix, rows = dense_matrix(spatial, wavelet, levels, keep, each_level, x.dtype, x.device)
         return [[part] for part in torch.split(x.flatten(2) @ matrix, rows, dim=2)]
     last = levels == 1
     wanted = keep if each_level or last else keep - {"a" * len(spatial)}
@@ -317,7 +327,7 @@ def _components(
 
 
 @constants(maxsize=256)
-def _dense_matrix(
+def dense_matrix(
     spatial: torch.Size,
     wavelet: str,
     levels: int,

@@ -6,13 +6,16 @@ Authors' code: https://github.com/ClinicaAlpha/DCD-3D-MedSeg
 
 from __future__ import annotations
 
+import itertools
+import math
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_kd.losses.dcd_published import published_details
+from nnunet_kd.losses.detail_cost import detail_cost, detail_energy
 from nnunet_kd.losses.features import (
     MOST_LEVELS,
     check_count,
@@ -25,6 +28,7 @@ from nnunet_kd.losses.features import (
     projected,
 )
 from nnunet_kd.losses.residual import residual_cost
+from nnunet_kd.losses.wavelet_details import Selection
 from nnunet_kd.wavelets import Bands, select_bands, selected_components
 
 LevelWeighting = Literal["level_mean", "energy"]
@@ -126,14 +130,13 @@ class DCDLoss(nn.Module):
         with in_single_precision(student, teacher.detach()) as (student, teacher):
             if self.transform == "published":
                 return self._published(student, teacher, projection)
-            if is_pointwise(projection) and projection.bias is None and 2 * student.shape[1] <= teacher.shape[1]:
-                energies = self._energies_of_pair(student, teacher, projection.weight.flatten(1).to(student.dtype))
-            else:
-                difference = projected(student, teacher, projection) - teacher
-                energies = [sum(part.square().sum() for part in level) for level in self._select(difference)]
-            if not any(isinstance(energy, Tensor) for energy in energies):  # no axis long enough for these bands
+            selection, scale = self._selection(teacher.shape)
+            if not scale:  # no axis is long enough for these bands
                 return (0 * student).sum()
-            return self._weighted(energies, teacher.shape)
+            if is_pointwise(projection) and projection.bias is None and 2 * student.shape[1] <= teacher.shape[1]:
+                weight = projection.weight.flatten(1).to(student.dtype)
+                return scale * detail_cost(student, weight, teacher, selection)
+            return scale * detail_energy(projected(student, teacher, projection) - teacher, selection)
 
     def _published(self, student: Tensor, teacher: Tensor, projection: nn.Module | None) -> Tensor:
         """Mean over the levels of the mean squared error of what the published code reconstructs."""
@@ -152,31 +155,24 @@ class DCDLoss(nn.Module):
     def _published_details(self, features: Tensor) -> list[Tensor]:
         return published_details(features, self.wavelet, self.levels, self.bands)
 
-    def _select(self, features: Tensor) -> list[list[Tensor]]:
-        each_level = self.level_weighting == "level_mean"
-        return selected_components(features, self.wavelet, self.levels, self.bands, each_level)
+    def _selection(self, shape: torch.Size) -> tuple[Selection, float]:
+        """The bands, and what their squared norm is multiplied with; 0 where no level selects anything.
 
-    def _energies_of_pair(self, student: Tensor, teacher: Tensor, weight: Tensor) -> list[Any]:
-        """Squared norm a level of ``weight @ bands(student) - bands(teacher)``."""
-        return [
-            sum(residual_cost(s, weight, t) for s, t in zip(*parts, strict=True))
-            for parts in zip(self._select(student), self._select(teacher), strict=True)
-        ]
-
-    def _weighted(self, energies: list[Any], shape: torch.Size) -> Tensor:
-        """Energies of the levels to one mean; an energy is 0 where a level selects nothing."""
-        maps = shape[0] * shape[1]
+        The weight of a level is that of the finest times the squares of the factors up to its own.
+        """
         each_level = self.level_weighting == "level_mean"
-        total: Tensor
         voxels, coefficients = _sizes(shape[2:], self.wavelet, self.levels, self.bands, each_level)
-        if self.level_weighting == "energy":
-            total = sum(energies) / (maps * (voxels[0] if self.reconstruct else max(sum(coefficients), 1)))
-            return total
-        divisors = voxels if self.reconstruct else coefficients
+        sizes = [float(max(size, 1)) for size in (voxels if self.reconstruct else coefficients)]
         used = sum(count > 0 for count in coefficients)
-        means = [energy / (maps * max(size, 1)) for energy, size in zip(energies, divisors, strict=True)]
-        total = sum(means) / max(used, 1)
-        return total
+        if not each_level:
+            used, sizes = (
+                min(used, 1),
+                [sizes[0] if self.reconstruct else float(max(sum(coefficients), 1))] * self.levels,
+            )
+        factors = (1.0, *(math.sqrt(finer / coarser) for finer, coarser in itertools.pairwise(sizes)))
+        keep = select_bands(self.bands, len(shape) - 2)
+        selection = Selection(self.wavelet, keep, each_level, factors)
+        return selection, 1 / (shape[0] * shape[1] * sizes[0] * used) if used else 0.0
 
     def extra_repr(self) -> str:
         published = "" if self.transform == "exact" else f", transform={self.transform!r}"

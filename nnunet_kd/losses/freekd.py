@@ -6,8 +6,6 @@ Authors' code: https://github.com/Gumpest/FreeKD
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +15,13 @@ from nnunet_kd.losses.features import (
     check_features,
     check_number,
     check_wavelet,
-    in_single_precision,
     is_pointwise,
     pointwise_convolution,
+    precise_type,
     projected,
 )
+from nnunet_kd.losses.prompted_cost import filtered_by_prompts, prompted_cost
 from nnunet_kd.losses.residual import residual_cost
-from nnunet_kd.wavelets import WaveletCoefficients, band_names, dwt, idwt
 
 MOST_TOKENS = 1000
 
@@ -44,10 +42,6 @@ class FrequencyPrompts(nn.Module):
     def __init__(self, channels: int, levels: int, bands: int, tokens: int) -> None:
         super().__init__()
         self.tokens = nn.Parameter(0.01 * torch.randn(levels, bands, tokens, channels))
-
-    def masks(self, band: Tensor, level: int, index: int) -> Tensor:
-        """Masks of one band, ``(B, channels, *band)`` to ``(B, tokens, voxels of the band)``."""
-        return torch.sigmoid(self.tokens[level, index].to(band.dtype) @ band.flatten(2))
 
 
 class FreeKDAdapter(nn.Module):
@@ -119,23 +113,18 @@ class FreeKDLoss(nn.Module):
         phi, prompts = projection.phi, projection.prompts
         check_features(student, teacher, phi)
         self._check_prompts(teacher, prompts)
-        with in_single_precision(student, teacher.detach()) as (student, teacher):
-            size = teacher.numel()
+        teacher = teacher.detach()
+        dtype = precise_type(student, teacher)
+        with torch.autocast(student.device.type, enabled=False):
             if is_pointwise(phi) and phi.bias is None:
-                weight = phi.weight.flatten(1).to(student.dtype)
+                weight = phi.weight.flatten(1).to(dtype)
             else:
-                student = projected(student, teacher, phi)
-                weight = torch.eye(teacher.shape[1], dtype=teacher.dtype, device=teacher.device)
-            narrow, wide = dwt(student, self.wavelet, self.levels), dwt(teacher, self.wavelet, self.levels)
-            square = self.feature_weight / size
-            total = residual_cost(narrow.approximation, weight, wide.approximation, square)
-            maps = teacher.shape[0] * teacher.shape[1]
-            coefficients = [maps * sum(band[0, 0].numel() for band in level.values()) for level in wide.details]
-            for (level, index, band), (_, _, taught) in zip(_details(narrow), _details(wide), strict=True):
-                with torch.no_grad():
-                    mask = prompts.masks(taught, level, index).mean(1, keepdim=True)
-                total = total + residual_cost(band, weight, taught, square, 1 / coefficients[level], mask)
-            return total
+                student = projected(student.to(dtype), teacher, phi)
+                weight = torch.eye(teacher.shape[1], dtype=dtype, device=teacher.device)
+            square = self.feature_weight / teacher.numel()
+            if max(teacher.shape[2:]) == 1:  # a single voxel has no details
+                return residual_cost(student.to(dtype), weight, teacher.to(dtype), square)
+            return prompted_cost(student, weight, teacher, prompts.tokens, self.wavelet, square)
 
     def tuning(self, teacher: Tensor, projection: FreeKDAdapter) -> tuple[Tensor, Tensor]:
         """What the prompts are tuned with; gradient to them alone.
@@ -151,20 +140,11 @@ class FreeKDLoss(nn.Module):
             ValueError: For prompts of other features.
         """
         self._check_prompts(teacher, projection.prompts)
-        with in_single_precision(teacher.detach()) as (features,):
-            transformed = dwt(features, self.wavelet, self.levels)
-            details: list[dict[str, Tensor]] = [dict(level) for level in transformed.details]
-            names = band_names(features.ndim - 2)[1:]
-            overlaps = []
-            for level, index, band in _details(transformed):
-                masks = projection.prompts.masks(band, level, index)
-                details[level][names[index]] = masks.mean(1, keepdim=True).view(-1, 1, *band.shape[2:]) * band
-                overlaps.append(_overlap(masks))
-            kept = idwt(WaveletCoefficients(transformed.approximation, tuple(details), self.wavelet))
-            if kept.dtype != teacher.dtype:  # masks may lift a feature near the end of a half-precision type beyond it
-                kept = kept.clamp(torch.finfo(teacher.dtype).min, torch.finfo(teacher.dtype).max)
-            redundancy = torch.stack(overlaps).mean() if overlaps else 0 * projection.prompts.tokens.sum()
-            return kept.to(teacher.dtype), redundancy
+        tokens = projection.prompts.tokens
+        if max(teacher.shape[2:]) == 1:
+            return teacher.detach(), 0 * tokens.sum()
+        with torch.autocast(teacher.device.type, enabled=False):
+            return filtered_by_prompts(teacher.detach(), tokens, self.wavelet)
 
     def _check_prompts(self, teacher: Tensor, prompts: FrequencyPrompts) -> None:
         expected = (self.levels, 2 ** (teacher.ndim - 2) - 1, self.tokens, *teacher.shape[1:2])
@@ -179,22 +159,3 @@ class FreeKDLoss(nn.Module):
             f"levels={self.levels}, tokens={self.tokens}, wavelet={self.wavelet!r}, "
             f"feature_weight={self.feature_weight:g}"
         )
-
-
-def _overlap(masks: Tensor) -> Tensor:
-    """Mean Dice overlap of different masks, ``(B, tokens, N)`` to a scalar."""
-    tokens = masks.shape[1]
-    products = masks @ masks.transpose(1, 2)
-    squares = products.diagonal(dim1=1, dim2=2)
-    dice = 2 * products / (squares[:, None] + squares[:, :, None]).clamp(min=1e-12)
-    different = 1 - torch.eye(tokens, dtype=dice.dtype, device=dice.device)
-    return (dice * different).sum((1, 2)).mean() / max(tokens * (tokens - 1), 1)
-
-
-def _details(transformed: WaveletCoefficients) -> Iterator[tuple[int, int, Tensor]]:
-    """Position of the level (0 the coarsest), of the band in it, and the band; empty ones are left out."""
-    names = band_names(transformed.approximation.ndim - 2)[1:]
-    for level, bands in enumerate(transformed.details):
-        for index, name in enumerate(names):
-            if bands[name].numel():
-                yield level, index, bands[name]

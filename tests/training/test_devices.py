@@ -28,9 +28,7 @@ from tests.training.stored_labels import store_of
 def no_fake_constants():
     """Clear cached matrices, which the next test could not use because they have no data."""
     yield
-    for function in vars(wavelets).values():
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
+    wavelets.forget_constants()
 
 
 @pytest.fixture(autouse=True)
