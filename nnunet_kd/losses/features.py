@@ -164,11 +164,17 @@ def energy(tensor: Tensor) -> Tensor:
     return norms.square().sum()
 
 
-@contextmanager
-def in_single_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in their common floating type, float32 at least, with autocast off inside."""
+def single_precision(*tensors: Tensor) -> torch.dtype:
+    """The common floating type of the tensors, float32 at least."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+@contextmanager
+def in_single_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors in their common floating type, float32 at least, with autocast off inside."""
+    dtype = single_precision(*tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
         yield tuple(tensor.to(dtype) for tensor in tensors)

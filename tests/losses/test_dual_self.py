@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_kd.losses import DualSelfLoss
-from nnunet_kd.losses.dual_self import resized_errors
+from nnunet_kd.losses.resizing import resized_errors
 from nnunet_kd.losses.features import energy
 from tests.losses.random_maps import random_maps
 
