@@ -44,7 +44,7 @@ def test_logits(small_chunks, regions, masked):
     compare(before, value_and_gradients(loss, [student]))
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float16, 2e-3)])
 def test_dual_self(small_chunks, dtype, rounding):
     """Features in half precision are taken to float32 chunk by chunk, and so are the gradients of the chunks."""
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def test_dual_self(small_chunks, dtype, rounding):
     before = together()
     small_chunks()
     after = together()
-    torch.testing.assert_close(after[0], before[0], rtol=min(rounding, 1e-6), atol=0)
+    torch.testing.assert_close(after[0], before[0], rtol=1e-6, atol=0)
     for ours, expected in zip(after[1], before[1], strict=True):
         assert ours.dtype == expected.dtype
         assert (ours - expected).abs().max() <= rounding * expected.abs().max()
