@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_kd.losses import DualSelfLoss, LogitsKDLoss, chunks
+from nnunet_kd.losses import CWDLoss, DualSelfLoss, LogitsKDLoss, chunks
 
 
 @pytest.fixture
@@ -42,6 +42,24 @@ def test_logits(small_chunks, regions, masked):
     before = value_and_gradients(loss, [student])
     small_chunks()
     compare(before, value_and_gradients(loss, [student]))
+
+
+@pytest.mark.parametrize("voxels", ["all", "some", "none"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_cwd(small_chunks, voxels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, 4, 9, 5, 6, generator=generator).to(dtype)
+    share = {"all": 1.1, "some": 0.5, "none": 0.0}[voxels]
+    valid = None if voxels == "all" else torch.rand(2, 1, 9, 5, 6, generator=generator) < share
+
+    def loss(logits):
+        return CWDLoss()(logits, teacher, valid=valid)
+
+    value, (gradient,) = value_and_gradients(loss, [student])
+    small_chunks()
+    ours, (found,) = value_and_gradients(loss, [student])
+    torch.testing.assert_close(ours, value, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found, gradient, rtol=1e-5 if dtype == torch.float32 else 2e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float16, 2e-3)])
