@@ -4,9 +4,10 @@
 
 The tensors are fake and under autocast to float16, so nothing is computed; nnU-Net's loss gets float32, as on a GPU.
 The script runs the forward pass, the losses and the backward pass, and follows the bytes of all storages that exist at
-once, weights included. A real step also needs the optimizer's momentum, the workspaces of cuDNN, and what the allocator
-wastes. The teacher and stock's network have the widths 32, 64, 128, 256, 320 and 320, the student a quarter of them,
-but DualSelfKD, which has no teacher, all of them. VM-UNet is counted in 2-D at 256 x 256 with the batch of its plans.
+once: weights, activations, gradients, and what is saved for the backward pass. A real step also needs the optimizer's
+momentum, the workspaces of cuDNN, and what the allocator wastes; a compiled one needs less for the networks. The
+teacher and stock's network have the widths 32, 64, 128, 256, 320 and 320, the student a quarter of them, but that of
+DualSelfKD, which has no teacher, all of them. VM-UNet is counted in 2-D at 256 x 256 with the batch of its plans.
 
 With ``--largest`` the script fails if a method needs more than that many times as much as stock.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from nnunet_kd.distillation.targets import LabelCodes
 from nnunet_kd.networks.stages import encoder_stages
 from nnunet_kd.networks.vm_unet import VMUNet
 from nnunet_kd.nnunet.planning import NETWORKS
-from nnunet_kd.teachers.teacher import Teacher
+from nnunet_kd.teachers.teacher import IN_LOW_PRECISION, Teacher
 
 GIB = 2**30
 WIDTHS = [32, 64, 128, 256, 320, 320]
@@ -53,6 +54,7 @@ METHODS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {
     "FreeKD": ({"freekd": {"prompt_epochs": 1}}, 1),
     "DualSelfKD": ({"dual_self": {}}, 0),
 }
+VM_UNET = "VM-UNet"
 
 
 class Live(TorchDispatchMode):
@@ -143,10 +145,19 @@ def task_loss(scales: int) -> DeepSupervisionWrapper:
     return DeepSupervisionWrapper(loss, [weight / sum(weights) for weight in weights])
 
 
-def peak_of_step(network: nn.Module, images: Tensor, losses: Callable[[Any], Tensor]) -> float:
-    """Return the peak memory of a training step in GiB; the weights, the images and the loss's teacher exist before."""
+def peak_of_step(
+    network: nn.Module, images: Tensor, losses: Callable[[Any], Tensor], given: Iterable[Tensor] = ()
+) -> float:
+    """Return the peak memory of a training step in GiB.
+
+    Args:
+        network: The network that trains.
+        images: Its input.
+        losses: Maps the network's output to the sum of all losses.
+        given: What else exists before the step and during all of it.
+    """
     live = Live()
-    for tensor in (*network.parameters(), images):
+    for tensor in (*network.parameters(), images, *given):
         live.add(tensor)
     with live:
         with torch.autocast("cpu", torch.float16):
@@ -159,6 +170,8 @@ def peak_of_step(network: nn.Module, images: Tensor, losses: Callable[[Any], Ten
 
 def measured(method: str, size: int, batch: int, classes: int) -> float:
     """Return the peak memory of a training step of a method in GiB."""
+    if method == VM_UNET:
+        return measured_vm_unet(vm_unets_batch(), 256, classes)
     settings, epoch = METHODS[method]
     terms = [TERMS[name].changed(options).build(10) for name, options in settings.items()]
     images = torch.empty(batch, 1, size, size, size)
@@ -167,13 +180,17 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
     targets = [torch.empty(batch, 1, *[size // 2**scale] * 3) for scale in range(len(WIDTHS) - 1)]
     loss = task_loss(len(targets))
     if method == "stock":
-        return peak_of_step(student, images, lambda logits: loss(logits, targets))
+        return peak_of_step(student, images, lambda logits: loss(logits, targets), targets)
     distiller = Distiller(terms, LabelCodes(Labels(classes)))
     teacher = None
     if distiller.needs_teacher:
         network = unet(WIDTHS, classes)
         logits = distiller.reads_teacher_logits
         teacher = Teacher(network, distiller.reads_teacher_encoder, logits, logits)
+        for module in teacher.modules():  # as Teacher.settle does on a GPU
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                if type(module) in IN_LOW_PRECISION:
+                    setattr(module, name, nn.Parameter(parameter.detach().half(), requires_grad=False))
         distiller.attach(teacher, distiller.check(encoder_stages(student), encoder_stages(network)))
     joint = StudentWithAdapters(
         student, distiller.adapters(student), distiller.reads_encoder, distiller.reads_decoder
@@ -185,8 +202,12 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
         values = distiller(images, outputs, targets, epoch, **options)
         return distiller.total(segmentation, values, epoch, joint.adapters.parameters())
 
-    weights = 0 if teacher is None else sum(4 * parameter.numel() for parameter in teacher.parameters())
-    return peak_of_step(joint, images, losses) + weights / GIB
+    return peak_of_step(joint, images, losses, [*targets, *(() if teacher is None else teacher.parameters())])
+
+
+def vm_unets_batch() -> int:
+    """Return the batch of VM-UNet's plans where nnU-Net plans 49 slices of 256 x 256 for a U-Net."""
+    return NETWORKS["vm_unet"].batch_of(49, (256, 256))
 
 
 def measured_vm_unet(batch: int, size: int, classes: int) -> float:
@@ -195,32 +216,32 @@ def measured_vm_unet(batch: int, size: int, classes: int) -> float:
     targets = [torch.empty(batch, 1, size // factor, size // factor) for factor in (1, 4, 8, 16)]
     loss = task_loss(len(targets))
     images = torch.empty(batch, 1, size, size)
-    return peak_of_step(network, images, lambda logits: loss(logits, targets))
+    return peak_of_step(network, images, lambda logits: loss(logits, targets), targets)
 
 
 def main() -> int:
     """Print the memory of every method."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--size", type=int, default=128)
-    options.add_argument("--batch", type=int, default=2)
-    options.add_argument("--classes", type=int, default=3)
-    options.add_argument("--methods", nargs="*", choices=[*METHODS, "VM-UNet"], default=[*METHODS, "VM-UNet"])
-    options.add_argument("--largest", type=float)
+    options.add_argument("--size", type=int, default=128, help="voxels per side of a patch (default: 128)")
+    options.add_argument("--batch", type=int, default=2, help="patches of a batch (default: 2)")
+    options.add_argument("--classes", type=int, default=3, help="classes with background (default: 3)")
+    options.add_argument("--methods", nargs="*", choices=[*METHODS, VM_UNET], default=[*METHODS, VM_UNET])
+    options.add_argument("--largest", type=float, help="fail if a method needs more than this many times stock's")
     chosen = options.parse_args()
     worst = 0.0
     with FakeTensorMode():
         stock = measured("stock", chosen.size, chosen.batch, chosen.classes)
-        print(f"{'stock':<16}{stock:>8.2f} GiB")
+        print(f"{'stock':<16}{stock:>6.2f} GiB", flush=True)
         for method in chosen.methods:
-            if method == "VM-UNet":
-                batch = NETWORKS["vm_unet"].batch_of(49, (256, 256))  # nnU-Net plans 49 for a U-Net
-                print(
-                    f"{method:<16}{measured_vm_unet(batch, 256, chosen.classes):>8.2f} GiB  batch {batch} of 256 x 256"
-                )
-            elif method != "stock":
-                needed = measured(method, chosen.size, chosen.batch, chosen.classes)
+            if method == "stock":
+                continue
+            needed = measured(method, chosen.size, chosen.batch, chosen.classes)
+            if method == VM_UNET:
+                note = f"batch {vm_unets_batch()} of 256 x 256"
+            else:
+                note = f"{needed / stock:.2f} times stock"
                 worst = max(worst, needed / stock)
-                print(f"{method:<16}{needed:>8.2f} GiB  {needed / stock:.2f} times stock", flush=True)
+            print(f"{method:<16}{needed:>6.2f} GiB  {note}", flush=True)
     return int(chosen.largest is not None and worst > chosen.largest)
 
 
