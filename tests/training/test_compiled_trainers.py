@@ -1,4 +1,4 @@
-"""Every trainer's step with DDP around the compiled network, as nnU-Net trains on several GPUs, equals the eager one."""
+"""Every trainer's step with DDP around the compiled network, nnU-Net's way on several GPUs, equals the eager one."""
 
 import pytest
 import torch
