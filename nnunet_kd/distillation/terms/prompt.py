@@ -75,7 +75,7 @@ class PromptTerm(StageTerm):
             whole: tuple[Tensor, Tensor] = self.loss.tuning(features, adapter)
             return whole
         options: Any = {"use_reentrant": False, "preserve_rng_state": False}
-        cases = [checkpoint(self.loss.tuning, case, adapter, **options) for case in features.split(1)]
+        cases = [checkpoint(self.loss.tuning, case, adapter, **options) for case in torch.split(features, 1)]
         prompted, redundancies = zip(*cases, strict=True)
         return torch.cat(prompted), torch.stack(redundancies).mean()
 
