@@ -126,7 +126,8 @@ class Distiller:
     ) -> dict[str, Tensor]:
         """Compute every term with a weight above 0 in this epoch, and every tuning loss.
 
-        The teacher runs at most once, and its decoder only if a term needs it.
+        The teacher runs at most once, and its decoder only if a term needs it. What no later term reads of its
+        outputs is freed.
 
         Args:
             images: The images, ``(B, channels, *patch)``.
@@ -154,8 +155,8 @@ class Distiller:
             logits=[outputs.logits] if isinstance(outputs.logits, Tensor) else list(outputs.logits),
             encoder=outputs.encoder,
             decoder=outputs.decoder,
-            teacher_logits=logits,
-            teacher_encoder=encoder,
+            teacher_logits=[*logits],
+            teacher_encoder=[*encoder],
             stages=[] if teacher is None else self.stages,
             targets=target if isinstance(target, list) else [target],
             labels=self.labels,
@@ -164,7 +165,12 @@ class Distiller:
             soft_labels=soft_labels,
             unlabelled=unlabelled,
         )
-        values = {term.name: term(step, adapters[term.name]) for term in active}
+        del logits, encoder
+        values = {}
+        for number, term in enumerate(active):
+            if not tuning:  # for which the teacher decodes all its features
+                _free(step, active[number:])
+            values[term.name] = term(step, adapters[term.name])
         tuned = {str(term.tuning_name): term.tune(step, adapters[term.name]) for term in tuning}
         return {**values, **tuned}
 
@@ -203,3 +209,13 @@ class Distiller:
     def places(self) -> list[Any]:
         """The names and stages of the terms in order, on which the adapters and the optimizer's state depend."""
         return [[term.name, term.stages] for term in self.terms]
+
+
+def _free(step: TrainStep, terms: Sequence[Term]) -> None:
+    """Free what none of the terms reads of the teacher: its stages become empty tensors."""
+    read = {stage for term in terms for stage in term.taught_stages(step)}
+    for stage, features in enumerate(step.teacher_encoder):
+        if stage not in read:
+            step.teacher_encoder[stage] = features.new_empty(0)
+    if not any(term.reads_logits for term in terms):
+        step.teacher_logits.clear()

@@ -42,7 +42,7 @@ class _SumOverChunks(torch.autograd.Function):
         ctx.function, ctx.count = function, count
         ctx.save_for_backward(*tensors)
         maps, shared = tensors[:count], tensors[count:]
-        return torch.stack([function(*chunk, *shared) for chunk in _chunks(maps)]).sum()
+        return torch.stack([function(*chunk, *shared) for chunk in in_chunks(maps)]).sum()
 
     @staticmethod
     @once_differentiable
@@ -51,7 +51,7 @@ class _SumOverChunks(torch.autograd.Function):
         maps, shared = tensors[:count], tensors[count:]
         of_maps = [torch.empty_like(one) if wanted else one for one, wanted in zip(maps, needed, strict=False)]
         of_shared = [torch.zeros_like(one) for one in shared]
-        for chunk, places in zip(_chunks(maps), _chunks(of_maps), strict=True):
+        for chunk, places in zip(in_chunks(maps), in_chunks(of_maps), strict=True):
             pairs = zip((*chunk, *shared), needed, strict=True)
             leaves = [one.detach().requires_grad_(wanted) for one, wanted in pairs]
             with torch.enable_grad():
@@ -66,8 +66,8 @@ class _SumOverChunks(torch.autograd.Function):
         return None, None, *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True))
 
 
-def _chunks(maps: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Part all maps along the first spatial axis."""
+def in_chunks(maps: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Part all maps along the first spatial axis, so that no part of the largest exceeds :data:`CHUNK` by much."""
     parts = -(-max(one.numel() for one in maps) // CHUNK)
     step = -(-maps[0].shape[2] // parts)
     return zip(*(torch.split(one, step, 2) for one in maps), strict=True)

@@ -5,11 +5,16 @@ Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 202
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from nnunet_kd.losses.features import check_logits, check_temperature, in_single_precision
+from nnunet_kd.losses.chunks import in_chunks, is_large
+from nnunet_kd.losses.features import check_logits, check_temperature, in_single_precision, single_precision
 
 
 class CWDLoss(nn.Module):
@@ -48,14 +53,62 @@ class CWDLoss(nn.Module):
             ValueError: For tensors that do not fit each other.
         """
         check_logits(student, teacher, valid)
+        if is_large(student):
+            with torch.autocast(student.device.type, enabled=False):
+                divergence: Tensor = _DivergenceOfLarge.apply(student, teacher.detach(), valid, self.temperature)
+                return self.temperature**2 * divergence / (student.shape[0] * student.shape[1])
         with in_single_precision(student, teacher.detach()) as (student, teacher):
-            student, teacher = student.flatten(2) / self.temperature, teacher.flatten(2) / self.temperature
-            if valid is not None:  # so low that the probability is exactly 0; finite, so that 0 * log stays 0
-                ignored, lowest = ~valid.flatten(2), torch.finfo(student.dtype).min / 4
-                student, teacher = student.masked_fill(ignored, lowest), teacher.masked_fill(ignored, lowest)
+            student, teacher = (_softened(maps, valid, self.temperature) for maps in (student, teacher))
             log_student, log_teacher = F.log_softmax(student, 2), F.log_softmax(teacher, 2)
             divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(2)
             return self.temperature**2 * divergence.mean()
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}"
+
+
+def _softened(maps: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+    """Divide maps by the temperature, and make voxels that do not count improbable; ``(B, C, voxels)``."""
+    softened = maps.flatten(2) / temperature
+    if valid is None:
+        return softened
+    # so low that the probability is exactly 0; finite, so that 0 * log stays 0
+    return softened.masked_fill(~valid.flatten(2), torch.finfo(maps.dtype).min / 4)
+
+
+class _DivergenceOfLarge(torch.autograd.Function):
+    """The divergence summed over images and channels, chunk by chunk; only the maps are kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+        def log_sum(maps: Tensor) -> Tensor:
+            parts = [one.logsumexp(2) for (one,) in _softened_chunks([maps], valid, temperature, dtype)]
+            return torch.stack(parts).logsumexp(0)[:, :, None]
+
+        dtype = single_precision(student, teacher)
+        ctx.temperature = temperature
+        ctx.save_for_backward(student, teacher, valid, *(sums := (log_sum(student), log_sum(teacher))))
+        parts = []
+        for ours, theirs in _softened_chunks([student, teacher], valid, temperature, dtype):
+            log_student, log_teacher = ours - sums[0], theirs - sums[1]
+            parts.append((log_teacher.exp() * (log_teacher - log_student)).sum())
+        return torch.stack(parts).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, valid, of_student, of_teacher = ctx.saved_tensors
+        dtype, found = of_student.dtype, torch.empty_like(student)
+        softened = _softened_chunks([student, teacher], valid, ctx.temperature, dtype)
+        for (place,), (ours, theirs) in zip(in_chunks([found]), softened, strict=True):
+            difference = (ours - of_student).exp() - (theirs - of_teacher).exp()
+            place.copy_((gradient / ctx.temperature * difference).view(place.shape))
+        return found, None, None, None
+
+
+def _softened_chunks(
+    maps: list[Tensor], valid: Tensor | None, temperature: float, dtype: torch.dtype
+) -> Iterator[list[Tensor]]:
+    for chunk in in_chunks(maps if valid is None else [*maps, valid]):
+        of_chunk = None if valid is None else chunk[-1]
+        yield [_softened(one.to(dtype), of_chunk, temperature) for one in chunk[: len(maps)]]

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_kd.losses.chunks import is_large, sum_over_chunks
-from nnunet_kd.losses.features import check_number, energy, in_single_precision, in_type_of, pointwise_convolution
-from nnunet_kd.wavelets import constants, multiply_axis
+from nnunet_kd.losses.features import (
+    check_number,
+    energy,
+    in_type_of,
+    pointwise_convolution,
+    single_precision,
+)
+from nnunet_kd.losses.resizing import resized_errors
 
 
 class DualSelfAdapters(nn.Module):
@@ -70,7 +75,7 @@ class DualSelfLoss(nn.Module):
     encoder level does learn. nnU-Net's decoder has one level less than its encoder, VM-UNet's has as many.
 
     A 1x1 convolution and linear resizing commute, so levels are convolved on their own grid; they are compared there,
-    too (:func:`resized_errors`).
+    too (:func:`resized_errors`). Large levels stay in their own type and are taken to float32 chunk by chunk.
 
     Args:
         alpha: Weight of the projection (paper: 1); 0 leaves it and its adapters out.
@@ -109,9 +114,12 @@ class DualSelfLoss(nn.Module):
         """
         _check_levels(encoder, decoder)
         self._check_adapters(encoder, decoder, adapters)
-        with in_single_precision(*encoder, *decoder) as tensors:
-            encoder, decoder = tensors[: len(encoder)], tensors[len(encoder) :]
-            total = decoder[0].new_zeros(())
+        dtype = single_precision(*encoder, *decoder)
+        with torch.autocast(decoder[0].device.type, enabled=False):
+            encoder, decoder = (
+                [one if is_large(one) else one.to(dtype) for one in them] for them in (encoder, decoder)
+            )
+            total = decoder[0].new_zeros((), dtype=dtype)
             if self.alpha:
                 total = total + self.alpha * self.projection(encoder, decoder, adapters)
             if self.beta:
@@ -127,21 +135,15 @@ class DualSelfLoss(nn.Module):
             if is_large(target) and level.shape[2:] == target.shape[2:]:
                 errors.append(_error_by_chunks(level, target, convolution))
             else:
-                maps.append(in_type_of(level, convolution)(level))
+                maps.append(_convolved(level, convolution))
         return sum(errors, resized_errors(maps, target))
 
     def progressive(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
         """Eq. 3: adjacent levels; arguments as for :meth:`forward`."""
         steps = zip(adapters.encoder_steps, encoder[1:], encoder[:-1], strict=True)
-        errors = [
-            resized_errors([in_type_of(deeper, convolution)(deeper.detach())], finer)
-            for convolution, deeper, finer in steps
-        ]
+        errors = [resized_errors([_convolved(deeper.detach(), by)], finer) for by, deeper, finer in steps]
         steps = zip(adapters.decoder_steps, decoder[1:], decoder[:-1], strict=True)
-        errors += [
-            resized_errors([in_type_of(deeper, convolution)(deeper)], finer.detach())
-            for convolution, deeper, finer in steps
-        ]
+        errors += [resized_errors([_convolved(deeper, by)], finer.detach()) for by, deeper, finer in steps]
         return torch.stack(errors).sum() if errors else (0 * encoder[0]).sum()  # of one level there are no neighbours
 
     def _check_adapters(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> None:
@@ -159,65 +161,23 @@ class DualSelfLoss(nn.Module):
         return f"alpha={self.alpha:g}, beta={self.beta:g}"
 
 
+def _convolved(level: Tensor, convolution: nn.Module) -> Tensor:
+    level = level.to(single_precision(level))
+    convolved: Tensor = in_type_of(level, convolution)(level)
+    return convolved
+
+
 def _error_by_chunks(features: Tensor, target: Tensor, convolution: nn.Module) -> Tensor:
     """Mean squared error of convolved features on the target's grid; no map of the target's size is kept."""
 
     def squares(features: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        parameters = {"weight": weight.to(features.dtype), "bias": bias.to(features.dtype)}
+        dtype = single_precision(features, target)
+        features, target = features.to(dtype), target.to(dtype)
+        parameters = {"weight": weight.to(dtype), "bias": bias.to(dtype)}
         return energy(torch.func.functional_call(convolution, parameters, (features,)) - target)
 
     parameters = (convolution.get_parameter("weight"), convolution.get_parameter("bias"))
     return sum_over_chunks(squares, (features, target), parameters) / target.numel()
-
-
-def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
-    r"""Sum of the mean squared errors of maps, each linearly resized to the target's grid; computed on their own grids.
-
-    Resizing is a matrix R with orthonormal factor Q, :math:`R = Q U`, so an error has two parts, what the coarse grid
-    can express and what it cannot:
-
-    .. math:: \|R x - t\|^2 = \|U x - Q^T t\|^2 + \|t\|^2 - \|Q^T t\|^2
-
-    No map is made of the target's size, which matters where every level of a network is compared with the finest.
-
-    Args:
-        maps: ``(B, C, *spatial)`` each, two or three spatial axes.
-        target: ``(B, C, *other_spatial)``.
-
-    Returns:
-        A scalar, differentiable with respect to all. Rounding is relative to the target's mean square.
-    """
-    total = target.new_zeros(())
-    whole = energy(target) if any(features.shape != target.shape for features in maps) else total
-    seen: dict[torch.Size, tuple[Tensor, Tensor]] = {}
-    for features in maps:
-        if features.shape == target.shape:
-            total = total + energy(features - target)
-            continue
-        pairs = zip(features.shape[2:], target.shape[2:], strict=True)
-        factors = [_resizing(before, after, target.dtype, target.device) for before, after in pairs]
-        if features.shape not in seen:
-            expressible = _along_axes(target, [orthonormal.T for orthonormal, _ in factors])
-            seen[features.shape] = expressible, torch.where(whole.isinf(), whole, whole - energy(expressible))
-        expressible, rest = seen[features.shape]
-        total = total + energy(_along_axes(features, [upper for _, upper in factors]) - expressible) + rest
-    return total / target.numel()
-
-
-@constants(maxsize=256)
-def _resizing(before: int, after: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Q and U of linear resizing along one axis, ``align_corners=False``: R is ``(after, before)``."""
-    unit = torch.eye(before, dtype=torch.float64)
-    matrix = F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
-    orthonormal, upper = torch.linalg.qr(matrix)
-    return orthonormal.to(device, dtype), upper.to(device, dtype)
-
-
-def _along_axes(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Each spatial axis multiplied with its matrix, the last first: it is contiguous."""
-    for axis, matrix in reversed(list(enumerate(matrices))):
-        tensor = multiply_axis(tensor, matrix, axis)
-    return tensor
 
 
 def _convolutions(widths: Sequence[tuple[int, int]], dim: int, wanted: bool) -> nn.ModuleList:

@@ -39,6 +39,11 @@ class TeacherEnsemble(nn.Module):
         self.teachers = nn.ModuleList(teachers)
         self.regions = regions
 
+    def settle(self, device: torch.device, compiles: bool = False) -> None:
+        """Settle every teacher; see :meth:`Teacher.settle`."""
+        for teacher in self.teachers:
+            teacher.settle(device, compiles)  # type: ignore[operator]
+
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the mean logits and features as :meth:`Teacher.forward`, at the scales that all teachers share."""
         by_grid = []

@@ -19,6 +19,12 @@ from nnunet_kd.nnunet.experiment import build_network, find_trainer
 from nnunet_kd.nnunet.trust.architectures import load_network
 from nnunet_kd.teachers.find import TeacherFiles
 
+# Exactly these, because what else a subclass does with its weights is not known. Autocast runs them in its own type.
+IN_LOW_PRECISION = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
+
 
 class Teacher(nn.Module):
     """A frozen network that returns features, logits, or both.
@@ -63,6 +69,28 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Keep the network in evaluation mode, whatever the argument."""
         return super().train(False)
+
+    def settle(self, device: torch.device, compiles: bool = False) -> None:
+        """Move to the device of the training, cast the weights that autocast would cast in every step, and compile.
+
+        The outputs stay the same under the autocast of a training, which is float16 on a GPU. Without it the teacher
+        cannot run on a GPU any more.
+
+        Args:
+            device: The device.
+            compiles: Whether to compile the forward pass; a network that says that it does not compile stays as it is.
+        """
+        self.to(device)
+        dtype = torch.get_autocast_dtype("cuda") if device.type == "cuda" else torch.float32
+        cast: nn.Module = self
+        if self.precision is not None:
+            dtype = getattr(torch, self.precision)
+            cast = self.encoder if self.gives_features else self  # decode() has the precision of the step
+        for module in cast.modules():
+            if type(module) in IN_LOW_PRECISION:
+                module.to(dtype)
+        if compiles and all(getattr(module, "compiles", True) for module in self.modules()):
+            self.compile()
 
     @torch.no_grad()
     def forward(self, images: Tensor, logits: bool = True) -> tuple[list[Tensor], list[Tensor]]:

@@ -104,6 +104,10 @@ def checked(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 class _InProcesses(MultiThreadedAugmenter):  # type: ignore[misc]  # untyped
+    def start(self) -> None:
+        """Start the processes now instead of when the first batch is asked for."""
+        self._start()
+
     def __next__(self) -> dict[str, Any]:
         return checked(super().__next__())
 
@@ -125,13 +129,18 @@ def seeded_augmenter(
 ) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
     """Return the batches of :class:`SeededBatches` in order, made by ``workers`` processes, or by this one if 0.
 
+    The processes start at once, as nnU-Net's do: later, they would be forked from a process that has compiled a network
+    and runs threads of its own.
+
     ``next`` raises ``ValueError`` for a batch that fails the ``check``.
     """
     batches = SeededBatches(loader, seed, stream, rank, first, max(workers, 1), check)
     if workers == 0:
         return _InThisProcess(batches, None)
     # Each worker queues one batch, about as many in all as nnU-Net's queue: batches are large and may be pinned.
-    return _InProcesses(batches, None, workers, num_cached_per_queue=1, pin_memory=pin_memory, wait_time=0.002)
+    made = _InProcesses(batches, None, workers, num_cached_per_queue=1, pin_memory=pin_memory, wait_time=0.002)
+    made.start()
+    return made
 
 
 def seeded_loaders(
@@ -144,7 +153,7 @@ def seeded_loaders(
     pin_memory: bool,
     check: Check,
 ) -> tuple[Any, Any]:
-    """Make seeded loaders from nnU-Net's, with the number of processes that nnU-Net would start.
+    """Make seeded loaders from nnU-Net's, with as many processes as nnU-Net would start, those for training first.
 
     Args:
         loaders: The loaders for training and validation, which crop and augment a batch per ``next``.

@@ -215,7 +215,7 @@ class DistillationTrainer(ResumableTrainer):
         self._leakage = note_leakage(self, self.sources, validation)
         super().on_train_start()
         if self.distiller.teacher is not None:
-            self.distiller.teacher.to(self.device)
+            self.distiller.teacher.settle(self.device, self._do_i_compile())
         if self.sources.start is not None:
             fit_to_teacher(self, self.sources.start)
         if unfinished:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_kd.losses import DualSelfLoss, LogitsKDLoss, chunks
+from nnunet_kd.losses import CWDLoss, DualSelfLoss, LogitsKDLoss, chunks
 
 
 @pytest.fixture
@@ -44,10 +44,30 @@ def test_logits(small_chunks, regions, masked):
     compare(before, value_and_gradients(loss, [student]))
 
 
-def test_dual_self(small_chunks):
+@pytest.mark.parametrize("voxels", ["all", "some", "none"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_cwd(small_chunks, voxels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, 4, 9, 5, 6, generator=generator).to(dtype)
+    share = {"all": 1.1, "some": 0.5, "none": 0.0}[voxels]
+    valid = None if voxels == "all" else torch.rand(2, 1, 9, 5, 6, generator=generator) < share
+
+    def loss(logits):
+        return CWDLoss()(logits, teacher, valid=valid)
+
+    value, (gradient,) = value_and_gradients(loss, [student])
+    small_chunks()
+    ours, (found,) = value_and_gradients(loss, [student])
+    torch.testing.assert_close(ours, value, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found, gradient, rtol=1e-5 if dtype == torch.float32 else 2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float16, 2e-3)])
+def test_dual_self(small_chunks, dtype, rounding):
+    """Features in half precision are taken to float32 chunk by chunk, and so are the gradients of the chunks."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 4, 9, 8, 6), (2, 6, 5, 4, 3), (2, 8, 3, 2, 2)]
-    levels = [torch.randn(shape, generator=generator) for shape in (*shapes, *shapes[:2])]
+    levels = [torch.randn(shape, generator=generator).to(dtype) for shape in (*shapes, *shapes[:2])]
     loss = DualSelfLoss()
     torch.manual_seed(0)
     adapters = loss.adapters([4, 6, 8], [4, 6], 3)
@@ -60,7 +80,19 @@ def test_dual_self(small_chunks):
 
     before = together()
     small_chunks()
-    compare(before, together())
+    after = together()
+    torch.testing.assert_close(after[0], before[0], rtol=1e-6, atol=0)
+    for ours, expected in zip(after[1], before[1], strict=True):
+        assert ours.dtype == expected.dtype
+        assert (ours - expected).abs().max() <= rounding * expected.abs().max()
+
+
+def test_dual_self_with_levels_beyond_single_precision(small_chunks):
+    """The energy of the finest level overflows, and the loss says so instead of taking its parts for it."""
+    small_chunks()
+    levels = [1e25 * torch.ones(1, 2, 8, 4, 4), torch.ones(1, 2, 4, 2, 2)]
+    loss = DualSelfLoss()
+    assert loss(levels, levels, loss.adapters([2, 2], [2, 2], 3)) == float("inf")
 
 
 def test_only_inputs_are_kept_for_the_gradient(small_chunks):

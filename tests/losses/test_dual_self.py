@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_kd.losses import DualSelfLoss
-from nnunet_kd.losses.dual_self import resized_errors
 from nnunet_kd.losses.features import energy
+from nnunet_kd.losses.resizing import resized_errors
 from tests.losses.random_maps import random_maps
 
 # Grids of the encoder's levels, finest first; the decoder has all but the last.

@@ -65,7 +65,7 @@ def on_a_gpu(kind, plans, workspace, configuration="3d_fullres"):
 def step(trainer, stored=0):
     """Return the values of a step; ``stored`` is the number of channels added to those of the images."""
     if trainer.distiller.teacher is not None:
-        trainer.distiller.teacher.to(trainer.device)
+        trainer.distiller.teacher.settle(trainer.device)
     size = trainer.configuration_manager.patch_size
     images = torch.empty(trainer.batch_size, trainer.num_input_channels + stored, *size)
     channels = trainer.label_manager.num_segmentation_heads if trainer.label_manager.has_regions else 1

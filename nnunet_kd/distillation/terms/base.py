@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class Term(ABC):
     @abstractmethod
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the unweighted loss of one step."""
+
+    def taught_stages(self, step: TrainStep) -> Collection[int]:
+        """Return the stages of the teacher's encoder that the term reads in a step."""
+        return ()
 
     def weight_at(self, epoch: int) -> float:
         """Return the weight in ``epoch``, counted from 0."""

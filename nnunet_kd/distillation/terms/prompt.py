@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_kd.distillation.step import TrainStep
 from nnunet_kd.distillation.terms.stage import StageTerm
+from nnunet_kd.losses.chunks import is_large
 from nnunet_kd.losses.features import check_number
 
 
@@ -59,12 +62,22 @@ class PromptTerm(StageTerm):
         features = list(step.teacher_encoder)
         redundancies = []
         for (_, j), adapter in zip(self.pairs(step.stages), adapters, strict=True):
-            features[j], redundancy = self.loss.tuning(features[j], adapter)
+            features[j], redundancy = self._prompted(features[j], adapter)
             redundancies.append(redundancy)
         assert step.teacher is not None
         segmentation = step.task_loss(step.teacher.decode(features), step.targets[0])
         total: Tensor = sum(redundancies[1:], redundancies[0])
         return segmentation + total / len(redundancies)
+
+    def _prompted(self, features: Tensor, adapter: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return prompted features and redundancy, of large features case by case, computed again for the gradient."""
+        if not is_large(features):
+            whole: tuple[Tensor, Tensor] = self.loss.tuning(features, adapter)
+            return whole
+        options: Any = {"use_reentrant": False, "preserve_rng_state": False}
+        cases = [checkpoint(self.loss.tuning, case, adapter, **options) for case in torch.split(features, 1)]
+        prompted, redundancies = zip(*cases, strict=True)
+        return torch.cat(prompted), torch.stack(redundancies).mean()
 
     def freeze(self, adapters: nn.ModuleList) -> None:
         """Exclude the projections from training, but not the prompts."""

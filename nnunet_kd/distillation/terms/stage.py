@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class StageTerm(Term):
             if stage not in available:
                 raise ValueError(f"{self.name}: stage {stage} cannot be distilled, only {available}")
         return [pair for pair in pairs if pair[0] in self.stages]
+
+    def taught_stages(self, step: TrainStep) -> Collection[int]:
+        """Return the teacher's stages that are compared with the student's."""
+        return {taught for _, taught in self.pairs(step.stages)}
 
     def check_pairs(self, matched: Iterable[tuple[int, int]]) -> None:
         """Check that the matched pairs include every stage the term asks for."""

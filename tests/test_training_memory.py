@@ -1,0 +1,69 @@
+"""The memory of training steps at 128 x 128 x 128 voxels, batch 2, stays within its budgets; nothing is computed."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.training_memory import GIB, VM_UNET, Live, measured
+from nnunet_kd import wavelets
+from nnunet_kd.losses import resizing
+
+# (method, classes) -> the most times stock's memory
+BUDGETS = {
+    ("DCD", 3): 0.8,
+    ("FitNets", 3): 1.0,
+    ("FreeKD", 3): 0.9,
+    ("FreeKD, tuning", 3): 1.25,
+    ("DualSelfKD", 3): 1.25,
+    ("LogitsKD", 40): 0.9,
+    ("CWD", 40): 0.9,
+    ("IFVD", 40): 1.15,
+    ("FreeKD, tuning", 40): 1.5,
+    ("DualSelfKD", 40): 1.25,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_fake_constants():
+    """Clear cached matrices, which the next test could not use because they have no data."""
+    yield
+    for function in (*vars(wavelets).values(), *vars(resizing).values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+def test_what_is_counted():
+    """Two activations of a product of exponentials are kept for the backward pass, a freed one is not counted."""
+    size = 4 * 1000
+    with Live() as live:
+        ones = torch.ones(1000, requires_grad=True)
+        total = ones.exp().exp().sum()
+        assert live.now == 3 * size + 4 and live.peak == live.now
+        total.backward()
+        assert live.peak <= 5 * size + 16
+        del total
+    assert live.now == 2 * size  # the ones and their gradient
+    live.add(ones.view(10, 100))  # a view of what is counted already
+    assert live.now == 2 * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [3, 40])
+def test_methods_stay_within_their_budgets(capsys, classes):
+    with FakeTensorMode():
+        stock = measured("stock", 128, 2, classes)
+        needed = {method: measured(method, 128, 2, classes) for method, count in BUDGETS if count == classes}
+    ratios = {method: one / stock for method, one in needed.items()}
+    with capsys.disabled():
+        print(f"\nGPU memory with {classes} classes: stock {stock:.2f} GiB")
+        for method, ratio in ratios.items():
+            print(f"  {method:<16}{needed[method]:>6.2f} GiB, {ratio:.2f} times stock's")
+    assert stock > 0.9 * 4.55 if classes == 3 else stock > 6
+    assert {method: ratio for method, ratio in ratios.items() if ratio > BUDGETS[method, classes]} == {}
+
+
+@pytest.mark.slow
+def test_vm_unets_batch_fits_nnunets_target():
+    """nnU-Net plans for 8 GB, of which the optimizer and cuDNN need a part."""
+    with FakeTensorMode():
+        assert measured(VM_UNET, 0, 0, 3) * GIB < 0.9 * 8e9
