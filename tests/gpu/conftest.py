@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 from tests.gpu.place import Place
 from tests.gpu.record import Record
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # whose scripts import each other
 
 # The files of checks, the cheapest first.
 ORDER = ("losses", "selective_scan", "soft_labels", "steps", "volumes", "processes", "compilation", "life")

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806  A, B and C are the paper's names
+# ruff: noqa: N806  A, B and C are the paper's names
 """The selective scan, and the kernel of mamba-ssm, on the device beside the CPU's float64."""
 
 import time
