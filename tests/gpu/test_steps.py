@@ -62,7 +62,8 @@ def test_a_step(place, figures, workspace, method, labels):
         names = check(figures, place, trainer, waits=waits)
         assert names == {"segmentation", *(term.name for term in trainer.distiller.terms)}
         if method == "FreeKD":
-            assert "freekd_prompts" in check(figures, place, trainer, 0, waits, "tuning: ")
+            # The prompts are tuned with nnU-Net's loss as well.
+            assert "freekd_prompts" in check(figures, place, trainer, 0, 2 * waits, "tuning: ")
 
 
 def waits_of_nnunet(place, workspace):
@@ -87,7 +88,8 @@ def test_a_step_of_brainseg_dmif(place, figures, workspace):
     trainer = make(place, nnUNetTrainerBrainSegDMIF, plans, workspace, "2d")
     with mixed_precision(place):
         trainer.on_train_start()
-        assert check(figures, place, trainer) == {"segmentation"}
+        of_labels = place.size(0, 2)  # on the CPU alone, FocalDice reads the lowest and the highest label
+        assert check(figures, place, trainer, waits=of_labels) == {"segmentation"}
 
 
 def test_a_step_of_both_phases_of_kd_sam(place, figures, workspace, sam):
