@@ -18,7 +18,7 @@ DRY_RUN = (
     "test_steps.py::test_a_wait_is_found",
     "test_volumes.py::test_memory[4 labels-DCD]",
     "test_processes.py::test_a_step_of_one_process[DCD]",
-    "test_compilation.py::test_student[DCD]",
+    "test_compilation.py::test_student[NoKD]",
     "test_life.py",
 )
 

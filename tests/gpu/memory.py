@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ def peak_bytes(place: Place, function: Callable[[], object]) -> int:
         with _Storages() as storages:
             function()
         return storages.peak
+    gc.collect()  # so that nothing older is freed while the function runs
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -13,21 +13,13 @@ from tests.gpu.compiling import describe_compilation, nnunet_compiles
 from tests.gpu.place import exact_products
 from tests.gpu.training import make
 from tests.training import small_brainseg_dmif, small_kd_sam
-from tests.training.methods import METHODS, trainer_class
+from tests.training.methods import trainer_class
 from tests.vm_unet_plans import plans_for as vm_unet
-
-
-def of_method(name):
-    """The student of a method, with its adapters."""
-    return name, "3d_fullres", lambda workspace, _: workspace.plans(training=SHORT, method=METHODS.get(name, {}))
-
 
 # name -> trainer, configuration, how to write the plans
 STUDENTS = {
-    "NoKD": of_method("NoKD"),
-    "DCD": of_method("DCD"),
-    "FreeKD": of_method("FreeKD"),
-    "DualSelfKD": of_method("DualSelfKD"),
+    "NoKD": ("NoKD", "3d_fullres", lambda workspace, _: workspace.plans(training=SHORT)),
+    "DualSelfKD": ("DualSelfKD", "3d_fullres", lambda workspace, _: workspace.plans(training=SHORT)),
     "VM-UNet": ("DualSelfKD", "2d", lambda workspace, _: vm_unet(workspace)),
     "BrainSegDMIF": ("BrainSegDMIF", "2d", lambda workspace, _: small_brainseg_dmif.plans_for(workspace)),
     "KD-SAM's encoder": ("KDSAM", "2d", small_kd_sam.plans_for),

@@ -20,6 +20,7 @@ def test_of_a_student(place, figures, workspace):
     workspace.plans(NAME, training=training, method=method, teacher={"plans": "nnUNetPlans"})
     fold = workspace.results / f"{TRAINER}__{NAME}__3d_fullres" / "fold_0"
     variables = environment(place, workspace)
+    uncompiled = {**variables, "nnUNet_compile": "f"}  # which would take longer than to predict one image
 
     train = ["nnUNetv2_train", "598", "3d_fullres", "0", "-tr", TRAINER, "-p", NAME, "-device", place.device.type]
     kill_when_there(place, train, variables, fold / "checkpoint_latest.pth", workspace.root / "killed.log")
@@ -47,7 +48,7 @@ def test_of_a_student(place, figures, workspace):
         out = workspace.root / name
         images = str(workspace.raw / "imagesTr")
         model = ["-d", "598", "-c", "3d_fullres", "-f", "0", "-tr", TRAINER, "-p", NAME]
-        run(place, ["nnUNetv2_predict", *model, "-i", images, "-o", str(out), "-device", device], variables)
+        run(place, ["nnUNetv2_predict", *model, "-i", images, "-o", str(out), "-device", device], uncompiled)
         predicted[name] = np.concatenate([read(path) for path in sorted(out.glob("*.nii.gz"))])
     figures["foreground voxels"] = int((predicted["reference"] > 0).sum())
     figures["Dice of both devices"] = lowest_dice(predicted["ours"], predicted["reference"])
