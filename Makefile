@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test slow stress lint demo benchmarks clean
+.PHONY: install test slow stress gpu gpu-fake lint demo benchmarks clean
 
 install: .venv/installed
 
@@ -20,6 +20,12 @@ slow: install
 
 stress: install
 	$(BIN)/python -m pytest tests/stress
+
+gpu: install
+	$(BIN)/python -m pytest tests/gpu --record gpu.json
+
+gpu-fake: install
+	$(BIN)/python -m pytest tests/gpu --fake --record gpu_dry_run.json
 
 lint: install
 	$(BIN)/ruff check .

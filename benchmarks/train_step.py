@@ -84,18 +84,18 @@ DATASET_JSON = {
 }
 
 
-def trainer(name: str, patch: list[int], batch: int, reduction: float | None = None) -> Any:
-    """Return an initialised trainer, with its own default width unless a reduction is given."""
+def trainer(name: str, patch: list[int], batch: int, reduction: float | None = None, device: str = "cpu") -> Any:
+    """Return an initialised trainer, nnU-Net's own for an empty name, with its default width or a reduced one."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     kind = recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}")
     content = plans(patch, batch)
     if reduction is not None:
         content["nnunet_kd"] = {"student": {"reduction": reduction}}
-    made = kind({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    made = kind({**content, "continue_training": False}, "3d_fullres", 0, DATASET_JSON, torch.device(device))
     made.initialize()
     made.network.train()
-    if made.distiller.teacher is not None:
+    if name and made.distiller.teacher is not None:
         made.distiller.teacher.to(made.device)
     return made
 
