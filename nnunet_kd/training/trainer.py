@@ -23,7 +23,7 @@ from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.planning import NETWORKS
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
 from nnunet_kd.training.announcement import announce
