@@ -47,6 +47,7 @@ ROWS = (
     "networks of the comparison that are not here",
 )
 PARAMETERS = torch.nn.Linear(1, 1)
+PLATEAU = PlateauSchedule(torch.optim.SGD(PARAMETERS.parameters(), 1.0), 1).state_dict()
 
 
 def literals(path, *names):
@@ -113,7 +114,9 @@ def of_sam_dra_unet():
         **chosen("--", sam, "prompt", "margin"),
         **chosen("--", options("TCGALGG"), "volumes", "paper-preprocessing"),
         **chosen("arch_kwargs.", network, "dprm", "attention", "dprm_kernel_size"),
-        **chosen("paper.", of_paper("dra_unet"), "features_per_stage", "patch_size"),
+        **chosen("paper.", of_paper("dra_unet"), "features_per_stage", "patch_size", "augmentation", "lr_schedule"),
+        **chosen("training.", training("nnUNetTrainerSAMKD"), "one_pass_per_epoch", "augmentation", "plateau_patience"),
+        "factor": PLATEAU["factor"],
         **{f"parameters[{name}]": millions(one) for name, one in networks.items()},
         **{f"FLOPs[{name}]": giga(one, 3) for name, one in networks.items()},
         "MEDIAN": MEDIAN,
@@ -123,14 +126,13 @@ def of_sam_dra_unet():
 
 
 def of_kd_sam():
-    plateau = PlateauSchedule(torch.optim.SGD(PARAMETERS.parameters(), 1.0), 1).state_dict()
     with torch.device("meta"):
         network = KDSAM(3, 2)
     return {
         **{f"method.{one.name}": one.default for one in fields(KDSAMSettings)},
-        **chosen("training.", training("nnUNetTrainerKDSAM"), "num_epochs", "initial_lr"),
+        **chosen("training.", training("nnUNetTrainerKDSAM"), "num_epochs", "initial_lr", "one_pass_per_epoch"),
         **chosen("arch_kwargs.", defaults(KDSAM), "image_size"),
-        **chosen("", plateau, "factor"),
+        "factor": PLATEAU["factor"],
         **chosen("--", options("KvasirSEG"), "test-set"),
         "batch_size": NETWORKS["kd_sam"].batch_size,
         "SHARE": SHARE,
@@ -147,7 +149,7 @@ def of_brainseg_dmif():
         network = BrainSegDMIF(4, 4)
     return {
         **chosen("method.", settings, *keys),
-        **chosen("training.", training("nnUNetTrainerBrainSegDMIF"), "num_epochs", "initial_lr"),
+        **chosen("training.", training("nnUNetTrainerBrainSegDMIF"), "num_epochs", "initial_lr", "one_pass_per_epoch"),
         **chosen("arch_kwargs.", defaults(BrainSegDMIF), "image_size", "modalities", "global_attention", *switches),
         **chosen("--", options("FCD2023"), "t2"),
         **chosen("paper.", of_paper("brainseg_dmif"), "patch_size"),
@@ -168,7 +170,12 @@ def of_dsvm_unet():
     assert isinstance(schedule, CosineSchedule)
     return {
         **of_method("dual_self"),
-        **chosen("training.", {**training("nnUNetTrainerDualSelfKD"), **plans.training}, "deep_supervision"),
+        **chosen(
+            "training.",
+            {**training("nnUNetTrainerDualSelfKD"), **plans.training},
+            "deep_supervision",
+            "one_pass_per_epoch",
+        ),
         **{f"training.{key}": value for key, value in plans.training.items()},
         **chosen("arch_kwargs.", {**defaults(VMUNet), **plans.keywords}, "features_per_stage", "depths", "drop_path"),
         **chosen("", optimizer.defaults, "weight_decay"),

@@ -112,6 +112,7 @@ NETWORKS = {
             slices_only=True,
             most_pixels=11 * 256 * 256,  # a slice keeps 0.67 GiB for the backward pass
             patch_size=_SLICES,
+            training={"lr_schedule": "plateau", "augmentation": "flips_and_brightness"},
         ),
     ),
     "kd_sam": NetworkOfPlans(

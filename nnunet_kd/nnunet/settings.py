@@ -10,7 +10,8 @@ A plans file can contain one block at its top level, in which every key has a de
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false,
-                   "early_stopping": null, "final_validation": null, "deep_supervision": true},
+                   "early_stopping": null, "final_validation": null, "deep_supervision": true,
+                   "one_pass_per_epoch": false, "lr_schedule": null, "plateau_patience": 10, "augmentation": null},
       "method":   {}
     }
 
@@ -146,6 +147,13 @@ class TrainingSettings:
             for the last epoch's weights.
         deep_supervision: Whether the student also learns from the logits of its lower scales, as nnU-Net's trainers
             do if their network has any; DSVM-UNet's eq. 5 and the other 2-D papers have none.
+        one_pass_per_epoch: Whether an epoch has as many patches as there are training cases, rounded up to whole
+            batches, and likewise in validation, unless its iterations are set. nnU-Net draws the cases at random.
+        lr_schedule: ``"plateau"`` to divide the learning rate by ten when nnU-Net's validation loss no longer falls
+            (ReduceLROnPlateau); ``None`` for the optimizer's own schedule.
+        plateau_patience: The number of epochs without a lower validation loss that ``"plateau"`` tolerates.
+        augmentation: ``"flips_and_brightness"`` for nnU-Net's mirroring and brightness alone; ``None`` for all of
+            nnU-Net's augmentation.
     """
 
     num_epochs: int | None = None
@@ -162,6 +170,10 @@ class TrainingSettings:
     early_stopping: int | None = None
     final_validation: str | None = None
     deep_supervision: bool = True
+    one_pass_per_epoch: bool = False
+    lr_schedule: str | None = None
+    plateau_patience: int = 10
+    augmentation: str | None = None
 
     def __post_init__(self) -> None:
         counts = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
@@ -180,6 +192,11 @@ class TrainingSettings:
         require(taught in ("soft", "hard"), "training.unlabelled", '"soft" or "hard"', taught)
         validated = self.final_validation
         require(validated in (None, "best"), "training.final_validation", '"best" or null', validated)
+        schedule, patience, augmentation = self.lr_schedule, self.plateau_patience, self.augmentation
+        require(schedule in (None, "plateau"), "training.lr_schedule", '"plateau" or null', schedule)
+        require(patience >= 0, "training.plateau_patience", "at least 0", patience)
+        augmentations = '"flips_and_brightness" or null'
+        require(augmentation in (None, "flips_and_brightness"), "training.augmentation", augmentations, augmentation)
 
     @property
     def epochs(self) -> int:
@@ -216,6 +233,11 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
     teachers = block.get("teacher", {})
     if isinstance(teachers, list) and not teachers:
         raise ValueError(f"{BLOCK}.teacher is an empty list: name at least one teacher, or remove the entry")
+    training = read_section(TrainingSettings, block.get("training", {}), "training")
+    if training.one_pass_per_epoch and training.num_iterations_per_epoch is not None:
+        raise ValueError(
+            f"{BLOCK}.training has both one_pass_per_epoch and num_iterations_per_epoch: remove one of them"
+        )
     return Settings(
         student=read_section(StudentSettings, block["student"], "student") if "student" in block else None,
         teachers=(
@@ -223,7 +245,7 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
             if isinstance(teachers, list)
             else (read_section(TeacherSettings, teachers, "teacher"),)
         ),
-        training=read_section(TrainingSettings, block.get("training", {}), "training"),
+        training=training,
         method=dict(block.get("method", {})),
     )
 

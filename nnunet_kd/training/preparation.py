@@ -89,7 +89,7 @@ def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Prepa
         ValueError: If the ``nnunet_kd`` block is not valid.
     """
     settings = settings_of_training(student.plans, trainer)
-    for key in ("optimizer", "initial_weights"):
+    for key in ("optimizer", "initial_weights", "lr_schedule"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own, remove the key")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")

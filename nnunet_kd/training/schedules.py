@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from nnunet_kd.nnunet.settings import TrainingSettings
 
 
 class EpochSchedule(ABC):
@@ -84,3 +86,25 @@ class PlateauSchedule:
 
     def step(self, _epoch: int) -> None:
         """Do nothing: nnU-Net calls this at the start of an epoch, the rate changes in ``observe``."""
+
+
+def make_optimizer(
+    training: TrainingSettings,
+    network: nn.Module,
+    initial_lr: float,
+    num_epochs: int,
+    usual: Callable[[], tuple[torch.optim.Optimizer, Any]],
+) -> tuple[torch.optim.Optimizer, Any]:
+    """Make the optimizer and the schedule that the settings ask for.
+
+    Args:
+        training: The settings.
+        network: The network with all trained parameters.
+        initial_lr: The learning rate of the first epoch.
+        num_epochs: The number of epochs.
+        usual: Makes nnU-Net's optimizer and schedule.
+    """
+    optimizer, schedule = usual() if training.optimizer is None else adamw(network, initial_lr, num_epochs)
+    if training.lr_schedule == "plateau":
+        schedule = PlateauSchedule(optimizer, training.plateau_patience)
+    return optimizer, schedule
