@@ -136,7 +136,8 @@ class TrainingSettings:
             polynomial schedule.
         initial_weights: ``"teacher"`` for every r-th channel of the teacher; ``"reconstructed"`` for the same channels
             with every convolution fitted to the teacher's outputs; ``"pruned"`` for convolutions fitted likewise, but
-            with the channels that the teacher's next layers need most; ``None`` for random weights.
+            with the channels that the teacher's next layers need most; ``{"vmamba": FILE}`` for VM-UNet from the
+            ImageNet weights of VMamba, as in its published code; ``None`` for random weights.
         unlabelled: ``"soft"`` if cases without a reference learn from stored soft labels alone; ``"hard"`` if the
             segmentation that the soft labels imply is their reference as well.
         overwrite: Whether to train again although the results folder holds a finished training, which is refused
@@ -164,7 +165,7 @@ class TrainingSettings:
     seed: int | None = 1234
     ema_decay: float | None = None
     optimizer: str | None = None
-    initial_weights: str | None = None
+    initial_weights: str | dict[str, str] | None = None
     unlabelled: str = "soft"
     overwrite: bool = False
     early_stopping: int | None = None
@@ -186,8 +187,9 @@ class TrainingSettings:
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
         require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
         start = self.initial_weights
-        starts = '"teacher", "reconstructed", "pruned" or null'
-        require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
+        starts = '"teacher", "reconstructed", "pruned", {"vmamba": FILE} or null'
+        known = [*start] == ["vmamba"] if isinstance(start, dict) else start in (None, "teacher", *FITTED_STARTS)
+        require(known, "training.initial_weights", starts, start)
         taught = self.unlabelled
         require(taught in ("soft", "hard"), "training.unlabelled", '"soft" or "hard"', taught)
         validated = self.final_validation

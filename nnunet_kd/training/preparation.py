@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,13 @@ class Preparation:
     @property
     def starts_from_teacher(self) -> bool:
         """Whether the student's initial weights come from the teacher."""
-        return self.settings.training.initial_weights is not None
+        return isinstance(self.settings.training.initial_weights, str)
+
+    @property
+    def vmamba(self) -> Path | None:
+        """The file with VMamba's weights, from which the student starts; ``None`` if it does not."""
+        start = self.settings.training.initial_weights
+        return Path(start["vmamba"]) if isinstance(start, dict) else None
 
     @property
     def needs_teacher(self) -> bool:

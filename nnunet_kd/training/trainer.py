@@ -156,6 +156,7 @@ class DistillationTrainer(ResumableTrainer):
         """Load initial weights that are not random; not called when a training resumes."""
         if self.sources.start is not None:
             student.load_state_dict(self.sources.start.weights)
+        self.sources.load_vmamba(student, self.print_to_log_file)
 
     def trained(self) -> StudentWithAdapters:
         """Return the student with its adapters, without the wrappers of compilation and DDP."""
