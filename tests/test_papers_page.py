@@ -175,6 +175,7 @@ def of_dsvm_unet():
             {**training("nnUNetTrainerDualSelfKD"), **plans.training},
             "deep_supervision",
             "one_pass_per_epoch",
+            "initial_weights",
         ),
         **{f"training.{key}": value for key, value in plans.training.items()},
         **chosen("arch_kwargs.", {**defaults(VMUNet), **plans.keywords}, "features_per_stage", "depths", "drop_path"),
