@@ -117,12 +117,14 @@ def _command_for(path: Path) -> str:
         return f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
     if not have or name == "nnUNetPlans":
         return f"nnUNetv2_plan_and_preprocess -d {number}"
+    in_names = {network.replace(".", "_"): network for network in NETWORKS}
     for source in sorted(have, key=len, reverse=True):
-        ends = rf"(?:_({'|'.join(NETWORKS)})(_paper)?)?(?:_r(\d+(?:\.\d+)?))?"
+        ends = rf"(?:_({'|'.join(in_names)})(_paper)?)?(?:_r(\d+(?:\.\d+)?))?"
         student = re.fullmatch(re.escape(source) + ends, name)
         if student is not None:
-            network, paper, reduction = student.groups()
-            if paper and NETWORKS[network].paper is None:
+            named, paper, reduction = student.groups()
+            network = in_names.get(named)
+            if paper and NETWORKS[in_names[named]].paper is None:
                 continue
             usual = 4 if network is None else network_of_plans(network, bool(paper)).usual_reduction
             if student_name(source, network, float(reduction or usual), paper=bool(paper)) != name:

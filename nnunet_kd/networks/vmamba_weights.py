@@ -106,7 +106,7 @@ def load_vmamba(network: VMUNet, weights: Mapping[str, Tensor]) -> list[str]:
 def _counterparts(network: VMUNet) -> Iterator[tuple[nn.Module, str, str, Mapping[str, str]]]:
     """Yield the modules that have a counterpart, with their name, the published one and the names of parameters."""
     for number, stage in enumerate(network.encoder.stages):
-        coarser, *blocks = stage  # type: ignore[misc]
+        coarser, *blocks = stage.children()
         merged = isinstance(coarser, PatchMerging)
         published = f"layers.{number - 1}.downsample" if merged else "patch_embed"
         names = {"reduce.weight": "reduction.weight", **_NORM} if merged else {**_EMBEDDING, **_NORM}
@@ -114,18 +114,20 @@ def _counterparts(network: VMUNet) -> Iterator[tuple[nn.Module, str, str, Mappin
         for block, module in enumerate(blocks):
             yield module, f"encoder.stages.{number}.{block + 1}", f"layers.{number}.blocks.{block}", _BLOCK
     deepest = len(network.encoder.stages) - 1
-    sequences = {"decoder.bottleneck": (deepest, network.decoder.bottleneck)}
-    for number, stage in enumerate(network.decoder.stages):
-        sequences[f"decoder.stages.{number}.blocks"] = (deepest - 1 - number, stage.blocks)  # type: ignore[assignment]
-    for ours, (layer, blocks) in sequences.items():
-        for block, module in enumerate(blocks):
+    sequences: dict[str, nn.Module] = {"decoder.bottleneck": network.decoder.bottleneck}
+    for number in range(deepest):
+        name = f"decoder.stages.{number}.blocks"
+        sequences[name] = network.get_submodule(name)
+    for layer, (ours, sequence) in zip(range(deepest, -1, -1), sequences.items(), strict=True):
+        for block, module in enumerate(sequence.children()):
             yield module, f"{ours}.{block}", f"layers.{layer}.blocks.{block}", _BLOCK
 
 
 def _adapted(module: nn.Module, name: str, value: Tensor, own: Tensor) -> Tensor | None:
     """Bring a published tensor into the order and shape of ours; ``None`` if it has no place in the network."""
     if isinstance(module, PatchMerging) and value.shape == own.shape:
-        return value.unflatten(-1, (4, -1))[..., list(_PUBLISHED_ORDER), :].flatten(-2)
+        neighbours = value.reshape(*value.shape[:-1], 4, -1)
+        return neighbours[..., list(_PUBLISHED_ORDER), :].flatten(-2)
     if name == "project.weight" and value.ndim == 4 and value.shape[1] != own.shape[1]:
         return value.sum(1, keepdim=True) if own.shape[1] == 1 else None
     if name == "mixer.step_bias":

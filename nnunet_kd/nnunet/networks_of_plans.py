@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ class NetworkOfPlans:
         shared: The keywords that are copied from the network of the plans. A network that copies
             ``features_per_stage`` has the teacher's stages.
         keywords: Further keywords of the network.
+        keywords_3d: Those in 3-D, where they differ.
+        one_output: Whether the plans have to describe one output, which nnU-Net's deep supervision needs to know.
+        fixed_size: Whether the network has the keyword ``patch_size`` and takes images of this size only.
         slices_only: Whether the network is 2-D only, so that all other configurations are dropped.
         knows_background: Whether the network has the keyword ``background``, which says that the first output channel
             is the background.
@@ -28,6 +32,7 @@ class NetworkOfPlans:
         trainer: The trainer that usually trains it.
         first: What the user has to do before this trainer can run.
         multiple: The number of which the patch's sides must be multiples; they are rounded up.
+        normalises: Whether the network normalises its deepest grid by instance, which needs more than one voxel.
         patch_size: The patch in its paper, which replaces that of the plans.
         training: The training settings of its paper, for the ``nnunet_kd`` block.
         paper: The same network with everything that its paper states, where the plans usually decide something else.
@@ -36,6 +41,9 @@ class NetworkOfPlans:
     class_name: str
     shared: tuple[str, ...]
     keywords: dict[str, Any] = field(default_factory=dict)
+    keywords_3d: dict[str, Any] = field(default_factory=dict)
+    one_output: bool = False
+    fixed_size: bool = False
     slices_only: bool = False
     knows_background: bool = False
     batch_size: int | None = None
@@ -44,6 +52,7 @@ class NetworkOfPlans:
     trainer: str = "nnUNetTrainerDCD"
     first: str | None = None
     multiple: int = 1
+    normalises: bool = False
     patch_size: tuple[int, ...] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     paper: NetworkOfPlans | None = None
@@ -60,9 +69,25 @@ class NetworkOfPlans:
             limits.append(max(self.most_pixels // math.prod(patch_size), 2))
         return min(limits)
 
+    def keywords_of(self, conv_op: str, patch_size: Sequence[int] | None) -> dict[str, Any]:
+        """Return the keywords of the network that do not come from the plans.
+
+        Args:
+            conv_op: The name of the class of convolutions in the plans.
+            patch_size: The patch size of the configuration.
+        """
+        dim = 3 if conv_op.endswith("3d") else 2
+        keywords = deepcopy({**self.keywords, **(self.keywords_3d if dim == 3 else {})})
+        if self.one_output:
+            keywords["strides"] = [[step] * dim for step in (1, 4, 4)]
+        if self.fixed_size:
+            keywords["patch_size"] = None if patch_size is None else list(patch_size)
+        return keywords
+
     def patch_of(self, planned: Sequence[int]) -> list[int]:
         """Return the patch size, given nnU-Net's."""
-        return [-(-int(side) // self.multiple) * self.multiple for side in self.patch_size or planned]
+        sides = [-(-int(side) // self.multiple) * self.multiple for side in self.patch_size or planned]
+        return [2 * side for side in sides] if self.normalises and max(sides) == self.multiple else sides
 
     @property
     def usual_reduction(self) -> float:
@@ -70,7 +95,24 @@ class NetworkOfPlans:
         return 4 if "features_per_stage" in self.shared else 1
 
 
-_QUARTER = {"strides": [[1, 1], [4, 4], [4, 4]]}  # nnunet_kd.networks.output_scales says why
+_CLASSIC, _NARROW = [64, 128, 256, 512, 1024], [16, 32, 64, 128, 256]
+
+
+def _of_library(network: str, multiple: int, **changes: Any) -> NetworkOfPlans:
+    """Return a network of a library, with which papers compare theirs."""
+    return replace(
+        NetworkOfPlans(
+            "nnunet_kd.networks.library.LibraryNetwork",
+            ("conv_op",),
+            {"network": network},
+            one_output=True,
+            multiple=multiple,
+            normalises=True,
+            trainer="nnUNetTrainerNoKD",
+        ),
+        **{**changes, "keywords": {"network": network, **changes.get("keywords", {})}},
+    )
+
 
 _DRA_UNET = NetworkOfPlans(
     "nnunet_kd.networks.dra_unet.DRAUNet",
@@ -79,7 +121,7 @@ _DRA_UNET = NetworkOfPlans(
 _BRAINSEG_DMIF = NetworkOfPlans(
     "nnunet_kd.networks.brainseg_dmif.BrainSegDMIF",
     ("conv_op",),
-    _QUARTER,
+    one_output=True,
     slices_only=True,
     largest_batch=4,
     trainer="nnUNetTrainerBrainSegDMIF",
@@ -118,7 +160,7 @@ NETWORKS = {
     "kd_sam": NetworkOfPlans(
         "nnunet_kd.networks.kd_sam.KDSAM",
         ("conv_op",),
-        _QUARTER,
+        one_output=True,
         slices_only=True,
         knows_background=True,
         batch_size=16,
@@ -136,6 +178,23 @@ NETWORKS = {
             training={**_VM_UNET.training, "num_epochs": 300, "deep_supervision": False},
         ),
     ),
+    "monai.UNet": _of_library(
+        "monai.UNet",
+        16,
+        keywords={"channels": _CLASSIC, "num_res_units": 2},
+        keywords_3d={"channels": _NARROW},
+    ),
+    "monai.AttentionUnet": _of_library(
+        "monai.AttentionUnet",
+        16,
+        keywords={"channels": _CLASSIC},
+        keywords_3d={"channels": _NARROW},
+    ),
+    "monai.BasicUNetPlusPlus": _of_library("monai.BasicUNetPlusPlus", 16),
+    "monai.UNETR": _of_library("monai.UNETR", 16, fixed_size=True),
+    "monai.SwinUNETR": _of_library("monai.SwinUNETR", 32, fixed_size=True, keywords={"feature_size": 48}),
+    "smp.MAnet": _of_library("smp.MAnet", 32, slices_only=True),
+    "smp.Linknet": _of_library("smp.Linknet", 32, slices_only=True),
 }
 
 

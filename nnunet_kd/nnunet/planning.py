@@ -87,13 +87,17 @@ def student_plans(
             raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
         if "architecture" not in content:
             if "inherits_from" in content:
+                if other is not None and other.fixed_size and "patch_size" in content:  # a size of its own
+                    content["architecture"] = deepcopy(_inherited(plans, configuration, "architecture"))
+                    _change_network(content, other, regions, configuration, content["patch_size"])
                 continue
             raise ValueError(
                 f"configuration {configuration} has no 'architecture': plan the data set again with "
                 "nnUNetv2_plan_experiment"
             )
         if other is not None:
-            _change_network(content, other, regions, configuration)
+            patch = content.get("patch_size", _inherited(reduced, configuration, "patch_size"))
+            _change_network(content, other, regions, configuration, patch)
         if other is None or other.reducible:
             arguments = _reducible_arguments(content["architecture"], configuration)
             before = arguments["features_per_stage"]
@@ -119,6 +123,13 @@ def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
             break
         names.append(parent)
     return names
+
+
+def _inherited(plans: Plans, configuration: str, key: str) -> Any:
+    """Return what the nearest ancestor of a configuration has under a key; ``None`` if none has it."""
+    have = plans["configurations"]
+    ancestors = (have[name] for name in _with_ancestors(plans, configuration)[1:] if name in have)
+    return next((one[key] for one in ancestors if key in one), None)
 
 
 def plans_of_student(
@@ -159,7 +170,7 @@ def student_name(
     other = None if network is None else network_of_plans(network, paper)
     own_size = other is not None and not (other.reducible and (widths or reduction != 1))
     size = None if own_size else ("w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}")
-    return "_".join(filter(None, [source, network, "paper" if paper else None, size]))
+    return "_".join(filter(None, [source, network and network.replace(".", "_"), "paper" if paper else None, size]))
 
 
 def is_reducible(content: Mapping[str, Any]) -> bool:
@@ -201,25 +212,30 @@ def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
     return kept
 
 
-def _change_network(content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str) -> None:
+def _change_network(
+    content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str, patch: list[int] | None
+) -> None:
     """Replace the network of a configuration, and adapt the batch size to the new network."""
     if "features_per_stage" in network.shared:
         _reducible_arguments(content["architecture"], configuration)
-    content["architecture"] = _other_network(content["architecture"], network, regions)
+    content["architecture"] = _other_network(content["architecture"], network, regions, patch)
     if network.batch_size is not None:
         content["batch_size"] = network.batch_size
     if "batch_size" in content:
         content["batch_size"] = network.batch_of(content["batch_size"], content.get("patch_size"))
 
 
-def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:
+def _other_network(
+    architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool, patch: list[int] | None
+) -> dict[str, Any]:
     lacks = [key for key in network.shared if key not in architecture["arch_kwargs"]]
     if lacks:
         raise ValueError(
             f"{architecture['network_class_name'].rpartition('.')[2]} of the plans has no {', '.join(lacks)}, which "
             f"{network.class_name.rpartition('.')[2]} needs"
         )
-    arguments = {key: architecture["arch_kwargs"][key] for key in network.shared} | deepcopy(network.keywords)
+    arguments = {key: architecture["arch_kwargs"][key] for key in network.shared}
+    arguments |= network.keywords_of(str(arguments.get("conv_op")), patch)
     if network.knows_background:
         arguments["background"] = not regions
     return {"network_class_name": network.class_name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
@@ -235,6 +251,8 @@ def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
 def network_in_words(architecture: Mapping[str, Any]) -> str:
     """Describe an ``architecture`` for messages: its class and, if it has stages, their widths."""
     name = str(architecture["network_class_name"]).rpartition(".")[2]
+    if name == "LibraryNetwork":
+        return str(architecture["arch_kwargs"].get("network"))
     try:
         return f"{name}, {stage_widths(architecture)} channels"
     except KeyError:

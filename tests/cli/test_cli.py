@@ -157,6 +157,7 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
         ("nnUNetPlans_dra_unet", "choose one of mine, nnUNetPlans with -p"),  # no command makes these
         ("nnUNetPlans_dra_unet_paper", "nnunet_kd plan -d 598 --network dra_unet --paper"),
         ("nnUNetPlans_dra_unet_paper_r4", "nnunet_kd plan -d 598 --network dra_unet -r 4 --paper"),
+        ("nnUNetPlans_monai_SwinUNETR", "nnunet_kd plan -d 598 --network monai.SwinUNETR"),
         ("nnUNetPlans_kd_sam_paper", "choose one of mine, nnUNetPlans with -p"),
         ("nnUNetPlans_kd_sam_r4", "choose one of mine, nnUNetPlans with -p"),
         ("mine_r8", "nnunet_kd plan -d 598 -p mine -r 8"),
