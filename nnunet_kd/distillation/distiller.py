@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_kd.distillation.step import SoftLabels, TrainStep
@@ -46,8 +45,7 @@ class Distiller:
     @classmethod
     def for_student(cls, terms: Sequence[Term], student: Experiment) -> Distiller:
         """Return a distiller that reads the targets of a student's experiment, without a teacher yet."""
-        patch = PlansManager(student.plans).get_configuration(student.configuration).patch_size
-        return cls(terms, LabelCodes(student.label_manager), tuple(int(side) for side in patch))
+        return cls(terms, LabelCodes(student.label_manager), student.patch_size)
 
     # ---- What the terms ask for
 

@@ -43,15 +43,15 @@ def test_plan_of_a_network_of_a_library(workspace, capsys):
 
 
 @pytest.mark.parametrize(
-    ("network", "configuration"),
+    ("kind", "network", "configuration"),
     [
-        ("monai.UNet", "3d_fullres"),
-        pytest.param("monai.UNETR", "3d_fullres", marks=pytest.mark.slow),
-        pytest.param("smp.Linknet", "2d", marks=pytest.mark.slow),
+        (nnUNetTrainerNoKD, "monai.UNet", "3d_fullres"),
+        pytest.param(nnUNetTrainerNoKD, "monai.UNETR", "3d_fullres", marks=pytest.mark.slow),
+        pytest.param(nnUNetTrainerNoKD, "smp.Linknet", "2d", marks=pytest.mark.slow),
+        pytest.param(nnUNetTrainer, "monai.UNet", "2d", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, pytest.param(nnUNetTrainer, marks=pytest.mark.slow)])
-def test_a_network_of_a_library_trains_and_predicts(workspace, network, configuration, kind):
+def test_a_network_of_a_library_trains_and_predicts(workspace, kind, network, configuration):
     trainer = make_trainer(kind, plans_of(workspace, network), workspace, configuration=configuration)
     if kind is nnUNetTrainer:
         trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
