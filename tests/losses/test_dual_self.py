@@ -259,12 +259,13 @@ def test_gradcheck(grids):
     assert torch.autograd.gradcheck(of_convolutions, tuple(adapters.parameters()))
 
 
+@pytest.mark.parametrize("resizing", ["linear", "learned"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_levels_are_compared_in_single_precision(dtype):
+def test_half_precision_levels_are_compared_in_single_precision(dtype, resizing):
     grids = NETWORKS[0]
     encoder, decoder = levels_of(grids, dtype)
-    loss = DualSelfLoss()
-    adapters = adapters_of(loss, grids, torch.float32)
+    loss = DualSelfLoss(resizing=resizing)
+    adapters = loss.adapters([3, 5, 7], [3, 5], 3, grids)
     encoder[0].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(encoder, decoder, adapters)
