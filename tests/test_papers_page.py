@@ -176,6 +176,7 @@ def of_dsvm_unet():
             "deep_supervision",
             "one_pass_per_epoch",
             "initial_weights",
+            "cosine_epochs",
         ),
         **{f"training.{key}": value for key, value in plans.training.items()},
         **chosen("arch_kwargs.", {**defaults(VMUNet), **plans.keywords}, "features_per_stage", "depths", "drop_path"),
@@ -185,6 +186,7 @@ def of_dsvm_unet():
             "", literals(ROOT / "trainers" / "nnUNetTrainerDualSelfKD.py", "nnUNetTrainerDualSelfKD"), "reduction"
         ),
         **chosen("paper.", of_paper("vm_unet"), "num_epochs", "batch_size", "patch_size", "deep_supervision"),
+        **chosen("paper.", of_paper("vm_unet"), "lr_schedule", "augmentation"),
         "least": schedule.rate(1.0, 1),
         "largest_batch": plans.largest_batch,
         "batch_size[256 x 256]": plans.batch_of(32, (256, 256)),

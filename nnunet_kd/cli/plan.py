@@ -34,7 +34,9 @@ the student trains on the data that you have preprocessed already. The command p
   nnunet_kd plan -d 501 --network dra_unet --paper
       write nnUNetPlans_dra_unet_paper.json: DRA-UNet in the 2d configuration as in its paper, five stages of 64 to 1024
       channels and patches of 256 x 256. brainseg_dmif and vm_unet get the patch of theirs, and vm_unet its batch of 32
-      (which takes a GPU of 24 GB), 300 epochs and no deep supervision.
+      (which takes a GPU of 24 GB). Schedule and augmentation are the papers' as far as they differ from nnU-Net's.
+  nnunet_kd plan -d 501 --network monai.SwinUNETR
+      write nnUNetPlans_monai_SwinUNETR.json: a network that papers compare theirs with, from random weights.
 """
 
 OTHERWISE = "nnUNetTrainerDCD"  # for a student that cannot start from its teacher

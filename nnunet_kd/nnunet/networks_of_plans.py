@@ -175,7 +175,13 @@ NETWORKS = {
             batch_size=32,
             most_pixels=None,
             patch_size=_SLICES,
-            training={**_VM_UNET.training, "num_epochs": 300, "deep_supervision": False},
+            training={
+                **_VM_UNET.training,
+                "num_epochs": 300,
+                "lr_schedule": "cosine",
+                "augmentation": "flips_and_rotations",
+                "deep_supervision": False,
+            },
         ),
     ),
     "monai.UNet": _of_library(

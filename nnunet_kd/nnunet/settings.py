@@ -11,7 +11,8 @@ A plans file can contain one block at its top level, in which every key has a de
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false,
                    "early_stopping": null, "final_validation": null, "deep_supervision": true,
-                   "one_pass_per_epoch": false, "lr_schedule": null, "plateau_patience": 10, "augmentation": null},
+                   "one_pass_per_epoch": false, "lr_schedule": null, "plateau_patience": 10, "cosine_epochs": 50,
+                   "augmentation": null},
       "method":   {}
     }
 
@@ -151,10 +152,11 @@ class TrainingSettings:
         one_pass_per_epoch: Whether an epoch has as many patches as there are training cases, rounded up to whole
             batches, and likewise in validation, unless its iterations are set. nnU-Net draws the cases at random.
         lr_schedule: ``"plateau"`` to divide the learning rate by ten when nnU-Net's validation loss no longer falls
-            (ReduceLROnPlateau); ``None`` for the optimizer's own schedule.
+            (ReduceLROnPlateau); ``"cosine"`` to lower and raise it in turn; ``None`` for the optimizer's own schedule.
         plateau_patience: The number of epochs without a lower validation loss that ``"plateau"`` tolerates.
-        augmentation: ``"flips_and_brightness"`` for nnU-Net's mirroring and brightness alone; ``None`` for all of
-            nnU-Net's augmentation.
+        cosine_epochs: The number of epochs in which ``"cosine"`` lowers the learning rate to 1e-5, or raises it.
+        augmentation: ``"flips_and_brightness"`` or ``"flips_and_rotations"`` for these of nnU-Net's augmentation alone;
+            ``None`` for all of it.
     """
 
     num_epochs: int | None = None
@@ -174,6 +176,7 @@ class TrainingSettings:
     one_pass_per_epoch: bool = False
     lr_schedule: str | None = None
     plateau_patience: int = 10
+    cosine_epochs: int = 50
     augmentation: str | None = None
 
     def __post_init__(self) -> None:
@@ -195,10 +198,12 @@ class TrainingSettings:
         validated = self.final_validation
         require(validated in (None, "best"), "training.final_validation", '"best" or null', validated)
         schedule, patience, augmentation = self.lr_schedule, self.plateau_patience, self.augmentation
-        require(schedule in (None, "plateau"), "training.lr_schedule", '"plateau" or null', schedule)
+        schedules, augmentations = ("plateau", "cosine"), ("flips_and_brightness", "flips_and_rotations")
+        require(schedule in (None, *schedules), "training.lr_schedule", f"null or one of {schedules}", schedule)
         require(patience >= 0, "training.plateau_patience", "at least 0", patience)
-        augmentations = '"flips_and_brightness" or null'
-        require(augmentation in (None, "flips_and_brightness"), "training.augmentation", augmentations, augmentation)
+        require(self.cosine_epochs >= 1, "training.cosine_epochs", "at least 1", self.cosine_epochs)
+        named = f"null or one of {augmentations}"
+        require(augmentation in (None, *augmentations), "training.augmentation", named, augmentation)
 
     @property
     def epochs(self) -> int:

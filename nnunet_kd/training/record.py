@@ -17,7 +17,7 @@ from nnunet_kd.training.sources import find_soft_labels, teacher_files
 
 Record = Mapping[str, Any]
 # Settings that earlier versions did not have; their trainings had today's defaults.
-LATER = ("deep_supervision", "one_pass_per_epoch", "plateau_patience")
+LATER = ("deep_supervision", "one_pass_per_epoch", "plateau_patience", "cosine_epochs")
 ORIGINS = ("teacher_checkpoints", "soft_labels_made_by")
 DIGITS = 12  # of a digest that are kept
 

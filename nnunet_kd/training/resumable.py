@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, TrainingSettings
-from nnunet_kd.training.augmentation import flips_and_brightness
+from nnunet_kd.training.augmentation import reduce_augmentation
 from nnunet_kd.training.checkpoint import save_atomically, stock_checkpoint
 from nnunet_kd.training.early_stopping import EndOfTrainingError, best_epoch, stops_after
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
@@ -128,8 +128,8 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's augmentation, or the part that the settings ask for."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        if self.augmentation == "flips_and_brightness":
-            flips_and_brightness(transforms)
+        if self.augmentation is not None:
+            reduce_augmentation(transforms, self.augmentation)
         if self.seed is not None:
             repeat_exactly(transforms)
         return transforms

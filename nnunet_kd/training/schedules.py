@@ -48,10 +48,7 @@ class StepSchedule(EpochSchedule):
 
 
 class CosineSchedule(EpochSchedule):
-    """A learning rate that falls along half a cosine to its least value in the last epoch.
-
-    In VM-UNet and DSVM-UNet it falls for 50 epochs and rises for 50, three times in 300 epochs; here it falls once.
-    """
+    """A learning rate that falls along half a cosine to its least value in the last epoch."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int, least: float = 1e-5) -> None:
         super().__init__(optimizer)
@@ -62,6 +59,23 @@ class CosineSchedule(EpochSchedule):
         """Return the rate on the cosine, which never exceeds the initial one."""
         least = min(self._least, initial)
         return least + (initial - least) * (1 + math.cos(math.pi * min(epoch / self._last, 1))) / 2
+
+
+class CosineWaves(EpochSchedule):
+    """A learning rate that falls along half a cosine and rises again in as many epochs, like CosineAnnealingLR.
+
+    In VM-UNet and DSVM-UNet it falls for 50 epochs and rises for 50, three times in 300 epochs.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, epochs: int, least: float = 1e-5) -> None:
+        super().__init__(optimizer)
+        self._epochs = epochs
+        self._least = least
+
+    def rate(self, initial: float, epoch: int) -> float:
+        """Return the rate on the cosine, which never exceeds the initial one."""
+        least = min(self._least, initial)
+        return least + (initial - least) * (1 + math.cos(math.pi * epoch / self._epochs)) / 2
 
 
 def adamw(network: nn.Module, initial_lr: float, num_epochs: int) -> tuple[torch.optim.Optimizer, CosineSchedule]:
@@ -107,4 +121,6 @@ def make_optimizer(
     optimizer, schedule = usual() if training.optimizer is None else adamw(network, initial_lr, num_epochs)
     if training.lr_schedule == "plateau":
         schedule = PlateauSchedule(optimizer, training.plateau_patience)
+    elif training.lr_schedule == "cosine":
+        schedule = CosineWaves(optimizer, training.cosine_epochs)
     return optimizer, schedule

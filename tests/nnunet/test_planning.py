@@ -93,6 +93,7 @@ def test_networks_as_in_their_papers(network, batch):
         assert small["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128, 256]
         assert small["batch_size"] == 3
     training = {"optimizer": "adamw", "initial_lr": 0.001, "num_epochs": 300, "deep_supervision": False}
+    training |= {"lr_schedule": "cosine", "augmentation": "flips_and_rotations"}
     if network == "vm_unet":
         assert after["nnunet_kd"]["training"] == training
         given["nnunet_kd"] = {"training": {"num_epochs": 7}}  # what the plans say already is kept

@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation reduced to mirroring and brightness."""
+"""nnU-Net's augmentation reduced to mirroring and brightness, or to mirroring and rotation."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.augmentation import flips_and_brightness
+from nnunet_kd.training.augmentation import reduce_augmentation
 from tests.conftest import SHORT, make_trainer
 
 
@@ -25,10 +25,11 @@ def names(transforms):
 
 @pytest.mark.parametrize("dummy_2d", [False, True])
 @pytest.mark.parametrize("cascaded", [False, True])
-def test_what_is_left_of_nnunets_augmentation(dummy_2d, cascaded):
+@pytest.mark.parametrize("rotates", [False, True])
+def test_what_is_left_of_nnunets_augmentation(dummy_2d, cascaded, rotates):
     transforms = augmentation((16, 16, 16), dummy_2d, cascaded)
     assert len(names(transforms)) >= 12
-    flips_and_brightness(transforms)
+    reduce_augmentation(transforms, "flips_and_rotations" if rotates else "flips_and_brightness")
     spatial = ["Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform"]
     previous_stage = [
         "MoveSegAsOneHotToDataTransform",
@@ -37,15 +38,18 @@ def test_what_is_left_of_nnunets_augmentation(dummy_2d, cascaded):
     ]
     assert names(transforms) == [
         *(spatial if dummy_2d else spatial[1:2]),
-        *("MultiplicativeBrightnessTransform", "MirrorTransform", "MaskImageTransform", "RemoveLabelTransform"),
+        *([] if rotates else ["MultiplicativeBrightnessTransform"]),
+        *("MirrorTransform", "MaskImageTransform", "RemoveLabelTransform"),
         *(previous_stage if cascaded else []),
         "DownsampleSegForDSTransform",
     ]
+    (one,) = (one for one in transforms.transforms if type(one).__name__ == "SpatialTransform")
+    assert (one.p_rotation, one.p_scaling, one.p_elastic_deform) == (0.2 if rotates else 0, 0, 0)
 
 
 def test_a_patch_is_cropped_flipped_and_scaled_and_nothing_else():
     transforms = augmentation((8, 8))
-    flips_and_brightness(transforms)
+    reduce_augmentation(transforms, "flips_and_brightness")
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, 12, 12, generator=generator)
     inside = torch.ones(1, 12, 12, dtype=torch.int16)

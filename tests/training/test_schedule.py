@@ -59,7 +59,7 @@ def test_an_epoch_can_be_one_pass_over_the_cases(workspace, given, fold, expecte
 def test_records_of_earlier_versions_had_the_defaults(workspace):
     plans = workspace.plans("nnUNetPlans", training=SHORT)
     now = record_of(make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation)
-    added = ("deep_supervision", "one_pass_per_epoch", "plateau_patience")
+    added = ("deep_supervision", "one_pass_per_epoch", "plateau_patience", "cosine_epochs")
     before = {key: value for key, value in now.items() if key not in added}
     assert changes(now, before) == "" != changes({**now, "deep_supervision": False}, before)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_kd.nnunet.settings import read_settings
+from nnunet_kd.nnunet.settings import TrainingSettings, read_settings
 from nnunet_kd.trainers.nnUNetTrainerBrainSegDMIF import nnUNetTrainerBrainSegDMIF
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from nnunet_kd.training.schedules import PlateauSchedule
+from nnunet_kd.training.schedules import PlateauSchedule, make_optimizer
 from tests.conftest import SHORT, make_trainer, stop_within
 from tests.training.checkpoints import checkpoint
 
@@ -29,6 +29,20 @@ def test_any_lower_loss_ends_a_plateau(first):
     schedule.observe(first)
     schedule.observe(first)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_cosine_waves_are_pytorchs():
+    ours, theirs = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for _ in range(2))
+    settings = TrainingSettings(lr_schedule="cosine", cosine_epochs=5)
+    network = torch.nn.Linear(1, 1)
+    _, schedule = make_optimizer(settings, network, 0.1, 30, lambda: (ours, None))
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, 5, 1e-5)
+    for epoch in range(17):
+        schedule.step(epoch)
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+        theirs.step()
+        reference.step()
+    assert min(schedule.rate(0.1, epoch) for epoch in range(17)) == pytest.approx(1e-5)
 
 
 class Scripted(nnUNetTrainerNoKD):
@@ -81,9 +95,10 @@ def test_a_training_can_resume_with_a_plateau_schedule_that_it_began_without(wor
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"lr_schedule": "step"}, 'training.lr_schedule must be "plateau" or null'),
+        ({"lr_schedule": "step"}, r"training.lr_schedule must be null or one of \('plateau', 'cosine'\), got 'step'"),
+        ({"cosine_epochs": 0}, "training.cosine_epochs must be at least 1"),
         ({"plateau_patience": -1}, "training.plateau_patience must be at least 0"),
-        ({"augmentation": "none"}, 'training.augmentation must be "flips_and_brightness" or null'),
+        ({"augmentation": "none"}, "training.augmentation must be null or one of .'flips_and_brightness', "),
         (
             {"one_pass_per_epoch": True, "num_iterations_per_epoch": 5},
             "both one_pass_per_epoch and num_iterations_per_epoch",
