@@ -26,7 +26,7 @@ from nnunet_kd.networks.dra_unet import DRAUNet
 from nnunet_kd.networks.kd_sam import KDSAM
 from nnunet_kd.networks.prompt_free_decoder import SCALES
 from nnunet_kd.networks.vm_unet import VMUNet
-from nnunet_kd.nnunet.planning import NETWORKS
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS, network_of_plans
 from nnunet_kd.nnunet.settings import SCHEDULE, StudentSettings, TeacherSettings, TrainingSettings
 from nnunet_kd.teachers.sam import WINDOW, SamSettings
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
@@ -47,6 +47,7 @@ ROWS = (
     "networks of the comparison that are not here",
 )
 PARAMETERS = torch.nn.Linear(1, 1)
+PLATEAU = PlateauSchedule(torch.optim.SGD(PARAMETERS.parameters(), 1.0), 1).state_dict()
 
 
 def literals(path, *names):
@@ -113,7 +114,9 @@ def of_sam_dra_unet():
         **chosen("--", sam, "prompt", "margin"),
         **chosen("--", options("TCGALGG"), "volumes", "paper-preprocessing"),
         **chosen("arch_kwargs.", network, "dprm", "attention", "dprm_kernel_size"),
-        **chosen("DRAUNet.", network, "n_stages", "features_per_stage"),
+        **chosen("paper.", of_paper("dra_unet"), "features_per_stage", "patch_size", "augmentation", "lr_schedule"),
+        **chosen("training.", training("nnUNetTrainerSAMKD"), "one_pass_per_epoch", "augmentation", "plateau_patience"),
+        "factor": PLATEAU["factor"],
         **{f"parameters[{name}]": millions(one) for name, one in networks.items()},
         **{f"FLOPs[{name}]": giga(one, 3) for name, one in networks.items()},
         "MEDIAN": MEDIAN,
@@ -123,14 +126,13 @@ def of_sam_dra_unet():
 
 
 def of_kd_sam():
-    plateau = PlateauSchedule(torch.optim.SGD(PARAMETERS.parameters(), 1.0), 1).state_dict()
     with torch.device("meta"):
         network = KDSAM(3, 2)
     return {
         **{f"method.{one.name}": one.default for one in fields(KDSAMSettings)},
-        **chosen("training.", training("nnUNetTrainerKDSAM"), "num_epochs", "initial_lr"),
+        **chosen("training.", training("nnUNetTrainerKDSAM"), "num_epochs", "initial_lr", "one_pass_per_epoch"),
         **chosen("arch_kwargs.", defaults(KDSAM), "image_size"),
-        **chosen("", plateau, "factor"),
+        "factor": PLATEAU["factor"],
         **chosen("--", options("KvasirSEG"), "test-set"),
         "batch_size": NETWORKS["kd_sam"].batch_size,
         "SHARE": SHARE,
@@ -147,9 +149,10 @@ def of_brainseg_dmif():
         network = BrainSegDMIF(4, 4)
     return {
         **chosen("method.", settings, *keys),
-        **chosen("training.", training("nnUNetTrainerBrainSegDMIF"), "num_epochs", "initial_lr"),
+        **chosen("training.", training("nnUNetTrainerBrainSegDMIF"), "num_epochs", "initial_lr", "one_pass_per_epoch"),
         **chosen("arch_kwargs.", defaults(BrainSegDMIF), "image_size", "modalities", "global_attention", *switches),
         **chosen("--", options("FCD2023"), "t2"),
+        **chosen("paper.", of_paper("brainseg_dmif"), "patch_size"),
         "largest_batch": NETWORKS["brainseg_dmif"].largest_batch,
         "FOCAL_SHARE": FOCAL_SHARE,
         "SCALES": SCALES,
@@ -167,7 +170,14 @@ def of_dsvm_unet():
     assert isinstance(schedule, CosineSchedule)
     return {
         **of_method("dual_self"),
-        **chosen("training.", {**training("nnUNetTrainerDualSelfKD"), **plans.training}, "deep_supervision"),
+        **chosen(
+            "training.",
+            {**training("nnUNetTrainerDualSelfKD"), **plans.training},
+            "deep_supervision",
+            "one_pass_per_epoch",
+            "initial_weights",
+            "cosine_epochs",
+        ),
         **{f"training.{key}": value for key, value in plans.training.items()},
         **chosen("arch_kwargs.", {**defaults(VMUNet), **plans.keywords}, "features_per_stage", "depths", "drop_path"),
         **chosen("", optimizer.defaults, "weight_decay"),
@@ -175,6 +185,8 @@ def of_dsvm_unet():
         **chosen(
             "", literals(ROOT / "trainers" / "nnUNetTrainerDualSelfKD.py", "nnUNetTrainerDualSelfKD"), "reduction"
         ),
+        **chosen("paper.", of_paper("vm_unet"), "num_epochs", "batch_size", "patch_size", "deep_supervision"),
+        **chosen("paper.", of_paper("vm_unet"), "lr_schedule", "augmentation"),
         "least": schedule.rate(1.0, 1),
         "largest_batch": plans.largest_batch,
         "batch_size[256 x 256]": plans.batch_of(32, (256, 256)),
@@ -193,6 +205,12 @@ SECTIONS = {
     "BrainSegDMIF": of_brainseg_dmif,
     "DSVM-UNet": of_dsvm_unet,
 }
+
+
+def of_paper(network):
+    """Return what ``nnunet_kd plan --paper`` writes: the network's keywords, its patch and batch, and the training."""
+    paper = network_of_plans(network, paper=True)
+    return {**paper.keywords, **paper.training, "patch_size": paper.patch_size, "batch_size": paper.batch_size}
 
 
 def of_method(name):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_kd.nnunet.dataset_names import dataset_number, is_dataset_name
-from nnunet_kd.nnunet.planning import NETWORKS, student_name
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS, network_of_plans
+from nnunet_kd.nnunet.planning import student_name
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import read_settings
 
@@ -116,17 +117,21 @@ def _command_for(path: Path) -> str:
         return f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
     if not have or name == "nnUNetPlans":
         return f"nnUNetv2_plan_and_preprocess -d {number}"
+    in_names = {network.replace(".", "_"): network for network in NETWORKS}
     for source in sorted(have, key=len, reverse=True):
-        ends = rf"(?:_({'|'.join(NETWORKS)}))?(?:_r(\d+(?:\.\d+)?))?"
+        ends = rf"(?:_({'|'.join(in_names)})(_paper)?)?(?:_r(\d+(?:\.\d+)?))?"
         student = re.fullmatch(re.escape(source) + ends, name)
         if student is not None:
-            network, reduction = student.groups()
-            usual = 4 if network is None else NETWORKS[network].usual_reduction
-            if student_name(source, network, float(reduction or usual)) != name:
+            named, paper, reduction = student.groups()
+            network = in_names.get(named)
+            if paper and NETWORKS[in_names[named]].paper is None:
+                continue
+            usual = 4 if network is None else network_of_plans(network, bool(paper)).usual_reduction
+            if student_name(source, network, float(reduction or usual), paper=bool(paper)) != name:
                 continue
             given = zip(("-p", "--network", "-r"), (source, network, reduction), strict=True)
             words = [f"{option} {value}" for option, value in given if value not in (None, "nnUNetPlans")]
-            return " ".join([f"nnunet_kd plan -d {number}", *words])
+            return " ".join([f"nnunet_kd plan -d {number}", *words, *(["--paper"] if paper else [])])
     return f"choose one of {', '.join(have)} with -p"
 
 

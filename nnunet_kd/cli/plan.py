@@ -7,7 +7,8 @@ import json
 import re
 from typing import Any
 
-from nnunet_kd.nnunet.planning import NETWORKS, RECIPE
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS, network_of_plans
+from nnunet_kd.nnunet.planning import RECIPE
 from nnunet_kd.nnunet.reading import plans_errors
 
 _DESCRIPTION = """\
@@ -30,6 +31,12 @@ the student trains on the data that you have preprocessed already. The command p
   nnunet_kd plan -d 501 --network vm_unet
       write nnUNetPlans_vm_unet.json: VM-UNet in the 2d configuration with the widths of its paper, a patch rounded up
       to multiples of 32, and AdamW. Add -r 4 to divide its widths.
+  nnunet_kd plan -d 501 --network dra_unet --paper
+      write nnUNetPlans_dra_unet_paper.json: DRA-UNet in the 2d configuration as in its paper, five stages of 64 to 1024
+      channels and patches of 256 x 256. brainseg_dmif and vm_unet get the patch of theirs, and vm_unet its batch of 32
+      (which takes a GPU of 24 GB). Schedule and augmentation are the papers' as far as they differ from nnU-Net's.
+  nnunet_kd plan -d 501 --network monai.SwinUNETR
+      write nnUNetPlans_monai_SwinUNETR.json: a network that papers compare theirs with, from random weights.
 """
 
 OTHERWISE = "nnUNetTrainerDCD"  # for a student that cannot start from its teacher
@@ -68,7 +75,14 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--network", choices=sorted(NETWORKS), help="use a network of this package (default: nnU-Net's)"
     )
-    command.add_argument("-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK][_rFACTOR])")
+    command.add_argument(
+        "--paper",
+        action="store_true",
+        help="give the network the stages, patch, batch and training settings of its paper, in the 2d configuration",
+    )
+    command.add_argument(
+        "-o", metavar="NAME", help="name of the new plans (default: PLANS[_NETWORK[_paper]][_rFACTOR])"
+    )
     command.add_argument("--force", action="store_true", help="replace existing plans of that name")
     command.add_argument("--trust", action="store_true", help="allow the plans to name networks of any package")
     command.set_defaults(run=run)
@@ -87,13 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
     source = folder / f"{arguments.p}.json"
     teacher = open_experiment(arguments.d, arguments.p, None, arguments.trust)
     plans, dataset_json = teacher.plans, teacher.dataset_json
-    network = None if arguments.network is None else NETWORKS[arguments.network]
+    network = None if arguments.network is None else network_of_plans(arguments.network, arguments.paper)
     usual_one = "2d" if network is not None and network.slices_only else "3d_fullres"
     have = plans["configurations"]
     configuration = arguments.c or (usual_one if usual_one in have else next(iter(have), usual_one))
     usual = 4 if network is None else network.usual_reduction
     reduction = usual if arguments.r is None else arguments.r
-    name = arguments.o or student_name(arguments.p, arguments.network, reduction, arguments.widths)
+    name = arguments.o or student_name(arguments.p, arguments.network, reduction, arguments.widths, arguments.paper)
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ValueError(f"the name of plans can have letters, digits, _, -, + and . only, got {name!r}")
     target = folder / f"{name}.json"
@@ -107,7 +121,16 @@ def run(arguments: argparse.Namespace) -> int:
     widths = {configuration: arguments.widths} if arguments.widths else None
     try:
         regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
-        student = student_plans(plans, reduction, arguments.min_features, widths, name, arguments.network, regions)
+        student = student_plans(
+            plans,
+            reduction,
+            arguments.min_features,
+            widths,
+            name,
+            arguments.network,
+            regions,
+            paper=arguments.paper,
+        )
         table = cost_table(plans, student, dataset_json)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError):
         with plans_errors(source):

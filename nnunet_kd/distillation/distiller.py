@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Distiller:
     Args:
         terms: The terms to compute.
         labels: The reader of nnU-Net's targets.
+        patch_size: The size of the training's patches, for adapters that depend on it; ``None`` if it is not known.
 
     Attributes:
         teacher: The teacher, set by :meth:`attach`; ``None`` before that or if no term needs one.
@@ -32,9 +34,10 @@ class Distiller:
         stages: Pairs (student stage, teacher stage) on the same grid.
     """
 
-    def __init__(self, terms: Sequence[Term], labels: LabelCodes) -> None:
+    def __init__(self, terms: Sequence[Term], labels: LabelCodes, patch_size: tuple[int, ...] | None = None) -> None:
         self.terms = list(terms)
         self.labels = labels
+        self.patch_size = patch_size
         self.teacher: Teacher | TeacherEnsemble | None = None
         self.teacher_stages: EncoderStages | None = None
         self.stages: list[tuple[int, int]] = []
@@ -42,7 +45,7 @@ class Distiller:
     @classmethod
     def for_student(cls, terms: Sequence[Term], student: Experiment) -> Distiller:
         """Return a distiller that reads the targets of a student's experiment, without a teacher yet."""
-        return cls(terms, LabelCodes(student.label_manager))
+        return cls(terms, LabelCodes(student.label_manager), student.patch_size)
 
     # ---- What the terms ask for
 
@@ -99,7 +102,7 @@ class Distiller:
         Raises:
             NotImplementedError: If a term reads features that the student does not expose.
         """
-        stages = encoder_stages(student) if self.reads_encoder else None
+        stages = replace(encoder_stages(student), patch=self.patch_size) if self.reads_encoder else None
         decoder = len(decoder_stages(student)) if self.reads_decoder else 0
         adapters = nn.ModuleDict()
         for term in self.terms:

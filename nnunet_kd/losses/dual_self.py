@@ -18,7 +18,7 @@ from nnunet_kd.losses.features import (
     pointwise_convolution,
     single_precision,
 )
-from nnunet_kd.losses.resizing import resized_errors
+from nnunet_kd.losses.resizing import GridProjection, resized_errors
 
 
 class DualSelfAdapters(nn.Module):
@@ -29,6 +29,8 @@ class DualSelfAdapters(nn.Module):
         decoder: Every decoder level but the last to the same width.
         encoder_steps: Encoder level l + 1 to the width of level l.
         decoder_steps: Decoder level l + 1 to the width of level l.
+        resizing: Every encoder level, then every decoder level but the last, to the grid of the last; empty unless
+            learned.
         made_for: The two lists of widths and the number of axes.
         parts: Whether the first two were built, and the last two.
 
@@ -38,6 +40,7 @@ class DualSelfAdapters(nn.Module):
         dim: Number of spatial axes.
         projection: Build the first two.
         progressive: Build the last two.
+        grids: Sizes of the encoder's grids, finest first, if the resizing is learned.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class DualSelfAdapters(nn.Module):
         dim: int,
         projection: bool = True,
         progressive: bool = True,
+        grids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.made_for = (list(encoder_widths), list(decoder_widths), dim)
@@ -56,6 +60,8 @@ class DualSelfAdapters(nn.Module):
         self.decoder = _convolutions([(width, target) for width in decoder_widths[1:]], dim, projection)
         self.encoder_steps = _convolutions(_deeper_to_finer(encoder_widths), dim, progressive)
         self.decoder_steps = _convolutions(_deeper_to_finer(decoder_widths), dim, progressive)
+        levels = [] if grids is None else [*grids, *grids[1 : len(decoder_widths)]]
+        self.resizing = nn.ModuleList(GridProjection(grid, levels[0]) for grid in levels)
 
 
 class DualSelfLoss(nn.Module):
@@ -80,23 +86,44 @@ class DualSelfLoss(nn.Module):
     Args:
         alpha: Weight of the projection (paper: 1); 0 leaves it and its adapters out.
         beta: Weight of the progressive part (paper: 0.5); 0 leaves it out.
+        resizing: R in :math:`L_{proj}`: ``"linear"`` interpolation, or ``"learned"`` for a linear projection of every
+            level, the finest included (Lin in eq. 2), which fixes the size of the patch.
 
     Raises:
-        ValueError: For a weight below 0, or both 0.
+        ValueError: For a weight below 0, or both 0, or a resizing of another name.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.5) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 0.5, resizing: str = "linear") -> None:
         super().__init__()
         check_number("alpha", alpha, positive=False)
         check_number("beta", beta, positive=False)
         if not alpha and not beta:
             raise ValueError("alpha and beta are both 0: nothing is distilled")
+        if resizing not in ("linear", "learned"):
+            raise ValueError(f"resizing must be 'linear' or 'learned', got {resizing!r}")
+        if resizing == "learned" and not alpha:
+            raise ValueError("resizing is learned for the projection, which alpha 0 leaves out: set one of them")
+        self.resizing = resizing
         self.alpha = float(alpha)
         self.beta = float(beta)
 
-    def adapters(self, encoder_widths: Sequence[int], decoder_widths: Sequence[int], dim: int) -> DualSelfAdapters:
-        """The convolutions of a network with these widths, finest level first."""
-        return DualSelfAdapters(encoder_widths, decoder_widths, dim, self.alpha > 0, self.beta > 0)
+    def adapters(
+        self,
+        encoder_widths: Sequence[int],
+        decoder_widths: Sequence[int],
+        dim: int,
+        grids: Sequence[Sequence[int]] | None = None,
+    ) -> DualSelfAdapters:
+        """The adapters of a network with these widths and, for a learned resizing, grids; finest level first.
+
+        Raises:
+            ValueError: For a learned resizing without grids.
+        """
+        learned = self.resizing == "learned"
+        if learned and grids is None:
+            raise ValueError("a learned resizing needs the sizes of the grids")
+        parts = (self.alpha > 0, self.beta > 0)
+        return DualSelfAdapters(encoder_widths, decoder_widths, dim, *parts, grids if learned else None)
 
     def forward(self, encoder: Sequence[Tensor], decoder: Sequence[Tensor], adapters: DualSelfAdapters) -> Tensor:
         """Loss of one network.
@@ -131,6 +158,9 @@ class DualSelfLoss(nn.Module):
         convolutions = (*adapters.encoder, *adapters.decoder)
         target = decoder[0].detach()
         maps, errors = [], []
+        if self.resizing == "learned":
+            levels = zip(convolutions, adapters.resizing, (*encoder, *decoder[1:]), strict=True)
+            return torch.stack([_projected_error(*level, target) for level in levels]).sum()
         for convolution, level in zip(convolutions, (*encoder, *decoder[1:]), strict=True):
             if is_large(target) and level.shape[2:] == target.shape[2:]:
                 errors.append(_error_by_chunks(level, target, convolution))
@@ -156,9 +186,21 @@ class DualSelfLoss(nn.Module):
             )
         if (self.alpha and not adapters.parts[0]) or (self.beta and not adapters.parts[1]):
             raise ValueError(f"the adapters lack a part of alpha {self.alpha:g} and beta {self.beta:g}")
+        if (self.resizing == "learned") != (len(adapters.resizing) > 0):
+            raise ValueError(f"the adapters were made for another resizing than {self.resizing!r}")
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, beta={self.beta:g}"
+        learned = ", resizing=learned" if self.resizing == "learned" else ""
+        return f"alpha={self.alpha:g}, beta={self.beta:g}{learned}"
+
+
+def _projected_error(convolution: nn.Module, resizing: nn.Module, level: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of ``Conv(Lin(f))``; the convolution comes first, on the coarser grid, and its bias last."""
+    level = level.to(single_precision(level))
+    weight, bias = (convolution.get_parameter(name).to(level.dtype) for name in ("weight", "bias"))
+    narrow = torch.einsum("oc,bc...->bo...", weight.flatten(1), level)
+    difference = resizing(narrow) + bias.view(-1, *[1] * (level.ndim - 2)) - target.to(level.dtype)
+    return energy(difference) / target.numel()
 
 
 def _convolved(level: Tensor, convolution: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Errors of maps that are linearly resized to a finer grid, computed on their own grids."""
+"""Linear maps from one grid to another: learned ones, and errors of maps that are resized to a finer grid."""
 
 from __future__ import annotations
 
@@ -7,12 +7,39 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.chunks import in_chunks, is_large, sum_over_chunks
 from nnunet_kd.losses.features import energy, single_precision
 from nnunet_kd.wavelets import constants, multiply_axis
+
+
+class GridProjection(nn.Module):
+    """A learned linear map from one grid to another, a matrix per axis; it starts as linear resizing.
+
+    One dense matrix over all pixels would have 22 million entries for the encoder of the paper.
+
+    Args:
+        before: Size of the grid, one number per axis.
+        after: Size of the other grid.
+    """
+
+    def __init__(self, before: Sequence[int], after: Sequence[int]) -> None:
+        super().__init__()
+        pairs = zip(before, after, strict=True)
+        self.matrices = nn.ParameterList(nn.Parameter(_resizing_matrix(*pair).float().contiguous()) for pair in pairs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(B, C, *before)`` to ``(B, C, *after)``.
+
+        Raises:
+            ValueError: For features on another grid.
+        """
+        made_for = tuple(matrix.shape[1] for matrix in self.matrices)
+        if features.shape[2:] != made_for:
+            raise ValueError(f"the projection is for features on {made_for}, got {tuple(features.shape[2:])}")
+        return _along_axes(features, [matrix.to(features.dtype) for matrix in self.matrices])
 
 
 def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
@@ -120,11 +147,15 @@ def _factors(features: Tensor, grid: torch.Size) -> list[tuple[Tensor, Tensor]]:
 
 @constants(maxsize=256)
 def _resizing(before: int, after: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Q and U of linear resizing along one axis, ``align_corners=False``: R is ``(after, before)``."""
-    unit = torch.eye(before, dtype=torch.float64)
-    matrix = F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
-    orthonormal, upper = torch.linalg.qr(matrix)
+    """Q and U of linear resizing along one axis."""
+    orthonormal, upper = torch.linalg.qr(_resizing_matrix(before, after))
     return orthonormal.to(device, dtype), upper.to(device, dtype)
+
+
+def _resizing_matrix(before: int, after: int) -> Tensor:
+    """R of linear resizing along one axis, ``align_corners=False``: ``(after, before)``, float64."""
+    unit = torch.eye(before, dtype=torch.float64)
+    return F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
 
 
 def _along_axes(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:

@@ -33,7 +33,8 @@ def full_and_quarter(logits: Tensor) -> list[Tensor]:
     """Return the logits and a copy at a quarter of the resolution, to which nnU-Net gives the weight 0.
 
     Args:
-        logits: The logits, ``(B, C, H, W)``.
+        logits: The logits, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
     """
     quarter = [max(round(side / 4), 1) for side in logits.shape[2:]]
-    return [logits, F.interpolate(logits, quarter, mode="bilinear", align_corners=False)]
+    mode = "bilinear" if logits.ndim == 4 else "trilinear"
+    return [logits, F.interpolate(logits, quarter, mode=mode, align_corners=False)]

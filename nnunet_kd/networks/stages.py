@@ -15,10 +15,19 @@ class EncoderStages:
     Attributes:
         widths: The number of channels of each stage, highest resolution first.
         strides: The number of input voxels per feature voxel of each stage, one per axis (z, y, x).
+        patch: The size of the training's patches in voxels; ``None`` if it is not known.
     """
 
     widths: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
+    patch: tuple[int, ...] | None = None
+
+    @property
+    def grids(self) -> list[tuple[int, ...]] | None:
+        """The size of each stage's features on a patch; ``None`` if its size is not known."""
+        if self.patch is None:
+            return None
+        return [tuple(-(-side // step) for side, step in zip(self.patch, steps, strict=True)) for steps in self.strides]
 
     @property
     def dim(self) -> int:

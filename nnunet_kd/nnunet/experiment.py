@@ -38,6 +38,11 @@ class Experiment:
         """nnU-Net's manager of the labels or regions."""
         return PlansManager(self.plans).get_label_manager(self.dataset_json)
 
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """The size of the training's patches in voxels, in nnU-Net's axis order."""
+        return tuple(int(side) for side in PlansManager(self.plans).get_configuration(self.configuration).patch_size)
+
     @classmethod
     def open(
         cls,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS, NetworkOfPlans, network_of_plans
 from nnunet_kd.nnunet.settings import BLOCK, Plans, StudentSettings, check_keys
 
 if TYPE_CHECKING:
@@ -18,97 +18,6 @@ if TYPE_CHECKING:
 REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
 
 RECIPE = "nnUNetTrainerKD"  # the default trainer of students that have one of nnU-Net's networks
-
-
-@dataclass(frozen=True)
-class NetworkOfPlans:
-    """A network of this package and the changes that it makes to the plans.
-
-    Attributes:
-        class_name: The importable name of its class.
-        shared: The keywords that are copied from the network of the plans. A network that copies
-            ``features_per_stage`` has the teacher's stages.
-        keywords: Further keywords of the network.
-        slices_only: Whether the network is 2-D only, so that all other configurations are dropped.
-        knows_background: Whether the network has the keyword ``background``, which says that the first output channel
-            is the background.
-        batch_size: The batch size in its paper, which replaces that of the plans.
-        largest_batch: The upper limit of the batch size, which nnU-Net chose for a U-Net.
-        most_pixels: The most pixels of a batch, which train within 8 GB, nnU-Net's default target of GPU memory.
-        trainer: The trainer that usually trains it.
-        first: What the user has to do before this trainer can run.
-        multiple: The number of which the patch's sides must be multiples; they are rounded up.
-        training: The training settings of its paper, for the ``nnunet_kd`` block.
-    """
-
-    class_name: str
-    shared: tuple[str, ...]
-    keywords: dict[str, Any] = field(default_factory=dict)
-    slices_only: bool = False
-    knows_background: bool = False
-    batch_size: int | None = None
-    largest_batch: int | None = None
-    most_pixels: int | None = None
-    trainer: str = "nnUNetTrainerDCD"
-    first: str | None = None
-    multiple: int = 1
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def reducible(self) -> bool:
-        """Whether the network can be made narrower by a factor."""
-        return "features_per_stage" in (*self.shared, *self.keywords)
-
-    def batch_of(self, planned: int, patch_size: Sequence[int] | None) -> int:
-        """Return the batch size for a patch, given nnU-Net's; at least 2, as in nnU-Net, unless that is smaller."""
-        limits = [planned] if self.largest_batch is None else [planned, self.largest_batch]
-        if self.most_pixels is not None and patch_size is not None:
-            limits.append(max(self.most_pixels // math.prod(patch_size), 2))
-        return min(limits)
-
-    @property
-    def usual_reduction(self) -> float:
-        """The default reduction: DCD's factor if the network has the teacher's widths, otherwise 1, as in its paper."""
-        return 4 if "features_per_stage" in self.shared else 1
-
-
-_QUARTER = {"strides": [[1, 1], [4, 4], [4, 4]]}  # nnunet_kd.networks.output_scales says why
-
-NETWORKS = {
-    "dra_unet": NetworkOfPlans(
-        "nnunet_kd.networks.dra_unet.DRAUNet",
-        ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides"),
-    ),
-    "kd_sam": NetworkOfPlans(
-        "nnunet_kd.networks.kd_sam.KDSAM",
-        ("conv_op",),
-        _QUARTER,
-        slices_only=True,
-        knows_background=True,
-        batch_size=16,
-        trainer="nnUNetTrainerKDSAM",
-        first='name SAM\'s weights in its nnunet_kd block: "method": {"checkpoint": "FILE"}',
-    ),
-    "brainseg_dmif": NetworkOfPlans(
-        "nnunet_kd.networks.brainseg_dmif.BrainSegDMIF",
-        ("conv_op",),
-        _QUARTER,
-        slices_only=True,
-        largest_batch=4,
-        trainer="nnUNetTrainerBrainSegDMIF",
-    ),
-    "vm_unet": NetworkOfPlans(
-        "nnunet_kd.networks.vm_unet.VMUNet",
-        ("conv_op",),
-        {"features_per_stage": [96, 192, 384, 768], "strides": [[1, 1], [4, 4], [2, 2], [2, 2], [2, 2]]},
-        slices_only=True,
-        largest_batch=32,
-        most_pixels=12 * 256 * 256,  # 6.5 GiB, counted by benchmarks/training_memory.py; the optimizer needs the rest
-        trainer="nnUNetTrainerDualSelfKD",
-        multiple=32,
-        training={"optimizer": "adamw", "initial_lr": 0.001},
-    ),
-}
 
 
 def usual_trainer(plans: Plans, configuration: str) -> str:
@@ -133,6 +42,7 @@ def student_plans(
     network: str | None = None,
     regions: bool = False,
     trained: str | None = None,
+    paper: bool = False,
 ) -> Plans:
     """Return a student's plans, with the teacher's preprocessing and topology but narrower stages.
 
@@ -147,13 +57,15 @@ def student_plans(
         regions: Whether the labels of the data set are regions, which some networks need to know.
         trained: The only configuration that will be trained. Other configurations with an unknown network are then
             kept unchanged instead of being refused.
+        paper: Whether the network has the stages, patch, batch and training settings of its paper.
 
     Raises:
         ValueError: If the widths of an architecture are unknown, the number of widths is wrong, a width is below 1, or
             a configuration or network is unknown.
     """
-    check_keys({} if network is None else {network: None}, NETWORKS, "the networks")
-    other = None if network is None else NETWORKS[network]
+    if paper and network is None:
+        raise ValueError("--paper needs a network: name it with --network")
+    other = None if network is None else network_of_plans(network, paper)
     widths = dict(widths or {})
     check_keys(widths, plans["configurations"], "widths by configuration")
     if other is not None and not other.reducible:
@@ -170,18 +82,22 @@ def student_plans(
         if configuration not in needed and _class_name(content) not in (None, *REDUCIBLE_NETWORKS):
             continue
         if other is not None and "patch_size" in content:  # the patch and the network can be inherited independently
-            content["patch_size"] = [-(-int(side) // other.multiple) * other.multiple for side in content["patch_size"]]
+            content["patch_size"] = other.patch_of(content["patch_size"])
         if configuration in widths and "architecture" not in content:
             raise ValueError(f"configuration {configuration} inherits its network from {content.get('inherits_from')}")
         if "architecture" not in content:
             if "inherits_from" in content:
+                if other is not None and other.fixed_size and "patch_size" in content:  # a size of its own
+                    content["architecture"] = deepcopy(_inherited(plans, configuration, "architecture"))
+                    _change_network(content, other, regions, configuration, content["patch_size"])
                 continue
             raise ValueError(
                 f"configuration {configuration} has no 'architecture': plan the data set again with "
                 "nnUNetv2_plan_experiment"
             )
         if other is not None:
-            _change_network(content, other, regions, configuration)
+            patch = content.get("patch_size", _inherited(reduced, configuration, "patch_size"))
+            _change_network(content, other, regions, configuration, patch)
         if other is None or other.reducible:
             arguments = _reducible_arguments(content["architecture"], configuration)
             before = arguments["features_per_stage"]
@@ -207,6 +123,13 @@ def _with_ancestors(plans: Plans, configuration: str) -> list[str]:
             break
         names.append(parent)
     return names
+
+
+def _inherited(plans: Plans, configuration: str, key: str) -> Any:
+    """Return what the nearest ancestor of a configuration has under a key; ``None`` if none has it."""
+    have = plans["configurations"]
+    ancestors = (have[name] for name in _with_ancestors(plans, configuration)[1:] if name in have)
+    return next((one[key] for one in ancestors if key in one), None)
 
 
 def plans_of_student(
@@ -240,12 +163,14 @@ def plans_of_student(
     return derived
 
 
-def student_name(source: str, network: str | None, reduction: float, widths: Sequence[int] | None = None) -> str:
+def student_name(
+    source: str, network: str | None, reduction: float, widths: Sequence[int] | None = None, paper: bool = False
+) -> str:
     """Return the name of a student's plans, composed of the source plans, the network and the reduction."""
-    other = None if network is None else NETWORKS[network]
+    other = None if network is None else network_of_plans(network, paper)
     own_size = other is not None and not (other.reducible and (widths or reduction != 1))
     size = None if own_size else ("w" + "_".join(map(str, widths)) if widths else f"r{reduction:g}")
-    return "_".join(filter(None, [source, network, size]))
+    return "_".join(filter(None, [source, network and network.replace(".", "_"), "paper" if paper else None, size]))
 
 
 def is_reducible(content: Mapping[str, Any]) -> bool:
@@ -287,25 +212,30 @@ def _of_slices(plans: Plans, network: str) -> dict[str, Any]:
     return kept
 
 
-def _change_network(content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str) -> None:
+def _change_network(
+    content: dict[str, Any], network: NetworkOfPlans, regions: bool, configuration: str, patch: list[int] | None
+) -> None:
     """Replace the network of a configuration, and adapt the batch size to the new network."""
     if "features_per_stage" in network.shared:
         _reducible_arguments(content["architecture"], configuration)
-    content["architecture"] = _other_network(content["architecture"], network, regions)
+    content["architecture"] = _other_network(content["architecture"], network, regions, patch)
     if network.batch_size is not None:
         content["batch_size"] = network.batch_size
     if "batch_size" in content:
         content["batch_size"] = network.batch_of(content["batch_size"], content.get("patch_size"))
 
 
-def _other_network(architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool) -> dict[str, Any]:
+def _other_network(
+    architecture: Mapping[str, Any], network: NetworkOfPlans, regions: bool, patch: list[int] | None
+) -> dict[str, Any]:
     lacks = [key for key in network.shared if key not in architecture["arch_kwargs"]]
     if lacks:
         raise ValueError(
             f"{architecture['network_class_name'].rpartition('.')[2]} of the plans has no {', '.join(lacks)}, which "
             f"{network.class_name.rpartition('.')[2]} needs"
         )
-    arguments = {key: architecture["arch_kwargs"][key] for key in network.shared} | deepcopy(network.keywords)
+    arguments = {key: architecture["arch_kwargs"][key] for key in network.shared}
+    arguments |= network.keywords_of(str(arguments.get("conv_op")), patch)
     if network.knows_background:
         arguments["background"] = not regions
     return {"network_class_name": network.class_name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
@@ -321,6 +251,8 @@ def stage_widths(architecture: Mapping[str, Any]) -> list[int]:
 def network_in_words(architecture: Mapping[str, Any]) -> str:
     """Describe an ``architecture`` for messages: its class and, if it has stages, their widths."""
     name = str(architecture["network_class_name"]).rpartition(".")[2]
+    if name == "LibraryNetwork":
+        return str(architecture["arch_kwargs"].get("network"))
     try:
         return f"{name}, {stage_widths(architecture)} channels"
     except KeyError:

@@ -10,7 +10,9 @@ A plans file can contain one block at its top level, in which every key has a de
       "training": {"num_epochs": null, "num_iterations_per_epoch": null, "num_val_iterations_per_epoch": null,
                    "initial_lr": null, "save_every": null, "seed": 1234, "ema_decay": null,
                    "optimizer": null, "initial_weights": null, "unlabelled": "soft", "overwrite": false,
-                   "early_stopping": null, "final_validation": null, "deep_supervision": true},
+                   "early_stopping": null, "final_validation": null, "deep_supervision": true,
+                   "one_pass_per_epoch": false, "lr_schedule": null, "plateau_patience": 10, "cosine_epochs": 50,
+                   "augmentation": null},
       "method":   {}
     }
 
@@ -135,7 +137,8 @@ class TrainingSettings:
             polynomial schedule.
         initial_weights: ``"teacher"`` for every r-th channel of the teacher; ``"reconstructed"`` for the same channels
             with every convolution fitted to the teacher's outputs; ``"pruned"`` for convolutions fitted likewise, but
-            with the channels that the teacher's next layers need most; ``None`` for random weights.
+            with the channels that the teacher's next layers need most; ``{"vmamba": FILE}`` for VM-UNet from the
+            ImageNet weights of VMamba, as in its published code; ``None`` for random weights.
         unlabelled: ``"soft"`` if cases without a reference learn from stored soft labels alone; ``"hard"`` if the
             segmentation that the soft labels imply is their reference as well.
         overwrite: Whether to train again although the results folder holds a finished training, which is refused
@@ -146,6 +149,14 @@ class TrainingSettings:
             for the last epoch's weights.
         deep_supervision: Whether the student also learns from the logits of its lower scales, as nnU-Net's trainers
             do if their network has any; DSVM-UNet's eq. 5 and the other 2-D papers have none.
+        one_pass_per_epoch: Whether an epoch has as many patches as there are training cases, rounded up to whole
+            batches, and likewise in validation, unless its iterations are set. nnU-Net draws the cases at random.
+        lr_schedule: ``"plateau"`` to divide the learning rate by ten when nnU-Net's validation loss no longer falls
+            (ReduceLROnPlateau); ``"cosine"`` to lower and raise it in turn; ``None`` for the optimizer's own schedule.
+        plateau_patience: The number of epochs without a lower validation loss that ``"plateau"`` tolerates.
+        cosine_epochs: The number of epochs in which ``"cosine"`` lowers the learning rate to 1e-5, or raises it.
+        augmentation: ``"flips_and_brightness"`` or ``"flips_and_rotations"`` for these of nnU-Net's augmentation alone;
+            ``None`` for all of it.
     """
 
     num_epochs: int | None = None
@@ -156,12 +167,17 @@ class TrainingSettings:
     seed: int | None = 1234
     ema_decay: float | None = None
     optimizer: str | None = None
-    initial_weights: str | None = None
+    initial_weights: str | dict[str, str] | None = None
     unlabelled: str = "soft"
     overwrite: bool = False
     early_stopping: int | None = None
     final_validation: str | None = None
     deep_supervision: bool = True
+    one_pass_per_epoch: bool = False
+    lr_schedule: str | None = None
+    plateau_patience: int = 10
+    cosine_epochs: int = 50
+    augmentation: str | None = None
 
     def __post_init__(self) -> None:
         counts = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
@@ -174,12 +190,20 @@ class TrainingSettings:
         require(decay is None or 0 < decay < 1, "training.ema_decay", "between 0 and 1", decay)
         require(self.optimizer in (None, "adamw"), "training.optimizer", '"adamw" or null', self.optimizer)
         start = self.initial_weights
-        starts = '"teacher", "reconstructed", "pruned" or null'
-        require(start in (None, "teacher", *FITTED_STARTS), "training.initial_weights", starts, start)
+        starts = '"teacher", "reconstructed", "pruned", {"vmamba": FILE} or null'
+        known = [*start] == ["vmamba"] if isinstance(start, dict) else start in (None, "teacher", *FITTED_STARTS)
+        require(known, "training.initial_weights", starts, start)
         taught = self.unlabelled
         require(taught in ("soft", "hard"), "training.unlabelled", '"soft" or "hard"', taught)
         validated = self.final_validation
         require(validated in (None, "best"), "training.final_validation", '"best" or null', validated)
+        schedule, patience, augmentation = self.lr_schedule, self.plateau_patience, self.augmentation
+        schedules, augmentations = ("plateau", "cosine"), ("flips_and_brightness", "flips_and_rotations")
+        require(schedule in (None, *schedules), "training.lr_schedule", f"null or one of {schedules}", schedule)
+        require(patience >= 0, "training.plateau_patience", "at least 0", patience)
+        require(self.cosine_epochs >= 1, "training.cosine_epochs", "at least 1", self.cosine_epochs)
+        named = f"null or one of {augmentations}"
+        require(augmentation in (None, *augmentations), "training.augmentation", named, augmentation)
 
     @property
     def epochs(self) -> int:
@@ -216,6 +240,11 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
     teachers = block.get("teacher", {})
     if isinstance(teachers, list) and not teachers:
         raise ValueError(f"{BLOCK}.teacher is an empty list: name at least one teacher, or remove the entry")
+    training = read_section(TrainingSettings, block.get("training", {}), "training")
+    if training.one_pass_per_epoch and training.num_iterations_per_epoch is not None:
+        raise ValueError(
+            f"{BLOCK}.training has both one_pass_per_epoch and num_iterations_per_epoch: remove one of them"
+        )
     return Settings(
         student=read_section(StudentSettings, block["student"], "student") if "student" in block else None,
         teachers=(
@@ -223,7 +252,7 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
             if isinstance(teachers, list)
             else (read_section(TeacherSettings, teachers, "teacher"),)
         ),
-        training=read_section(TrainingSettings, block.get("training", {}), "training"),
+        training=training,
         method=dict(block.get("method", {})),
     )
 

@@ -17,8 +17,8 @@ class Ablation:
     Attributes:
         method: The trainer, without its prefix.
         rows: What each row changes: keywords of the method's term, or of the network if ``network`` is given.
-        network: The network of all rows, a key of :data:`~nnunet_kd.nnunet.planning.NETWORKS`; ``None`` for that of
-            the plans.
+        network: The network of all rows, a key of :data:`~nnunet_kd.nnunet.networks_of_plans.NETWORKS`; ``None`` for
+            that of the plans.
     """
 
     method: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from nnunet_kd.nnunet.planning import NETWORKS, student_plans
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS, NetworkOfPlans
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.nnunet.settings import BLOCK, Plans, check_keys, read_settings
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def _with_network(plans: Plans, run: Run, configuration: str, regions: bool) -> 
     """Return a copy of plans with a run's network, which has the widths of a student that the plans already hold."""
     name, changed = run.network.name, deepcopy(plans)
     before = _architecture(plans, configuration, run)
-    if name is not None and before["network_class_name"] != NETWORKS[name].class_name:
+    if name is not None and not _is(before, NETWORKS[name]):
         student = plans.get(BLOCK, {}).get("student")
         reduction = NETWORKS[name].usual_reduction if student is None else 1
         changed = student_plans(plans, reduction, network=name, regions=regions, trained=configuration)
@@ -56,6 +58,12 @@ def _with_network(plans: Plans, run: Run, configuration: str, regions: bool) -> 
             changed[BLOCK]["student"] = deepcopy(student)
     _architecture(changed, configuration, run)["arch_kwargs"].update(deepcopy(dict(run.network.arch_kwargs)))
     return changed
+
+
+def _is(architecture: Mapping[str, Any], network: NetworkOfPlans) -> bool:
+    """Return whether plans already have a network, perhaps with other keywords."""
+    same = architecture["network_class_name"] == network.class_name
+    return same and architecture["arch_kwargs"].get("network") == network.keywords.get("network")  # of a library
 
 
 def _architecture(plans: Plans, configuration: str, run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_kd.nnunet.planning import NETWORKS
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import check_keys
 
@@ -26,7 +26,7 @@ class OtherNetwork:
 
     Attributes:
         plans: The name of the plans to take in the place of the study's.
-        name: A network of :data:`~nnunet_kd.nnunet.planning.NETWORKS` to take in the place of the plans'.
+        name: A network of :data:`~nnunet_kd.nnunet.networks_of_plans.NETWORKS` to take in the place of the plans'.
         arch_kwargs: Keywords that replace those of the network.
     """
 

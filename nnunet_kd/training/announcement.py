@@ -23,7 +23,8 @@ def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
     unread = not preparation.terms and preparation.method is None
     if preparation.settings.method and unread:  # not an error: NoKD can share its plans with a method
         say("nnunet_kd.method of the plans is not used: this trainer distils nothing")
-    if unfinished and trainer.starts_from_named_teacher and not preparation.starts_from_teacher:
+    random = not preparation.starts_from_teacher and preparation.vmamba is None
+    if unfinished and trainer.starts_from_named_teacher and random:
         if names_teacher(trainer.plans_manager.plans):
             say("initial weights: random, as nnunet_kd.training.initial_weights of the plans says")
         else:

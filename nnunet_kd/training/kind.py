@@ -18,8 +18,8 @@ class TrainerKind(Protocol):
         recipe: Training settings that belong to these terms. They do not apply if the plans list other terms.
         starts_from_named_teacher: Whether the recipe's initial weights need a teacher that the plans name. Without one
             they are random. If not, the recipe looks for nnU-Net's usual teacher.
-        network_of_plans: A key of :data:`nnunet_kd.nnunet.planning.NETWORKS`, the network of a student that the plans
-            do not name; ``None`` keeps the network of the plans.
+        network_of_plans: A key of :data:`nnunet_kd.nnunet.networks_of_plans.NETWORKS`, the network of a student that
+            the plans do not name; ``None`` keeps the network of the plans.
         method: The dataclass of ``nnunet_kd.method``, if the trainer has its own settings instead of terms.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,13 @@ class Preparation:
     @property
     def starts_from_teacher(self) -> bool:
         """Whether the student's initial weights come from the teacher."""
-        return self.settings.training.initial_weights is not None
+        return isinstance(self.settings.training.initial_weights, str)
+
+    @property
+    def vmamba(self) -> Path | None:
+        """The file with VMamba's weights, from which the student starts; ``None`` if it does not."""
+        start = self.settings.training.initial_weights
+        return Path(start["vmamba"]) if isinstance(start, dict) else None
 
     @property
     def needs_teacher(self) -> bool:
@@ -89,7 +96,7 @@ def prepare(trainer: TrainerKind, student: Experiment, fold: int | str) -> Prepa
         ValueError: If the ``nnunet_kd`` block is not valid.
     """
     settings = settings_of_training(student.plans, trainer)
-    for key in ("optimizer", "initial_weights"):
+    for key in ("optimizer", "initial_weights", "lr_schedule"):
         if trainer.method is not None and getattr(settings.training, key) is not None:
             raise ValueError(f"{BLOCK}.training.{key}: {trainer.__name__} has its own, remove the key")
     method = None if trainer.method is None else read_section(trainer.method, settings.method, "method")

@@ -16,6 +16,8 @@ from nnunet_kd.training.preparation import Preparation
 from nnunet_kd.training.sources import find_soft_labels, teacher_files
 
 Record = Mapping[str, Any]
+# Settings that earlier versions did not have; their trainings had today's defaults.
+LATER = ("deep_supervision", "one_pass_per_epoch", "plateau_patience", "cosine_epochs")
 ORIGINS = ("teacher_checkpoints", "soft_labels_made_by")
 DIGITS = 12  # of a digest that are kept
 
@@ -63,10 +65,12 @@ def changes(now: Record, before: Record) -> str:
     """Describe the differences between two records; an empty string means that there are none.
 
     Records of earlier versions lack the batch settings, the options of the terms and what unlabelled cases learn from,
-    which are not compared then.
+    which are not compared then, and the settings of :data:`LATER`, which had their defaults then.
     Digests are compared only if both records have them, since teachers and soft labels may have been removed.
     """
     unknown = {"batch_size", "patch_size", "batch_dice", "term_options", "unlabelled"} - {*before}
+    usual = asdict(TrainingSettings())
+    before = {**{key: usual[key] for key in LATER if key in now}, **before}
     unknown |= {*ORIGINS} - ({*before} & {*now})
     different = [key for key in sorted({*before, *now} - unknown, key=str) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in different)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,11 +13,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, TrainingSettings
+from nnunet_kd.training.augmentation import reduce_augmentation
 from nnunet_kd.training.checkpoint import save_atomically, stock_checkpoint
 from nnunet_kd.training.early_stopping import EndOfTrainingError, best_epoch, stops_after
 from nnunet_kd.training.faults import SKIPPED, BatchCheck, SkippedSteps
 from nnunet_kd.training.interruption import LastEpoch
-from nnunet_kd.training.loading import NETWORK, no_worker_processes, seed_everything, seeded_loaders
+from nnunet_kd.training.loading import NETWORK, no_worker_processes, repeat_exactly, seed_everything, seeded_loaders
 from nnunet_kd.training.numbers import as_numbers
 from nnunet_kd.training.refusals import said_last
 from nnunet_kd.training.results import (
@@ -27,6 +29,7 @@ from nnunet_kd.training.results import (
     resume_from_end,
     set_aside,
 )
+from nnunet_kd.training.schedules import PlateauSchedule
 
 
 class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyped
@@ -39,11 +42,15 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         resumes: Whether the training resumes from a checkpoint.
         overwrite: Whether a new training can replace a finished one.
         early_stopping: The number of epochs without improvement after which the training ends; ``None`` trains all.
+        one_pass: Whether an epoch is one pass over the cases.
+        augmentation: The part of nnU-Net's augmentation that is applied; ``None`` for all of it.
     """
 
     seed: int | None
     overwrite: bool
     early_stopping: int | None
+    one_pass: bool
+    augmentation: str | None
 
     def begin_life(self) -> None:
         """Initialize the attributes of this class, which nnU-Net's constructor already uses."""
@@ -59,8 +66,17 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
             if getattr(training, key) is not None:
                 setattr(self, key, getattr(training, key))
         self.seed, self.overwrite, self.early_stopping = training.seed, training.overwrite, training.early_stopping
+        self.augmentation = training.augmentation
+        self.one_pass, self._validates_for = training.one_pass_per_epoch, training.num_val_iterations_per_epoch
         if not training.deep_supervision:
             self.enable_deep_supervision = False
+
+    def pass_over_cases(self) -> None:
+        """Make an epoch one pass over the training cases and one over the validation cases, if the settings say so."""
+        if self.one_pass:
+            passes = [math.ceil(len(cases) / self.configuration_manager.batch_size) for cases in self.do_split()]
+            self.num_iterations_per_epoch = passes[0]
+            self.num_val_iterations_per_epoch = self._validates_for or passes[1]
 
     @property
     def writes(self) -> bool:
@@ -108,6 +124,15 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         """Return nnU-Net's loaders without seeding."""
         loaders: tuple[Any, Any] = super().get_dataloaders()
         return loaders
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's augmentation, or the part that the settings ask for."""
+        transforms = super().get_training_transforms(*args, **kwargs)
+        if self.augmentation is not None:
+            reduce_augmentation(transforms, self.augmentation)
+        if self.seed is not None:
+            repeat_exactly(transforms)
+        return transforms
 
     def batch_check(self) -> BatchCheck:
         """Return the check that every batch of images, labels and soft labels has to pass."""
@@ -201,6 +226,12 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
         self._skipped.watch(numbers)
         return numbers
 
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the validation as nnU-Net does, and pass its loss to a schedule that waits for it."""
+        super().on_validation_epoch_end(val_outputs)
+        if isinstance(self.lr_scheduler, PlateauSchedule):
+            self.lr_scheduler.observe(float(self.logger.get_value("val_losses", -1)))
+
     def on_epoch_end(self) -> None:
         """End the epoch as nnU-Net does, and keep its checkpoint in memory in case the training is stopped."""
         super().on_epoch_end()
@@ -253,4 +284,10 @@ class ResumableTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net is untyp
 
     def own_state(self) -> dict[str, Any]:
         """Return the state that resuming needs in addition to nnU-Net's checkpoint."""
-        return {}
+        schedule = self.lr_scheduler
+        return {"plateau": schedule.state_dict()} if isinstance(schedule, PlateauSchedule) else {}
+
+    def load_own_state(self, saved: Mapping[str, Any]) -> None:
+        """Load the state of :meth:`own_state`; a schedule that the training began without starts anew."""
+        if isinstance(self.lr_scheduler, PlateauSchedule) and "plateau" in saved:
+            self.lr_scheduler.load_state_dict(saved["plateau"])

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from nnunet_kd.nnunet.settings import TrainingSettings
 
 
 class EpochSchedule(ABC):
@@ -46,10 +48,7 @@ class StepSchedule(EpochSchedule):
 
 
 class CosineSchedule(EpochSchedule):
-    """A learning rate that falls along half a cosine to its least value in the last epoch.
-
-    In VM-UNet and DSVM-UNet it falls for 50 epochs and rises for 50, three times in 300 epochs; here it falls once.
-    """
+    """A learning rate that falls along half a cosine to its least value in the last epoch."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int, least: float = 1e-5) -> None:
         super().__init__(optimizer)
@@ -60,6 +59,23 @@ class CosineSchedule(EpochSchedule):
         """Return the rate on the cosine, which never exceeds the initial one."""
         least = min(self._least, initial)
         return least + (initial - least) * (1 + math.cos(math.pi * min(epoch / self._last, 1))) / 2
+
+
+class CosineWaves(EpochSchedule):
+    """A learning rate that falls along half a cosine and rises again in as many epochs, like CosineAnnealingLR.
+
+    In VM-UNet and DSVM-UNet it falls for 50 epochs and rises for 50, three times in 300 epochs.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, epochs: int, least: float = 1e-5) -> None:
+        super().__init__(optimizer)
+        self._epochs = epochs
+        self._least = least
+
+    def rate(self, initial: float, epoch: int) -> float:
+        """Return the rate on the cosine, which never exceeds the initial one."""
+        least = min(self._least, initial)
+        return least + (initial - least) * (1 + math.cos(math.pi * epoch / self._epochs)) / 2
 
 
 def adamw(network: nn.Module, initial_lr: float, num_epochs: int) -> tuple[torch.optim.Optimizer, CosineSchedule]:
@@ -84,3 +100,27 @@ class PlateauSchedule:
 
     def step(self, _epoch: int) -> None:
         """Do nothing: nnU-Net calls this at the start of an epoch, the rate changes in ``observe``."""
+
+
+def make_optimizer(
+    training: TrainingSettings,
+    network: nn.Module,
+    initial_lr: float,
+    num_epochs: int,
+    usual: Callable[[], tuple[torch.optim.Optimizer, Any]],
+) -> tuple[torch.optim.Optimizer, Any]:
+    """Make the optimizer and the schedule that the settings ask for.
+
+    Args:
+        training: The settings.
+        network: The network with all trained parameters.
+        initial_lr: The learning rate of the first epoch.
+        num_epochs: The number of epochs.
+        usual: Makes nnU-Net's optimizer and schedule.
+    """
+    optimizer, schedule = usual() if training.optimizer is None else adamw(network, initial_lr, num_epochs)
+    if training.lr_schedule == "plateau":
+        schedule = PlateauSchedule(optimizer, training.plateau_patience)
+    elif training.lr_schedule == "cosine":
+        schedule = CosineWaves(optimizer, training.cosine_epochs)
+    return optimizer, schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.kind import TrainerKind
 from nnunet_kd.training.leakage import soft_label_leakage, teacher_leakage
 from nnunet_kd.training.preparation import Preparation
+from nnunet_kd.training.vmamba import VMambaStart
 
 
 class Sources:
@@ -40,6 +41,7 @@ class Sources:
         preparation: The student's preparation.
 
     Attributes:
+        vmamba: VMamba's weights, from which a VM-UNet starts; ``None`` before :meth:`attach` or if it does not.
         start: The student's initial weights; ``None`` before :meth:`attach` or if none come from a teacher.
         soft_labels: The stored soft labels; ``None`` before :meth:`attach` or if no term reads any.
     """
@@ -50,6 +52,7 @@ class Sources:
         self._attached = False
         self._files: list[TeacherFiles] = []
         self.start: Start | None = None
+        self.vmamba: VMambaStart | None = None
         self.soft_labels: SoftLabelStore | None = None
 
     def attach(self, distiller: Distiller, resumes: bool) -> None:
@@ -75,7 +78,14 @@ class Sources:
         if preparation.starts_from_teacher and not resumes:
             self.start = start_from_teacher(self._trainer, preparation)
             self._files += self.start.files
+        if preparation.vmamba is not None and not resumes:
+            self.vmamba = VMambaStart(preparation.vmamba, _student_network(self._trainer, preparation.student))
         self._attached = True
+
+    def load_vmamba(self, student: nn.Module, log: Callable[[str], None]) -> None:
+        """Load VMamba's weights into the student, if it starts from them, and log what starts at random."""
+        if self.vmamba is not None:
+            log(self.vmamba.load(student))
 
     def leakage(self, validation: Collection[str] | None = None) -> list[str]:
         """Describe which of the student's validation cases these sources have seen.

@@ -23,7 +23,7 @@ from nnunet_kd.distillation.step import SoftLabels
 from nnunet_kd.distillation.student import StudentWithAdapters, check_adapters
 from nnunet_kd.networks.stages import EncoderStages
 from nnunet_kd.nnunet.experiment import Experiment
-from nnunet_kd.nnunet.planning import NETWORKS
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
 from nnunet_kd.training.announcement import announce
@@ -36,7 +36,7 @@ from nnunet_kd.training.hard_loss import without_dice
 from nnunet_kd.training.interruption import usual_save_every
 from nnunet_kd.training.joint_network import building_joint_network
 from nnunet_kd.training.leakage_notes import keep_leakage, note_leakage
-from nnunet_kd.training.loading import NETWORK, repeat_exactly, seed_everything
+from nnunet_kd.training.loading import NETWORK, seed_everything
 from nnunet_kd.training.numbers import SEGMENTATION, log_terms, with_finite_loss
 from nnunet_kd.training.preparation import check_network, prepare
 from nnunet_kd.training.progress import append_terms
@@ -44,7 +44,7 @@ from nnunet_kd.training.record import History, about_changes, record_of
 from nnunet_kd.training.refusals import said_last
 from nnunet_kd.training.results import check_results, has_checkpoints, results_of
 from nnunet_kd.training.resumable import ResumableTrainer
-from nnunet_kd.training.schedules import adamw
+from nnunet_kd.training.schedules import make_optimizer
 from nnunet_kd.training.soft_labels import DatasetWithSoftLabels, split_batch, with_soft_labels
 from nnunet_kd.training.sources import Sources
 from nnunet_kd.training.unlabelled import UnlabelledCases, about_final_validation, find_unlabelled
@@ -118,7 +118,8 @@ class DistillationTrainer(ResumableTrainer):
         return self.results is not None and has_checkpoints(self.results / f"fold_{self.preparation.fold}")
 
     def _follow_schedule(self) -> None:
-        """Rebuild the terms if a subclass or a class of nnU-Net has changed the schedule after construction."""
+        """Rebuild the terms if the schedule has changed after construction."""
+        self.pass_over_cases()
         schedule = {key: getattr(self, key) for key in SCHEDULE}
         changed = {key: value for key, value in schedule.items() if value != self._schedule[key]}
         if changed:
@@ -155,6 +156,7 @@ class DistillationTrainer(ResumableTrainer):
         """Load initial weights that are not random; not called when a training resumes."""
         if self.sources.start is not None:
             student.load_state_dict(self.sources.start.weights)
+        self.sources.load_vmamba(student, self.print_to_log_file)
 
     def trained(self) -> StudentWithAdapters:
         """Return the student with its adapters, without the wrappers of compilation and DDP."""
@@ -171,11 +173,9 @@ class DistillationTrainer(ResumableTrainer):
             average.network.decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Make nnU-Net's optimizer and schedule, or AdamW if the settings ask for it."""
-        if self.preparation.settings.training.optimizer is None:
-            usual: tuple[torch.optim.Optimizer, Any] = super().configure_optimizers()
-            return usual
-        return adamw(self.network, self.initial_lr, self.num_epochs)
+        """Make nnU-Net's optimizer and schedule, or those that the settings ask for."""
+        training, usual = self.preparation.settings.training, super().configure_optimizers
+        return make_optimizer(training, self.network, self.initial_lr, self.num_epochs, usual)
 
     def _build_loss(self) -> nn.Module:
         """Build nnU-Net's loss, reduced to cross-entropy if a term asks for it."""
@@ -196,10 +196,8 @@ class DistillationTrainer(ResumableTrainer):
         return (train if store is None else DatasetWithSoftLabels(train, store)), val
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's augmentation, adapted to images that carry soft labels."""
+        """Return the augmentation, adapted to images that carry soft labels."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        if self.seed is not None:
-            repeat_exactly(transforms)
         channels = len(channel_names(self.dataset_json))
         return transforms if self.sources.soft_labels is None else with_soft_labels(transforms, channels)
 
@@ -320,6 +318,7 @@ class DistillationTrainer(ResumableTrainer):
         return {
             **self._history.state(self.current_epoch + 1),
             **saved_state(self.trained()),
+            **super().own_state(),
             "terms": self.distiller.places,
             "teacher_stages": None if stages is None else asdict(stages),
         }
@@ -345,5 +344,6 @@ class DistillationTrainer(ResumableTrainer):
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """Load the state of :meth:`own_state`, after the network and the optimizer were made."""
+        super().load_own_state(saved)
         self.trained().adapters.load_state_dict(saved["adapters"])
         load_average(self.trained(), saved["average"], saved["average_shown"])

@@ -85,6 +85,17 @@ def test_plan_of_another_network_that_stock_nnunet_trains_and_predicts(workspace
         assert len(list(out.glob("*.nii.gz"))) == 1
 
 
+def test_plan_of_the_network_of_a_paper_is_complete(workspace, capsys):
+    """nnU-Net builds the network from the plans, with the paper's size whatever the slices of the data set are."""
+    assert main(["plan", "-d", "598", "--network", "dra_unet", "--paper"]) == 0
+    assert "nnUNetv2_train 598 2d 0 -tr nnUNetTrainerDCD -p nnUNetPlans_dra_unet_paper" in capsys.readouterr().out
+    plans = json.loads((workspace.preprocessed / "nnUNetPlans_dra_unet_paper.json").read_text())
+    trainer = make_trainer(nnUNetTrainer, plans, workspace, configuration="2d")
+    trainer.initialize()
+    widths = [stage[-1].second[0].out_channels for stage in trainer.network.encoder.stages]
+    assert widths == [64, 128, 256, 512, 1024] and trainer.configuration_manager.patch_size == [256, 256]
+
+
 def test_plan_by_hand(workspace):
     stages = len(workspace.plans()["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"])
     widths = [str(4 + i) for i in range(stages)]
@@ -117,6 +128,8 @@ def test_plan_of_a_data_set_of_slices(workspace, capsys):
         (["-d", "heads"], "give a data set by its number or its name, such as 501 or .*, got 'heads'"),
         (["-d", "598", "--widths", "8", "9"], "configuration 3d_fullres has . stages, got 2 widths"),
         (["-d", "598", "-r", "0"], "student.reduction must be at least 1, got 0"),
+        (["-d", "598", "--paper"], "--paper needs a network: name it with --network"),
+        (["-d", "598", "--network", "kd_sam", "--paper"], "size of its paper without --paper, which is for dra_unet, "),
     ],
 )
 def test_plan_refuses_in_one_line_and_writes_nothing(workspace, capsys, words, message):
@@ -142,6 +155,10 @@ def test_plan_of_a_network_without_the_stages_of_another(workspace, capsys):
         ("nnUNetPlans_kd_sam", "nnunet_kd plan -d 598 --network kd_sam"),
         ("nnUNetPlans_dra_unet_r2.5", "nnunet_kd plan -d 598 --network dra_unet -r 2.5"),
         ("nnUNetPlans_dra_unet", "choose one of mine, nnUNetPlans with -p"),  # no command makes these
+        ("nnUNetPlans_dra_unet_paper", "nnunet_kd plan -d 598 --network dra_unet --paper"),
+        ("nnUNetPlans_dra_unet_paper_r4", "nnunet_kd plan -d 598 --network dra_unet -r 4 --paper"),
+        ("nnUNetPlans_monai_SwinUNETR", "nnunet_kd plan -d 598 --network monai.SwinUNETR"),
+        ("nnUNetPlans_kd_sam_paper", "choose one of mine, nnUNetPlans with -p"),
         ("nnUNetPlans_kd_sam_r4", "choose one of mine, nnUNetPlans with -p"),
         ("mine_r8", "nnunet_kd plan -d 598 -p mine -r 8"),
         ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 598 -pl nnUNetPlannerResEncL"),

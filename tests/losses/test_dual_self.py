@@ -95,6 +95,58 @@ def test_equals_the_literal_equations(grids, weights):
     assert single.item() == pytest.approx(expected, rel=1e-6)
 
 
+def projected(features, projection):
+    """Lin of eq. 2 as one matrix over all pixels, the product of the matrices of the axes."""
+    matrix = torch.ones(1, 1, dtype=features.dtype)
+    for one in projection.matrices:
+        products = matrix[:, None, :, None] * one.to(features.dtype)[None, :, None, :]
+        matrix = products.flatten(2).flatten(0, 1)
+    return (features.flatten(2) @ matrix.T).unflatten(2, [len(one) for one in projection.matrices])
+
+
+@every_network
+def test_a_learned_projection_takes_the_place_of_resizing(grids):
+    encoder, decoder = levels_of(grids)
+    widths = [3 + 2 * level for level in range(len(grids))]
+    loss = DualSelfLoss(1.0, 0.5, resizing="learned")
+    torch.manual_seed(0)
+    adapters = loss.adapters(widths, widths[:-1], len(grids[0]), grids).double()
+    assert len(adapters.resizing) == 2 * len(grids) - 2
+    usual = adapters_of(DualSelfLoss(), grids)
+    at_first = loss(encoder, decoder, adapters).item()  # the same convolutions, which do not depend on the resizing
+    assert at_first == pytest.approx(DualSelfLoss()(encoder, decoder, usual).item(), rel=1e-6)
+    with torch.no_grad():
+        for matrix in adapters.resizing.parameters():
+            matrix += 0.3 * torch.randn_like(matrix)
+        expected = 0.0
+        for number, level in enumerate((*encoder, *decoder[1:])):
+            convolution = [*adapters.encoder, *adapters.decoder][number]
+            expected += distill(convolved(projected(level, adapters.resizing[number]), convolution), decoder[0])
+        usual.load_state_dict({name: value for name, value in adapters.state_dict().items() if "resizing" not in name})
+        expected += DualSelfLoss(0, 0.5)(encoder, decoder, usual).item()
+    value = loss(encoder, decoder, adapters)
+    assert value.item() == pytest.approx(expected, rel=1e-10) and value.item() > 1.01 * at_first
+    value.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in adapters.parameters())
+
+
+def test_errors_of_a_learned_projection():
+    grids = [(8, 8), (4, 4)]
+    encoder, decoder = levels_of(grids)
+    learned = DualSelfLoss(resizing="learned")
+    adapters = learned.adapters([3, 5], [3], 2, grids).double()
+    with pytest.raises(ValueError, match=r"the projection is for features on \(8, 8\), got \(9, 8\)"):
+        learned([random_maps((9, 8), 3, 0), encoder[1]], [random_maps((9, 8), 3, 1)], adapters)
+    with pytest.raises(ValueError, match="the adapters were made for another resizing than 'linear'"):
+        DualSelfLoss()(encoder, decoder, adapters)
+    with pytest.raises(ValueError, match="a learned resizing needs the sizes of the grids"):
+        learned.adapters([3, 5], [3], 2)
+    with pytest.raises(ValueError, match="resizing must be 'linear' or 'learned', got 'nearest'"):
+        DualSelfLoss(resizing="nearest")
+    with pytest.raises(ValueError, match="resizing is learned for the projection, which alpha 0 leaves out"):
+        DualSelfLoss(alpha=0, resizing="learned")
+
+
 def agreeing_network():
     """Levels and convolutions with which all projected levels are the last decoder level."""
     grids = [(8, 8), (4, 4), (2, 2)]
@@ -178,9 +230,9 @@ def test_a_part_without_weight_has_no_adapters():
     count = lambda *weights: [  # noqa: E731
         len(part) for part in DualSelfLoss(*weights).adapters([4, 8, 16], [4, 8], 3).children()
     ]
-    assert count(1, 0.5) == [3, 1, 2, 1]
-    assert count(1, 0) == [3, 1, 0, 0]
-    assert count(0, 1) == [0, 0, 2, 1]
+    assert count(1, 0.5) == [3, 1, 2, 1, 0]
+    assert count(1, 0) == [3, 1, 0, 0, 0]
+    assert count(0, 1) == [0, 0, 2, 1, 0]
 
 
 @pytest.mark.parametrize("grids", [[(4, 3, 2), (2, 2, 1)], [(5, 4), (3, 2)]], ids=str)
@@ -207,12 +259,13 @@ def test_gradcheck(grids):
     assert torch.autograd.gradcheck(of_convolutions, tuple(adapters.parameters()))
 
 
+@pytest.mark.parametrize("resizing", ["linear", "learned"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_levels_are_compared_in_single_precision(dtype):
+def test_half_precision_levels_are_compared_in_single_precision(dtype, resizing):
     grids = NETWORKS[0]
     encoder, decoder = levels_of(grids, dtype)
-    loss = DualSelfLoss()
-    adapters = adapters_of(loss, grids, torch.float32)
+    loss = DualSelfLoss(resizing=resizing)
+    adapters = loss.adapters([3, 5, 7], [3, 5], 3, grids)
     encoder[0].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(encoder, decoder, adapters)

@@ -3,7 +3,8 @@ from copy import deepcopy
 
 import pytest
 
-from nnunet_kd.nnunet.planning import NETWORKS, reduce_widths, student_plans
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS
+from nnunet_kd.nnunet.planning import reduce_widths, student_plans
 from nnunet_kd.nnunet.settings import Settings, TeacherSettings, read_settings, recorded_leakage, with_leakage
 
 
@@ -67,6 +68,36 @@ def test_other_networks_in_configurations_that_inherit(network):
     given["configurations"]["2d"]["batch_size"] = 105  # nnU-Net's value for small slices
     largest = {"kd_sam": 16, "brainseg_dmif": 4, "vm_unet": 32}.get(network, 105)
     assert student_plans(given, network=network)["configurations"]["2d"]["batch_size"] == largest
+
+
+@pytest.mark.parametrize(("network", "batch"), [("dra_unet", 11), ("brainseg_dmif", 4), ("vm_unet", 32)])
+def test_networks_as_in_their_papers(network, batch):
+    arguments = {"n_stages": 2, "features_per_stage": [32, 64], "kernel_sizes": [[1, 3]] * 2}
+    arguments |= {"strides": [[1, 1], [1, 2]], "conv_op": "torch.nn.modules.conv.Conv2d"}
+    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    content = {"architecture": {"network_class_name": name, "arch_kwargs": arguments}, "batch_size": 105}
+    given = {"plans_name": "nnUNetPlans", "configurations": {"2d": {**content, "patch_size": [40, 56]}}}
+    given["configurations"]["3d_fullres"] = plans()["configurations"]["3d_fullres"]
+    given["configurations"]["2d_large"] = {"inherits_from": "2d", "patch_size": [320, 320]}
+    after = student_plans(given, 1, network=network, paper=True)
+    configurations = after["configurations"]
+    assert [*configurations] == ["2d", "2d_large"]
+    assert all(one["patch_size"] == [256, 256] for one in configurations.values())
+    assert configurations["2d"]["batch_size"] == batch
+    if network == "dra_unet":
+        theirs = configurations["2d"]["architecture"]["arch_kwargs"]
+        assert theirs["features_per_stage"] == [64, 128, 256, 512, 1024]
+        assert theirs["kernel_sizes"] == [[3, 3]] * 5 and theirs["strides"] == [[1, 1], *[[2, 2]] * 4]
+        given["configurations"]["2d"]["batch_size"] = 3
+        small = student_plans(given, 4, network=network, paper=True)["configurations"]["2d"]
+        assert small["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128, 256]
+        assert small["batch_size"] == 3
+    training = {"optimizer": "adamw", "initial_lr": 0.001, "num_epochs": 300, "deep_supervision": False}
+    training |= {"lr_schedule": "cosine", "augmentation": "flips_and_rotations"}
+    if network == "vm_unet":
+        assert after["nnunet_kd"]["training"] == training
+        given["nnunet_kd"] = {"training": {"num_epochs": 7}}  # what the plans say already is kept
+        assert student_plans(given, network=network, paper=True)["nnunet_kd"]["training"]["num_epochs"] == 7
 
 
 def test_batches_of_vm_unet_shrink_as_the_patch_grows():

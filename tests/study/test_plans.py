@@ -39,6 +39,15 @@ def test_without_a_student_a_network_is_reduced_as_usual(workspace):
     assert derived["nnunet_kd"]["student"]["source_plans"] == "small"
 
 
+def test_a_network_of_a_library_replaces_another_one(workspace):
+    plans = workspace.plans("small")
+    first = plans_of_run(run_with(name="monai.UNet", arch_kwargs={"num_res_units": 1}), plans, "3d_fullres", False)
+    again = plans_of_run(run_with(name="monai.UNet"), first | {"plans_name": "small"}, "3d_fullres", False)
+    assert architecture(again) == architecture(first)
+    other = plans_of_run(run_with(name="monai.UNETR"), first | {"plans_name": "small"}, "3d_fullres", False)
+    assert architecture(other)["arch_kwargs"]["network"] == "monai.UNETR"
+
+
 def test_keywords_of_an_inherited_network(workspace):
     plans = workspace.plans("small")
     plans["configurations"]["large"] = {"inherits_from": "3d_fullres", "batch_size": 4}

@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
-from tests.conftest import SHORT, make_trainer
+from tests.conftest import SHORT, make_trainer, stop_within
 
 RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -51,6 +52,26 @@ def test_trains_without_any_teacher_at_the_width_of_the_plans(workspace, network
     log = next(iter(folder.glob("fold_0/training_log*"))).read_text()
     assert "distilling dual_self: weight 0.1, DualSelfLoss(alpha=1, beta=0.5)" in log
     assert "leakage" not in (folder / "plans.json").read_text()
+
+
+@pytest.mark.parametrize("projection", ["learned", pytest.param("frozen", marks=pytest.mark.slow)])
+def test_a_learned_resizing_trains_with_the_student_and_resumes(workspace, projection):
+    method = {"resizing": "learned", "projection": projection}
+    plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace)
+    trainer.initialize()
+    before = {name: value.clone() for name, value in trainer.trained().adapters.state_dict().items()}
+    matrices = [name for name in before if "resizing" in name]
+    levels = len(trainer.trained().student.encoder.output_channels)
+    assert len(matrices) == 3 * (2 * levels - 2)
+    stop_within(trainer, 3)
+    after = trainer.trained().adapters.state_dict()
+    assert all(torch.equal(before[name], after[name]) == (projection == "frozen") for name in matrices)
+    resumed = make_trainer(nnUNetTrainerDualSelfKD, plans, workspace, resume=True)
+    maybe_load_checkpoint(resumed, True, False)
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=False)["nnunet_kd"]["adapters"]
+    for name, value in resumed.trained().adapters.state_dict().items():
+        assert torch.equal(value, saved[name])
 
 
 def test_the_loss_falls(workspace):

@@ -44,6 +44,26 @@ def test_deep_supervision_can_be_left_out(workspace, wanted):
     assert isinstance(trainer.loss, DeepSupervisionWrapper) is wanted
 
 
+@pytest.mark.parametrize(("given", "fold", "expected"), [(None, 0, (2, 1)), (7, 0, (2, 7)), (None, "all", (2, 2))])
+def test_an_epoch_can_be_one_pass_over_the_cases(workspace, given, fold, expected):
+    plans = workspace.plans("nnUNetPlans", training={"num_val_iterations_per_epoch": given, "one_pass_per_epoch": True})
+    plans["configurations"]["3d_fullres"]["batch_size"] = 3
+    trainer = make_trainer(nnUNetTrainerNoKD, plans, workspace, fold=fold)
+    trainer.initialize()
+    assert [len(cases) for cases in trainer.do_split()] == ([4, 2] if fold == 0 else [6, 6])
+    assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == expected
+    record = record_of(trainer.preparation)
+    assert (record["num_iterations_per_epoch"], record["num_val_iterations_per_epoch"]) == expected
+
+
+def test_records_of_earlier_versions_had_the_defaults(workspace):
+    plans = workspace.plans("nnUNetPlans", training=SHORT)
+    now = record_of(make_trainer(nnUNetTrainerNoKD, plans, workspace).preparation)
+    added = ("deep_supervision", "one_pass_per_epoch", "plateau_patience", "cosine_epochs")
+    before = {key: value for key, value in now.items() if key not in added}
+    assert changes(now, before) == "" != changes({**now, "deep_supervision": False}, before)
+
+
 def test_class_attributes_come_after_the_block(workspace):
     class Short(nnUNetTrainerNoKD):
         num_epochs = 7

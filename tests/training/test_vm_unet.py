@@ -2,17 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_kd.cli import main
 from nnunet_kd.trainers.nnUNetTrainerDualSelfKD import nnUNetTrainerDualSelfKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import make_trainer
+from tests.conftest import make_trainer, stop_within
 from tests.vm_unet_plans import NAME, plans_for
+from tests.vmamba_weights import vmamba_state
 
 
 def test_plans_have_the_papers_network_and_optimizer(workspace, capsys):
@@ -60,6 +63,43 @@ def test_adamw_follows_half_a_cosine(workspace):
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     expected = [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(5)]
     np.testing.assert_allclose(rates, expected)
+
+
+def test_it_starts_from_vmamba(workspace, tmp_path):
+    state = vmamba_state((8, 16, 32, 64), (2, 1, 1, 1))
+    torch.save(state, tmp_path / "vmamba.pth")
+    start = {"initial_weights": {"vmamba": str(tmp_path / "vmamba.pth")}, "save_every": 1}
+    trainer = make_trainer(nnUNetTrainerDualSelfKD, plans_for(workspace, start), workspace, configuration="2d")
+    trainer.initialize()
+    stage = trainer.trained().student.encoder.stages[2][1]
+    assert torch.equal(stage.norm.weight, state["layers.2.blocks.0.ln_1.weight"])
+    stop_within(trainer, 3)
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
+    assert "initial weights: those of VMamba in" in log and "vmamba.pth for encoder and decoder blocks" in log
+
+    (tmp_path / "vmamba.pth").unlink()  # a training that resumes does not need it
+    resumed = make_trainer(
+        nnUNetTrainerDualSelfKD, plans_for(workspace, start), workspace, configuration="2d", resume=True
+    )
+    maybe_load_checkpoint(resumed, True, False)
+    assert not torch.equal(
+        resumed.trained().student.encoder.stages[2][1].norm.weight, state["layers.2.blocks.0.ln_1.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "network", "message"),
+    [
+        ({"vmamba": "missing.pth"}, "vm_unet", "there are no weights of VMamba in missing.pth"),
+        ({"vmamba": "missing.pth"}, None, "VMamba's weights fit VM-UNet, but the plans name PlainConvUNet"),
+        ({"mamba": "FILE"}, "vm_unet", 'initial_weights must be "teacher", .*, {"vmamba": FILE} or null, got'),
+    ],
+)
+def test_a_start_from_vmamba_that_cannot_be(workspace, start, network, message):
+    training = {"initial_weights": start}
+    plans = workspace.plans("nnUNetPlans", training=training) if network is None else plans_for(workspace, training)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_trainer(nnUNetTrainerNoKD, plans, workspace, configuration="2d")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ class SelfTerm(Term):
     """A self-distillation loss on the student's encoder and decoder features (DSVM-UNet, eq. 2 and 3).
 
     The loss has ``forward(encoder, decoder, adapters)``, with features in order of falling resolution, and
-    ``adapters(encoder_widths, decoder_widths, dim)``, which builds the adapters.
+    ``adapters(encoder_widths, decoder_widths, dim, grids)``, which builds the adapters.
 
     Args:
         name: As for :class:`Term`.
@@ -41,7 +41,8 @@ class SelfTerm(Term):
     def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
         """Build the loss's adapters; a decoder stage has the width of the encoder stage at its resolution."""
         assert student is not None
-        adapters: nn.Module = self.loss.adapters(student.widths, student.widths[:decoder], student.dim)
+        widths = (student.widths, student.widths[:decoder])
+        adapters: nn.Module = self.loss.adapters(*widths, student.dim, student.grids)
         return adapters.requires_grad_(not self.frozen_projection)
 
     def __str__(self) -> str:

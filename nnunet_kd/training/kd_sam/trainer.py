@@ -287,17 +287,16 @@ class KDSAMTrainer(DistillationTrainer):
         return outcome
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Pass the validation loss to the learning rate schedule and to early stopping."""
+        """Pass the validation loss to the learning rate schedule and to the early stopping of phase 1."""
         super().on_validation_epoch_end(val_outputs)
         if self._learns == ENCODER:
             error = means([{MSE: outcome[MSE]} for outcome in val_outputs], self.is_ddp)[MSE]
             # The training part of the epoch has logged NaN for it, as for all terms without a value.
             self.logger.local_logger.my_fantastic_logging[VALIDATION_MSE][self.current_epoch] = error
             self.print_to_log_file(f"{VALIDATION_MSE} {error:.4g}")
-        loss = float(self.logger.get_value("val_losses", -1))
-        self.lr_scheduler.observe(loss)
         if self._learns == DECODER:
             return
+        loss = float(self.logger.get_value("val_losses", -1))
         progress = self.progress
         if loss < progress.best_loss:
             weights = {name: value.cpu().clone() for name, value in self.kd_sam.encoder.state_dict().items()}
@@ -331,11 +330,7 @@ class KDSAMTrainer(DistillationTrainer):
 
     def own_state(self) -> dict[str, Any]:
         """Return the base state with the progress of the phases."""
-        return {
-            **super().own_state(),
-            "encoder_progress": vars(self.progress),
-            "plateau": self.lr_scheduler.state_dict(),
-        }
+        return {**super().own_state(), "encoder_progress": vars(self.progress)}
 
     def load_own_state(self, saved: Mapping[str, Any]) -> None:
         """Load the base state and the progress of the phases."""
@@ -344,7 +339,6 @@ class KDSAMTrainer(DistillationTrainer):
         if best is not None:  # copied, because the mapped checkpoint file will be replaced
             best = {name: weights.clone() for name, weights in best.items()}
         self.progress = EncoderProgress(**{**saved["encoder_progress"], "best_weights": best})
-        self.lr_scheduler.load_state_dict(saved["plateau"])
         for group in self.optimizer.param_groups:  # the schedule holds the learning rate, the settings the weight decay
             group["weight_decay"] = self.weight_decay
         self.trained().learns = self._learns  # type: ignore[assignment]

@@ -14,7 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_kd.evaluation.measure import peak_memory, start_of_peak
-from nnunet_kd.nnunet.planning import NETWORKS, student_plans
+from nnunet_kd.nnunet.networks_of_plans import NETWORKS
+from nnunet_kd.nnunet.planning import student_plans
 from nnunet_kd.nnunet.trust.architectures import check_networks, load_network
 
 PATH = Path("plans.json")
