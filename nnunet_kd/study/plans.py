@@ -62,8 +62,8 @@ def _with_network(plans: Plans, run: Run, configuration: str, regions: bool) -> 
 
 def _is(architecture: Mapping[str, Any], network: NetworkOfPlans) -> bool:
     """Return whether plans already have a network, perhaps with other keywords."""
-    same = architecture["network_class_name"] == network.class_name
-    return same and architecture["arch_kwargs"].get("network") == network.keywords.get("network")  # of a library
+    have, wanted = (architecture["arch_kwargs"].get("network"), network.keywords.get("network"))  # of a library
+    return bool(architecture["network_class_name"] == network.class_name and have == wanted)
 
 
 def _architecture(plans: Plans, configuration: str, run: Run) -> dict[str, Any]:
