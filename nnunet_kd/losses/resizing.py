@@ -43,10 +43,10 @@ def resized_errors(maps: Sequence[Tensor], target: Tensor) -> Tensor:
             continue
         factors = _factors(features, target.shape)
         if features.shape not in seen:
-            expressible = _along_axes(target, [orthonormal.T for orthonormal, _ in factors])
+            expressible = along_axes(target, [orthonormal.T for orthonormal, _ in factors])
             seen[features.shape] = expressible, torch.where(whole.isinf(), whole, whole - energy(expressible))
         expressible, rest = seen[features.shape]
-        total = total + energy(_along_axes(features, [upper for _, upper in factors]) - expressible) + rest
+        total = total + energy(along_axes(features, [upper for _, upper in factors]) - expressible) + rest
     return total / target.numel()
 
 
@@ -62,7 +62,7 @@ def _errors_of_large(maps: Sequence[Tensor], target: Tensor) -> Tensor:
         if features.shape not in seen:
             with torch.no_grad():
                 seen[features.shape] = _expressible(target, [one for one, _ in factors])
-        coarse = _along_axes(features, [upper for _, upper in factors])
+        coarse = along_axes(features, [upper for _, upper in factors])
         total = total + _ErrorOfLarge.apply(coarse, target, *seen[features.shape], *(one for one, _ in factors))
     return total
 
@@ -120,14 +120,18 @@ def _factors(features: Tensor, grid: torch.Size) -> list[tuple[Tensor, Tensor]]:
 
 @constants(maxsize=256)
 def _resizing(before: int, after: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Q and U of linear resizing along one axis, ``align_corners=False``: R is ``(after, before)``."""
-    unit = torch.eye(before, dtype=torch.float64)
-    matrix = F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
-    orthonormal, upper = torch.linalg.qr(matrix)
+    """Q and U of linear resizing along one axis."""
+    orthonormal, upper = torch.linalg.qr(resizing_matrix(before, after))
     return orthonormal.to(device, dtype), upper.to(device, dtype)
 
 
-def _along_axes(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def resizing_matrix(before: int, after: int) -> Tensor:
+    """R of linear resizing along one axis, ``align_corners=False``: ``(after, before)``, float64."""
+    unit = torch.eye(before, dtype=torch.float64)
+    return F.interpolate(unit[None], size=after, mode="linear", align_corners=False)[0].T
+
+
+def along_axes(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Each spatial axis multiplied with its matrix, the last first: it is contiguous."""
     for axis, matrix in reversed(list(enumerate(matrices))):
         tensor = multiply_axis(tensor, matrix, axis)
