@@ -164,7 +164,7 @@ def energy(tensor: Tensor) -> Tensor:
     return norms.square().sum()
 
 
-def precise_type(*tensors: Tensor) -> torch.dtype:
+def single_precision(*tensors: Tensor) -> torch.dtype:
     """The common floating type of the tensors, float32 at least."""
     dtype = torch.float32
     for tensor in tensors:
@@ -175,6 +175,6 @@ def precise_type(*tensors: Tensor) -> torch.dtype:
 @contextmanager
 def in_single_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors in their common floating type, float32 at least, with autocast off inside."""
-    dtype = precise_type(*tensors)
+    dtype = single_precision(*tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
         yield tuple(tensor.to(dtype) for tensor in tensors)

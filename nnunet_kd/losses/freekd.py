@@ -17,8 +17,8 @@ from nnunet_kd.losses.features import (
     check_wavelet,
     is_pointwise,
     pointwise_convolution,
-    precise_type,
     projected,
+    single_precision,
 )
 from nnunet_kd.losses.prompted_cost import filtered_by_prompts, prompted_cost
 from nnunet_kd.losses.residual import residual_cost
@@ -114,7 +114,7 @@ class FreeKDLoss(nn.Module):
         check_features(student, teacher, phi)
         self._check_prompts(teacher, prompts)
         teacher = teacher.detach()
-        dtype = precise_type(student, teacher)
+        dtype = single_precision(student, teacher)
         with torch.autocast(student.device.type, enabled=False):
             if is_pointwise(phi) and phi.bias is None:
                 weight = phi.weight.flatten(1).to(dtype)
