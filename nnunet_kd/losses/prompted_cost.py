@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nnunet_kd.losses.features import single_precision
 from nnunet_kd.losses.stacked_bands import StackedBands
 
 
@@ -136,7 +137,7 @@ class _PromptedCost(torch.autograd.Function):
 class _Filtered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, tokens: Tensor, wavelet: str) -> tuple[Tensor, Tensor]:
-        dtype, rest, levels, products = _computed_in(teacher), teacher, [], []
+        dtype, rest, levels, products = single_precision(teacher), teacher, [], []
         for number, _ in _levels(teacher.shape[2:], tokens):
             bands = StackedBands(rest, wavelet, dtype)
             masks, places = _masks(bands, tokens[number]), bands.places()
@@ -159,7 +160,7 @@ class _Filtered(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_kept: Tensor, of_redundancy: Tensor) -> tuple[Tensor | None, ...]:
         teacher, tokens, kept, by_products = ctx.saved_tensors
-        dtype, rest, result = _computed_in(teacher), teacher, torch.zeros_like(tokens)
+        dtype, rest, result = single_precision(teacher), teacher, torch.zeros_like(tokens)
         if dtype != teacher.dtype:
             of_kept = of_kept.masked_fill(kept.abs() >= torch.finfo(teacher.dtype).max, 0)
         with torch.autocast(teacher.device.type, enabled=False):
@@ -175,10 +176,6 @@ class _Filtered(torch.autograd.Function):
                 by_tokens = torch.bmm(by_masks.mul_(masks).mul_(1 - masks), bands.details.transpose(1, 2))
                 result[number] = by_tokens.view(len(tokens[number]), -1, *tokens.shape[2:]).sum(1)
         return None, result, None
-
-
-def _computed_in(teacher: Tensor) -> torch.dtype:
-    return torch.promote_types(teacher.dtype, torch.float32)
 
 
 def _filled(bands: StackedBands) -> list[bool]:
