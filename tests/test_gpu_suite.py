@@ -13,7 +13,7 @@ from tests.killing import run_killed
 DRY_RUN = (
     "test_losses.py",
     "test_selective_scan.py",
-    "test_soft_labels.py::test_values[teacher]",
+    "test_soft_labels.py::test_values[SAM's embeddings]",
     "test_steps.py::test_a_step[DCD-labels]",
     "test_steps.py::test_a_wait_is_found",
     "test_volumes.py::test_memory[4 labels-DCD]",

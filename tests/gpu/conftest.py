@@ -70,7 +70,7 @@ class Reports:
         elif skipped is not None:
             reason = skipped.longrepr[2].removeprefix("Skipped: ")
         passed = None if skipped is not None and failed is None else failed is None
-        figures = next((phase.figures for phase in phases if phase.when == "call"), {})
+        figures = next((getattr(phase, "figures", {}) for phase in phases if phase.when == "call"), {})
         self._record.add(_name(report.nodeid), passed, figures, sum(phase.duration for phase in phases), reason)
 
 

@@ -13,9 +13,9 @@ NAME, TRAINER = "life", "nnUNetTrainerKD"
 
 def test_of_a_student(place, figures, workspace):
     """KD from pruned weights, with a term that needs the teacher, is killed and resumed; both devices then agree."""
-    epochs = place.size(6, 3)
-    schedule = {"num_epochs": epochs, "num_iterations_per_epoch": place.size(40, 4), "save_every": 1}
-    training = {**schedule, "num_val_iterations_per_epoch": 2, "initial_weights": "pruned", "initial_lr": 0.02}
+    epochs = place.size(6, 2)
+    schedule = {"num_epochs": epochs, "num_iterations_per_epoch": place.size(40, 2), "save_every": 1}
+    training = {**schedule, "num_val_iterations_per_epoch": 1, "initial_weights": "pruned", "initial_lr": 0.02}
     method = {"add": [{"name": "logits"}]}
     workspace.plans(NAME, training=training, method=method, teacher={"plans": "nnUNetPlans"})
     fold = workspace.results / f"{TRAINER}__{NAME}__3d_fullres" / "fold_0"

@@ -22,12 +22,13 @@ TEACHER = {"plans": "nnUNetPlans"}
 
 
 @pytest.fixture
-def one_process(place, tmp_path, monkeypatch):
-    """A group of one process, whose buckets hold a quarter of a network, so that its compiled forward pass is split."""
+def one_process(place, request, tmp_path, monkeypatch):
+    """Join a group of one process, whose buckets hold a quarter of what learns, so that the forward pass is split."""
     devices = {} if place.fake else {"device_ids": [0]}
 
     def in_buckets(network, device_ids):
-        size = sum(parameter.nbytes for parameter in network.parameters()) // 4
+        learning = network._orig_mod.decoder if decoder_alone else network
+        size = sum(parameter.nbytes for parameter in learning.parameters()) // 4
         monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", size)
         return DistributedDataParallel(network, bucket_cap_mb=size / 2**20, **devices)
 
@@ -36,6 +37,7 @@ def one_process(place, tmp_path, monkeypatch):
         monkeypatch.setattr(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda *_: None)
         monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
         monkeypatch.setattr(nn.SyncBatchNorm, "_check_input_dim", lambda *_: None)
+    decoder_alone = request.node.callspec.params["name"] == "KD-SAM's decoder"
     yield lambda: dist.init_process_group(
         place.size("nccl", "gloo"), init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
     )
