@@ -160,7 +160,7 @@ class _Filtered(torch.autograd.Function):
         if dtype != teacher.dtype:
             of_kept = of_kept.masked_fill(kept.abs() >= torch.finfo(teacher.dtype).max, 0)
         with torch.autocast(teacher.device.type, enabled=False):
-            by_level = iter((of_products + of_products.transpose(1, 2)).split(ctx.counts))
+            by_level = iter(torch.split(of_products + of_products.transpose(1, 2), ctx.counts))
             for number, _ in _levels(teacher.shape[2:], tokens):
                 bands, slopes = (StackedBands(one, ctx.wavelet, dtype) for one in (rest, of_kept))
                 rest, of_kept = bands.approximation, slopes.approximation
