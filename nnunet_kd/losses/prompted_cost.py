@@ -53,8 +53,8 @@ def filtered_by_prompts(teacher: Tensor, tokens: Tensor, wavelet: str) -> tuple[
         ``(B, C_T, *spatial)`` with an axis of more than one voxel and ``(levels, details, n, C_T)`` to the features'
         shape and a scalar.
     """
-    kept, redundancy = _Filtered.apply(teacher, tokens, wavelet)
-    return kept, redundancy
+    kept, products = _Filtered.apply(teacher, tokens, wavelet)
+    return kept, _overlap(products)
 
 
 def _levels(spatial: Sequence[int], tokens: Tensor) -> Iterator[tuple[int, bool]]:
@@ -148,23 +148,19 @@ class _Filtered(torch.autograd.Function):
         kept = _back(levels, torch.empty_like(teacher, memory_format=torch.contiguous_format))
         if dtype != teacher.dtype:  # masks may lift a feature near the end of a half-precision type beyond it
             kept.clamp_(torch.finfo(teacher.dtype).min, torch.finfo(teacher.dtype).max)
-        with torch.enable_grad():
-            every = torch.cat(products).requires_grad_()
-            redundancy = _overlap(every)
-            (by_products,) = torch.autograd.grad(redundancy, every)
         ctx.wavelet, ctx.counts = wavelet, [len(one) for one in products]
-        ctx.save_for_backward(teacher, tokens, kept, by_products)
-        return kept, redundancy.detach()
+        ctx.save_for_backward(teacher, tokens, kept)
+        return kept, torch.cat(products)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_kept: Tensor, of_redundancy: Tensor) -> tuple[Tensor | None, ...]:
-        teacher, tokens, kept, by_products = ctx.saved_tensors
+    def backward(ctx: Any, of_kept: Tensor, of_products: Tensor) -> tuple[Tensor | None, ...]:
+        teacher, tokens, kept = ctx.saved_tensors
         dtype, rest, result = single_precision(teacher), teacher, torch.zeros_like(tokens)
         if dtype != teacher.dtype:
             of_kept = of_kept.masked_fill(kept.abs() >= torch.finfo(teacher.dtype).max, 0)
         with torch.autocast(teacher.device.type, enabled=False):
-            by_level = iter((of_redundancy * (by_products + by_products.transpose(1, 2))).split(ctx.counts))
+            by_level = iter(torch.split(of_products + of_products.transpose(1, 2), ctx.counts))
             for number, _ in _levels(teacher.shape[2:], tokens):
                 bands, slopes = (StackedBands(one, ctx.wavelet, dtype) for one in (rest, of_kept))
                 rest, of_kept = bands.approximation, slopes.approximation
