@@ -196,7 +196,7 @@ def test_dual_self_distillation_reads_its_stages():
     assert len(logits) == 3
     shapes = [tuple(stage.shape[1:]) for stage in decoder]
     assert shapes == [tuple(stage.shape[1:]) for stage in encoder] == [(8, 8, 8), (16, 4, 4), (32, 2, 2)]
-    assert [len(part) for part in adapters["dual_self"].children()] == [3, 2, 2, 2]
+    assert [len(part) for part in adapters["dual_self"].children()] == [3, 2, 2, 2, 0]
     term.loss(encoder, decoder, adapters["dual_self"]).backward()
     reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     taught = (network.encoder.named_parameters(prefix="encoder"), network.decoder.bottleneck.named_parameters())

@@ -34,6 +34,7 @@ def test_rows_are_settings_of_the_method(name):
         TERMS[name].changed(run.settings["method"], "here").build(1000, "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_NETWORKS)
 def test_rows_are_networks_that_differ(modalities, name):
     """Each row is a network of its own that maps the data set's slices to its labels."""
