@@ -5,8 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.training_memory import GIB, VM_UNET, Live, measured
-from nnunet_kd import wavelets
-from nnunet_kd.losses import resizing
+from nnunet_kd.wavelets import forget_constants
 
 # (method, classes) -> the most times stock's memory
 BUDGETS = {
@@ -24,12 +23,11 @@ BUDGETS = {
 
 
 @pytest.fixture(autouse=True)
-def no_fake_constants():
-    """Clear cached matrices, which the next test could not use because they have no data."""
+def no_cached_constants():
+    """Clear cached matrices: the fake mode refuses those with data, and the next test those without."""
+    forget_constants()
     yield
-    for function in (*vars(wavelets).values(), *vars(resizing).values()):
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
+    forget_constants()
 
 
 def test_what_is_counted():

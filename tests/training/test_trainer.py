@@ -168,7 +168,7 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
 
     final = folder / "fold_0" / "checkpoint_final.pth"
     final.unlink()  # only the best checkpoint, of an earlier epoch, is left
-    workspace.process("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
+    workspace.command("nnUNetv2_train", *options, "--c", nnUNet_n_proc_DA="1")
     resumed = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
     np.testing.assert_allclose(resumed["train_losses"], logged["train_losses"], rtol=1e-5)
 
@@ -176,5 +176,5 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
     output = workspace.root / "predicted"
     arguments = ["-i", str(workspace.raw / "imagesTs"), "-o", str(output), "-d", "598", "-c", "3d_fullres", "-f", "0"]
     arguments += ["-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu", "-npp", "1", "-nps", "1"]
-    workspace.process("nnUNetv2_predict", *arguments)
+    workspace.command("nnUNetv2_predict", *arguments)
     assert [path.name for path in output.glob("*.nii.gz")] == ["head_006.nii.gz"]
