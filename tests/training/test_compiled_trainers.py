@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.conftest import SHORT, make_trainer
 from tests.training.methods import store_if_read, trainer_class
+from tests.training.small_brainseg_dmif import plans_for as brainseg_plans
 
 # trainer, method, epoch
 CASES = {
@@ -21,6 +22,8 @@ CASES = {
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "DualSelfKD": ("DualSelfKD", {}, 0),
     "SoftKD": ("SoftKD", {}, 0),
+    "SAMKD": ("SAMKD", {}, 0),
+    "BrainSegDMIF": ("BrainSegDMIF", {}, 0),
 }
 
 
@@ -45,11 +48,9 @@ def step(trainer, epoch):
     if trainer.sources.soft_labels is not None:
         images = torch.cat([images, torch.randn(2, 3, *patch, generator=generator), torch.ones(2, 1, *patch)], 1)
     target = torch.randint(0, 3, (2, 1, *patch), generator=generator).float()
-    scales = [
-        [int(size * factor) for size, factor in zip(patch, factors, strict=True)]
-        for factors in trainer._get_deep_supervision_scales()
-    ]
-    targets = [torch.nn.functional.interpolate(target, scale, mode="nearest-exact") for scale in scales]
+    factors = trainer._get_deep_supervision_scales()  # none if the loss scales the labels itself
+    sizes = [[int(side * one) for side, one in zip(patch, scale, strict=True)] for scale in factors or []]
+    targets = [torch.nn.functional.interpolate(target, size, mode="nearest-exact") for size in sizes] or target
     trainer.optimizer.step = lambda: None
     values = trainer.train_step({"data": images, "target": targets})
     return {name: p.grad for name, p in trainer.trained().named_parameters()}, values
@@ -60,13 +61,14 @@ def step(trainer, epoch):
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_under_ddp(workspace, meet, case):
     name, method, epoch = CASES[case]
-    plans = workspace.plans("nnUNetPlans", training=SHORT, method=method)
+    plans = brainseg_plans(workspace) if name == "BrainSegDMIF" else workspace.plans(training=SHORT, method=method)
     store_if_read(workspace, name, "2d")
     made = []
     for _ in range(2):
         trainer = make_trainer(trainer_class(name), plans, workspace, configuration="2d")
         trainer.initialize()
-        trainer.loss.weight_factors = [*trainer.loss.weight_factors[:-1], 1e-6]  # as nnU-Net's under DDP
+        if hasattr(trainer.loss, "weight_factors"):  # BrainSegDMIF's loss has none
+            trainer.loss.weight_factors = [*trainer.loss.weight_factors[:-1], 1e-6]  # as nnU-Net's under DDP
         made.append(trainer)
     eager, compiled = made
     meet()
