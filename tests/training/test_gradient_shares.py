@@ -99,8 +99,9 @@ def test_the_training_is_the_same_without_the_line(workspace, monkeypatch):
     said = checkpoint(workspace)
     monkeypatch.setattr(gradient_shares, "terms_that_begin", lambda terms, epoch: [])
     silent = make_trainer(nnUNetTrainerDCD, plans, workspace)
+    before = len(log_of(silent))  # trainings that begin in the same second share nnU-Net's log
     silent.run_training()
-    assert "contributes" not in log_of(silent)
+    assert "contributes" not in log_of(silent)[before:]
     unsaid = checkpoint(workspace)
     for name, weight in said["network_weights"].items():
         assert torch.equal(weight, unsaid["network_weights"][name])
