@@ -215,6 +215,16 @@ ABLATION = {  # at a weight of DCD that has an effect
         for name, keywords in ABLATIONS["dcd"].rows.items()
     },
 }
+LIKE_AUTHORS = 0.01 / 11.2  # the authors' code computes a loss 11.2 times lower than equation 7, on hippocampus
+AUTHORS = {  # which part of the authors' code explains the paper's gain
+    BASELINE: METHODS[BASELINE],
+    "DCD, exact, learned": {"trainer": "DCD", "method": {"weight": LIKE_AUTHORS}},
+    "DCD, exact, frozen": {"trainer": "DCD", "method": {"weight": LIKE_AUTHORS, "projection": "frozen"}},
+    "DCD, published, frozen": {
+        "trainer": "DCD",
+        "method": {"weight": 0.01, "projection": "frozen", "transform": "published"},
+    },
+}
 LONG = {name: METHODS[name] for name in (BASELINE, STRONG, "KD")}
 _OF_BRATS, _OF_HIPPOCAMPUS = "BraTS patches, {} of the width", "Hippocampus, {} of the width"
 _QUARTER, _EIGHTH = "a quarter", "an eighth"
@@ -240,6 +250,10 @@ PARTS = {
     "ablation": Part("DCD's ablation, BraTS patches, r = 4", "", "brats", 4, ABLATION),
     "brats_long": Part(
         f"{_OF_BRATS.format(_QUARTER)}, twice as long", "", "brats", 4, LONG, training={"num_epochs": 80}
+    ),
+    "authors_brats_r4": Part("DCD's weight and projection, BraTS patches, r = 4", "", "brats", 4, AUTHORS),
+    "authors_hippocampus_r8": Part(
+        "DCD's weight and projection, hippocampus, r = 8", "", "hippocampus", 8, AUTHORS
     ),
     "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF),
     "spread": Part("Tuning: spread over seeds, fold 1, r = 4", "", "brats", 4, SPREAD, 1, SEEDS, HALF),
