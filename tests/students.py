@@ -4,12 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-from nnunet_kd.deploy.onnx import export_onnx
-from nnunet_kd.deploy.trained import read_trained
-from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
-from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from tests.commands import draw_nothing
 from tests.conftest import FOLDERS, SHORT, Workspace, make_trainer
 
@@ -25,6 +20,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def students(trained_workspace, tmp_path_factory) -> Workspace:
     """Students of nnUNetTrainerDCD (3d_fullres, fold 0) and nnUNetTrainerNoKD (both configurations, folds 0 and 1)."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+    from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
+
     copy = Workspace(tmp_path_factory.mktemp("students"))
     for name in FOLDERS:
         shutil.copytree(trained_workspace.root / name, copy.root / name)
@@ -51,6 +51,9 @@ def results(students: Workspace, trainer: str = "NoKD", configuration: str = "3d
 @pytest.fixture(scope="session")
 def onnx_models(students, tmp_path_factory) -> dict[str, Path]:
     """The folder of the ONNX model of each configuration, with two folds each."""
+    from nnunet_kd.deploy.onnx import export_onnx
+    from nnunet_kd.deploy.trained import read_trained
+
     root = tmp_path_factory.mktemp("onnx")
     for configuration in ("3d_fullres", "2d"):
         export_onnx(read_trained(results(students, configuration=configuration), ["0", "1"]), root / configuration)
