@@ -34,6 +34,19 @@ from tests.killing import PreloadedContext, preloaded
 pytest_plugins = ["tests.students"]  # fixtures of several folders
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Begin with slow tests, so that short ones are left for the process that finishes early."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Report how long slow and other tests took, which one run of both does not tell."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "when")]
+    seconds = {slow: sum(one.duration for one in reports if ("slow" in one.keywords) is slow) for slow in (True, False)}
+    terminalreporter.write_line(f"slow tests: {seconds[True]:.0f} s, others: {seconds[False]:.0f} s, of all processes")
+
+
 def pytest_collection_finish(session):
     """Refuse to run if pytest-xdist ignores the groups, since every worker would then make all shared fixtures."""
     import torch
