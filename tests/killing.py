@@ -23,6 +23,7 @@ import pytest
 
 PRELOADED = (
     "pytest",
+    "monai.metrics.utils",
     "tqdm",
     "matplotlib.figure",
     "segment_anything",
@@ -30,6 +31,7 @@ PRELOADED = (
     "nnunetv2.inference.predict_from_raw_data",
     "nnunetv2.run.run_training",
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnunetv2.training.nnUNetTrainer.primus.primus_trainers",  # with timm; a search for any trainer imports it
     "nnunet_kd.cli",
     "nnunet_kd.datasets.conversion",
     "nnunet_kd.datasets.table",
