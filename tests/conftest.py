@@ -29,7 +29,7 @@ from tests.commands import (
     plan_and_preprocess,
     run_command,
 )
-from tests.killing import PreloadedContext, preloaded
+from tests.killing import PreloadedContext, list_files_in_threads, preloaded
 
 pytest_plugins = ["tests.students"]  # fixtures of several folders
 
@@ -74,6 +74,7 @@ def no_pictures(request, monkeypatch):
 def preloaded_processes():
     """Fork the processes that nnU-Net and this package spawn from one that has imported nnU-Net, if forks exist."""
     preloaded()
+    list_files_in_threads()
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(os, "fork"):
             patch.setitem(multiprocessing.context._concrete_contexts, "spawn", PreloadedContext())
