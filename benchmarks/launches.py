@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_kd.losses import (
+    CIRKDLoss,
     CWDLoss,
     DCDLoss,
     DualSelfLoss,
@@ -32,6 +33,8 @@ from nnunet_kd.losses import (
     FreeKDLoss,
     IFVDLoss,
     LogitsKDLoss,
+    RKDLoss,
+    SKDLoss,
 )
 from nnunet_kd.wavelets import analysis_matrix, forget_constants
 
@@ -127,7 +130,8 @@ def stages(loss: Any, sizes: Sizes, **options: Any) -> Callable[[], object]:
     """Return a step of a loss on the features of all stages."""
     student, teacher = sizes.features(sizes.reduction, learns=True), sizes.features()
     dim = len(sizes.patch)
-    projections = [loss.projection(s.shape[1], t.shape[1], dim) for s, t in zip(student, teacher, strict=True)]
+    more = {"num_classes": sizes.classes} if getattr(loss, "remembers_classes", False) else {}
+    projections = [loss.projection(s.shape[1], t.shape[1], dim, **more) for s, t in zip(student, teacher, strict=True)]
 
     def step() -> None:
         parts = [loss(*pair, **options) for pair in zip(student, teacher, projections, strict=True)]
@@ -182,6 +186,9 @@ STEPS: dict[str, Callable[[Sizes], Callable[[], object]]] = {
     "LogitsKD": lambda sizes: on_logits(LogitsKDLoss(), sizes, None),
     "CWD": lambda sizes: on_logits(CWDLoss(), sizes, 1),
     "DualSelfKD": dual_self_distillation,
+    "RKD": lambda sizes: stages(RKDLoss(), sizes),
+    "CIRKD": lambda sizes: stages(CIRKDLoss(), sizes, **annotation(sizes)),
+    "SKD": lambda sizes: stages(SKDLoss(), sizes),
 }
 
 

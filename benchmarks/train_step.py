@@ -30,6 +30,7 @@ from timing import medians
 
 DATASET = "Dataset500_Benchmark"
 METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")
+METHODS += ("RKD", "CIRKD", "SKD")
 
 
 def plans(patch: list[int], batch: int) -> dict[str, Any]:

@@ -56,6 +56,9 @@ METHODS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {
     "FreeKD, tuning": ({"freekd": {"prompt_epochs": 1}}, 0),
     "FreeKD": ({"freekd": {"prompt_epochs": 1}}, 1),
     "DualSelfKD": ({"dual_self": {}}, 0),
+    "RKD": ({"rkd": {}}, 0),
+    "CIRKD": ({"cirkd": {}, "logits": {}}, 0),
+    "SKD": ({"skd": {}, "logits": {}}, 0),
 }
 VM_UNET = "VM-UNet"
 

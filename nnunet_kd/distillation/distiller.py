@@ -106,7 +106,7 @@ class Distiller:
         decoder = len(decoder_stages(student)) if self.reads_decoder else 0
         adapters = nn.ModuleDict()
         for term in self.terms:
-            adapters[term.name] = term.adapters(stages, self.teacher_stages, decoder)
+            adapters[term.name] = term.adapters(stages, self.teacher_stages, decoder, self.labels.num_classes)
         return adapters
 
     def frozen(self, epoch: int, adapters: Any) -> list[nn.Parameter]:

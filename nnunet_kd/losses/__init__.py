@@ -3,6 +3,7 @@
 All distil but :class:`FocalDiceLoss`, which compares a segmentation with its labels.
 """
 
+from nnunet_kd.losses.cirkd import CIRKDLoss
 from nnunet_kd.losses.cwd import CWDLoss
 from nnunet_kd.losses.dcd import DCDLoss
 from nnunet_kd.losses.dual_self import DualSelfLoss
@@ -12,8 +13,11 @@ from nnunet_kd.losses.freekd import FreeKDLoss
 from nnunet_kd.losses.ifvd import IFVDLoss
 from nnunet_kd.losses.logits import LogitsKDLoss
 from nnunet_kd.losses.perceptual import PerceptualLoss
+from nnunet_kd.losses.rkd import RKDLoss
+from nnunet_kd.losses.skd import SKDLoss
 
 __all__ = [
+    "CIRKDLoss",
     "CWDLoss",
     "DCDLoss",
     "DualSelfLoss",
@@ -23,4 +27,6 @@ __all__ = [
     "IFVDLoss",
     "LogitsKDLoss",
     "PerceptualLoss",
+    "RKDLoss",
+    "SKDLoss",
 ]

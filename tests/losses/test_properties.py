@@ -18,6 +18,7 @@ from torch import nn
 
 import nnunet_kd
 from nnunet_kd.losses import (
+    CIRKDLoss,
     CWDLoss,
     DCDLoss,
     DualSelfLoss,
@@ -27,6 +28,8 @@ from nnunet_kd.losses import (
     IFVDLoss,
     LogitsKDLoss,
     PerceptualLoss,
+    RKDLoss,
+    SKDLoss,
 )
 from tests.losses.random_maps import random_maps
 
@@ -237,6 +240,59 @@ def test_ifvd_is_finite(pair, eps, which, numbers, finer, dtype, absent):
     check(lambda s: IFVDLoss(eps)(s, teacher, classes=classes, num_classes=number), [student], others=[teacher])
 
 
+@fewer_examples
+@given(pairs(), st.sampled_from([(25.0, 50.0), (1, 0), (0, 2.0)]), st.integers(1, 4))
+def test_rkd_is_finite(pair, weights, parts):
+    student, teacher = (one.tensor() for one in pair)
+    embeddings = len(student)
+    for side in student.shape[2:]:
+        embeddings *= min(side, parts)
+    loss = RKDLoss(*weights, parts)
+    if embeddings < 3:
+        finite_or_refused(loss, student, teacher)
+    else:
+        check(lambda s: loss(s, teacher), [student], others=[teacher])
+
+
+@fewer_examples
+@given(pairs(), st.integers(1, 4), st.sampled_from([None, 1, 2, 5]), st.sampled_from(["max", "average"]), st.booleans())
+def test_skd_is_finite(pair, window, nodes, pooling, detached):
+    student, teacher = (one.tensor() for one in pair)
+    check(lambda s: SKDLoss(window, nodes, pooling, detached)(s, teacher), [student], others=[teacher])
+
+
+@fewer_examples
+@given(
+    pairs(),
+    st.sampled_from([0.001, 0.1, 1000]),
+    st.sampled_from([(0.1, 0.1), (1, 0), (0, 2.0), (0, 0)]),
+    st.integers(1, 9),
+    st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 20)),
+    st.sampled_from(["some", "all", "none"]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_cirkd_is_finite(pair, temperature, weights, grid, sizes, which, numbers, single):
+    student, teacher = (one.tensor() for one in pair)
+    options = dict(zip(("pixel_memory", "region_memory", "pixels"), sizes, strict=True))
+    loss = CIRKDLoss(temperature, *weights, grid, **options, pixel_contrasts=5, region_contrasts=2)
+    torch.manual_seed(0)
+    adapter = loss.projection(student.shape[1], teacher.shape[1], student.ndim - 2, numbers)
+    adapter.to(torch.float32 if single else precise(*pair))
+    classes = torch.randint(-1 if which == "some" else 0, numbers, (len(student), *student.shape[2:]))
+    classes = torch.full_like(classes, -1) if which == "none" else classes
+    start = [buffer.clone() for buffer in adapter.buffers()]
+
+    def value(student):
+        torch.manual_seed(1)
+        for buffer, before in zip(adapter.buffers(), start, strict=True):
+            buffer.copy_(before)
+        return loss(student, teacher, adapter, classes=classes, num_classes=numbers)
+
+    check(value, [student], parameters_of(adapter), [teacher])
+    assert all(buffer.isfinite().all() for buffer in adapter.buffers())
+
+
 @st.composite
 def scores(draw):
     return draw(maps((draw(BATCHES), draw(st.integers(2, 6)), *draw(GRIDS[draw(DIMS)]))))
@@ -358,6 +414,11 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
         for classes in (mask, mask.flatten(0, 1)):
             finite_or_refused(IFVDLoss(), *pair, classes=classes)
             finite_or_refused(IFVDLoss(), *pair, classes=classes, num_classes=label)
+            for projection in (None, CIRKDLoss(pixel_memory=3).projection(*fits, 2), nn.Flatten(2)):
+                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes)
+                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes, num_classes=label)
+        for loss in (RKDLoss(), SKDLoss(), SKDLoss(nodes=2)):
+            finite_or_refused(loss, *pair)
         for loss in (CWDLoss(), LogitsKDLoss(), FocalDiceLoss()):
             finite_or_refused(loss, *pair, regions)
             finite_or_refused(loss, *pair, regions, mask)
@@ -370,6 +431,7 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
 
 
 KINDS_OF_LOSS = [CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FocalDiceLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss]
+KINDS_OF_LOSS += [CIRKDLoss, RKDLoss, SKDLoss]
 NUMBERS = [None, True, 0, -1, 3, 2.5, 1e-45, 1e-60, 1e30, 1e200, 10**400, float("inf"), float("nan")]
 NO_NUMBERS = ["", "db4", "bior2.2", "lll", [], {}]
 
@@ -387,6 +449,8 @@ def test_any_option_is_used_or_refused_in_one_sentence(kind):
             return loss(student, labels)
         if kind is IFVDLoss:
             return loss(student, teacher, classes=labels)
+        if kind is CIRKDLoss:
+            return loss(student, teacher, loss.projection(3, 3, 2, 3), classes=labels)
         return loss(student, teacher, loss.projection(3, 3, 2)) if kind is FreeKDLoss else loss(student, teacher)
 
     for name in inspect.signature(kind).parameters:

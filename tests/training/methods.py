@@ -24,6 +24,9 @@ METHODS = {
     },
     "KD recipe": {},
     "SoftKD": {},
+    "RKD": {},
+    "CIRKD": {},
+    "SKD": {},
 }
 # The recipe starts from fitted weights, which takes longer than the training.
 FAST_ONES_FIRST = [pytest.param(name, marks=pytest.mark.slow) if name == "KD recipe" else name for name in METHODS]

@@ -24,6 +24,9 @@ CASES = {
     "SoftKD": ("SoftKD", {}, 0),
     "SAMKD": ("SAMKD", {}, 0),
     "BrainSegDMIF": ("BrainSegDMIF", {}, 0),
+    "RKD": ("RKD", {}, 0),
+    "CIRKD": ("CIRKD", {}, 0),
+    "SKD": ("SKD", {}, 0),
 }
 
 

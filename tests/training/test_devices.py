@@ -97,6 +97,9 @@ every_step = pytest.mark.parametrize(
         ("FreeKD", {}, ["freekd_prompts"]),
         ("SAMKD", {}, ["soft_labels"]),
         ("DualSelfKD", {}, ["dual_self"]),
+        ("RKD", {}, ["rkd"]),
+        ("CIRKD", {}, ["cirkd", "logits"]),
+        ("SKD", {}, ["skd", "logits"]),
     ],
 )
 

@@ -61,13 +61,20 @@ class Term(ABC):
         """Return the weight in ``epoch``, counted from 0."""
         return self.weight * (1.0 if self.ramp is None else self.ramp(epoch))
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+    def adapters(
+        self,
+        student: EncoderStages | None,
+        teacher: EncoderStages | None,
+        decoder: int = 0,
+        num_classes: int | None = None,
+    ) -> nn.Module:
         """Build the modules that train with the student for this term.
 
         Args:
             student: The student's encoder stages, if the term reads encoder features.
             teacher: The teacher's encoder stages, if the term needs a teacher and reads encoder features.
             decoder: The number of the student's decoder stages, if the term reads decoder features.
+            num_classes: The number of classes of the targets, for terms that remember them.
         """
         return nn.ModuleList()
 

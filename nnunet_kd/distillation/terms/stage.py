@@ -17,7 +17,7 @@ class StageTerm(Term):
 
     The loss has ``forward(student, teacher, projection)`` for one pair of stages, and ``projection(student_channels,
     teacher_channels, dim)``, which builds its adapter. If the loss sets ``needs_classes``, ``forward`` also gets
-    ``classes`` and ``num_classes``.
+    ``classes`` and ``num_classes``; if it sets ``remembers_classes``, ``projection`` gets ``num_classes``, too.
 
     Args:
         name: As for :class:`Term`.
@@ -82,11 +82,18 @@ class StageTerm(Term):
         """Check that the matched pairs include every stage the term asks for."""
         self.pairs(matched)
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+    def adapters(
+        self,
+        student: EncoderStages | None,
+        teacher: EncoderStages | None,
+        decoder: int = 0,
+        num_classes: int | None = None,
+    ) -> nn.Module:
         """Build one projection per pair of stages."""
         assert student is not None and teacher is not None
+        options = {"num_classes": num_classes} if getattr(self.loss, "remembers_classes", False) else {}
         adapters = nn.ModuleList(
-            self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
+            self.loss.projection(student.widths[i], teacher.widths[j], student.dim, **options)
             for i, j in self.pairs(match_stages(student, teacher))
         )
         if self.frozen_projection:
