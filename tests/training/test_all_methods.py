@@ -17,6 +17,7 @@ TERMS = {
     "DualSelfKD": ["dual_self"],
     "LogitsKD": ["logits"],
     "SoftKD": ["soft_labels"],
+    "ReCoKD": ["reco_kd"],
 }
 
 
