@@ -28,11 +28,13 @@ from nnunet_kd.losses import (
     CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FreeKDLoss,
     IFVDLoss,
     LogitsKDLoss,
+    ReCoKDLoss,
     RKDLoss,
     SKDLoss,
 )
@@ -182,6 +184,10 @@ STEPS: dict[str, Callable[[Sizes], Callable[[], object]]] = {
     "FreeKD": lambda sizes: stages(FreeKDLoss(), sizes),
     "FreeKD, tuning": lambda sizes: tuning(FreeKDLoss(), sizes),
     "IFVD": lambda sizes: stages(IFVDLoss(), sizes, **annotation(sizes)),
+    "DPRD": lambda sizes: stages(DPRDLoss(), sizes, foreground=annotation(sizes)["classes"][:, None] > 0),
+    "ReCoKD": lambda sizes: stages(
+        ReCoKDLoss(), sizes, target=annotation(sizes)["classes"][:, None], num_classes=sizes.classes
+    ),
     "FitNets": lambda sizes: stages(FitNetsLoss(), sizes),
     "LogitsKD": lambda sizes: on_logits(LogitsKDLoss(), sizes, None),
     "CWD": lambda sizes: on_logits(CWDLoss(), sizes, 1),

@@ -44,7 +44,13 @@ class Distiller:
 
     @classmethod
     def for_student(cls, terms: Sequence[Term], student: Experiment) -> Distiller:
-        """Return a distiller that reads the targets of a student's experiment, without a teacher yet."""
+        """Return a distiller that reads the targets of a student's experiment, without a teacher yet.
+
+        Raises:
+            ValueError: If a term compares the cases of a batch, and the batch has one.
+        """
+        for term in terms:
+            term.check_batch(student.batch_size)
         return cls(terms, LabelCodes(student.label_manager), student.patch_size)
 
     # ---- What the terms ask for

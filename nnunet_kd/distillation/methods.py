@@ -11,16 +11,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nnunet_kd.distillation.terms import LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
+from nnunet_kd.distillation.terms import (
+    LogitsTerm,
+    PromptTerm,
+    SelfTerm,
+    SoftLabelTerm,
+    StageTerm,
+    Term,
+    WeightedStageTerm,
+)
 from nnunet_kd.losses import (
     CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FreeKDLoss,
     IFVDLoss,
     LogitsKDLoss,
+    ReCoKDLoss,
     RKDLoss,
     SKDLoss,
 )
@@ -108,9 +118,25 @@ RKD = Method("rkd", StageTerm, RKDLoss, {"weight": 1.0})
 CIRKD = Method("cirkd", StageTerm, CIRKDLoss, {"weight": 1.0})
 SKD = Method("skd", StageTerm, SKDLoss, {"weight": 0.5})
 DUAL_SELF = Method("dual_self", SelfTerm, DualSelfLoss, {"weight": 0.1})  # the paper's 1 leaves a 3-D U-Net far behind
+DPRD = Method("dprd", WeightedStageTerm, DPRDLoss, {"weight": 0.5, "ramp": (0.0, 0.15), "projection": "frozen"})
+RECO_KD = Method("reco_kd", WeightedStageTerm, ReCoKDLoss, {"weight": 0.01, "ramp": (0.0, 0.6), "deepest": False})
 
-TERMS = {method.name: method for method in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
-TERMS |= {method.name: method for method in (RKD, CIRKD, SKD)}
+ALL = (
+    DCD,
+    LOGITS,
+    FITNETS,
+    CWD,
+    IFVD,
+    FREEKD,
+    SOFT_LABELS,
+    DUAL_SELF,
+    DPRD,
+    RECO_KD,
+    RKD,
+    CIRKD,
+    SKD,
+)
+TERMS = {method.name: method for method in ALL}
 
 
 def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epochs: int) -> list[Term]:

@@ -12,6 +12,7 @@ from nnunet_kd.losses import (
     CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FocalDiceLoss,
@@ -19,6 +20,7 @@ from nnunet_kd.losses import (
     IFVDLoss,
     LogitsKDLoss,
     PerceptualLoss,
+    ReCoKDLoss,
     RKDLoss,
     SKDLoss,
 )
@@ -107,6 +109,24 @@ def _cirkd(grid: Grid) -> Problem:
     )
 
 
+def _dprd(grid: Grid) -> Problem:
+    torch.manual_seed(0)
+    loss, maps = DPRDLoss(16), [random_maps(grid, NARROW, 1), _teacher(grid), random_valid(grid)]
+    adapter = loss.projection(NARROW, WIDE, len(grid))
+    return Problem(lambda layers, given: loss(*given[:2], layers, foreground=given[2]), adapter, maps)  # type: ignore[arg-type]
+
+
+def _reco_kd(grid: Grid) -> Problem:
+    torch.manual_seed(0)
+    loss, target = ReCoKDLoss(), torch.randint(0, CLASSES, (2, 1, *grid), generator=torch.Generator().manual_seed(3))
+    maps = [random_maps(grid, NARROW, 1), _teacher(grid), target, random_valid(grid)]
+
+    def value(adapter: nn.Module, given: Sequence[Tensor]) -> Tensor:
+        return loss(*given[:2], adapter, target=given[2], valid=given[3], num_classes=CLASSES)  # type: ignore[arg-type]
+
+    return Problem(value, loss.projection(NARROW, WIDE, len(grid)), maps)
+
+
 def _of_logits(loss: CWDLoss | LogitsKDLoss, regions: bool) -> Callable[[Grid], Problem]:
     def make(grid: Grid) -> Problem:
         maps = [3 * random_maps(grid, CLASSES, 1), 3 * random_maps(grid, CLASSES, 2), random_valid(grid)]
@@ -146,6 +166,8 @@ PROBLEMS: dict[str, Callable[[Grid], Problem]] = {
     "FreeKD": _of_features(FreeKDLoss()),
     "FreeKD's tuning": _tuning,
     "IFVD": _ifvd,
+    "DPRD": _dprd,
+    "ReCoKD": _reco_kd,
     "CWD": _of_logits(CWDLoss(), False),
     "RKD": _of_relations(RKDLoss()),
     "CIRKD": _cirkd,

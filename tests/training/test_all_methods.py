@@ -19,6 +19,7 @@ TERMS = {
     "SoftKD": ["soft_labels"],
     "CIRKD": ["cirkd", "logits"],
     "SKD": ["skd", "logits"],
+    "ReCoKD": ["reco_kd"],
 }
 
 

@@ -24,6 +24,9 @@ CASES = {
     "LogitsKD": ("LogitsKD", {}, 0),
     "CWD": ("CWD", {}, 0),
     "IFVD": ("IFVD", {"weight": 1}, 0),
+    "DPRD": ("DPRD", {"ramp": None}, 0),
+    "DPRD learned": ("DPRD", {"ramp": None, "projection": "learned"}, 0),
+    "ReCoKD": ("ReCoKD", {"ramp": None}, 0),
     "DualSelfKD": ("DualSelfKD", {}, 0),
     "SoftKD": ("SoftKD", {}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
@@ -143,7 +146,7 @@ def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configur
         assert percent(line) == pytest.approx(percent(other), rel=1e-2)  # three digits are printed
     assert ours.keys() == expected.keys()
     adapters = [name for name in ours if name.startswith("adapters")]
-    assert bool(adapters) == (case not in (*WITHOUT_ADAPTERS, "RKD", "SKD"))
+    assert bool(adapters) == (case not in (*WITHOUT_ADAPTERS, "RKD", "SKD", "DPRD"))
     assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], second[case, configuration][0][name], rtol=0, atol=0)
