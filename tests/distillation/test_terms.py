@@ -257,6 +257,9 @@ def test_every_term_can_be_built_and_shows_its_settings():
         "dual_self",
         "dprd",
         "reco_kd",
+        "rkd",
+        "cirkd",
+        "skd",
     ]
     for name, term in TERMS.items():
         assert str(built(term)).startswith(f"{name}: weight {term.numbers['weight']:g}")
