@@ -246,7 +246,9 @@ def test_ifvds_trainer_has_the_authors_settings():
 
 
 def test_every_term_can_be_built_and_shows_its_settings():
-    assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
+    every = ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
+    every += ["rkd", "cirkd", "skd"]
+    assert list(TERMS) == every
     for name, term in TERMS.items():
         assert str(built(term)).startswith(f"{name}: weight {term.numbers['weight']:g}")
 
