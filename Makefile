@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test slow stress gpu gpu-fake lint demo benchmarks clean
+.PHONY: install test slow stress gpu gpu-fake lint docs demo benchmarks clean
 
 install: .venv/installed
 
@@ -32,6 +32,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 demo: install
 	$(BIN)/nnunet_kd demo --out demo
 
@@ -43,4 +46,4 @@ benchmarks: install
 	$(BIN)/python benchmarks/start_up.py
 
 clean:
-	rm -rf .venv demo dist
+	rm -rf .venv demo dist site
