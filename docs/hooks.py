@@ -75,7 +75,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "This page is made from the commands' own parsers, as `--help` is. nnU-Net's commands are explained by nnU-Net.",
+        "This page is made from the parsers of the commands, as `--help` is.",
     ]
     top = parser()
     (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
