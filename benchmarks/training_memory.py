@@ -53,9 +53,14 @@ METHODS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {
     "FitNets": ({"fitnets": {}}, 0),
     "CWD": ({"cwd": {}}, 0),
     "IFVD": ({"ifvd": {}, "logits": {}}, 0),
+    "DPRD": ({"dprd": {"ramp": None}}, 0),
+    "ReCoKD": ({"reco_kd": {"ramp": None}}, 0),
     "FreeKD, tuning": ({"freekd": {"prompt_epochs": 1}}, 0),
     "FreeKD": ({"freekd": {"prompt_epochs": 1}}, 1),
     "DualSelfKD": ({"dual_self": {}}, 0),
+    "RKD": ({"rkd": {}}, 0),
+    "CIRKD": ({"cirkd": {}, "logits": {}}, 0),
+    "SKD": ({"skd": {}, "logits": {}}, 0),
 }
 VM_UNET = "VM-UNet"
 

@@ -14,6 +14,8 @@ BUDGETS = {
     ("FreeKD", 3): 0.9,
     ("FreeKD, tuning", 3): 1.25,
     ("DualSelfKD", 3): 1.25,
+    ("DPRD", 3): 0.9,
+    ("ReCoKD", 3): 1.0,
     ("LogitsKD", 40): 0.9,
     ("CWD", 40): 0.9,
     ("IFVD", 40): 1.15,
