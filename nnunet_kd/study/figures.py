@@ -47,7 +47,7 @@ def draw_differences(compared: Mapping[str, Comparison], baseline: str, teacher:
             axes.plot(value, number, color=colours[method], marker="D" if method == teacher else "o", markersize=8)
         axes.set_yticks(range(len(compared)), [label(method) for method in compared])
         axes.set_ylim(len(compared) - 0.5, -0.5)
-        axes.set_xlabel("difference of the mean Dice (percentage points)")
+        axes.set_xlabel("difference in Dice (percentage points)")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -101,7 +101,7 @@ def draw_pairs(scores: Scores, baseline: str) -> Figure:
             axes.set_xticks([0, 1], [label(baseline), label(method)])
             axes.set_xlim(-0.3, 1.3)
             axes.set_title(f"{better} better, {worse} worse", fontsize=9)
-            axes.set_ylabel("Dice of each case (%)")
+            axes.set_ylabel("Dice (%)")
             axes.grid(axis="y")
     return figure
 
@@ -138,8 +138,8 @@ def draw_volumes(rows: Sequence[Row], methods: Sequence[str], baseline: str, tea
             axes.set_title(label(structure), fontsize=9)
             axes.set_xscale("log")
             _few_ticks(axes)
-            axes.set_xlabel("mean of both volumes (voxels)")
-            axes.set_ylabel("method minus reference (%)")
+            axes.set_xlabel("mean volume (voxels)")
+            axes.set_ylabel("difference (%)")
             axes.grid()
         _legend(figure, methods, colours)
     return figure
@@ -198,7 +198,10 @@ def _legend(figure: Figure, methods: Sequence[str], colours: Mapping[str, str]) 
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colours[method], marker="o", label=label(method)) for method in methods]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)
+    columns = min(len(handles), 3)
+    lines = max(method.count("\n") + 1 for method in map(label, methods))
+    figure.set_figheight(figure.get_figheight() + 0.14 * lines * math.ceil(len(methods) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _few_ticks(axes: Axes) -> None:

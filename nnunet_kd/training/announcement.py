@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import names_teacher
+from nnunet_kd.teachers.find import TeacherFiles
 from nnunet_kd.teachers.leakage import validated_cases
 from nnunet_kd.training.record import record_of
+from nnunet_kd.training.sources import teacher_files
 
 _EDGE = "+" + 98 * "-"
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
@@ -77,7 +82,7 @@ def _plan(trainer: Any) -> Iterator[tuple[str, str]]:
     counts = list(sources.parameters.values())
     share = f", 1/{sum(counts) / len(counts) / student:.3g} of the teacher's" if counts else ""
     yield "student", f"{student:,} parameters{share}"
-    for teacher in sources.teachers:
+    for teacher in _teachers(trainer):
         dice = _validation_dice(teacher.checkpoint.parent)
         known = "" if dice is None else f"; Dice of its own validation {dice:.3f}"
         yield "teacher", f"{teacher.checkpoint}{known}"
@@ -103,7 +108,7 @@ def _result(trainer: Any) -> Iterator[tuple[str, str]]:
     if dice is not None:
         yield "Dice", f"{dice:.3f}, mean of the {len(trainer.do_split()[1])} validation cases and all structures"
     cases = validated_cases(folder)
-    for teacher in trainer.sources.teachers:
+    for teacher in _teachers(trainer):
         theirs = _validation_dice(teacher.checkpoint.parent)
         if theirs is not None:
             which = "the same cases" if teacher.kept_back == cases else "its own validation cases, which are others"
@@ -118,6 +123,15 @@ def _result(trainer: Any) -> Iterator[tuple[str, str]]:
     if trainer.fold != "all" and name != "nnUNetTrainerNoKD":
         methods = ["-m", "NoKD", name.removeprefix("nnUNetTrainer")]
         yield "", _command("nnunet_kd", "compare", *model, *methods, "-o", "study")
+
+
+def _teachers(trainer: Any) -> list[TeacherFiles]:
+    """Return the files of the teachers, also of one that gave the initial weights before the training was resumed."""
+    found: list[TeacherFiles] = trainer.sources.teachers
+    if not found and trainer.preparation.uses_teacher:
+        with suppress(FileNotFoundError, ValueError):
+            found = teacher_files(trainer.preparation)
+    return found
 
 
 def _command(*words: str) -> str:
@@ -136,8 +150,7 @@ def _validation_dice(fold: Path) -> float | None:
 def _duration(seconds: float) -> str:
     """Return a duration in the two largest of its units, as in ``3 h 20 min``."""
     whole = max(round(seconds), 1)
-    units: Sequence[tuple[str, int]] = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (unit, length), (smaller, part) in zip(units, units[1:], strict=False):
+    for (unit, length), (smaller, part) in pairwise(_UNITS):
         if whole >= length:
             rest = whole % length // part
             return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
