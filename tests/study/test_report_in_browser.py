@@ -42,7 +42,9 @@ addEventListener("load", () => {
 });
 </script>"""
 FRAME = """<pre id="found"></pre><iframe src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe>
-<script>addEventListener("message", event => {{ document.getElementById("found").textContent = event.data; }})</script>"""
+<script>
+addEventListener("message", event => {{ document.getElementById("found").textContent = event.data; }});
+</script>"""
 
 
 @pytest.fixture(scope="module")
