@@ -146,7 +146,7 @@ class _Demo:
         """Write and print the table, and draw the picture."""
         from nnunet_kd.datasets.synthetic import LABELS
         from nnunet_kd.evaluation.measure import Model, measure_models
-        from nnunet_kd.study.study import FINAL
+        from nnunet_kd.study.trainings import FINAL
 
         foreground = {value: name for name, value in LABELS.items() if value}
         head = f"{'':<10}" + "".join(f"{name + ' Dice':>16}" for name in foreground.values())
