@@ -211,7 +211,8 @@ def _on_cluster(arguments: argparse.Namespace, study: Study, runs: Sequence[Run]
     from nnunet_kd.study.cluster import ClusterStudy
     from nnunet_kd.study.trainings import Command
 
-    words = ("nnunet_kd", *arguments.words, "-device", study.device, "--launcher", "none", "--report-only")
+    given = [word for word in arguments.words if word != "--submit-only"]  # the same report with and without it
+    words = ("nnunet_kd", *given, "-device", study.device, "--launcher", "none", "--report-only")
     launched = ClusterStudy(study, runs, slurm_launcher(arguments, study.out), Command("report", "report", words))
     launched.submit(arguments.trust, arguments.train_teachers)
     if arguments.submit_only:

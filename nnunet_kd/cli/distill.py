@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the steps that are not done yet; return the exit status."""
     _check(arguments)
     check_launcher(arguments)
+    if arguments.launcher == "slurm" and arguments.jobs is None:
+        raise ValueError("--launcher slurm needs --jobs, the number of jobs that segment the images")
     from nnunet_kd.cli.device import default_device
     from nnunet_kd.storage.processes import usable_cores
     from nnunet_kd.study.commands import Commands

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnunet_kd.study.launchers import LocalLauncher
+    from nnunet_kd.study.launchers import Launcher, LocalLauncher
     from nnunet_kd.study.slurm import SlurmLauncher
 
 _OF_SLURM = ("slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_additional")
@@ -114,13 +114,18 @@ def launch(arguments: argparse.Namespace, target: Path, words: Sequence[str], ag
     from nnunet_kd.study.parts import jobs_folder, launch_parts
 
     out = jobs_folder(target)
-    make = slurm_launcher if arguments.launcher == "slurm" else local_launcher
-    parts = arguments.num_parts if arguments.num_parts > 1 else len(arguments.devices or ()) or arguments.jobs
-    if parts is None:
-        raise ValueError("--launcher sends -num_parts jobs: say how many")
     if arguments.part_id:
         raise ValueError("--launcher sends all parts: leave out -part_id")
-    launch_parts(out, words, (again,), parts, make(arguments, out))
+    parts = arguments.num_parts if arguments.num_parts > 1 else arguments.jobs
+    launcher: Launcher
+    if arguments.launcher == "local":
+        launcher = local = local_launcher(arguments, out)
+        parts = parts or local.room(0)
+    else:
+        launcher = slurm_launcher(arguments, out)
+    if parts is None:
+        raise ValueError("--launcher slurm sends -num_parts jobs: say how many")
+    launch_parts(out, words, (again,), parts, launcher)
     return 0
 
 

@@ -59,14 +59,16 @@ class ClusterStudy:
             before = found.works.get(self._report.log)
             self._board = Board(study.out, self._launcher.name)
             self._board.jobs = jobs
-            self._board.works = self._works(missing)
+            self._board.works = {log: found.works[log] for log in jobs if log != self._report.log}
+            self._board.works |= self._works(missing)
             watcher = Watcher(self._board, self._launcher, study.commands.say)
             new = [log for log, work in self._board.works.items() if log not in jobs and not work.is_done]
             outcome = Outcome.read(study.out, self._report.log)
             reported = self._report.log in jobs or (outcome is not None and outcome.failure is None)
+            renewed = bool(new) or not reported or before != self._report
             self._board.forget_ended(set(live))
             self._submit_trainings(watcher, new, missing)
-            self._submit_report(watcher, renewed=bool(new) or before != self._report or not reported, outcome=outcome)
+            self._submit_report(watcher, renewed)
             waits = f"{len(new)} trainings submitted" if new else "nothing new to train"
             study.commands.say(f"{waits}; the jobs of this study go on without this command")
 
@@ -98,18 +100,17 @@ class ClusterStudy:
             return False
         return preparation is not None and preparation.uses_teacher
 
-    def _submit_report(self, watcher: Watcher, renewed: bool, outcome: Outcome | None) -> None:
+    def _submit_report(self, watcher: Watcher, renewed: bool) -> None:
         """Submit the job of the report, which waits for all others, unless it would write the same again."""
         log = self._report.log
         self._board.works[log] = self._report
         if not renewed:
-            if log not in self._board.jobs and outcome is not None:
-                outcome.write(self._study.out, log)
             self._board.write()
             return
         old = self._board.jobs.pop(log, None)
         if old is not None:
             self._launcher.cancel([old])
+        Outcome.path(self._study.out, log).unlink(missing_ok=True)
         watcher.submit([log], list(self._board.jobs.values()), even_if_failed=True)
 
     def watch(self) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,14 +59,20 @@ class Job:
         work: What the job does.
         out: The folder of the study; logs are in ``out/logs``, the files of the job in ``out/jobs``.
         variables: Environment variables of the work.
+        cores: The cores that it may use; empty for all.
         parent: The number of the process on this machine with which the job ends; ``None`` if it outlives that.
     """
 
     def __init__(
-        self, work: Work, out: Path, variables: Mapping[str, str] | None = None, parent: int | None = None
+        self,
+        work: Work,
+        out: Path,
+        variables: Mapping[str, str] | None = None,
+        cores: Collection[int] = (),
+        parent: int | None = None,
     ) -> None:
         self.work, self.out = work, out
-        self.variables = dict(variables or {})
+        self.variables, self.cores = dict(variables or {}), frozenset(cores)
         self.parent = parent
         self._commands: Commands | None = None
 
@@ -79,17 +85,24 @@ class Job:
         Raises:
             RuntimeError: If the work fails, so that jobs that depend on this one do not start.
         """
+        Outcome.path(self.out, self.work.log).unlink(missing_ok=True)
+        try:
+            self._work()
+        except Exception as error:
+            expected = isinstance(error, (RuntimeError, OSError, ValueError))
+            why = str(error) if expected else f"{type(error).__name__}: {error}"
+            Outcome(why).write(self.out, self.work.log)
+            raise RuntimeError(why) from error
+        Outcome(None).write(self.out, self.work.log)
+
+    def _work(self) -> None:
         os.environ.update(self.variables)
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
         if self.parent is not None:
             _end_with(self.parent)
-        Outcome.path(self.out, self.work.log).unlink(missing_ok=True)
         self._commands = Commands(self.out / "logs")
-        try:
-            self.work.carry_out_in_job(self._commands)
-        except (RuntimeError, OSError, ValueError) as error:
-            Outcome(str(error)).write(self.out, self.work.log)
-            raise RuntimeError(str(error)) from None
-        Outcome(None).write(self.out, self.work.log)
+        self.work.carry_out_in_job(self._commands)
 
     def checkpoint(self) -> DelayedSubmission:
         """Stop the work before its time is over, and return the job that goes on with it; submitit calls this.

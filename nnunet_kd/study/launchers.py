@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from nnunet_kd.storage.processes import usable_cores
 from nnunet_kd.study.jobs import Job
 from nnunet_kd.study.supervisor import GRACE
 from nnunet_kd.study.trainings import Work
@@ -104,9 +103,7 @@ class LocalLauncher(Launcher):
         require_submitit()
         self._out = out
         self._slots = [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{} for _ in range(jobs)]
-        share = max(1, usable_cores() // len(self._slots))
-        usual = {"OMP_NUM_THREADS": share, "nnUNet_def_n_proc": share, "nnUNet_n_proc_DA": share}
-        self._shared = {name: str(number) for name, number in usual.items() if name not in os.environ}
+        self._cores = _shares(len(self._slots))
         self._jobs: dict[str, tuple[submitit.Job[None], int, Work]] = {}
 
     def room(self, busy: int) -> int:
@@ -125,8 +122,7 @@ class LocalLauncher(Launcher):
         executor.update_parameters(timeout_min=_FOREVER, stderr_to_stdout=True)
         identifiers = []
         for work, slot in zip(works, self._free(), strict=False):
-            variables = {**self._shared, **self._slots[slot]}
-            job = executor.submit(Job(work, self._out, variables, os.getpid()))
+            job = executor.submit(Job(work, self._out, self._slots[slot], self._cores[slot], os.getpid()))
             self._jobs[job.job_id] = (job, slot, work)
             identifiers.append(job.job_id)
         return identifiers
@@ -151,6 +147,20 @@ class LocalLauncher(Launcher):
         for job, _, work in mine:
             while time.monotonic() < stop and not (job.done() and work.is_idle):
                 time.sleep(0.1)
+
+
+def _shares(count: int) -> list[set[int]]:
+    """Return the cores of each job, in shares of equal size; empty sets if the system cannot bind processes to cores.
+
+    nnU-Net computes with as many threads as the machine has cores, whatever the job's share is, and so rounds alike.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [set() for _ in range(count)]
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        return [{cores[number % len(cores)]} for number in range(count)]
+    size = len(cores) // count
+    return [set(cores[number * size : (number + 1) * size]) for number in range(count)]
 
 
 def require_submitit() -> None:

@@ -150,7 +150,7 @@ class Cluster:
                 yield int(entry.name)
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     """Wait until a condition holds."""
     stop = time.monotonic() + seconds
     while not condition():

@@ -1,11 +1,13 @@
 """A fixture that starts a real Slurm of one node, once for all tests here."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from nnunet_kd.study.slurm import SlurmLauncher
+from tests.commands import SEEN_CORES
 from tests.slurm.cluster import Cluster, why_not
 
 
@@ -32,6 +34,7 @@ def cluster(running_cluster, monkeypatch):
         ("PATH", running_cluster.environment["PATH"]),
         ("nnUNet_n_proc_DA", "1"),
         ("OMP_NUM_THREADS", "1"),
+        (SEEN_CORES, str(os.cpu_count())),  # of forked commands, as in the jobs
     ):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(SlurmLauncher, "poll", 0.5)

@@ -29,10 +29,10 @@ def board_of(out, works):
 
 
 def test_as_many_jobs_at_once_as_devices_and_failures_are_named(tmp_path, capsys, monkeypatch):
-    """Each sees its own GPU; the third starts when one of them is free, although the first has failed."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    """Each sees its own GPU and cores; the third starts when one of them is free, although the first has failed."""
+    monkeypatch.setattr("nnunet_kd.study.launchers.os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(LocalLauncher, "poll", 0.1)
-    when = 'echo "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS"; date +%s.%N; sleep 2; date +%s.%N'
+    when = 'echo $CUDA_VISIBLE_DEVICES; taskset -cp $$ | grep -o "[^ ]*$"; date +%s.%N; sleep 2; date +%s.%N'
     works = [
         command("wrong", "bash", "-c", f"{when}; echo no teacher >&2; exit 3"),
         *(command(name, "bash", "-c", when) for name in ("first", "second")),
@@ -43,6 +43,7 @@ def test_as_many_jobs_at_once_as_devices_and_failures_are_named(tmp_path, capsys
     printed = {work.log: (tmp_path / "logs" / f"{work.log}.log").read_text().split() for work in works}
     devices = [printed[log][0] for log in printed]
     assert sorted(devices[:2]) == ["4", "MIG-7"] and devices[2] in ("4", "MIG-7")
+    assert {tuple(printed[log][:2]) for log in printed} == {("4", "0"), ("MIG-7", "1")}
     begun, ended = ({log: float(printed[log][at]) for log in printed} for at in (2, 3))
     assert begun["first"] < ended["wrong"] and begun["wrong"] < ended["first"]
     assert begun["second"] > min(ended["wrong"], ended["first"])
