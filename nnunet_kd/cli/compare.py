@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_launcher(arguments)
     if arguments.probe and not arguments.plan:
         raise ValueError("--probe belongs to --plan")
-    if arguments.submit_only and arguments.launcher != "slurm":
+    if arguments.submit_only and arguments.launcher not in ("slurm", "none"):
         raise ValueError("--submit-only belongs to --launcher slurm")
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
