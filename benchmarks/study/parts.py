@@ -252,9 +252,7 @@ PARTS = {
         f"{_OF_BRATS.format(_QUARTER)}, twice as long", "", "brats", 4, LONG, training={"num_epochs": 80}
     ),
     "authors_brats_r4": Part("DCD's weight and projection, BraTS patches, r = 4", "", "brats", 4, AUTHORS),
-    "authors_hippocampus_r8": Part(
-        "DCD's weight and projection, hippocampus, r = 8", "", "hippocampus", 8, AUTHORS
-    ),
+    "authors_hippocampus_r8": Part("DCD's weight and projection, hippocampus, r = 8", "", "hippocampus", 8, AUTHORS),
     "tuning": Part("Tuning: fold 1 of the BraTS patches, r = 4", "", "brats", 4, TUNING, 1, (0,), HALF),
     "spread": Part("Tuning: spread over seeds, fold 1, r = 4", "", "brats", 4, SPREAD, 1, SEEDS, HALF),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nnunet_kd.networks.stages import encoder_stages
 from nnunet_kd.nnunet.settings import names_teacher
 from nnunet_kd.training.record import record_of
 
@@ -36,5 +37,14 @@ def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
         say(f"settings {json.dumps(record_of(preparation))}")
         for term in preparation.terms:
             say(f"distilling {term}")
+        alone = _stages_alone(trainer) if trainer.distiller.stages else []
+        if alone:
+            say(f"encoder stages {alone} of the student are not distilled: the teacher has none on their grids")
         for line in trainer.unlabelled.lines() if trainer.unlabelled is not None else ():
             say(line)
+
+
+def _stages_alone(trainer: Any) -> list[int]:
+    """Return the student's encoder stages that have no counterpart in the teacher."""
+    distilled = {student for student, _ in trainer.distiller.stages}
+    return [stage for stage in range(len(encoder_stages(trainer.trained().student).widths)) if stage not in distilled]
