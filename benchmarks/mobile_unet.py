@@ -1,22 +1,23 @@
 """Compare Mobile U-Net with the plain student of the same plans on the CPU, in one run.
 
-    python benchmarks/mobile_unet.py [-r 4] [--patch 64 160 160] [--classes 16] [--threads 1] [--repeats 5]
+    python benchmarks/mobile_unet.py [-r 4] [--patch 64 160 160] [--classes 16] [--threads 1] [--repeats 3]
 
 Both networks are made as `nnunet_kd plan` makes them, from nnU-Net's default network for a CT with voxels of 2 x 0.7 x
 0.7 mm, and have random weights. "Activations" is what a training step on one patch keeps for its gradient. The seconds
-are those of a patch in the engines of `nnunet_kd predict` and in PyTorch.
+are processor time for a patch, in the engines of `nnunet_kd predict` and in PyTorch, on which other programs have
+little influence; the candidates take turns, and the least time of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from timing import medians
 from torch import nn
 
 from nnunet_kd.deploy.onnx_network import export_network
@@ -35,7 +36,7 @@ def main() -> None:
     options.add_argument("--patch", type=int, nargs=3, default=[64, 160, 160])
     options.add_argument("--classes", type=int, default=16)
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--repeats", type=int, default=3)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     architecture, patch = default_network(SPACING, chosen.patch)
@@ -53,8 +54,13 @@ def main() -> None:
                 f"{cost.activation_bytes / 2**30:.2f} GiB"
             )
             candidates |= engines(name, built(student, chosen.classes).eval(), patch, chosen.threads, Path(folder))
-        for name, seconds in medians(candidates, chosen.repeats, 1).items():
-            print(f"{name}: {seconds:.2f} s")
+        least = dict.fromkeys(candidates, float("inf"))
+        for _ in range(chosen.repeats):
+            for name, run in candidates.items():
+                start = time.process_time()
+                run()
+                least[name] = min(least[name], time.process_time() - start)
+                print(f"{name}: {least[name]:.2f} s", flush=True)
 
 
 def built(architecture: dict, classes: int) -> nn.Module:

@@ -105,9 +105,9 @@ def test_a_teacher_of_another_family_teaches_a_plain_student(
     if term == "logits":
         with pytest.raises(NotImplementedError, match="has no encoder stages whose features could be distilled"):
             make_trainer(nnUNetTrainerDCD, settings, workspace)
+    settings["plans_name"] = "other"  # a training that has not begun
     settings["configurations"]["3d_fullres"]["patch_size"] = [16, 20, 24]
     with pytest.raises(ValueError, match=r"\[16, 20, 24\]( cannot be divided by|: give the student's plans)"):
-        settings["nnunet_kd"]["training"] = {**ONCE, "overwrite": True}
         make_trainer(nnUNetTrainerDCD if term == "dcd" else nnUNetTrainerLogitsKD, settings, workspace)
     out, words = workspace.root / "out", ("-d", "598", "-c", "3d_fullres", "-f", "0", "-p", named, "-tr", student)
     images = str(workspace.raw / "imagesTs")
@@ -127,6 +127,7 @@ def mobile_plans(workspace):
 
 
 def test_a_mobile_u_net_is_planned_but_not_started_from_another_network(workspace, mobile_plans, capsys):
+    assert main(["plan", "-d", "598", "--network", "mobile_unet", "--force"]) == 0
     printed = capsys.readouterr().out
     assert "nnUNetv2_train 598 3d_fullres 0 -tr nnUNetTrainerDCD -p nnUNetPlans_mobile_unet_r4" in printed
     widths = [
