@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test slow stress gpu gpu-fake lint demo benchmarks clean
+.PHONY: install test slow both stress gpu gpu-fake lint demo benchmarks clean
 
 install: .venv/installed
 
@@ -17,6 +17,10 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+# Both at once share what they have in common, and no process waits for the last slow test of another.
+both: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 stress: install
 	$(BIN)/python -m pytest tests/stress

@@ -126,7 +126,7 @@ class MobileUNet(nn.Module):
     widen. The decoder is nnU-Net's, with transposed convolutions, skip connections and deep supervision, but with one
     :class:`InvertedResidual` per stage.
 
-    nnU-Net's widths divided by 4 (8, 16, 32, 64, 80, 80) give it 0.56 M parameters in 3-D with 16 classes.
+    nnU-Net's widths divided by 4 (8, 16, 32, 64, 80, 80) give it 0.6 M parameters in 3-D with 16 classes.
 
     Args:
         input_channels: The number of channels of the images.
