@@ -42,7 +42,7 @@ PARENTS = {
 }
 SMALL = {
     "monai.UNETR": {"hidden_size": 24, "mlp_dim": 32, "num_heads": 3, "feature_size": 4},
-    "monai.MedNeXt": {"init_filters": 4, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1]}
+    "monai.MedNeXt": {"init_filters": 4, "blocks_down": [1], "blocks_up": [1]}
     | {"encoder_expansion_ratio": 2, "decoder_expansion_ratio": 2},
 }
 
@@ -71,7 +71,9 @@ def plan_student(workspace, trainer, plans):
     """Write plans of a plain student of a quarter of the width, which name its teacher; return their name."""
     block = {"training": ONCE, "teacher": {"trainer": trainer, "plans": plans}, "method": {"ramp": None}}
     content = workspace.plans("student", **block, student={"source_plans": "nnUNetPlans"})
-    content["configurations"]["3d_fullres"]["patch_size"] = PATCH
+    configuration = content["configurations"]["3d_fullres"]
+    configuration["patch_size"] = PATCH
+    configuration["architecture"]["arch_kwargs"]["strides"] = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]  # MedNeXt halves axes
     (workspace.preprocessed / "student.json").write_text(json.dumps(content))
     return "student"
 
@@ -100,14 +102,15 @@ def test_a_teacher_of_another_family_teaches_a_plain_student(
     checkpoint, log = trained(workspace, student, named, nnUNet_extTrainer=search)
     (loss,) = checkpoint["logging"][term]
     assert np.isfinite(loss) and loss > 0 and f"distilling {term}" in log
+    assert ("encoder stages [2] of the student are not distilled" in log) == (term == "dcd")
     monkeypatch.setenv("nnUNet_extTrainer", search)
     settings = json.loads((workspace.preprocessed / f"{named}.json").read_text())
     if term == "logits":
         with pytest.raises(NotImplementedError, match="has no encoder stages whose features could be distilled"):
             make_trainer(nnUNetTrainerDCD, settings, workspace)
     settings["plans_name"] = "other"  # a training that has not begun
-    settings["configurations"]["3d_fullres"]["patch_size"] = [16, 20, 24]
-    with pytest.raises(ValueError, match=r"\[16, 20, 24\]( cannot be divided by|: give the student's plans)"):
+    settings["configurations"]["3d_fullres"]["patch_size"] = [16, 21, 24]
+    with pytest.raises(ValueError, match=r"\[16, 21, 24\]( cannot be divided by|: give the student's plans)"):
         make_trainer(nnUNetTrainerDCD if term == "dcd" else nnUNetTrainerLogitsKD, settings, workspace)
     out, words = workspace.root / "out", ("-d", "598", "-c", "3d_fullres", "-f", "0", "-p", named, "-tr", student)
     images = str(workspace.raw / "imagesTs")
