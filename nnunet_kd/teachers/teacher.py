@@ -54,6 +54,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.gives_features = features
         self.precision = precision
+        self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
         network = pyramid_of(network) if features else network
         self.stages: EncoderStages | None = encoder_stages(network) if has_encoder_stages(network) else None
         decoder: Any = getattr(network, "decoder", None)
