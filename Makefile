@@ -12,11 +12,13 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# TESTS chooses by marker; nothing chooses all tests, which share what they have in common and leave no process idle.
+TESTS ?= not slow
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)"
 
-slow: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+slow:
+	$(MAKE) test TESTS=slow
 
 stress: install
 	$(BIN)/python -m pytest tests/stress

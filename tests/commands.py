@@ -24,13 +24,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import segment_anything
-from PIL import Image
 
 from tests.killing import kill_group, run_killed, start
-from tests.small_networks import tiny_sam
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
+SEEN_CORES = "SEEN_CORES"  # environment variable: the number of cores that nnU-Net sees; rounding depends on it
 LONGEST = 600.0  # seconds after which a command is killed
 
 
@@ -101,6 +99,10 @@ def entry_point(name: str, *words: str) -> int | None:
     The command knows a tiny SAM, its own processes are forked, not spawned, it draws few intensities, and its trainings
     leave a tiny picture in the place of their curves, which take longer to plot than an epoch takes here.
     """
+    import segment_anything
+
+    from tests.small_networks import tiny_sam
+
     _see_one_core()
     _draw_few_intensities()
     _plot_nothing()
@@ -157,6 +159,8 @@ def _draw_few_intensities() -> None:
 
 def draw_nothing(_logger: Any, folder: str) -> None:
     """Write a black ``progress.png`` in the place of nnU-Net's plot."""
+    from PIL import Image
+
     Image.new("RGB", (8, 8)).save(Path(folder, "progress.png"))
 
 
@@ -171,7 +175,9 @@ def _plot_nothing() -> None:
 
 
 def _see_one_core() -> None:
-    multiprocessing.cpu_count = lambda: 1
+    """Let nnU-Net see one core, as many threads as it computes with, or another number of them."""
+    cores = int(os.environ.get(SEEN_CORES, 1))
+    multiprocessing.cpu_count = lambda: cores
 
 
 @pytest.fixture
