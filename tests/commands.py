@@ -28,6 +28,7 @@ import pytest
 from tests.killing import kill_group, run_killed, start
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
+SEEN_CORES = "SEEN_CORES"  # environment variable: the number of cores that nnU-Net sees; rounding depends on it
 LONGEST = 600.0  # seconds after which a command is killed
 
 
@@ -174,7 +175,9 @@ def _plot_nothing() -> None:
 
 
 def _see_one_core() -> None:
-    multiprocessing.cpu_count = lambda: 1
+    """Let nnU-Net see one core, as many threads as it computes with, or another number of them."""
+    cores = int(os.environ.get(SEEN_CORES, 1))
+    multiprocessing.cpu_count = lambda: cores
 
 
 @pytest.fixture

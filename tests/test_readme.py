@@ -41,6 +41,12 @@ def test_table_of_terms():
         assert stated == plain(TERMS[name].keys), name
 
 
+def test_every_term_is_explained():
+    page = (ROOT / "docs" / "explanation" / "methods.md").read_text()
+    headings = " ".join(re.findall(r"^## .*", page, flags=re.MULTILINE))
+    assert all(f"`{name}`" in headings for name in TERMS)
+
+
 def test_block_of_defaults():
     start = SETTINGS.index('"nnunet_kd": {\n')
     block = json.loads("{" + SETTINGS[start : SETTINGS.index("\n}\n", start) + 2] + "}")["nnunet_kd"]
@@ -62,7 +68,7 @@ def test_defaults_of_trainers_with_settings_of_their_own(settings):
 
 def test_newcomers_find_the_recipe():
     start = README.index("## Quick start")
-    quick = README[start : README.index("## What to expect", start)]
+    quick = README[start : README.index("## Which trainer", start)]
     given = parser().parse_args(["export", "nnunet", "-d", "501", "-o", "student.zip"])
     for text in (quick, parser().format_help(), given.tr, usual_trainer(PLANS, "2d")):
         assert RECIPE in text and "nnUNetTrainerDCD" not in text

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nnunet_kd.cli.launching import add_launcher, check_launcher, device_of, local_launcher, slurm_launcher
 from nnunet_kd.nnunet.reading import plans_errors
 from nnunet_kd.storage.overwriting import check_kept
 from nnunet_kd.storage.writing import check_writable_folder
 from nnunet_kd.study.ablations import ABLATIONS, rows_of_ablation
 from nnunet_kd.study.runs import list_runs, rows_of_file, rows_of_methods
+
+if TYPE_CHECKING:
+    from nnunet_kd.study.engines import Engine
+    from nnunet_kd.study.runs import Run
+    from nnunet_kd.study.study import Study
 
 _DESCRIPTION = """\
 Train the same student with several methods, using nnU-Net's own commands, segment the validation cases of each fold,
@@ -41,6 +48,16 @@ you ran nnU-Net with --val_best, remove its validation folder: it holds the segm
 The report gives the mean over cases and, as DCD's tables do, the mean over classes; below, metrics of all voxels
 pooled, the overall accuracy, and the share of cases rightly told to be positive or negative. For 2-D networks on
 volumes it gives the scores of single slices too, as papers about such networks do; slices.csv has their scores.
+
+Several trainings at once (pip install 'nnunet_kd[cluster]'):
+
+  nnunet_kd compare ... --launcher local --devices 0 1 2 3
+      as many trainings at once as GPUs, the longest first; --jobs 4 on a CPU, whose cores they share
+  nnunet_kd compare ... --launcher slurm --slurm-partition gpu --slurm-time 24:00:00 --slurm-cpus 12
+      one Slurm job for every training and one for the report. A training whose time is over, or whose node has failed,
+      goes on in another job. The command watches; end it with Ctrl-C and give it again at any time
+  nnunet_kd compare ... --launcher slurm --submit-only; nnunet_kd compare ... --status; nnunet_kd compare ... --cancel
+      submit the jobs and end; print how far they are; end them. What is trained is kept, and the same command goes on
 
 A method is a trainer, with or without the prefix nnUNetTrainer. The first row is the baseline. All methods share the
 schedule of the plans (nnunet_kd.training) and train the same network, unless a row asks for another one. Without a
@@ -98,16 +115,33 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="allow plans to name networks of any package, and existing results to hold code",
     )
+    jobs = add_launcher(command, "the trainings")
+    jobs.add_argument("--plan", action="store_true", help="print trainings, commands, hours and disk space, and stop")
+    jobs.add_argument("--probe", action="store_true", help="with --plan: measure 20 steps of trainers without a log")
+    jobs.add_argument("--train-teachers", action="store_true", help="train the teachers that are missing first")
+    jobs.add_argument("--submit-only", action="store_true", help="with --launcher slurm: do not watch the jobs")
+    jobs.add_argument("--status", action="store_true", help="print how far the jobs of this study are, and do nothing")
+    jobs.add_argument("--cancel", action="store_true", help="end the Slurm jobs of this study, and do nothing else")
+    jobs.add_argument("--report-only", action="store_true", help="train nothing: report on what is trained")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study; return 1 if a method failed, else 0."""
+    if arguments.status or arguments.cancel:
+        from nnunet_kd.study.looking import cancel_jobs, print_status
+
+        (cancel_jobs if arguments.cancel else print_status)(arguments.o.resolve())
+        return 0
+    check_launcher(arguments)
+    if arguments.probe and not arguments.plan:
+        raise ValueError("--probe belongs to --plan")
+    if arguments.submit_only and arguments.launcher not in ("slurm", "none"):
+        raise ValueError("--submit-only belongs to --launcher slurm")
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_kd.cli.dataset_folder import open_experiment, preprocessed_folder, required
-    from nnunet_kd.cli.device import default_device
     from nnunet_kd.study.comparison import compare_methods
     from nnunet_kd.study.study import Study
 
@@ -136,9 +170,56 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("nothing to compare: name methods with -m, or rows with --rows")
     runs = list_runs(arguments.p, rows, arguments.f, arguments.seeds or [None])
     folders = (required(nnUNet_raw), required(nnUNet_preprocessed), required(nnUNet_results))
-    device = arguments.device or default_device()
+    device = device_of(arguments)
     named = {row.network.plans for row in rows if row.network.plans is not None}
     others = {name: open_experiment(arguments.d, name, arguments.c, arguments.trust).plans for name in sorted(named)}
     study = Study(folder.name, arguments.c, experiment.plans, folders, arguments.o.resolve(), device, others)
-    failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust)
+    if arguments.plan:
+        _print_plan(arguments, study, runs)
+        return 0
+    if arguments.launcher == "slurm" and not arguments.report_only:
+        return _on_cluster(arguments, study, runs)
+    engine = _engine(arguments, study)
+    teachers_too = arguments.train_teachers and not arguments.report_only
+    failed = compare_methods(study, runs, arguments.tolerance, arguments.np, arguments.trust, engine, teachers_too)
+    return 1 if failed and not arguments.report_only else 0
+
+
+def _print_plan(arguments: argparse.Namespace, study: Study, runs: Sequence[Run]) -> None:
+    """Print what the study will cost."""
+    from nnunet_kd.study.forecast import forecast, forecast_table
+
+    forecasts = forecast(study, runs, arguments.probe)
+    print(forecast_table(forecasts, len(arguments.devices or ()) or arguments.jobs or 1))
+
+
+def _engine(arguments: argparse.Namespace, study: Study) -> Engine:
+    """Return what carries out the trainings."""
+    from nnunet_kd.study.engines import InTurn, Nothing, Together
+    from nnunet_kd.study.looking import refuse_beside_jobs
+
+    if arguments.report_only:
+        return Nothing(study.out)
+    refuse_beside_jobs(study.out)
+    if arguments.launcher != "local":
+        return InTurn(study.commands)
+    return Together(local_launcher(arguments, study.out), study.out, study.commands)
+
+
+def _on_cluster(arguments: argparse.Namespace, study: Study, runs: Sequence[Run]) -> int:
+    """Submit the jobs of the study, and watch them unless that is not wanted."""
+    from nnunet_kd.study.cluster import ClusterStudy
+    from nnunet_kd.study.trainings import Command
+
+    given = [word for word in arguments.words if word != "--submit-only"]  # the same report with and without it
+    words = ("nnunet_kd", *given, "-device", study.device, "--launcher", "none", "--report-only")
+    launched = ClusterStudy(study, runs, slurm_launcher(arguments, study.out), Command("report", "report", words))
+    launched.submit(arguments.trust, arguments.train_teachers)
+    if arguments.submit_only:
+        return 0
+    try:
+        failed = launched.watch()
+    except KeyboardInterrupt:
+        print("the jobs go on: give the same command to watch them again, or add --cancel to end them")
+        raise
     return 1 if failed else 0

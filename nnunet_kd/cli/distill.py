@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.cli.launching import add_launcher, check_launcher, launcher_words
 from nnunet_kd.storage.overwriting import check_kept, lies_in
 from nnunet_kd.storage.writing import check_writable_folder
 
@@ -27,6 +28,8 @@ no U-Net, as nnU-Net's Primus is not, the student is nnU-Net's default U-Net and
   nnunet_kd distill ... --labels labels.json
       other structures: {"kidney": ["left kidney", "right kidney"], "tumour": ["tumour"]} merges two and drops
       all others. The student's labels are numbered 1, 2, ... in the order of the file, and so are those in LABELS
+  nnunet_kd distill ... --launcher local --devices 0 1
+      the teacher segments the images on two GPUs at once; --launcher slurm --jobs 8 does so in eight Slurm jobs
   nnunet_kd distill ... --dry-run
       print the commands and run none of them
 
@@ -89,12 +92,16 @@ def add_parser(commands: Any) -> None:
     )
     command.add_argument("--prepare", action="store_true", help="write the raw data set and the plans, and stop")
     command.add_argument("--dry-run", action="store_true", help="print the commands and run none of them")
+    add_launcher(command, "the teacher's segmentations")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the steps that are not done yet; return the exit status."""
     _check(arguments)
+    check_launcher(arguments)
+    if arguments.launcher == "slurm" and arguments.jobs is None:
+        raise ValueError("--launcher slurm needs --jobs, the number of jobs that segment the images")
     from nnunet_kd.cli.device import default_device
     from nnunet_kd.storage.processes import usable_cores
     from nnunet_kd.study.commands import Commands
@@ -124,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         trust=arguments.trust,
         device=arguments.device or default_device(),
         processes=arguments.np or min(8, usable_cores()),
+        launcher=launcher_words(arguments),
     )
     made = Distillation(request, out)
     if arguments.dry_run:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_kd.cli.launching import add_launcher, check_launcher, device_of, launch
 from nnunet_kd.storage.writing import check_writable_folder
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ the preprocessed data, with one file per case and a manifest; every file is comp
       plans: "nnunet_kd": {"method": {"embeddings": "sam", ...}}
   nnunet_kd soft-labels ... -num_parts 4 -part_id 0
       Compute the first of four parts; run -part_id 1, 2 and 3 on other machines.
+  nnunet_kd soft-labels ... --launcher local --devices 0 1 2 3
+      Compute four parts at once, each on a GPU of this machine; --launcher slurm -num_parts 4 sends four Slurm jobs.
   nnunet_kd soft-labels ... --continue
       Compute what is missing or damaged, for example after an interruption.
   nnunet_kd soft-labels -d 501 -c 3d_fullres --score --name sam
@@ -158,6 +161,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "-device", metavar="DEVICE", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)"
     )
+    add_launcher(command, "the parts")
     command.set_defaults(run=run)
 
 
@@ -174,6 +178,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_kd.teachers.soft_labels import SoftLabelStore, make_soft_labels, store_folder
 
     _check(arguments)
+    check_launcher(arguments)
     folder = preprocessed_folder(arguments.d)
     experiment = open_experiment(arguments.d, arguments.p, arguments.c, trust=True)  # no network is built from them
     cases = PreprocessedCases(folder, experiment)
@@ -183,7 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
     kind = EmbeddingStore if arguments.embeddings else SoftLabelStore
     store = kind(store_folder(folder, cases.configuration.data_identifier, name, kind))
     check_writable_folder(store.folder)
-    mine = cases.identifiers[arguments.part_id :: arguments.num_parts]
+    launched = arguments.launcher in ("local", "slurm")
+    mine = cases.identifiers if launched else cases.identifiers[arguments.part_id :: arguments.num_parts]
     data = folder / cases.configuration.data_identifier
     inputs = [folder / f"{arguments.p}.json", data, *filter(None, (arguments.checkpoint, arguments.i))]
     check_kept(inputs, map(store.path, mine), "Give another --name")
@@ -193,6 +199,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{store.folder} has {len(mine) - len(todo)} of {len(mine)} cases already: compute the others with "
             "--continue, or remove the folder"
         )
+    if launched:
+        words = ("nnunet_kd", *arguments.words, "-device", device_of(arguments))
+        return launch(arguments, store.folder, words, "--continue")
     source = _source(arguments, cases, store, torch.device(arguments.device or default_device()))
     store.begin(cases.data, source.description, cases.identifiers)
     todo += _changed(store, source, [case for case in mine if case not in todo])
@@ -330,6 +339,7 @@ def _check_score(arguments: argparse.Namespace) -> None:
         "--disable_tta": arguments.disable_tta or None,
         "--embeddings": arguments.embeddings or None,
         "--continue": arguments.resume or None,
+        "--launcher": arguments.launcher,
         "-num_parts": arguments.num_parts if arguments.num_parts != 1 else None,
     }
     foreign = [name for name, value in given.items() if value is not None]

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_kd.storage.processes import process_limits
@@ -26,6 +26,7 @@ class Commands:
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.started = time.monotonic()
+        self._process: subprocess.Popen[str] | None = None
 
     @property
     def minutes(self) -> float:
@@ -37,7 +38,14 @@ class Commands:
         elapsed = int(time.monotonic() - self.started)
         print(f"[{elapsed // 60}:{elapsed % 60:02d}] {text}", flush=True)
 
-    def run(self, log: str, *words: str, epochs: int | None = None) -> None:
+    def run(
+        self,
+        log: str,
+        *words: str,
+        epochs: int | None = None,
+        variables: Mapping[str, str] | None = None,
+        until: Callable[[str], bool] | None = None,
+    ) -> None:
         """Run one command, which ends with all its processes when this process ends, even by a kill.
 
         The command starts at most one process per core, unless nnU-Net's variables set another number.
@@ -46,6 +54,8 @@ class Commands:
             log: The name of the log file without ``.log``; the output is appended to an older file.
             words: The command and its arguments.
             epochs: The number of epochs that the command will train, for the progress.
+            variables: Environment variables that it gets beside those of this process.
+            until: A function that gets every line and returns whether the command has done enough and is stopped.
 
         Raises:
             FileNotFoundError: If the command is not installed.
@@ -70,9 +80,10 @@ class Commands:
                 text=True,
                 start_new_session=True,
                 # Buffered output would report about fifteen epochs at once.
-                env={**os.environ, **process_limits(), "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **process_limits(), "PYTHONUNBUFFERED": "1", **(variables or {})},
             )
             assert process.stdin is not None and process.stdout is not None
+            self._process = process
             try:
                 for line in process.stdout:
                     file.write(line)
@@ -80,6 +91,9 @@ class Commands:
                     shown = progress.line(line)
                     if shown is not None:
                         self.say(f"    {shown}")
+                    if until is not None and until(line):
+                        self.stop()
+                        return
                 status = process.wait()
             except BaseException:
                 process.stdin.close()  # the supervisor ends the command
@@ -87,8 +101,18 @@ class Commands:
                     process.terminate()
                 process.wait()
                 raise
+            finally:
+                self._process = None
         if status:
             raise _failure(words, last, path)
+
+    def stop(self) -> None:
+        """Stop the command that is running, if any, and wait for its end; for signal handlers."""
+        process = self._process
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()  # the supervisor ends the command
+            process.wait()
 
 
 def _failure(words: Sequence[str], last: str, log: Path) -> DiskFullError | RuntimeError:

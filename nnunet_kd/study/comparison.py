@@ -16,8 +16,9 @@ from nnunet_kd.nnunet.experiment import Experiment, find_trainer
 from nnunet_kd.nnunet.planning import network_in_words
 from nnunet_kd.nnunet.reading import read_plans
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, read_settings, recorded_leakage
-from nnunet_kd.storage.processes import BusyError
 from nnunet_kd.study.costs import study_costs
+from nnunet_kd.study.engines import Engine, InTurn
+from nnunet_kd.study.missing_teachers import missing_teachers
 from nnunet_kd.study.pictures import draw_cases
 from nnunet_kd.study.report import Report, write_report
 from nnunet_kd.study.runs import TEACHER, Run
@@ -29,7 +30,13 @@ from nnunet_kd.training.record import changes, record_of, records
 
 
 def compare_methods(
-    study: Study, runs: Sequence[Run], tolerance: float, workers: int, trust: bool = False
+    study: Study,
+    runs: Sequence[Run],
+    tolerance: float,
+    workers: int,
+    trust: bool = False,
+    engine: Engine | None = None,
+    train_teachers: bool = False,
 ) -> list[str]:
     """Check and run a whole study, and return one sentence per failed training.
 
@@ -39,26 +46,52 @@ def compare_methods(
         tolerance: The tolerance of the NSD in mm.
         workers: The number of processes for the evaluation.
         trust: Allow existing results to hold code.
+        engine: What carries out the trainings; by default one after the other.
+        train_teachers: Whether to train missing teachers first.
 
     Raises:
         ValueError: If settings or teachers do not fit, or existing results could run code; nothing is trained then.
         RuntimeError: If the baseline could not be trained, so that there is nothing to compare with.
         BusyError: If another comparison is running in the study's folder, or another process is training a run.
     """
-    teachers = study_teachers(study, runs, needed=_check_trainers(study, runs))
+    engine = engine or InTurn(study.commands)
+    needed = check_trainers(study, runs)
+    missing = missing_teachers(study, runs) if train_teachers else {}
+    if missing:
+        with study.alone():
+            study.folds.write()
+            failed = engine.train(list({one.log: one for some in missing.values() for one in some}.values()))
+        if failed:
+            raise RuntimeError(" ".join(failed))
+    teachers = study_teachers(study, runs, needed)
     check_results(study, runs, trust)
     with study.alone():
-        study.folds.write()
-        _check_cases(study, runs, teachers)
-        study.write_plans(runs)
-        return _compare(study, runs, teachers, tolerance, workers, trust)
+        prepare_study(study, runs, teachers)
+        failed = engine.train([study.training(run) for run in runs])
+        return _report(study, runs, teachers, failed, tolerance, workers, trust)
 
 
-def _compare(
-    study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles], tolerance: float, workers: int, trust: bool
+def prepare_study(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> None:
+    """Write folds and plans after the last checks, so that every training can start.
+
+    Raises:
+        ValueError: If a case or a fold does not fit.
+    """
+    study.folds.write()
+    _check_cases(study, runs, teachers)
+    study.write_plans(runs)
+
+
+def _report(
+    study: Study,
+    runs: Sequence[Run],
+    teachers: Mapping[int, TeacherFiles],
+    failed: list[str],
+    tolerance: float,
+    workers: int,
+    trust: bool,
 ) -> list[str]:
-    """Train, evaluate, measure and report, after all checks have passed."""
-    failed = _train(study, runs)
+    """Evaluate, measure and report what is trained; return ``failed``."""
     baseline = runs[0].method
     done = [run for run in runs if study.is_trained(run)]
     complete = [m for m in _methods(runs) if all(study.is_trained(run) for run in runs if run.method == m)]
@@ -171,7 +204,7 @@ def _methods(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
-def _check_trainers(study: Study, runs: Sequence[Run]) -> bool:
+def check_trainers(study: Study, runs: Sequence[Run]) -> bool:
     """Check that all runs train the network that their rows ask for, and return whether any of them needs a teacher."""
     from nnunet_kd.training.sources import attach_soft_labels
 
@@ -231,21 +264,6 @@ def study_teachers(study: Study, runs: Sequence[Run], needed: bool) -> dict[int,
             return {}
         found[fold] = files[0]
     return found
-
-
-def _train(study: Study, runs: Sequence[Run]) -> list[str]:
-    failed = []
-    for number, run in enumerate(runs, 1):
-        state = "done already" if study.is_trained(run) else "training"
-        study.commands.say(f"{number} of {len(runs)}: {run.method}, fold {run.fold}, plans {run.plans}: {state}")
-        try:
-            study.train(run)
-        except BusyError:
-            raise
-        except RuntimeError as error:
-            failed.append(f"{run.method} (fold {run.fold}, plans {run.plans}) failed: {error}.")
-            study.commands.say(failed[-1])
-    return failed
 
 
 def _curves(study: Study, runs: Sequence[Run], trust: bool) -> dict[str, dict[str, list[float]]]:

@@ -13,7 +13,8 @@ from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.storage.integrity import text_digest
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.runs import TEACHER, Run
-from nnunet_kd.study.study import FINAL, Study
+from nnunet_kd.study.study import Study
+from nnunet_kd.study.trainings import FINAL
 from nnunet_kd.teachers.find import TeacherFiles
 
 

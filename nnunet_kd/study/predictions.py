@@ -8,7 +8,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.evaluation.segmentation import read_segmentation
 from nnunet_kd.storage.writing import not_written, write_whole
-from nnunet_kd.study.study import FINAL, Study
+from nnunet_kd.study.study import Study
+from nnunet_kd.study.trainings import FINAL
 
 
 def predict(study: Study, model_folder: Path, fold: int, checkpoint: str = FINAL) -> Path:

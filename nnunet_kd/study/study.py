@@ -18,19 +18,18 @@ from nnunet_kd.nnunet.images import link_cases
 from nnunet_kd.nnunet.raw_cases import training_images
 from nnunet_kd.nnunet.reading import read_dataset_json, read_json
 from nnunet_kd.nnunet.settings import TrainingSettings, read_settings
-from nnunet_kd.storage.processes import BusyError, FileLock, holder_of
-from nnunet_kd.storage.writing import check_writable_folder, write_whole
+from nnunet_kd.storage.processes import BusyError, FileLock
+from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.folds import Folds
 from nnunet_kd.study.plans import plans_of_run
 from nnunet_kd.study.runs import Run
+from nnunet_kd.study.trainings import FINAL, Training
 from nnunet_kd.teachers.leakage import not_kept_back, validated_cases
 from nnunet_kd.training.results import LOCK
 
 if TYPE_CHECKING:
     from nnunet_kd.training.preparation import Preparation
-
-FINAL = "checkpoint_final.pth"
 
 
 class Study:
@@ -172,12 +171,7 @@ class Study:
         Raises:
             BusyError: If another process is training it.
         """
-        fold = self.folder_of(run) / f"fold_{run.fold}"
-        if (holder := holder_of(fold / LOCK)) is not None:
-            raise BusyError(
-                f"another process is training in {fold} (process {holder}): run this command again when it has ended; "
-                "finished trainings are kept"
-            )
+        self._training(run, None).check_idle()
 
     def train(self, run: Run) -> None:
         """Train a run with ``nnUNetv2_train``, resume it if it was stopped, or do nothing if it has finished.
@@ -187,31 +181,31 @@ class Study:
             UnwritableError: If the results cannot be written.
             BusyError: If another process is training the run.
         """
-        if self.is_trained(run):
-            return
-        self.check_idle(run)
-        fold = self.folder_of(run) / f"fold_{run.fold}"
-        check_writable_folder(fold)
-        for path in fold.glob("checkpoint_*.pth"):
-            if not zipfile.is_zipfile(path):  # a zip archive ends with its directory
-                self.commands.say(f"removed {path}, which was truncated")
-                path.unlink()
-        begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
-        words = [self.dataset, self.configuration, str(run.fold), "-tr", run.trainer, "-p", run.plans]
-        epochs = self.schedule_of(run).epochs
-        try:
-            self.commands.run(
-                f"train_{run.trainer}__{run.plans}__fold_{run.fold}",
-                "nnUNetv2_train",
-                *words,
-                "-device",
-                self.device,
-                *(["--c"] if begun else []),
-                epochs=epochs,
-            )
-        except RuntimeError:
-            self.check_idle(run)  # another process could have started first
-            raise
+        if not self.is_trained(run):
+            self.training(run).carry_out(self.commands)
+
+    def training(self, run: Run) -> Training:
+        """Return the training of a run, which can be carried out in another process, too."""
+        return self._training(run, self.schedule_of(run).epochs)
+
+    def _training(self, run: Run, epochs: int | None) -> Training:
+        name = f"{run.method} (fold {run.fold}, plans {run.plans})"
+        return self.training_of(name, run.trainer, run.plans, run.fold, epochs)
+
+    def training_of(self, name: str, trainer: str, plans: str, fold: int | str, epochs: int | None) -> Training:
+        """Return the training of any trainer on the study's data.
+
+        Args:
+            name: What messages and tables call it.
+            trainer: The class name of the trainer.
+            plans: The name of the plans.
+            fold: The fold.
+            epochs: The number of epochs that it trains, for the progress.
+        """
+        folder = self.results / f"{trainer}__{plans}__{self.configuration}" / f"fold_{fold}"
+        words = ("nnUNetv2_train", self.dataset, self.configuration, str(fold), "-tr", trainer, "-p", plans)
+        log = f"train_{trainer}__{plans}__fold_{fold}"
+        return Training(name, log, (*words, "-device", self.device), folder, folder / LOCK, epochs)
 
     # ---- cases
 

@@ -21,6 +21,8 @@ GRACE = 10.0  # seconds for a training to save its last epoch and for cleaning u
 def supervise(words: Sequence[str]) -> int:
     """Run a command in its own process group until it or standard input ends; return its exit status."""
     signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGUSR1", "SIGUSR2"):  # Slurm sends them to every process of a job before its time is over
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     command = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         threading.Thread(target=_end_with_input, args=(command.pid,), daemon=True).start()

@@ -57,6 +57,7 @@ class Request:
         trust: Whether code in the files of the model may run.
         device: ``"cpu"`` or ``"cuda"``.
         processes: The number of processes that preprocess.
+        launcher: The arguments with which the soft labels are computed in several jobs.
     """
 
     model: str
@@ -72,11 +73,12 @@ class Request:
     trust: bool = False
     device: str = "cpu"
     processes: int = 1
+    launcher: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Return what must not change between two runs in one folder."""
         given = asdict(self)
-        for key in ("onnx", "device", "processes", "skip_bad", "trust"):
+        for key in ("onnx", "device", "processes", "skip_bad", "trust", "launcher"):
             del given[key]
         for key in ("images", "labels"):
             given[key] = None if given[key] is None else str(Path(given[key]).resolve())
@@ -208,6 +210,7 @@ class Distillation:
                 *(() if request.mirroring else ("--disable_tta",)),
                 *(("--trust",) if request.trust else ()),
                 *device,
+                *request.launcher,
             ),
             self.preprocessed / "taught",
         )

@@ -130,11 +130,15 @@ def test_a_dry_run_prints_commands_and_writes_nothing(workspace, images, tmp_pat
         "nnunet_kd export",
     ]
     assert not out.exists()
+    assert main(words(workspace.teacher, images, out, "--launcher", "slurm", "--jobs", "3", "--dry-run")) == 0
+    launched = [line for line in capsys.readouterr().out.splitlines() if line.endswith("--launcher slurm --jobs 3")]
+    assert [line.split()[1] for line in launched] == ["soft-labels"] and not out.exists()
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--launcher", "slurm"], "--launcher slurm needs --jobs, the number of jobs that segment the images"),
         (["-m", "none.zip"], "there is no model none.zip: give a zip file, a results folder"),
         (["-f", "3"], "has fold_0, but not fold_3"),
         (["--channels", "0", "5"], "the channel map names channel 5, but the teacher has channels 0 to 2"),

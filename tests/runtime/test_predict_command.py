@@ -66,6 +66,31 @@ def test_one_file_parts_and_resuming(onnx_models, images, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.nii.gz"]
 
 
+@pytest.mark.slow
+def test_parts_in_several_jobs(onnx_models, images, tmp_path, capsys):
+    """Two jobs at once write what one command writes; a part that fails is named."""
+    model, out = onnx_models["3d_fullres"], tmp_path / "out"
+    assert predict(model, images, tmp_path / "whole") == 0
+    assert predict(model, images, out, "--launcher", "local", "-num_parts", "2", "-part_id", "1") == 1
+    assert "--launcher sends all parts: leave out -part_id" in capsys.readouterr().err
+    assert predict(model, images, out, "--launcher", "local", "--jobs", "2") == 0
+    assert "2 works: 2 running" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "jobs_of_out" / "logs").glob("*.log")) == [
+        "part_0_of_2.log",
+        "part_1_of_2.log",
+    ]
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in out.iterdir())
+    for name in names:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    (images / "b_0001.nii.gz").write_bytes(b"no image")
+    assert predict(model, images, tmp_path / "bad", "--launcher", "local", "--jobs", "2") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("nnunet_kd: part 2 of 2 failed: nnunet_kd predict failed (case b: cannot read ")
+    assert predict(model, images / "a_0000.nii.gz", out, "--launcher", "local", "--jobs", "2") == 1
+    assert "--launcher sends parts of a folder of images" in capsys.readouterr().err
+
+
 def test_bad_images_are_named_and_finished_cases_are_kept(onnx_models, images, tmp_path, capsys):
     model, out = onnx_models["3d_fullres"], tmp_path / "out"
     (images / "b_0001.nii.gz").write_bytes(b"no image")
