@@ -25,13 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_kd.losses import (
+    CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FreeKDLoss,
     IFVDLoss,
     LogitsKDLoss,
+    ReCoKDLoss,
+    RKDLoss,
+    SKDLoss,
 )
 from nnunet_kd.wavelets import analysis_matrix, forget_constants
 
@@ -127,7 +132,8 @@ def stages(loss: Any, sizes: Sizes, **options: Any) -> Callable[[], object]:
     """Return a step of a loss on the features of all stages."""
     student, teacher = sizes.features(sizes.reduction, learns=True), sizes.features()
     dim = len(sizes.patch)
-    projections = [loss.projection(s.shape[1], t.shape[1], dim) for s, t in zip(student, teacher, strict=True)]
+    more = {"num_classes": sizes.classes} if getattr(loss, "remembers_classes", False) else {}
+    projections = [loss.projection(s.shape[1], t.shape[1], dim, **more) for s, t in zip(student, teacher, strict=True)]
 
     def step() -> None:
         parts = [loss(*pair, **options) for pair in zip(student, teacher, projections, strict=True)]
@@ -178,10 +184,17 @@ STEPS: dict[str, Callable[[Sizes], Callable[[], object]]] = {
     "FreeKD": lambda sizes: stages(FreeKDLoss(), sizes),
     "FreeKD, tuning": lambda sizes: tuning(FreeKDLoss(), sizes),
     "IFVD": lambda sizes: stages(IFVDLoss(), sizes, **annotation(sizes)),
+    "DPRD": lambda sizes: stages(DPRDLoss(), sizes, foreground=annotation(sizes)["classes"][:, None] > 0),
+    "ReCoKD": lambda sizes: stages(
+        ReCoKDLoss(), sizes, target=annotation(sizes)["classes"][:, None], num_classes=sizes.classes
+    ),
     "FitNets": lambda sizes: stages(FitNetsLoss(), sizes),
     "LogitsKD": lambda sizes: on_logits(LogitsKDLoss(), sizes, None),
     "CWD": lambda sizes: on_logits(CWDLoss(), sizes, 1),
     "DualSelfKD": dual_self_distillation,
+    "RKD": lambda sizes: stages(RKDLoss(), sizes),
+    "CIRKD": lambda sizes: stages(CIRKDLoss(), sizes, **annotation(sizes)),
+    "SKD": lambda sizes: stages(SKDLoss(), sizes),
 }
 
 

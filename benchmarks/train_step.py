@@ -1,6 +1,6 @@
 """Time what distillation adds to a training step on the CPU, all sides in one run.
 
-    python benchmarks/train_step.py [--patch 64 64 64] [--batch 1] [--repeats 5]
+    python benchmarks/train_step.py [--patch 64 64 64] [--batch 2] [--repeats 5] [--methods DCD ...]
 
 The step of a distilled student is compared with the step of the same student alone plus the forward pass of the part of
 the teacher that the method needs: the encoder for features, the whole network for logits. Both sides run the trainer's
@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -29,7 +29,7 @@ import torch
 from timing import medians
 
 DATASET = "Dataset500_Benchmark"
-METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD")
+METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "FreeKD", "DCD", "DPRD", "ReCoKD", "RKD", "CIRKD", "SKD")
 
 
 def plans(patch: list[int], batch: int) -> dict[str, Any]:
@@ -104,11 +104,14 @@ def main() -> None:
     """Read the arguments, and run the benchmark in a temporary experiment."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64])
-    options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--batch", type=int, default=2)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--methods", nargs="+", choices=METHODS, help="time these beside NoKD, and nothing else")
     chosen = options.parse_args()
     with scratch_experiment(chosen.patch, chosen.batch):
-        run(chosen.patch, chosen.batch, chosen.repeats)
+        run(chosen.patch, chosen.batch, chosen.repeats, chosen.methods or METHODS)
+        if chosen.methods is None:
+            compare_others(chosen.patch, chosen.batch, chosen.repeats)
 
 
 @contextmanager
@@ -134,11 +137,12 @@ def scratch_experiment(patch: list[int], batch: int) -> Iterator[None]:
         yield
 
 
-def run(patch: list[int], batch: int, repeats: int) -> None:
+def run(patch: list[int], batch: int, repeats: int, methods: Sequence[str] = METHODS) -> None:
     """Time a training step of every method beside NoKD, and print seconds and ratios."""
     alone = trainer("NoKD", patch, batch)
-    distilled = {name: trainer(name, patch, batch) for name in METHODS}
-    distilled["FreeKD prompts"] = trainer("FreeKD", patch, batch)
+    distilled = {name: trainer(name, patch, batch) for name in methods}
+    if "FreeKD" in methods:
+        distilled["FreeKD prompts"] = trainer("FreeKD", patch, batch)
     for name, one in distilled.items():
         one.current_epoch = 0 if name == "FreeKD prompts" else one.num_epochs - 1  # past ramps and tuning
     step = random_batch(patch, batch)
@@ -157,6 +161,9 @@ def run(patch: list[int], batch: int, repeats: int) -> None:
             f"{seconds[f'{name} teacher']:.3f} s; ratio {seconds[name] / needed:.2f}"
         )
 
+
+def compare_others(patch: list[int], batch: int, repeats: int) -> None:
+    """Print the times of methods without a teacher in the step."""
     compare_soft_labels(patch, batch, repeats)
     for reduction, widths in ((1, "32..320"), (4, "8..80")):
         compare_self_distillation(patch, batch, repeats, reduction, widths)

@@ -1,4 +1,4 @@
-"""Count the memory of a training step of each method, beside stock nnU-Net's, without a GPU.
+"""Count the memory and the kernels of a training step of each method, beside stock nnU-Net's, without a GPU.
 
     python benchmarks/training_memory.py [--size 128] [--batch 2] [--classes 3] [--methods DCD CWD ...] [--largest 1.5]
 
@@ -8,6 +8,7 @@ once: weights, activations, gradients, and what is saved for the backward pass. 
 momentum, the workspaces of cuDNN, and what the allocator wastes; a compiled one needs less for the networks. The
 teacher and stock's network have the widths 32, 64, 128, 256, 320 and 320, the student a quarter of them, but that of
 DualSelfKD, which has no teacher, all of them. VM-UNet is counted in 2-D at 256 x 256 with the batch of its plans.
+Kernels are counted as by benchmarks/launches.py, in the whole step but for the optimizer.
 
 With ``--largest`` the script fails if a method needs more than that many times as much as stock.
 """
@@ -18,6 +19,7 @@ import argparse
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.launches import Launches
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.methods import TERMS
 from nnunet_kd.distillation.student import StudentWithAdapters
@@ -50,11 +53,29 @@ METHODS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {
     "FitNets": ({"fitnets": {}}, 0),
     "CWD": ({"cwd": {}}, 0),
     "IFVD": ({"ifvd": {}, "logits": {}}, 0),
+    "DPRD": ({"dprd": {"ramp": None}}, 0),
+    "ReCoKD": ({"reco_kd": {"ramp": None}}, 0),
     "FreeKD, tuning": ({"freekd": {"prompt_epochs": 1}}, 0),
     "FreeKD": ({"freekd": {"prompt_epochs": 1}}, 1),
     "DualSelfKD": ({"dual_self": {}}, 0),
+    "RKD": ({"rkd": {}}, 0),
+    "CIRKD": ({"cirkd": {}, "logits": {}}, 0),
+    "SKD": ({"skd": {}, "logits": {}}, 0),
 }
 VM_UNET = "VM-UNet"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step needs.
+
+    Attributes:
+        memory: The peak memory in GiB.
+        kernels: The number of kernels that are launched.
+    """
+
+    memory: float
+    kernels: int
 
 
 class Live(TorchDispatchMode):
@@ -145,10 +166,10 @@ def task_loss(scales: int) -> DeepSupervisionWrapper:
     return DeepSupervisionWrapper(loss, [weight / sum(weights) for weight in weights])
 
 
-def peak_of_step(
+def counted_step(
     network: nn.Module, images: Tensor, losses: Callable[[Any], Tensor], given: Iterable[Tensor] = ()
-) -> float:
-    """Return the peak memory of a training step in GiB.
+) -> Step:
+    """Take two training steps, the first of which makes constants, and return what the second needs.
 
     Args:
         network: The network that trains.
@@ -156,20 +177,26 @@ def peak_of_step(
         losses: Maps the network's output to the sum of all losses.
         given: What else exists before the step and during all of it.
     """
-    live = Live()
-    for tensor in (*network.parameters(), images, *given):
-        live.add(tensor)
-    with live:
+
+    def step() -> None:
         with torch.autocast("cpu", torch.float16):
             outputs = network(images)
             total = losses(outputs)
             del outputs
         total.backward()
-    return live.peak / GIB
+
+    step()
+    network.zero_grad()
+    live = Live()
+    for tensor in (*network.parameters(), images, *given):
+        live.add(tensor)
+    with live, Launches() as launches:
+        step()
+    return Step(live.peak / GIB, launches.count)
 
 
-def measured(method: str, size: int, batch: int, classes: int) -> float:
-    """Return the peak memory of a training step of a method in GiB."""
+def measured(method: str, size: int, batch: int, classes: int) -> Step:
+    """Return what a training step of a method needs."""
     if method == VM_UNET:
         return measured_vm_unet(vm_unets_batch(), 256, classes)
     settings, epoch = METHODS[method]
@@ -180,7 +207,7 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
     targets = [torch.empty(batch, 1, *[size // 2**scale] * 3) for scale in range(len(WIDTHS) - 1)]
     loss = task_loss(len(targets))
     if method == "stock":
-        return peak_of_step(student, images, lambda logits: loss(logits, targets), targets)
+        return counted_step(student, images, lambda logits: loss(logits, targets), targets)
     distiller = Distiller(terms, LabelCodes(Labels(classes)))
     teacher = None
     if distiller.needs_teacher:
@@ -202,7 +229,7 @@ def measured(method: str, size: int, batch: int, classes: int) -> float:
         values = distiller(images, outputs, targets, epoch, **options)
         return distiller.total(segmentation, values, epoch, joint.adapters.parameters())
 
-    return peak_of_step(joint, images, losses, [*targets, *(() if teacher is None else teacher.parameters())])
+    return counted_step(joint, images, losses, [*targets, *(() if teacher is None else teacher.parameters())])
 
 
 def vm_unets_batch() -> int:
@@ -210,28 +237,28 @@ def vm_unets_batch() -> int:
     return NETWORKS["vm_unet"].batch_of(49, (256, 256))
 
 
-def measured_vm_unet(batch: int, size: int, classes: int) -> float:
-    """Return the peak memory of a training step of VM-UNet in GiB."""
+def measured_vm_unet(batch: int, size: int, classes: int) -> Step:
+    """Return what a training step of VM-UNet needs."""
     network = VMUNet(1, classes, deep_supervision=True).train()
     targets = [torch.empty(batch, 1, size // factor, size // factor) for factor in (1, 4, 8, 16)]
     loss = task_loss(len(targets))
     images = torch.empty(batch, 1, size, size)
-    return peak_of_step(network, images, lambda logits: loss(logits, targets), targets)
+    return counted_step(network, images, lambda logits: loss(logits, targets), targets)
 
 
 def main() -> int:
-    """Print the memory of every method."""
+    """Print the memory and kernels of every method."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", type=int, default=128, help="voxels per side of a patch (default: 128)")
     options.add_argument("--batch", type=int, default=2, help="patches of a batch (default: 2)")
     options.add_argument("--classes", type=int, default=3, help="classes with background (default: 3)")
     options.add_argument("--methods", nargs="*", choices=[*METHODS, VM_UNET], default=[*METHODS, VM_UNET])
-    options.add_argument("--largest", type=float, help="fail if a method needs more than this many times stock's")
+    options.add_argument("--largest", type=float, help="fail if a method needs more than so many times stock's memory")
     chosen = options.parse_args()
     worst = 0.0
     with FakeTensorMode():
         stock = measured("stock", chosen.size, chosen.batch, chosen.classes)
-        print(f"{'stock':<16}{stock:>6.2f} GiB", flush=True)
+        print(f"{'stock':<16}{stock.memory:>6.2f} GiB{stock.kernels:>7,} kernels", flush=True)
         for method in chosen.methods:
             if method == "stock":
                 continue
@@ -239,9 +266,10 @@ def main() -> int:
             if method == VM_UNET:
                 note = f"batch {vm_unets_batch()} of 256 x 256"
             else:
-                note = f"{needed / stock:.2f} times stock"
-                worst = max(worst, needed / stock)
-            print(f"{method:<16}{needed:>6.2f} GiB  {note}", flush=True)
+                ratio = needed.memory / stock.memory
+                note = f"{ratio:.2f} times stock's memory, {needed.kernels / stock.kernels:.1f} times its kernels"
+                worst = max(worst, ratio)
+            print(f"{method:<16}{needed.memory:>6.2f} GiB{needed.kernels:>7,} kernels  {note}", flush=True)
     return int(chosen.largest is not None and worst > chosen.largest)
 
 

@@ -1,4 +1,4 @@
-"""The README states the settings that the code has."""
+"""The README and the pages of docs/ state the settings that the code has."""
 
 import json
 import re
@@ -16,15 +16,25 @@ from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 
 PLANS = {"configurations": {"2d": {"architecture": {"network_class_name": "of.nnunet.PlainConvUNet"}}}}
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SETTINGS, TERMS_PAGE, TRAINERS, SAM = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in ("reference/settings", "reference/terms", "reference/trainers", "howto/sam")
+)
 
 
 def plain(values):
     return json.loads(json.dumps(values))
 
 
+def test_table_of_trainers():
+    rows = re.findall(r"^\| `(nnUNetTrainer\w+)` \|", TRAINERS, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
+
+
 def test_table_of_terms():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (`weight`.*) \|$", README, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`weight`.*) \|$", TERMS_PAGE, flags=re.MULTILINE))
     assert rows.keys() == TERMS.keys()
     for name, row in rows.items():
         stated = {key: json.loads(value) for key, value in re.findall(r"`(\w+)` ((?:\[.*?\]|[^,])+)", row)}
@@ -32,8 +42,8 @@ def test_table_of_terms():
 
 
 def test_block_of_defaults():
-    start = README.index('    "nnunet_kd": {\n')
-    block = json.loads("{" + README[start : README.index("\n    }\n", start) + 6] + "}")["nnunet_kd"]
+    start = SETTINGS.index('"nnunet_kd": {\n')
+    block = json.loads("{" + SETTINGS[start : SETTINGS.index("\n}\n", start) + 2] + "}")["nnunet_kd"]
     for section, kind in (("student", StudentSettings), ("teacher", TeacherSettings), ("training", TrainingSettings)):
         expected = {entry.name: getattr(kind(), entry.name) for entry in fields(kind)}
         expected.pop("leakage", None)  # written by the trainer
@@ -46,7 +56,7 @@ def test_block_of_defaults():
 
 @pytest.mark.parametrize("settings", [KDSAMSettings(checkpoint="FILE"), BrainSegDMIFSettings()])
 def test_defaults_of_trainers_with_settings_of_their_own(settings):
-    blocks = [json.loads(text) for text in re.findall(r'^    "method": (\{[^{}]*\})$', README, flags=re.MULTILINE)]
+    blocks = [json.loads(text) for text in re.findall(r'^"method": (\{[^{}]*\})$', SAM, flags=re.MULTILINE)]
     assert plain(asdict(settings)) in blocks
 
 
@@ -59,11 +69,13 @@ def test_newcomers_find_the_recipe():
 
 
 def test_examples_of_method_are_valid():
-    for example in re.findall(r'"method": (\{"terms".*\})$', README, flags=re.MULTILINE):
+    examples = re.findall(r'"method": (\{"terms".*\})$', TERMS_PAGE, flags=re.MULTILINE)
+    assert examples
+    for example in examples:
         assert build_terms((DCD,), json.loads(example), 1000)
 
 
 def test_the_recipe():
-    text = README[README.index("**The recipe.**") :]
-    stated = re.search(r'^    "training": (\{.*\})$', text, flags=re.MULTILINE)
+    text = SETTINGS[SETTINGS.index("## The recipe") :]
+    stated = re.search(r'^"training": (\{.*\})$', text, flags=re.MULTILINE)
     assert json.loads(stated[1]) == nnUNetTrainerKD.recipe and not nnUNetTrainerKD.terms

@@ -44,7 +44,13 @@ class Distiller:
 
     @classmethod
     def for_student(cls, terms: Sequence[Term], student: Experiment) -> Distiller:
-        """Return a distiller that reads the targets of a student's experiment, without a teacher yet."""
+        """Return a distiller that reads the targets of a student's experiment, without a teacher yet.
+
+        Raises:
+            ValueError: If a term compares the cases of a batch, and the batch has one.
+        """
+        for term in terms:
+            term.check_batch(student.batch_size)
         return cls(terms, LabelCodes(student.label_manager), student.patch_size)
 
     # ---- What the terms ask for
@@ -106,7 +112,7 @@ class Distiller:
         decoder = len(decoder_stages(student)) if self.reads_decoder else 0
         adapters = nn.ModuleDict()
         for term in self.terms:
-            adapters[term.name] = term.adapters(stages, self.teacher_stages, decoder)
+            adapters[term.name] = term.adapters(stages, self.teacher_stages, decoder, self.labels.num_classes)
         return adapters
 
     def frozen(self, epoch: int, adapters: Any) -> list[nn.Parameter]:

@@ -11,8 +11,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nnunet_kd.distillation.terms import LogitsTerm, PromptTerm, SelfTerm, SoftLabelTerm, StageTerm, Term
-from nnunet_kd.losses import CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss
+from nnunet_kd.distillation.terms import (
+    LogitsTerm,
+    PromptTerm,
+    SelfTerm,
+    SoftLabelTerm,
+    StageTerm,
+    Term,
+    WeightedStageTerm,
+)
+from nnunet_kd.losses import (
+    CIRKDLoss,
+    CWDLoss,
+    DCDLoss,
+    DPRDLoss,
+    DualSelfLoss,
+    FitNetsLoss,
+    FreeKDLoss,
+    IFVDLoss,
+    LogitsKDLoss,
+    ReCoKDLoss,
+    RKDLoss,
+    SKDLoss,
+)
 from nnunet_kd.nnunet.settings import BLOCK, check_keys
 
 METHOD = f"{BLOCK}.method"
@@ -93,9 +114,29 @@ CWD = Method("cwd", LogitsTerm, CWDLoss, {"weight": 0.03})  # the authors' 3 lea
 IFVD = Method("ifvd", StageTerm, IFVDLoss, {"weight": 200.0})
 FREEKD = Method("freekd", PromptTerm, FreeKDLoss, {"weight": 1.0})
 SOFT_LABELS = Method("soft_labels", SoftLabelTerm, LogitsKDLoss, {"weight": 0.5, "temperature": 3.0, "rescale": False})
+RKD = Method("rkd", StageTerm, RKDLoss, {"weight": 1.0})
+CIRKD = Method("cirkd", StageTerm, CIRKDLoss, {"weight": 1.0})
+SKD = Method("skd", StageTerm, SKDLoss, {"weight": 0.5})
 DUAL_SELF = Method("dual_self", SelfTerm, DualSelfLoss, {"weight": 0.1})  # the paper's 1 leaves a 3-D U-Net far behind
+DPRD = Method("dprd", WeightedStageTerm, DPRDLoss, {"weight": 0.5, "ramp": (0.0, 0.15), "projection": "frozen"})
+RECO_KD = Method("reco_kd", WeightedStageTerm, ReCoKDLoss, {"weight": 0.01, "ramp": (0.0, 0.6), "deepest": False})
 
-TERMS = {method.name: method for method in (DCD, LOGITS, FITNETS, CWD, IFVD, FREEKD, SOFT_LABELS, DUAL_SELF)}
+ALL = (
+    DCD,
+    LOGITS,
+    FITNETS,
+    CWD,
+    IFVD,
+    FREEKD,
+    SOFT_LABELS,
+    DUAL_SELF,
+    DPRD,
+    RECO_KD,
+    RKD,
+    CIRKD,
+    SKD,
+)
+TERMS = {method.name: method for method in ALL}
 
 
 def build_terms(own: Sequence[Method] | None, method: Mapping[str, Any], num_epochs: int) -> list[Term]:

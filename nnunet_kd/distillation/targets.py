@@ -53,6 +53,16 @@ class LabelCodes:
             return None
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
 
+    def structures(self, target: Tensor) -> Tensor:
+        """Return the target without what marks ignored voxels: labels ``(B, 1, *spatial)``, or all regions."""
+        return target[:, :-1] if self.regions and self.ignore_label is not None else target
+
+    def foreground(self, target: Tensor) -> Tensor:
+        """Return the mask of voxels in any structure, boolean ``(B, 1, *spatial)``; ignored voxels are in none."""
+        inside = (self.structures(target) > 0).any(1, keepdim=True)
+        valid = self.valid(target)
+        return inside if valid is None else inside & valid
+
     def ignored(self, target: Tensor, cases: Tensor) -> Tensor:
         """Return a copy of a target in which some cases of the batch are ignored in every voxel.
 

@@ -67,6 +67,19 @@ def check_logits(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None
         raise ValueError(f"valid must be boolean {expected}, got {valid.dtype} {tuple(valid.shape)}")
 
 
+def check_classes(classes: Tensor, features: Tensor) -> None:
+    """Refuse what cannot be the classes of the voxels of features.
+
+    Raises:
+        ValueError: Unless they are whole numbers ``(B, *spatial)``.
+    """
+    if classes.ndim != features.ndim - 1 or classes.shape[0] != features.shape[0] or classes.is_floating_point():
+        raise ValueError(
+            f"classes must be whole numbers (B, *spatial) with batch size {features.shape[0]}, "
+            f"got {classes.dtype} {tuple(classes.shape)}"
+        )
+
+
 def pointwise_convolution(inputs: int, outputs: int, dim: int, bias: bool) -> nn.Module:
     """The usual adapter: a 1x1(x1) convolution from student to teacher width."""
     return {2: nn.Conv2d, 3: nn.Conv3d}[dim](inputs, outputs, 1, bias=bias)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.losses.features import check_number, check_pair, in_single_precision
+from nnunet_kd.losses.features import check_classes, check_number, check_pair, in_single_precision
 
 
 class IFVDLoss(nn.Module):
@@ -69,11 +69,7 @@ class IFVDLoss(nn.Module):
             ValueError: For tensors that do not fit each other.
         """
         check_pair(student, teacher)
-        if classes.ndim != student.ndim - 1 or classes.shape[0] != student.shape[0] or classes.is_floating_point():
-            raise ValueError(
-                f"classes must be whole numbers (B, *spatial) with batch size {student.shape[0]}, "
-                f"got {classes.dtype} {tuple(classes.shape)}"
-            )
+        check_classes(classes, student)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
         with in_single_precision(student, teacher.detach()) as (student, teacher):

@@ -43,6 +43,11 @@ class Experiment:
         """The size of the training's patches in voxels, in nnU-Net's axis order."""
         return tuple(int(side) for side in PlansManager(self.plans).get_configuration(self.configuration).patch_size)
 
+    @property
+    def batch_size(self) -> int:
+        """The number of patches of a batch."""
+        return int(PlansManager(self.plans).get_configuration(self.configuration).batch_size)
+
     @classmethod
     def open(
         cls,

@@ -239,7 +239,7 @@ def test_doctor_finds_no_problems(workspace, capsys):
     assert main(["doctor", "-d", "598"]) == 0
     printed = capsys.readouterr().out
     names = ("BrainSegDMIF", "CWD", "DCD", "DualSelfKD", "FitNets", "FreeKD", "IFVD", "KD", "KDSAM", "LogitsKD", "NoKD")
-    names = (*names, "SAMKD")
+    names = sorted((*names, "SAMKD", "RKD", "CIRKD", "SKD", "DPRD", "ReCoKD"))
     assert "nnU-Net finds " + ", ".join(f"nnUNetTrainer{name}" for name in names) in printed
     assert "nnUNetTrainerKD starts from its teacher" in printed and printed.endswith("no problems found\n")
     assert not (workspace.results / "nnUNetTrainerKD__nnUNetPlans__3d_fullres").exists()

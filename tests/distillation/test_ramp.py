@@ -34,3 +34,10 @@ def test_invalid_ramps(value):
 def test_a_ramp_that_never_starts_is_refused():
     with pytest.raises(ValueError, match=r"\[150, 800\] leaves the weight at 0 for all 100 epochs"):
         read_ramp([150, 800], 100)
+
+
+def test_a_linear_ramp():
+    ramp = read_ramp([100, 200], 1000, "linear")
+    assert [ramp(epoch) for epoch in (99, 100, 150, 300, 999)] == [0, 0, 0.25, 1, 1]
+    with pytest.raises(ValueError, match="ramp_shape must be 'cosine' or 'linear', got 'step'"):
+        read_ramp(None, 10, "step")

@@ -246,7 +246,21 @@ def test_ifvds_trainer_has_the_authors_settings():
 
 
 def test_every_term_can_be_built_and_shows_its_settings():
-    assert list(TERMS) == ["dcd", "logits", "fitnets", "cwd", "ifvd", "freekd", "soft_labels", "dual_self"]
+    assert list(TERMS) == [
+        "dcd",
+        "logits",
+        "fitnets",
+        "cwd",
+        "ifvd",
+        "freekd",
+        "soft_labels",
+        "dual_self",
+        "dprd",
+        "reco_kd",
+        "rkd",
+        "cirkd",
+        "skd",
+    ]
     for name, term in TERMS.items():
         assert str(built(term)).startswith(f"{name}: weight {term.numbers['weight']:g}")
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_kd.losses import (
+    CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FocalDiceLoss,
@@ -18,6 +20,9 @@ from nnunet_kd.losses import (
     IFVDLoss,
     LogitsKDLoss,
     PerceptualLoss,
+    ReCoKDLoss,
+    RKDLoss,
+    SKDLoss,
 )
 from nnunet_kd.networks.pretrained import RANDOM, VGG16_ENDS, vgg16_layers
 from tests.losses.random_maps import random_maps, random_valid
@@ -84,6 +89,44 @@ def _ifvd(grid: Grid) -> Problem:
     return Problem(lambda _, given: loss(*given[:2], classes=given[2], num_classes=CLASSES), nn.Identity(), maps)
 
 
+def _of_relations(loss: RKDLoss | SKDLoss) -> Callable[[Grid], Problem]:
+    def make(grid: Grid) -> Problem:
+        return Problem(lambda _, maps: loss(*maps), nn.Identity(), [random_maps(grid, NARROW, 1), _teacher(grid)])
+
+    return make
+
+
+def _cirkd(grid: Grid) -> Problem:
+    """Memories that keep every voxel and of which every entry is drawn, so that nothing depends on random numbers."""
+    torch.manual_seed(0)
+    classes = torch.randint(-1, CLASSES, (2, *grid), generator=torch.Generator().manual_seed(3))
+    loss = CIRKDLoss(pixel_memory=1100, region_memory=8, pixels=512)
+    maps = [random_maps(grid, NARROW, 1), _teacher(grid), classes]
+    return Problem(
+        lambda memory, given: loss(*given[:2], memory, classes=given[2], num_classes=CLASSES),
+        loss.projection(NARROW, WIDE, len(grid), CLASSES),
+        maps,
+    )
+
+
+def _dprd(grid: Grid) -> Problem:
+    torch.manual_seed(0)
+    loss, maps = DPRDLoss(16), [random_maps(grid, NARROW, 1), _teacher(grid), random_valid(grid)]
+    adapter = loss.projection(NARROW, WIDE, len(grid))
+    return Problem(lambda layers, given: loss(*given[:2], layers, foreground=given[2]), adapter, maps)  # type: ignore[arg-type]
+
+
+def _reco_kd(grid: Grid) -> Problem:
+    torch.manual_seed(0)
+    loss, target = ReCoKDLoss(), torch.randint(0, CLASSES, (2, 1, *grid), generator=torch.Generator().manual_seed(3))
+    maps = [random_maps(grid, NARROW, 1), _teacher(grid), target, random_valid(grid)]
+
+    def value(adapter: nn.Module, given: Sequence[Tensor]) -> Tensor:
+        return loss(*given[:2], adapter, target=given[2], valid=given[3], num_classes=CLASSES)  # type: ignore[arg-type]
+
+    return Problem(value, loss.projection(NARROW, WIDE, len(grid)), maps)
+
+
 def _of_logits(loss: CWDLoss | LogitsKDLoss, regions: bool) -> Callable[[Grid], Problem]:
     def make(grid: Grid) -> Problem:
         maps = [3 * random_maps(grid, CLASSES, 1), 3 * random_maps(grid, CLASSES, 2), random_valid(grid)]
@@ -123,7 +166,12 @@ PROBLEMS: dict[str, Callable[[Grid], Problem]] = {
     "FreeKD": _of_features(FreeKDLoss()),
     "FreeKD's tuning": _tuning,
     "IFVD": _ifvd,
+    "DPRD": _dprd,
+    "ReCoKD": _reco_kd,
     "CWD": _of_logits(CWDLoss(), False),
+    "RKD": _of_relations(RKDLoss()),
+    "CIRKD": _cirkd,
+    "SKD": _of_relations(SKDLoss()),
     "CWD of regions": _of_logits(CWDLoss(), True),
     "LogitsKD": _of_logits(LogitsKDLoss(), False),
     "LogitsKD of regions": _of_logits(LogitsKDLoss(), True),

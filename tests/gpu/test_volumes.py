@@ -10,6 +10,7 @@ from tests.gpu.memory import peak_bytes
 from tests.gpu.training import mixed_precision
 
 METHODS = ("LogitsKD", "FitNets", "CWD", "IFVD", "DCD", "FreeKD", "FreeKD tuning", "SoftKD", "DualSelfKD")
+METHODS += ("RKD", "CIRKD", "SKD")
 WITH_MANY_LABELS = ("LogitsKD", "CWD", "IFVD")
 MANY = {"background": 0, **{f"structure {label}": label for label in range(1, 40)}}
 MOST_MEMORY, MOST_TIME = 1.5, 1.3

@@ -18,8 +18,10 @@ from torch import nn
 
 import nnunet_kd
 from nnunet_kd.losses import (
+    CIRKDLoss,
     CWDLoss,
     DCDLoss,
+    DPRDLoss,
     DualSelfLoss,
     FitNetsLoss,
     FocalDiceLoss,
@@ -27,6 +29,9 @@ from nnunet_kd.losses import (
     IFVDLoss,
     LogitsKDLoss,
     PerceptualLoss,
+    ReCoKDLoss,
+    RKDLoss,
+    SKDLoss,
 )
 from tests.losses.random_maps import random_maps
 
@@ -237,6 +242,93 @@ def test_ifvd_is_finite(pair, eps, which, numbers, finer, dtype, absent):
     check(lambda s: IFVDLoss(eps)(s, teacher, classes=classes, num_classes=number), [student], others=[teacher])
 
 
+@fewer_examples
+@given(pairs(), st.sampled_from([(25.0, 50.0), (1, 0), (0, 2.0)]), st.integers(1, 4))
+def test_rkd_is_finite(pair, weights, parts):
+    student, teacher = (one.tensor() for one in pair)
+    embeddings = len(student)
+    for side in student.shape[2:]:
+        embeddings *= min(side, parts)
+    loss = RKDLoss(*weights, parts)
+    if embeddings < 3:
+        finite_or_refused(loss, student, teacher)
+    else:
+        check(lambda s: loss(s, teacher), [student], others=[teacher])
+
+
+@fewer_examples
+@given(pairs(), st.integers(1, 4), st.sampled_from([None, 1, 2, 5]), st.sampled_from(["max", "average"]), st.booleans())
+def test_skd_is_finite(pair, window, nodes, pooling, detached):
+    student, teacher = (one.tensor() for one in pair)
+    check(lambda s: SKDLoss(window, nodes, pooling, detached)(s, teacher), [student], others=[teacher])
+
+
+@fewer_examples
+@given(
+    pairs(),
+    st.sampled_from([0.001, 0.1, 1000]),
+    st.sampled_from([(0.1, 0.1), (1, 0), (0, 2.0), (0, 0)]),
+    st.integers(1, 9),
+    st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 20)),
+    st.sampled_from(["some", "all", "none"]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_cirkd_is_finite(pair, temperature, weights, grid, sizes, which, numbers, single):
+    student, teacher = (one.tensor() for one in pair)
+    options = dict(zip(("pixel_memory", "region_memory", "pixels"), sizes, strict=True))
+    loss = CIRKDLoss(temperature, *weights, grid, **options, pixel_contrasts=5, region_contrasts=2)
+    torch.manual_seed(0)
+    adapter = loss.projection(student.shape[1], teacher.shape[1], student.ndim - 2, numbers)
+    adapter.to(torch.float32 if single else precise(*pair))
+    classes = torch.randint(-1 if which == "some" else 0, numbers, (len(student), *student.shape[2:]))
+    classes = torch.full_like(classes, -1) if which == "none" else classes
+    start = [buffer.clone() for buffer in adapter.buffers()]
+
+    def value(student):
+        torch.manual_seed(1)
+        for buffer, before in zip(adapter.buffers(), start, strict=True):
+            buffer.copy_(before)
+        return loss(student, teacher, adapter, classes=classes, num_classes=numbers)
+
+    check(value, [student], parameters_of(adapter), [teacher])
+    assert all(buffer.isfinite().all() for buffer in adapter.buffers())
+
+
+@examples
+@given(pairs(), st.integers(1, 5), SHARES, st.sampled_from([0, 0.5]), st.integers(0, 3), st.booleans())
+def test_dprd_is_finite(pair, width, share, length_weight, memory, single):
+    loss = DPRDLoss(width, length_weight=length_weight, memory=memory)
+    student, teacher = (one.tensor() for one in pair)
+    torch.manual_seed(0)
+    adapter = loss.projection(student.shape[1], teacher.shape[1], student.ndim - 2, grid=student.shape[2:])
+    adapter = adapter.to(torch.float32 if single else precise(*pair))
+    foreground = some(student.shape, share)
+
+    def value(features):
+        if adapter.recent is not None:
+            adapter.recent.count.zero_()  # the same loss for every call
+        return loss(features, teacher, adapter, foreground=foreground)
+
+    check(value, [student], parameters_of(adapter), [teacher])
+
+
+@fewer_examples
+@given(pairs(), st.integers(1, 4), SHARES, st.booleans(), st.sampled_from([0.001, 0.5, 1000]), st.booleans())
+def test_reco_kd_is_finite(pair, numbers, share, regions, temperature, single):
+    loss = ReCoKDLoss(temperature)
+    student, teacher = (one.tensor() for one in pair)
+    torch.manual_seed(0)
+    adapter = loss.projection(student.shape[1], teacher.shape[1], student.ndim - 2)
+    for block in (adapter.student, adapter.teacher):
+        nn.init.normal_(block.transform[3].weight)  # it starts at 0, and hides all behind it
+    adapter = adapter.to(torch.float32 if single else precise(*pair))
+    shape = (len(student), numbers if regions else 1, *student.shape[2:])
+    target = torch.randint(0, 2 if regions else numbers, shape, generator=generator(0))
+    options = {"target": target, "regions": regions, "valid": some(student.shape, share), "num_classes": numbers}
+    check(lambda s: loss(s, teacher, adapter, **options), [student], parameters_of(adapter), [teacher], squares=True)
+
+
 @st.composite
 def scores(draw):
     return draw(maps((draw(BATCHES), draw(st.integers(2, 6)), *draw(GRIDS[draw(DIMS)]))))
@@ -355,9 +447,19 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
             loss, adapter = FreeKDLoss(), FreeKDLoss(**options).projection(*fits)
             finite_or_refused(loss, *pair, adapter)
             finite_or_refused(loss.tuning, teacher, adapter)
+        finite_or_refused(DPRDLoss(2), *pair, DPRDLoss(2).projection(*fits))
+        finite_or_refused(DPRDLoss(2), *pair, DPRDLoss(2).projection(*fits), foreground=mask)
+        for valid in (None, mask):
+            options = {"target": mask, "regions": regions, "valid": valid, "num_classes": label}
+            finite_or_refused(ReCoKDLoss(), *pair, ReCoKDLoss().projection(*fits), **options)
         for classes in (mask, mask.flatten(0, 1)):
             finite_or_refused(IFVDLoss(), *pair, classes=classes)
             finite_or_refused(IFVDLoss(), *pair, classes=classes, num_classes=label)
+            for projection in (None, CIRKDLoss(pixel_memory=3).projection(*fits, 2), nn.Flatten(2)):
+                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes)
+                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes, num_classes=label)
+        for loss in (RKDLoss(), SKDLoss(), SKDLoss(nodes=2)):
+            finite_or_refused(loss, *pair)
         for loss in (CWDLoss(), LogitsKDLoss(), FocalDiceLoss()):
             finite_or_refused(loss, *pair, regions)
             finite_or_refused(loss, *pair, regions, mask)
@@ -369,7 +471,21 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions,
         finite_or_refused(PerceptualLoss(nn.Identity()), *pair)
 
 
-KINDS_OF_LOSS = [CWDLoss, DCDLoss, DualSelfLoss, FitNetsLoss, FocalDiceLoss, FreeKDLoss, IFVDLoss, LogitsKDLoss]
+KINDS_OF_LOSS = [
+    CIRKDLoss,
+    CWDLoss,
+    DCDLoss,
+    DPRDLoss,
+    DualSelfLoss,
+    FitNetsLoss,
+    FocalDiceLoss,
+    FreeKDLoss,
+    IFVDLoss,
+    LogitsKDLoss,
+    RKDLoss,
+    ReCoKDLoss,
+    SKDLoss,
+]
 NUMBERS = [None, True, 0, -1, 3, 2.5, 1e-45, 1e-60, 1e30, 1e200, 10**400, float("inf"), float("nan")]
 NO_NUMBERS = ["", "db4", "bior2.2", "lll", [], {}]
 
@@ -387,6 +503,12 @@ def test_any_option_is_used_or_refused_in_one_sentence(kind):
             return loss(student, labels)
         if kind is IFVDLoss:
             return loss(student, teacher, classes=labels)
+        if kind is CIRKDLoss:
+            return loss(student, teacher, loss.projection(3, 3, 2, 3), classes=labels)
+        if kind is DPRDLoss:
+            return loss(student, teacher, loss.projection(3, 3, 2, grid=(4, 5)))
+        if kind is ReCoKDLoss:
+            return loss(student, teacher, loss.projection(3, 3, 2), target=labels[:, None])
         return loss(student, teacher, loss.projection(3, 3, 2)) if kind is FreeKDLoss else loss(student, teacher)
 
     for name in inspect.signature(kind).parameters:

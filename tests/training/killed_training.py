@@ -40,14 +40,16 @@ class KilledTraining:
     Args:
         workspace: The workspace of both trainings.
         epochs: The number of epochs of both.
+        method: The method of both.
         changes: Of their other settings.
     """
 
-    def __init__(self, workspace: Workspace, epochs: int, **changes) -> None:
+    def __init__(self, workspace: Workspace, epochs: int, method: str = "DCD", **changes) -> None:
         training = {**SCHEDULE, "num_epochs": epochs, **changes}
         workspace.plans("killed", training=training, teacher={"plans": "nnUNetPlans"}, method={"ramp": [1, 2]})
         self.workspace = workspace
-        self.fold = workspace.results / FOLDER / "fold_0"
+        self.method = method
+        self.fold = workspace.results / FOLDER.replace("DCD", method) / "fold_0"
         self.saved = 0
         whole = self.run(None)
         assert whole.finished and whole.exit_code == 0, whole.output
@@ -56,7 +58,7 @@ class KilledTraining:
         shutil.rmtree(self.fold)
 
     def run(self, after, function=train, *arguments):
-        words = ["--c"] if self.newest() is not None else []
+        words = ["-tr", f"nnUNetTrainer{self.method}", *(["--c"] if self.newest() is not None else [])]
         return run_killed(
             function,
             *arguments,
@@ -83,7 +85,7 @@ class KilledTraining:
         assert content["current_epoch"] >= self.saved
         self.saved = content["current_epoch"]
         logged, expected = content["logging"], self.expected["logging"]
-        for name in ("train_losses", "val_losses", "dcd", "segmentation", "ema_fg_dice", "lrs"):
+        for name in ("train_losses", "val_losses", self.method.lower(), "segmentation", "ema_fg_dice", "lrs"):
             np.testing.assert_array_equal(logged[name], expected[name][: self.saved], err_msg=name)
 
     def finish(self) -> None:

@@ -24,6 +24,11 @@ METHODS = {
     },
     "KD recipe": {},
     "SoftKD": {},
+    "RKD": {},
+    "CIRKD": {},
+    "SKD": {},
+    "DPRD": {"ramp": None},
+    "ReCoKD": {"ramp": None},
 }
 # The recipe starts from fitted weights, which takes longer than the training.
 FAST_ONES_FIRST = [pytest.param(name, marks=pytest.mark.slow) if name == "KD recipe" else name for name in METHODS]

@@ -17,6 +17,9 @@ TERMS = {
     "DualSelfKD": ["dual_self"],
     "LogitsKD": ["logits"],
     "SoftKD": ["soft_labels"],
+    "CIRKD": ["cirkd", "logits"],
+    "SKD": ["skd", "logits"],
+    "ReCoKD": ["reco_kd"],
 }
 
 

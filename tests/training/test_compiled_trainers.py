@@ -18,12 +18,17 @@ CASES = {
     "LogitsKD": ("LogitsKD", {}, 0),
     "CWD": ("CWD", {}, 0),
     "IFVD": ("IFVD", {"weight": 1}, 0),
+    "DPRD": ("DPRD", {"ramp": None, "projection": "learned"}, 0),
+    "ReCoKD": ("ReCoKD", {"ramp": None}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "DualSelfKD": ("DualSelfKD", {}, 0),
     "SoftKD": ("SoftKD", {}, 0),
     "SAMKD": ("SAMKD", {}, 0),
     "BrainSegDMIF": ("BrainSegDMIF", {}, 0),
+    "RKD": ("RKD", {}, 0),
+    "CIRKD": ("CIRKD", {}, 0),
+    "SKD": ("SKD", {}, 0),
 }
 
 

@@ -24,13 +24,20 @@ CASES = {
     "LogitsKD": ("LogitsKD", {}, 0),
     "CWD": ("CWD", {}, 0),
     "IFVD": ("IFVD", {"weight": 1}, 0),
+    "DPRD": ("DPRD", {"ramp": None}, 0),
+    "DPRD learned": ("DPRD", {"ramp": None, "projection": "learned"}, 0),
+    "ReCoKD": ("ReCoKD", {"ramp": None}, 0),
     "DualSelfKD": ("DualSelfKD", {}, 0),
     "SoftKD": ("SoftKD", {}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
+    "RKD": ("RKD", {}, 0),
+    "CIRKD": ("CIRKD", {"pixels": 512, "pixel_memory": 1100}, 0),  # nothing is left to random numbers
+    "SKD": ("SKD", {}, 0),
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "mixed": ("KD", {"terms": [{"name": "dcd", "ramp": None}, {"name": "logits"}, {"name": "dual_self"}]}, 0),
 }
 SAID = {"DCD frozen": 1, "mixed": 3}  # lines about the shares of the terms
+WITHOUT_ADAPTERS = ("NoKD", "LogitsKD", "CWD", "IFVD", "SoftKD", "DCD frozen")
 
 pytestmark = pytest.mark.xdist_group("ddp")  # all tests use the same pair of processes
 
@@ -139,7 +146,7 @@ def test_gradients_are_those_of_the_joint_batch(in_two_processes, case, configur
         assert percent(line) == pytest.approx(percent(other), rel=1e-2)  # three digits are printed
     assert ours.keys() == expected.keys()
     adapters = [name for name in ours if name.startswith("adapters")]
-    assert bool(adapters) == (case not in ("NoKD", "LogitsKD", "CWD", "IFVD", "SoftKD", "DCD frozen"))
+    assert bool(adapters) == (case not in (*WITHOUT_ADAPTERS, "RKD", "SKD", "DPRD"))
     assert not any("tokens" in name for name in adapters) or case == "FreeKD tuning"
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], second[case, configuration][0][name], rtol=0, atol=0)

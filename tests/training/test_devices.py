@@ -93,10 +93,15 @@ every_step = pytest.mark.parametrize(
         ("FitNets", {}, ["fitnets"]),
         ("CWD", {}, ["cwd"]),
         ("IFVD", {}, ["ifvd", "logits"]),
+        ("DPRD", {"ramp": None}, ["dprd"]),
+        ("ReCoKD", {"ramp": None}, ["reco_kd"]),
         ("FreeKD", {}, ["freekd"]),
         ("FreeKD", {}, ["freekd_prompts"]),
         ("SAMKD", {}, ["soft_labels"]),
         ("DualSelfKD", {}, ["dual_self"]),
+        ("RKD", {}, ["rkd"]),
+        ("CIRKD", {}, ["cirkd", "logits"]),
+        ("SKD", {}, ["skd", "logits"]),
     ],
 )
 

@@ -15,6 +15,19 @@ def test_killed_at_random_times(workspace):
 
 
 @pytest.mark.slow
+def test_memories_survive_kills(workspace):
+    """CIRKD's memories are among the adapters, which are compared bit by bit."""
+    training = KilledTraining(workspace, 4, "CIRKD")
+    assert any(name.endswith("pixels") for name in training.expected["nnunet_kd"]["adapters"])
+    for number in (1, 0):
+        ended = training.run(None, killed_at_rename, number, True, train)
+        assert not ended.finished, ended.output
+        training.check()
+    assert training.saved > 0
+    training.finish()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("afterwards", [False, True], ids=["right before", "right after"])
 def test_killed_while_it_saves(workspace, afterwards):
     """Every save renames the latest checkpoint, then the best one."""

@@ -5,6 +5,15 @@ from nnunet_kd.distillation.terms.logits import LogitsTerm
 from nnunet_kd.distillation.terms.prompt import PromptTerm
 from nnunet_kd.distillation.terms.soft_labels import SoftLabelTerm
 from nnunet_kd.distillation.terms.stage import StageTerm
+from nnunet_kd.distillation.terms.weighted import WeightedStageTerm
 from nnunet_kd.distillation.terms.within import SelfTerm
 
-__all__ = ["LogitsTerm", "PromptTerm", "SelfTerm", "SoftLabelTerm", "StageTerm", "Term"]
+__all__ = [
+    "LogitsTerm",
+    "PromptTerm",
+    "SelfTerm",
+    "SoftLabelTerm",
+    "StageTerm",
+    "Term",
+    "WeightedStageTerm",
+]

@@ -61,13 +61,20 @@ class Term(ABC):
         """Return the weight in ``epoch``, counted from 0."""
         return self.weight * (1.0 if self.ramp is None else self.ramp(epoch))
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+    def adapters(
+        self,
+        student: EncoderStages | None,
+        teacher: EncoderStages | None,
+        decoder: int = 0,
+        num_classes: int | None = None,
+    ) -> nn.Module:
         """Build the modules that train with the student for this term.
 
         Args:
             student: The student's encoder stages, if the term reads encoder features.
             teacher: The teacher's encoder stages, if the term needs a teacher and reads encoder features.
             decoder: The number of the student's decoder stages, if the term reads decoder features.
+            num_classes: The number of classes of the targets, for terms that remember them.
         """
         return nn.ModuleList()
 
@@ -77,6 +84,18 @@ class Term(ABC):
         Raises:
             ValueError: If the term asks for a stage that is not among them.
         """
+
+    def check_batch(self, cases: int) -> None:
+        """Check that the term can use batches of this size, all processes together.
+
+        Raises:
+            ValueError: If the loss compares cases, and there is only one.
+        """
+        if cases < 2 and getattr(self.loss, "compares_cases", False) and not getattr(self.loss, "memory", 0):
+            raise ValueError(
+                f"{self.name} compares the cases of a batch, and batch_size of the plans is {cases}: "
+                'set it to 2 or more, or give the term a "memory" of recent cases'
+            )
 
     # ---- Tuning on the teacher, before anything is distilled
 
@@ -108,7 +127,10 @@ class Term(ABC):
         return f"<{self}>"
 
     def __str__(self) -> str:
-        ramp = "" if self.ramp is None else f", ramp from epoch {self.ramp.start:g} over {self.ramp.length:g}"
+        ramp = ""
+        if self.ramp is not None:
+            shape = "" if self.ramp.shape == "cosine" else f"{self.ramp.shape} "
+            ramp = f", {shape}ramp from epoch {self.ramp.start:g} over {self.ramp.length:g}"
         return f"{self.name}: weight {self.weight:g}{ramp}, {self.loss}"
 
 

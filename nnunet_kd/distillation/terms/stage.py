@@ -16,8 +16,15 @@ class StageTerm(Term):
     """A feature loss summed over the encoder stages of student and teacher on the same grid (DCD, eq. 8).
 
     The loss has ``forward(student, teacher, projection)`` for one pair of stages, and ``projection(student_channels,
-    teacher_channels, dim)``, which builds its adapter. If the loss sets ``needs_classes``, ``forward`` also gets
-    ``classes`` and ``num_classes``.
+    teacher_channels, dim)``, which builds its adapter. Attributes of the loss say what else these two get:
+
+    ===================== ===============================================
+    ``needs_classes``     ``classes`` and ``num_classes``
+    ``needs_foreground``  ``foreground``
+    ``needs_structures``  ``target``, ``regions``, ``valid``, ``num_classes``
+    ``needs_grid``        for ``projection``: ``grid``
+    ``remembers_classes`` for ``projection``: ``num_classes``
+    ===================== ===============================================
 
     Args:
         name: As for :class:`Term`.
@@ -49,15 +56,17 @@ class StageTerm(Term):
 
     def __call__(self, step: TrainStep, adapters: Any) -> Tensor:
         """Return the sum of the loss over the stages."""
-        options: dict[str, Any] = {}
-        if getattr(self.loss, "needs_classes", False):
-            options = {"classes": step.labels.classes(step.targets[0]), "num_classes": step.labels.num_classes}
-        losses = [
+        losses = self.of_stages(step, adapters)
+        total: Tensor = sum(losses[1:], losses[0])
+        return total
+
+    def of_stages(self, step: TrainStep, adapters: Any) -> list[Tensor]:
+        """Return the loss of every distilled stage, finest first."""
+        options = _annotation(self.loss, step)
+        return [
             self.loss(step.encoder[i], step.teacher_encoder[j], projection, **options)
             for (i, j), projection in zip(self.pairs(step.stages), adapters, strict=True)
         ]
-        total: Tensor = sum(losses[1:], losses[0])
-        return total
 
     def pairs(self, matched: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Select the pairs that the term distils from all matched ones.
@@ -82,11 +91,25 @@ class StageTerm(Term):
         """Check that the matched pairs include every stage the term asks for."""
         self.pairs(matched)
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+    def adapters(
+        self,
+        student: EncoderStages | None,
+        teacher: EncoderStages | None,
+        decoder: int = 0,
+        num_classes: int | None = None,
+    ) -> nn.Module:
         """Build one projection per pair of stages."""
         assert student is not None and teacher is not None
+        grids = student.grids if getattr(self.loss, "needs_grid", False) else None
+        options = {"num_classes": num_classes} if getattr(self.loss, "remembers_classes", False) else {}
         adapters = nn.ModuleList(
-            self.loss.projection(student.widths[i], teacher.widths[j], student.dim)
+            self.loss.projection(
+                student.widths[i],
+                teacher.widths[j],
+                student.dim,
+                **options,
+                **({} if grids is None else {"grid": grids[i]}),
+            )
             for i, j in self.pairs(match_stages(student, teacher))
         )
         if self.frozen_projection:
@@ -99,6 +122,23 @@ class StageTerm(Term):
 
     def __str__(self) -> str:
         return f"{super().__str__()}{', projection frozen' if self.frozen_projection else ''}"
+
+
+def _annotation(loss: Any, step: TrainStep) -> dict[str, Any]:
+    """Return what a loss asks for of the annotation at full resolution."""
+    labels, target = step.labels, step.targets[0]
+    if getattr(loss, "needs_classes", False):
+        return {"classes": labels.classes(target), "num_classes": labels.num_classes}
+    if getattr(loss, "needs_foreground", False):
+        return {"foreground": labels.foreground(target)}
+    if getattr(loss, "needs_structures", False):
+        return {
+            "target": labels.structures(target),
+            "regions": labels.regions,
+            "valid": labels.valid(target),
+            "num_classes": labels.num_classes,
+        }
+    return {}
 
 
 def _read_stages(stages: Any) -> tuple[int, ...] | None:

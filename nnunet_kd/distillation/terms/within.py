@@ -38,7 +38,13 @@ class SelfTerm(Term):
         value: Tensor = self.loss(step.encoder, step.decoder, adapters)
         return value
 
-    def adapters(self, student: EncoderStages | None, teacher: EncoderStages | None, decoder: int = 0) -> nn.Module:
+    def adapters(
+        self,
+        student: EncoderStages | None,
+        teacher: EncoderStages | None,
+        decoder: int = 0,
+        num_classes: int | None = None,
+    ) -> nn.Module:
         """Build the loss's adapters; a decoder stage has the width of the encoder stage at its resolution."""
         assert student is not None
         widths = (student.widths, student.widths[:decoder])
