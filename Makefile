@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test slow stress gpu gpu-fake lint demo benchmarks clean
+.PHONY: install test slow stress gpu gpu-fake lint docs demo benchmarks clean
 
 install: .venv/installed
 
@@ -12,11 +12,13 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# TESTS chooses by marker; nothing chooses all tests, which share what they have in common and leave no process idle.
+TESTS ?= not slow
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)"
 
-slow: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+slow:
+	$(MAKE) test TESTS=slow
 
 stress: install
 	$(BIN)/python -m pytest tests/stress
@@ -32,6 +34,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 demo: install
 	$(BIN)/nnunet_kd demo --out demo
 
@@ -43,4 +48,4 @@ benchmarks: install
 	$(BIN)/python benchmarks/start_up.py
 
 clean:
-	rm -rf .venv demo dist
+	rm -rf .venv demo dist site

@@ -24,11 +24,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import segment_anything
-from PIL import Image
 
 from tests.killing import kill_group, run_killed, start
-from tests.small_networks import tiny_sam
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
 SEEN_CORES = "SEEN_CORES"  # environment variable: the number of cores that nnU-Net sees; rounding depends on it
@@ -102,6 +99,10 @@ def entry_point(name: str, *words: str) -> int | None:
     The command knows a tiny SAM, its own processes are forked, not spawned, it draws few intensities, and its trainings
     leave a tiny picture in the place of their curves, which take longer to plot than an epoch takes here.
     """
+    import segment_anything
+
+    from tests.small_networks import tiny_sam
+
     _see_one_core()
     _draw_few_intensities()
     _plot_nothing()
@@ -158,6 +159,8 @@ def _draw_few_intensities() -> None:
 
 def draw_nothing(_logger: Any, folder: str) -> None:
     """Write a black ``progress.png`` in the place of nnU-Net's plot."""
+    from PIL import Image
+
     Image.new("RGB", (8, 8)).save(Path(folder, "progress.png"))
 
 

@@ -1,4 +1,8 @@
-"""Fixtures: a tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained for two iterations."""
+"""Fixtures: a tiny data set, planned and preprocessed by nnU-Net, and a stock teacher trained for two iterations.
+
+This file and ``students.py``, which pytest loads when it starts, import neither torch nor nnU-Net at the top: with
+``-n 2``, a third process hands out the tests, and would import both for ten seconds before the other two start.
+"""
 
 import json
 import multiprocessing.context
@@ -18,9 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import segment_anything
-import torch
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from tests.commands import (
     draw_nothing,
@@ -28,16 +29,29 @@ from tests.commands import (
     plan_and_preprocess,
     run_command,
 )
-from tests.killing import PreloadedContext, preloaded
-from tests.small_networks import tiny_sam
+from tests.killing import PreloadedContext, list_files_in_threads, preloaded
 
 pytest_plugins = ["tests.students"]  # fixtures of several folders
 
-torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Begin with slow tests, so that short ones are left for the process that finishes early."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Report how long slow and other tests took, which one run of both does not tell."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "when")]
+    seconds = {slow: sum(one.duration for one in reports if ("slow" in one.keywords) is slow) for slow in (True, False)}
+    terminalreporter.write_line(f"slow tests: {seconds[True]:.0f} s, others: {seconds[False]:.0f} s, of all processes")
 
 
 def pytest_collection_finish(session):
     """Refuse to run if pytest-xdist ignores the groups, since every worker would then make all shared fixtures."""
+    import torch
+
+    torch.set_num_threads(1)  # the tensors are tiny, and pytest may run several processes
     grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all("@" in nodeid for nodeid in grouped):
         raise pytest.UsageError("pytest-xdist ignores groups with this version of pytest: install what pyproject asks")
@@ -50,6 +64,8 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     """Skip nnU-Net's plot after every epoch, which takes longer than the epochs here, unless a test has ``draws``."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
     if "draws" not in request.keywords:
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
 
@@ -58,6 +74,7 @@ def no_pictures(request, monkeypatch):
 def preloaded_processes():
     """Fork the processes that nnU-Net and this package spawn from one that has imported nnU-Net, if forks exist."""
     preloaded()
+    list_files_in_threads()
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(os, "fork"):
             patch.setitem(multiprocessing.context._concrete_contexts, "spawn", PreloadedContext())
@@ -125,6 +142,8 @@ def _output(done: subprocess.CompletedProcess) -> str:
 
 def make_trainer(kind: type, plans: dict, workspace: Workspace, fold=0, configuration="3d_fullres", resume=False):
     """Construct a trainer as nnU-Net's command does."""
+    import torch
+
     return kind(
         {**plans, "continue_training": resume}, configuration, fold, workspace.dataset_json, torch.device("cpu")
     )
@@ -188,6 +207,11 @@ def read_only(small_disk) -> Callable[[Path], Path]:
 @pytest.fixture
 def sam(tmp_path, monkeypatch):
     """File with the weights of a tiny SAM that segment_anything knows as 'tiny'."""
+    import segment_anything
+    import torch
+
+    from tests.small_networks import tiny_sam
+
     monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", partial(tiny_sam, image_size=128))
     torch.manual_seed(0)
     path = tmp_path / "sam.pth"
@@ -201,6 +225,7 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 @pytest.fixture(scope="session")
 def trained_workspace(tmp_path_factory) -> Workspace:
     """Return the workspace with a teacher, made once; tests get copies of it."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from nnunet_kd.datasets.synthetic import make_dataset

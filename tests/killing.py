@@ -23,6 +23,7 @@ import pytest
 
 PRELOADED = (
     "pytest",
+    "monai.metrics.utils",
     "tqdm",
     "matplotlib.figure",
     "segment_anything",
@@ -30,6 +31,7 @@ PRELOADED = (
     "nnunetv2.inference.predict_from_raw_data",
     "nnunetv2.run.run_training",
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnunetv2.training.nnUNetTrainer.primus.primus_trainers",  # with timm; a search for any trainer imports it
     "nnunet_kd.cli",
     "nnunet_kd.datasets.conversion",
     "nnunet_kd.datasets.table",
@@ -188,6 +190,7 @@ class PreloadedProcess(ForkServerProcess):
         import torch
 
         torch.set_num_threads(1)
+        list_files_in_threads()
         os.environ.clear()
         os.environ.update(self._variables)
         super().run()
@@ -213,6 +216,7 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     fork_from_here()
+    list_files_in_threads()
     sys.modules["__main__"] = ModuleType("__main__")  # else its own processes would import pytest
     import torch
 
@@ -226,6 +230,15 @@ def fork_from_here() -> None:
     """Fork the processes that this one starts, which has the slow imports, and would inherit another method."""
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")
+
+
+def list_files_in_threads() -> None:
+    """Let nnU-Net list a data set's files in threads; it forks twelve processes for it, which takes half a second."""
+    from multiprocessing.pool import ThreadPool
+
+    from nnunetv2.utilities import utils
+
+    utils.Pool = ThreadPool
 
 
 def kill_group(leader: int) -> None:

@@ -62,7 +62,7 @@ def test_defaults_of_trainers_with_settings_of_their_own(settings):
 
 def test_newcomers_find_the_recipe():
     start = README.index("## Quick start")
-    quick = README[start : README.index("## What to expect", start)]
+    quick = README[start : README.index("## Which trainer", start)]
     given = parser().parse_args(["export", "nnunet", "-d", "501", "-o", "student.zip"])
     for text in (quick, parser().format_help(), given.tr, usual_trainer(PLANS, "2d")):
         assert RECIPE in text and "nnUNetTrainerDCD" not in text

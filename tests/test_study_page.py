@@ -5,10 +5,12 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from matplotlib.image import imread
 from PIL import Image
 
-from benchmarks.study import parts
+from benchmarks.study import parts, readme_picture
 from benchmarks.study.figures import PartFigures, StaleFindingError, each, each_signed, losses_below, require
 from benchmarks.study.findings import find, wrapped
 from benchmarks.study.page import (
@@ -200,12 +202,25 @@ def test_every_row_is_valid(tmp_path):
             read_settings({BLOCK: {"training": dict(row.settings.get("training", {}))}})
 
 
-def test_the_readme_has_the_first_table_of_the_page(tmp_path, readme):
+def test_the_widths_of_the_readme_picture():
+    """The boxes of the picture are those of the networks whose parameters it states."""
+    part = PARTS[readme_picture.PART]
+    for name, factor in ((TEACHER, 1), (STUDENT, part.reduction)):
+        network = PlainConvUNet(
+            4, 4, [w // factor for w in readme_picture.WIDTHS], torch.nn.Conv3d, 3, [1, 2, 2, 2], 2, 4, 2,
+            conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, deep_supervision=True,
+        )  # fmt: skip
+        counted = sum(one.numel() for one in network.parameters())
+        assert counted == Record(readme_picture.PART).costs()[name].network.parameters
+
+
+def test_the_readme_has_five_rows(tmp_path, readme):
     filled("brats_r4", tmp_path, {"teacher": 0.7, "NoKD": 0.5, "DCD": 0.6}, [0])
     write_page(tmp_path, readme)
     text = readme.read_text()
-    assert section_in(readme).startswith("| method")
-    assert section_in(readme).partition("\n\n")[0] in (tmp_path / "study.md").read_text()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section_in(readme).splitlines()]
+    assert lines[0] == ["mean Dice (%)", PARTS["brats_r4"].short] and len(lines) == 2 + 5
+    assert [line[1] for line in lines[2:]] == ["70.0", "50.0", "50.0 (0 %)", "50.0 (0 %)", "50.0 (0 %)"]
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert with_section(text, section_in(readme)) == text
     with pytest.raises(ValueError, match="no section to replace between <!-- written by"):
@@ -216,10 +231,11 @@ def test_our_page_is_up_to_date():
     """Running ``python -m benchmarks.study`` would change nothing."""
     records = {name: Record(name) for name in PARTS}
     findings = find(records)
-    assert not findings.stale and findings.above_table and findings.below_table
+    assert not findings.stale and findings.above_table and findings.below_table and findings.in_readme
     assert findings.notes.keys() == PARTS.keys() - {"spread"}
     assert (BENCHMARKS / "study.md").read_text() == page(records, findings)
     assert README.read_text() == with_section(README.read_text(), readme_section(records, findings))
+    assert (README.parent / "docs" / "picture.svg").read_text() == findings.picture
     drawn = json.loads(Image.open(BENCHMARKS / "study.png").text["Description"])
     assert drawn == json.loads(json.dumps(differences(records)))
 

@@ -21,6 +21,11 @@ BUDGETS = {
     ("IFVD", 40): 1.15,
     ("FreeKD, tuning", 40): 1.5,
     ("DualSelfKD", 40): 1.25,
+    ("RKD", 3): 0.5,
+    ("CIRKD", 3): 0.7,
+    ("SKD", 3): 0.7,
+    ("CIRKD", 40): 0.9,
+    ("SKD", 40): 0.9,
 }
 # method -> the most times stock's kernels, with 3 classes
 KERNELS = {"DCD": 1.9, "FitNets": 1.4, "FreeKD": 2.1, "FreeKD, tuning": 3.2, "DualSelfKD": 4.4}

@@ -4,7 +4,7 @@
 
 The command preprocesses the data, trains missing teachers, writes the students' plans, compares the methods, and keeps
 the metrics of every case in the folder runs/ beside this file. From these runs it writes the tables and sentences of
-../study.md, ../study.png and the README's section, and fails if the runs do not show what a sentence says.
+../study.md, ../study.png, and the README's section and picture, and fails if the runs do not show what a sentence says.
 It can be stopped and started again at any time, on another machine too: kept runs are not trained again. ``--raw``
 holds Dataset021_BraTSPatches (with its splits_final.json) and Dataset004_Hippocampus; ``--teachers`` holds results
 folders of stock teachers of fold 0 by data set. Without ``--raw`` and ``--work`` it only writes the page again.

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.study import readme_notes
+from benchmarks.study import readme_notes, readme_picture
 from benchmarks.study.figures import PartFigures, StaleFindingError
 from benchmarks.study.notes import NOTES
 from benchmarks.study.record import Record
@@ -18,14 +18,18 @@ class Findings:
     """Markdown about the finished parts.
 
     Attributes:
-        above_table: Text above the README's table; empty until every part that it describes is finished.
-        below_table: Text below the README's table, under the same condition.
+        above_table: Text above the page's first table; empty until every part that it describes is finished.
+        below_table: Text below that table, under the same condition.
+        in_readme: Text below the README's table, under the same condition.
+        picture: The README's picture as SVG; empty until the part that it shows is finished.
         notes: Part -> text above its tables on the page.
         stale: Claims that the kept runs do not show; the paragraphs with these claims are left out.
     """
 
     above_table: str = ""
     below_table: str = ""
+    in_readme: str = ""
+    picture: str = ""
     notes: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
 
@@ -53,6 +57,10 @@ def find(records: Mapping[str, Record]) -> Findings:
             found.notes[name] = note
     found.above_table = text(readme_notes.NEEDED, readme_notes.above_the_table)
     found.below_table = text(readme_notes.NEEDED, readme_notes.below_the_table)
+    found.in_readme = text(readme_notes.NEEDED, readme_notes.below_the_readme_table)
+    shown = finished.get(readme_picture.PART)
+    if shown is not None and shown.record.costs() is not None:
+        found.picture = readme_picture.picture(shown)
     return found
 
 

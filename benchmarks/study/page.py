@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 
-from benchmarks.study.figures import StaleFindingError
+from benchmarks.study.figures import LOSSES, WORDS, StaleFindingError
 from benchmarks.study.findings import Findings, find
 from benchmarks.study.parts import BASELINE, DATA, METHODS, PARTS
+from benchmarks.study.readme_notes import IN_README
 from benchmarks.study.record import STUDENT, Record
 from benchmarks.study.workplace import CONFIGURATION
 from nnunet_kd.evaluation.scores import Scores, compare
-from nnunet_kd.evaluation.statistics import Interval
+from nnunet_kd.evaluation.statistics import Interval, mean_and_error
 from nnunet_kd.evaluation.summary import mean_with_error
 from nnunet_kd.evaluation.table import Table
 from nnunet_kd.storage.writing import replacing, write_whole
@@ -24,7 +25,6 @@ from nnunet_kd.study.runs import TEACHER
 BENCHMARKS = Path(__file__).parents[1]
 README = BENCHMARKS.parent / "README.md"
 README_MARKS = "<!-- written by python -m benchmarks.study -->\n", "<!-- end of the generated section -->\n"
-README_PICTURE = f"![Difference of every method to {BASELINE}](benchmarks/study.png)"
 ABOUT_OVERVIEW = (
     "Means over the seeds, ± the standard error over the cases. Intervals (95 %) are over cases and, if there are "
     "several, seeds. With two or three seeds the bootstrap makes them too narrow: they contain the true value less "
@@ -125,7 +125,9 @@ def page(records: Mapping[str, Record], findings: Findings) -> str:
     left = [f"{record.part.title} ({record.state()})" for record in records.values() if not record.is_finished()]
     sections += [f"Not finished yet: {'; '.join(left)}."] if left else []
     if shown(records):
-        sections += [overview(records), ABOUT_OVERVIEW, f"![Difference of every method to {BASELINE}](study.png)"]
+        drawn = f"![Difference of every method to {BASELINE}](study.png)"
+        summary = findings.above_table, overview(records), ABOUT_OVERVIEW, drawn, findings.below_table
+        sections += [text for text in summary if text]
     for name, record in records.items():
         if record.whole_seeds():
             note = [findings.notes[name]] if name in findings.notes else []
@@ -178,11 +180,20 @@ def picture(parts: Mapping[str, Mapping[str, tuple[float, float, float]]], targe
 
 
 def readme_section(records: Mapping[str, Record], findings: Findings) -> str:
-    """Return the README's section: table, picture and findings, or nothing while there is nothing to show."""
+    """Return the README's section: a table of five rows and a sentence, or nothing while there is nothing to show."""
     if not shown(records):
         return ""
-    parts = findings.above_table, overview(records), README_PICTURE, findings.below_table
-    return "\n\n".join(part for part in parts if part)
+    rows = {name: [label.format(losses=WORDS[len(LOSSES)])] for name, label in IN_README.items()}
+    header = ["mean Dice (%)"]
+    for record in records.values():
+        if not record.part.short or (scores := record.scores()) is None:
+            continue
+        header.append(record.part.short)
+        results = compare(scores, BASELINE, TEACHER)
+        for name, row in rows.items():
+            share = "" if name in (TEACHER, BASELINE) else f" ({shown_gap(results[name].gap).partition(' [')[0]} %)"
+            row.append(f"{100 * mean_and_error(scores.runs(name))[0]:.1f}{share}")
+    return f"{Table(header, list(rows.values())).markdown()}\n\n{findings.in_readme}".rstrip()
 
 
 def with_section(readme: str, section: str) -> str:
@@ -199,7 +210,7 @@ def with_section(readme: str, section: str) -> str:
 
 
 def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
-    """Write ``study.md``, ``study.png`` and the README's section from the runs kept in ``study/runs``.
+    """Write ``study.md``, ``study.png``, the README's section and picture from the runs kept in ``study/runs``.
 
     Raises:
         StaleFindingError: If the kept runs do not show what a sentence says. Everything else is written first,
@@ -210,6 +221,9 @@ def write_page(folder: Path = BENCHMARKS, readme: Path = README) -> None:
     changed = with_section(readme.read_text(), readme_section(records, findings))
     write_whole(folder / "study.md", page(records, findings))
     picture(differences(records), folder / "study.png")
+    if findings.picture:
+        (readme.parent / "docs").mkdir(exist_ok=True)
+        write_whole(readme.parent / "docs" / "picture.svg", findings.picture)
     write_whole(readme, changed)
     if findings.stale:
         raise StaleFindingError("; ".join(findings.stale))

@@ -1,4 +1,4 @@
-"""The README's sentences about the study, with figures computed from the kept runs."""
+"""The README's sentence about the study, and the summary on its page, with figures computed from the kept runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,32 @@ from nnunet_kd.study.runs import TEACHER
 REPORTED = [name for name, part in PARTS.items() if part.short]
 NEEDED = (*REPORTED, "brats_long", "tuning")
 
+IN_README = {  # rows of the README's table, with what each is
+    TEACHER: "the teacher",
+    BASELINE: "the student, trained alone",
+    "LogitsKD": "the student, with Hinton's loss",
+    STRONG: "the student, with the best of {losses} losses (DCD, weight 1)",
+    RECIPE: "the student, with nnUNetTrainerKD",
+}
+
 Figures = Mapping[str, PartFigures]
+
+
+def below_the_readme_table(parts: Figures) -> list[str]:
+    """Return the README's one sentence, which says what the table shows and how far to trust it."""
+    means = {loss: sum(parts[name].gain(loss) for name in REPORTED) for loss in LOSSES}
+    require(max(means, key=means.__getitem__) == STRONG, f"{STRONG} is the best loss on average")
+    above = _losses_above(parts)
+    schedule = {parts[name].record.part.schedule["num_epochs"] for name in REPORTED}
+    require(len(schedule) == 1, "all parts have the same number of epochs")
+    return [
+        "The brackets have the share of the gap between teacher and student that is closed, and r divides the widths "
+        "of the network. The data are patches of BraTS 2020 and the hippocampus data set of the Medical "
+        f"Segmentation Decathlon. **This is {WORDS[len(parts[REPORTED[0]].dice(RECIPE))]} seeds, one fold, "
+        f"one teacher per data set and only {schedule.pop()} short epochs on a CPU: part of what `nnUNetTrainerKD` "
+        f"gains is training time, and in {WORDS[len(REPORTED) - len(above)]} of these {WORDS[len(REPORTED)]} settings "
+        "no distillation loss is reliably better than training alone.**",
+    ]
 
 
 def above_the_table(parts: Figures) -> list[str]:
@@ -62,9 +87,15 @@ def _cost(parts: Figures) -> str:
     )
 
 
-def _losses(parts: Figures) -> str:
+def _losses_above(parts: Figures) -> dict[str, list[str]]:
+    """Return the losses whose interval is above 0, for every part that has some."""
     above = {n: [loss for loss in LOSSES if parts[n].compared[loss].difference.low > 0] for n in REPORTED}
-    helped = [name for name in REPORTED if above[name]]
+    return {name: losses for name, losses in above.items() if losses}
+
+
+def _losses(parts: Figures) -> str:
+    above = _losses_above(parts)
+    helped = list(above)
     require(helped == ["hippocampus_r8"], "losses are above NoKD on the hippocampus at r = 8 alone")
     part = parts[helped[0]]
     for loss in above[helped[0]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from nnunet_kd import __version__
@@ -42,8 +43,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _silence() -> None:
+    """Hide what libraries say to their own developers, here and in processes that are spawned, unless a user asked.
+
+    PyTorch, for example, warns while it is imported that it uses an interface of its own that it has deprecated. A
+    user who sets -W or PYTHONWARNINGS gets what they ask for.
+    """
+    if not sys.warnoptions:
+        sys.warnoptions.append("ignore::FutureWarning")  # multiprocessing passes these options on
+    if sys.warnoptions == ["ignore::FutureWarning"]:
+        warnings.simplefilter("ignore", FutureWarning)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. A user's mistake becomes one line on standard error."""
+    _silence()
     words = sys.argv[1:] if arguments is None else arguments
     chosen = parser().parse_args(words, argparse.Namespace(words=words))
     try:

@@ -175,7 +175,9 @@ class Measurement:
         model_folder, fold = model.checkpoint.parents[1], model.checkpoint.parent.name.removeprefix("fold_")
         plans = read_plans(model_folder / "plans.json")
         dataset_json = read_dataset_json(model_folder / "dataset.json")
-        files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"])[:cases]
+        # By default nnU-Net would fork twelve processes to sort the names of the files.
+        files = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"], num_processes=1)
+        files = files[:cases]
         if not files:
             raise ValueError(f"there are no images in {images}")
 

@@ -6,8 +6,11 @@ arXiv 2601.08301, 2026. Authors' code: ``methods/reco.py`` of https://github.com
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.area_weights import area_weights
 from nnunet_kd.losses.chunks import is_large
@@ -150,15 +153,16 @@ class ReCoKDLoss(nn.Module):
             large = is_large(teacher)
             matrix, bias = _linear(phi, teacher.shape[1], dtype, student.device)
             with torch.no_grad():
-                mean_map, sums = by_chunks(_means, (teacher,), (matrix,), large, parted=1)
-                voxels, channels = self._attention(mean_map, sums)
+                size_map, sizes, sums = by_chunks(_sums, (teacher,), (matrix,), large, parted=1)
+                voxels, channels = self._attention(size_map, sizes)
                 weights = voxels * self._region_weights(masks, teacher.shape[1])
             maps, shared = (student, teacher, weights), (matrix, bias, channels)
-            mean_map, sums, region, square, residual = by_chunks(_compare, maps, shared, large, parted=1)
-            own = self._attention(mean_map, sums)
+            size_map, sizes, region, square = by_chunks(_compare, maps, shared, large, parted=1)
+            own = self._attention(size_map, sizes)
             attention = (own[0] - voxels).abs().mean() + (own[1] - channels).abs().mean()
             added = self._added(student, teacher, projection, matrix, bias, large)
-            count = mean_map[0].numel()
+            count = size_map[0].numel()
+            residual = student.flatten(2).sum(2) @ matrix.t() + count * bias - sums  # of every channel
             cross = square + 2 * (added * residual).sum() + count * added.square().sum()
             loss = (
                 region
@@ -167,16 +171,16 @@ class ReCoKDLoss(nn.Module):
             )
             return torch.where(loss.isnan(), torch.inf, loss)  # 0 times a square beyond the type
 
-    def _attention(self, mean_map: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(self, size_map: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Attention over voxels ``(B, 1, *spatial)`` and channels ``(B, C)``, with means of 1.
 
         Args:
-            mean_map: The mean magnitude of every voxel's channels, ``(B, 1, *spatial)``.
-            sums: The sum of every channel's magnitudes, ``(B, C)``.
+            size_map: The sum of every voxel's magnitudes, ``(B, 1, *spatial)``.
+            sizes: The sum of every channel's magnitudes, ``(B, C)``.
         """
-        scores, count = mean_map.flatten(1), mean_map[0].numel()
-        voxels = count * torch.softmax(scores / self.temperature, 1).view(mean_map.shape)
-        return voxels, sums.shape[1] * torch.softmax(sums / count / self.temperature, 1)
+        channels, count = sizes.shape[1], size_map[0].numel()
+        voxels = torch.softmax(size_map.flatten(1) / channels / self.temperature, 1)
+        return count * voxels.view(size_map.shape), channels * torch.softmax(sizes / count / self.temperature, 1)
 
     def _region_weights(self, masks: tuple[Tensor, Tensor], channels: int) -> Tensor:
         """The weights of both regions together, ``(B, 1, *spatial)``."""
@@ -200,10 +204,11 @@ class ReCoKDLoss(nn.Module):
         return f"temperature={self.temperature:g}, {weights}, stage_decay={self.stage_decay:g}"
 
 
-def _means(features: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean magnitude of every voxel's channels, and the sum of every channel's, in the type of another tensor."""
-    sizes = features.to(like.dtype).abs()
-    return sizes.mean(1, keepdim=True), sizes.flatten(2).sum(2)
+def _sums(features: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of every voxel's and of every channel's magnitudes, and of every channel, in the type of ``like``."""
+    flat = features.flatten(2)
+    of_voxels, of_channels = (torch.linalg.vector_norm(flat, 1, dim, dtype=like.dtype) for dim in (1, 2))
+    return of_voxels.view(len(features), 1, *features.shape[2:]), of_channels, flat.sum(2, dtype=like.dtype)
 
 
 def _compare(
@@ -212,22 +217,31 @@ def _compare(
     """All that is summed over voxels of the projected student and its residual, which exist in here only.
 
     Returns:
-        The mean magnitude of every voxel's channels, the sum of every channel's magnitudes, the weighted squared error,
-        the squared error, and the sum of every channel's residual.
+        The sums of every voxel's and of every channel's magnitudes, the weighted squared error, and the squared error.
     """
-    flat = student.flatten(2).to(matrix.dtype)
+    flat = student.flatten(2)
     features = torch.baddbmm(bias[:, None], matrix.expand(len(flat), -1, -1), flat)
     residual = features - teacher.flatten(2).to(matrix.dtype)
     rows = torch.stack([channels, torch.ones_like(channels)], 1)
     weighted, plain = (rows @ residual.square()).unbind(1)
-    sizes = features.abs()
-    return (
-        sizes.mean(1).view(len(student), 1, *student.shape[2:]),
-        sizes.sum(2),
-        (weights.flatten(1) * weighted).sum(),
-        plain.sum(),
-        residual.sum(2),
-    )
+    of_voxels, of_channels = _Magnitudes.apply(features)
+    of_voxels = of_voxels.view(len(student), 1, *student.shape[2:])
+    return of_voxels, of_channels, (weights.flatten(1) * weighted).sum(), plain.sum()
+
+
+class _Magnitudes(torch.autograd.Function):
+    """The sums of the magnitudes over the channels and over the voxels of ``(B, C, voxels)``."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(features)
+        return torch.linalg.vector_norm(features, 1, 1), torch.linalg.vector_norm(features, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_voxels: Tensor, of_channels: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return (of_voxels[:, None] + of_channels[:, :, None]).mul_(features.sign())
 
 
 def _linear(phi: nn.Module | None, channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

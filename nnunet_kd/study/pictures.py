@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.evaluation import pictures
+from nnunet_kd.evaluation.page import Gallery
+from nnunet_kd.evaluation.pictures import Case
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores
 from nnunet_kd.evaluation.segmentation import read_segmentation
@@ -16,42 +19,33 @@ from nnunet_kd.study.runs import TEACHER, Run
 from nnunet_kd.study.study import Study
 from nnunet_kd.study.validation import evaluation_of, key_of, references, segmentations
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> dict[str, Figure]:
+def draw_cases(study: Study, runs: Sequence[Run], rows: Sequence[Row], baseline: str) -> Gallery | None:
     """Draw the worst, median and best case of the last method, ranked by its Dice minus that of the baseline."""
-    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice  # imports matplotlib
-
     scores = Scores(rows)
     shown = runs[-1].method
     difference = scores.of(shown) - scores.of(baseline) if shown != baseline else scores.of(shown)
     order = [int(i) for i in np.argsort(difference) if np.isfinite(difference[i])]
     if not order:
-        return {}
+        return None
     several = any(len(seeds) > 1 for seeds in scores.seeds.values())
-    of_seeds = ", mean of the seeds, of which the first is shown" if several else ""
     evaluation = evaluation_of(study, next(references(study, runs[0].fold).iterdir()), 1.0)
+    titles = {order[len(order) // 2]: "Median", order[-1]: "Best", order[0]: "Worst"}
     cases = {}
-    for title, index in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+    for index in sorted(titles, key=order.index):
         case = scores.cases[index]
         image, reference, labels, spacing = _read_case(study, runs, case, with_teacher=TEACHER in scores.methods)
         if evaluation.ignore_label is not None:  # segmentations cannot be wrong in voxels without a label
             known = reference != evaluation.ignore_label
             reference, labels = reference * known, {name: found * known for name, found in labels.items()}
-        axis = int(np.argmax(spacing))
-        where = worst_slice(reference, labels, axis)
-        height, width = (length for number, length in enumerate(spacing) if number != axis)
-        caption = f"{title}: {case}, {100 * difference[index]:+.1f} Dice{of_seeds}"
-        cases[caption] = Slice(
-            image.take(where, axis),
-            reference.take(where, axis),
-            {name: segmentation.take(where, axis) for name, segmentation in labels.items()},
-            height / width,
-        )
+        notes = {
+            name: f"{100 * dice[index]:.1f} % Dice" for name in labels if np.isfinite((dice := scores.of(name))[index])
+        }
+        cases[f"{titles[index]}: {case}"] = Case(image, reference, labels, spacing, notes)
     what = f"{shown} minus {baseline}" if shown != baseline else shown
-    return {f"Cases by Dice of {what}": draw_disagreement(cases, evaluation.structures)}
+    of_seeds = "The Dice is the mean of the seeds, of which the first is shown." if several else ""
+    title = f"Worst, median and best case by Dice of {what}"
+    return pictures.draw_cases(title, of_seeds, cases, evaluation.structures, "reference")
 
 
 def _read_case(

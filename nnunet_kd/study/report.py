@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nnunet_kd.evaluation import page
 from nnunet_kd.evaluation.measure import Measured
-from nnunet_kd.evaluation.page import image, whole_page
+from nnunet_kd.evaluation.page import Gallery
 from nnunet_kd.evaluation.pooled import CASES_NOTE, POOLED_NOTE, case_table, pooled_table
 from nnunet_kd.evaluation.rows import Row
-from nnunet_kd.evaluation.scores import Scores
+from nnunet_kd.evaluation.scores import Scores, compare
 from nnunet_kd.evaluation.slices import SLICES_NOTE, slice_table
-from nnunet_kd.evaluation.statistics import mean_and_error
 from nnunet_kd.evaluation.summary import (
     MEANS,
     OTHER_METRICS,
@@ -25,13 +24,28 @@ from nnunet_kd.evaluation.summary import (
     tests_note,
 )
 from nnunet_kd.evaluation.table import Table
-from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
+from nnunet_kd.evaluation.text import in_html, in_markdown
 from nnunet_kd.storage.writing import write_whole
+from nnunet_kd.study.figures import (
+    Curves,
+    draw_accuracy_against_seconds,
+    draw_curves,
+    draw_differences,
+    draw_pairs,
+    draw_volumes,
+)
+from nnunet_kd.study.verdict import verdicts
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Curves = Mapping[str, Mapping[str, Sequence[float]]]
+UNFOLDED = ("Accuracy", "Do these networks differ?")  # sections of the page that are open at first
+DIFFERENCES = "Difference from {baseline} in mean Dice, with 95 % intervals"
+SECONDS = "Mean Dice, with 95 % intervals, against seconds per case; points of equal networks are drawn side by side"
+PAIRS = "Dice of every case: lines lead from {baseline} to the other method; blue ones rise, red ones fall"
+VOLUMES = (
+    "Volumes of every case (Bland and Altman): difference from the reference's, in per cent of the mean of both; lines "
+    "are the mean difference and, dashed, 1.96 standard deviations around it"
+)
+CURVES = "Loss terms"
+CURVES_NOTE = "Unweighted, mean per epoch"
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Report:
         teacher: The teacher's name among the methods, or ``None`` without a teacher.
         costs: The cost of each method's network.
         curves: The logged values of each method: method -> name -> one value per epoch.
-        pictures: The figures by caption.
+        pictures: The pictures of a few cases.
         slices: The metrics of every slice, of 2-D networks on volumes.
     """
 
@@ -60,7 +74,7 @@ class Report:
     teacher: str | None
     costs: Mapping[str, Measured]
     curves: Curves = field(default_factory=dict)
-    pictures: Mapping[str, Figure] = field(default_factory=dict)
+    pictures: Gallery | None = None
     slices: Sequence[Row] = ()
 
 
@@ -73,29 +87,50 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def report_in_markdown(report: Report) -> str:
     """Return the text of ``report.md``."""
-    lines = [f"# {in_markdown(report.title)}", *(f"**{in_markdown(warning)}**" for warning in _warnings(report))]
+    lines = [f"# {in_markdown(report.title)}"]
+    lines.append("\n".join(f"- **{in_markdown(sentence)}**" for sentence in _verdicts(report)))
+    lines += [f"**{in_markdown(warning)}**" for warning in _warnings(report)]
     lines.append("\n".join(f"- {in_markdown(fact)}" for fact in _facts(report)))
     for title, note, tables in _sections(report):
         lines += [f"## {title}", *([in_markdown(note)] if note else []), *(table.markdown() for table in tables)]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(line for line in lines if line) + "\n"
 
 
 def _in_html(report: Report) -> str:
-    """Return the text of ``report.html`` with its figures."""
-    page = [f"<h1>{in_html(report.title)}</h1>"]
-    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in _warnings(report)]
-    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in _facts(report)) + "</ul>")
-    for title, note, tables in _sections(report):
-        page += [f"<h2>{in_html(title)}</h2>", f"<p>{in_html(note)}</p>" if note else ""]
-        page += [f'<div class="scroll">{table.html()}</div>' for table in tables]
-    figures = {**report.pictures}
+    """Return the text of ``report.html``: what was found, charts, pictures, every case, and then the tables."""
+    scores = Scores(report.rows)
+    baseline, teacher = report.baseline, report.teacher
+    several = len(scores.methods) > 1
+    parts = [f"<h1>{in_html(report.title)}</h1>"]
+    parts += [page.verdicts(_verdicts(report))] if several else []
+    parts += [page.warning(text) for text in _warnings(report)]
+    first, cases = {}, {}
+    if several:
+        compared = compare(scores, baseline, teacher)
+        first[DIFFERENCES.format(baseline=baseline)] = draw_differences(compared, baseline, teacher)
+        cases[PAIRS.format(baseline=baseline)] = draw_pairs(scores, baseline)
     if report.costs:
-        figures["Accuracy against cost"] = draw_accuracy_against_cost(Scores(report.rows), report.costs)
+        first[SECONDS] = draw_accuracy_against_seconds(scores, report.costs, baseline, teacher)
+    volumes = draw_volumes(report.rows, scores.methods, baseline, teacher)
+    if volumes is not None:
+        cases[VOLUMES] = volumes
+    parts += [page.charts(first)] if first else []
+    parts += [page.gallery(report.pictures)] if report.pictures is not None else []
+    parts += ["<h2>Every case</h2>", page.charts(cases)] if cases else []
+    parts.append("<h2>Tables</h2>")
+    parts += [page.section(title, note, tables, title in UNFOLDED) for title, note, tables in _sections(report)]
     if report.curves:
-        figures["Loss terms, unweighted, mean per epoch"] = draw_curves(report.curves)
-    for caption, figure in figures.items():
-        page += [f"<h2>{in_html(caption)}</h2>", image(figure, caption)]
-    return whole_page(report.title, page)
+        parts.append(page.folded_charts(CURVES, {CURVES_NOTE: draw_curves(report.curves)}))
+    parts += ["<h2>About this comparison</h2>", page.facts(_facts(report))]
+    return page.whole_page(report.title, parts)
+
+
+def _verdicts(report: Report) -> list[str]:
+    scores = Scores(report.rows)
+    if len(scores.methods) < 2:
+        return []
+    compared = compare(scores, report.baseline, report.teacher)
+    return verdicts(scores, compared, report.baseline, report.teacher, report.costs)
 
 
 def _warnings(report: Report) -> list[str]:
@@ -139,9 +174,9 @@ def _sections(report: Report) -> list[tuple[str, str, list[Table]]]:
 
 
 def cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
-    """Return a table of the cost of every network, with its ratio to the teacher's."""
+    """Return a table with one line per network: its methods, and its cost with the ratio to the teacher's."""
     header = [
-        "method",
+        "network of",
         "parameters (M)",
         "GFLOPs per patch",
         "GFLOPs per case",
@@ -150,7 +185,10 @@ def cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
     ]
     rows = []
     reference = costs.get(teacher) if teacher is not None else None
+    networks: dict[Measured, list[str]] = {}
     for method, cost in costs.items():
+        networks.setdefault(cost, []).append(method)
+    for cost, methods in networks.items():
         cells = [
             (cost.network.parameters, 1e6, None if reference is None else reference.network.parameters),
             (cost.network.flops, 1e9, None if reference is None else reference.network.flops),
@@ -158,7 +196,8 @@ def cost_table(costs: Mapping[str, Measured], teacher: str | None) -> Table:
             (cost.peak_bytes, 2**20, None if reference is None else reference.peak_bytes),
             (cost.seconds, 1, None if reference is None else reference.seconds),
         ]
-        rows.append([method, *(_beside(value / unit, value, other, method == teacher) for value, unit, other in cells)])
+        own = teacher in methods
+        rows.append([", ".join(methods), *(_beside(value / unit, value, other, own) for value, unit, other in cells)])
     return Table(header, rows)
 
 
@@ -168,60 +207,3 @@ def _beside(shown: float, value: float, teacher: float | None, is_teacher: bool)
     if is_teacher or not teacher or not value:
         return text
     return f"{text} (1/{teacher / value:.1f})" if value <= teacher else f"{text} ({value / teacher:.1f} times)"
-
-
-def draw_accuracy_against_cost(scores: Scores, costs: Mapping[str, Measured]) -> Figure:
-    """Draw mean Dice against parameters and against FLOPs per case, with one point per method."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator
-
-    figure = Figure(figsize=(11, 4.2))
-    quantities = {
-        "parameters": {method: float(cost.network.parameters) for method, cost in costs.items()},
-        "FLOPs per case": {method: cost.flops for method, cost in costs.items()},
-    }
-    for axes, (label, quantity) in zip(figure.subplots(1, 2), quantities.items(), strict=True):
-        for number, method in enumerate(costs):
-            dice = 100 * mean_and_error(scores.runs(method))[0]
-            colour = f"C{number % 10}"
-            axes.scatter(
-                quantity[method], dice, s=50, color=colour, label=f"{in_figure(method)} ({dice:.1f})", zorder=3
-            )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(EngFormatter())
-        axes.xaxis.set_minor_formatter(EngFormatter())
-        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.set_xlabel(label)
-        axes.set_ylabel("mean Dice (%)")
-        axes.grid(True, alpha=0.3)
-    figure.axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
-    figure.tight_layout()
-    return figure
-
-
-def draw_curves(curves: Curves) -> Figure:
-    """Draw one panel per logged name, with one line per method that has it."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    names = list(dict.fromkeys(name for logged in curves.values() for name in logged))
-    columns = min(3, len(names))
-    height = -(-len(names) // columns)
-    figure = Figure(figsize=(3.9 * columns, 2.9 * height))
-    panels = figure.subplots(height, columns, squeeze=False).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        for number, (method, logged) in enumerate(curves.items()):
-            if name in logged:
-                epochs = range(1, len(logged[name]) + 1)
-                axes.plot(
-                    epochs, logged[name], color=f"C{number % 10}", label=in_figure(method), marker=".", markersize=4
-                )
-        axes.set_title(in_figure(name), fontsize=10)
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=7, frameon=False)
-    for axes in panels[len(names) :]:
-        axes.remove()
-    figure.tight_layout()
-    return figure

@@ -52,6 +52,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.gives_features = features
         self.precision = precision
+        self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
         self.stages: EncoderStages | None = None
         if features or has_encoder_stages(network):
             self.stages = encoder_stages(network)

@@ -1,16 +1,29 @@
-"""The lines that a training writes to its log before its first epoch."""
+"""The lines that a training writes to its log before its first epoch, after it, and at the end."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import names_teacher
+from nnunet_kd.teachers.find import TeacherFiles
+from nnunet_kd.teachers.leakage import validated_cases
 from nnunet_kd.training.record import record_of
+from nnunet_kd.training.sources import teacher_files
+
+_EDGE = "+" + 98 * "-"
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
-    """Log the distillation terms, the settings and any leakage of validation cases.
+    """Log what is trained, the settings and any leakage of validation cases.
 
     Args:
         trainer: The trainer whose log receives the lines.
@@ -34,7 +47,111 @@ def announce(trainer: Any, leakage: str | None, unfinished: bool) -> None:
             )
     if unfinished:
         say(f"settings {json.dumps(record_of(preparation))}")
-        for term in preparation.terms:
-            say(f"distilling {term}")
+        _say_box(trainer, _plan(trainer))
         for line in trainer.unlabelled.lines() if trainer.unlabelled is not None else ():
             say(line)
+
+
+def announce_pace(trainer: Any) -> None:
+    """Log how long the remaining epochs will take, judging by the epoch that has just ended."""
+    logged = trainer.logger.local_logger.my_fantastic_logging
+    seconds = logged["epoch_end_timestamps"][-1] - logged["epoch_start_timestamps"][-1]
+    left = trainer.num_epochs - trainer.current_epoch
+    if left > 0:
+        trainer.print_to_log_file(
+            f"at the pace of this epoch, the other {left} take {_duration(left * seconds)}; the first epoch of a run "
+            "is often its slowest"
+        )
+
+
+def announce_end(trainer: Any) -> None:
+    """Log where the student is, its Dice beside the teacher's, and the commands that come next."""
+    if trainer.local_rank == 0 and not trainer.disable_checkpointing:
+        _say_box(trainer, _result(trainer))
+
+
+def _say_box(trainer: Any, lines: Iterator[tuple[str, str]]) -> None:
+    rows = [f"| {name:<12}{text}".rstrip() for name, text in lines]
+    trainer.print_to_log_file("\n".join(["", _EDGE, *rows, _EDGE]), add_timestamp=False)
+
+
+def _plan(trainer: Any) -> Iterator[tuple[str, str]]:
+    """Yield what is about to be trained, as names and texts."""
+    preparation, sources = trainer.preparation, trainer.sources
+    student = sum(parameter.numel() for parameter in trainer.trained().student.parameters())
+    counts = list(sources.parameters.values())
+    share = f", 1/{sum(counts) / len(counts) / student:.3g} of the teacher's" if counts else ""
+    yield "student", f"{student:,} parameters{share}"
+    for teacher in _teachers(trainer):
+        dice = _validation_dice(teacher.checkpoint.parent)
+        known = "" if dice is None else f"; Dice of its own validation {dice:.3f}"
+        yield "teacher", f"{teacher.checkpoint}{known}"
+    if sources.soft_labels is not None:
+        yield "teacher", f"soft labels stored in {sources.soft_labels.folder}"
+    for term in preparation.terms:
+        yield "loss", f"distilling {term}"
+    if not preparation.terms and preparation.method is None:
+        yield "loss", "nnU-Net's own" + (", from initial weights of the teacher's" if sources.start is not None else "")
+    left = trainer.num_epochs - trainer.current_epoch
+    resumed = f", of which {left} are left" if left < trainer.num_epochs else ""
+    yield "epochs", f"{trainer.num_epochs} of {trainer.num_iterations_per_epoch} iterations{resumed}"
+    yield "time", "the log says how long the rest will take when the next epoch has ended"
+
+
+def _result(trainer: Any) -> Iterator[tuple[str, str]]:
+    """Yield what has been trained and what can be done with it, as names and texts."""
+    folder = Path(trainer.output_folder)
+    plans = trainer.plans_manager
+    name = type(trainer).__name__
+    yield "student", f"{folder} (checkpoint_final.pth; stock nnU-Net reads it)"
+    dice = _validation_dice(folder)
+    if dice is not None:
+        yield "Dice", f"{dice:.3f}, mean of the {len(trainer.do_split()[1])} validation cases and all structures"
+    cases = validated_cases(folder)
+    for teacher in _teachers(trainer):
+        theirs = _validation_dice(teacher.checkpoint.parent)
+        if theirs is not None:
+            which = "the same cases" if teacher.kept_back == cases else "its own validation cases, which are others"
+            yield "", f"{theirs:.3f} is the teacher's, of {which}"
+    dataset = plans.dataset_name
+    model = ["-d", dataset, "-c", trainer.configuration_name, "-f", str(trainer.fold), "-p", plans.plans_name]
+    of_trainer = ["-tr", name, *model]
+    yield "next", _command("nnUNetv2_predict", *of_trainer, "-i", "IMAGES", "-o", "SEGMENTATIONS")
+    if plans.get_configuration(trainer.configuration_name).previous_stage_name is None:
+        yield "", _command("nnunet_kd", "export", "onnx", *of_trainer, "-o", "student_onnx")
+    yield "", _command("nnunet_kd", "export", "nnunet", *of_trainer, "-o", "student.zip")
+    if trainer.fold != "all" and name != "nnUNetTrainerNoKD":
+        methods = ["-m", "NoKD", name.removeprefix("nnUNetTrainer")]
+        yield "", _command("nnunet_kd", "compare", *model, *methods, "-o", "study")
+
+
+def _teachers(trainer: Any) -> list[TeacherFiles]:
+    """Return the files of the teachers, also of one that gave the initial weights before the training was resumed."""
+    found: list[TeacherFiles] = trainer.sources.teachers
+    if not found and trainer.preparation.uses_teacher:
+        with suppress(FileNotFoundError, ValueError):
+            found = teacher_files(trainer.preparation)
+    return found
+
+
+def _command(*words: str) -> str:
+    return " ".join(map(quote, words))
+
+
+def _validation_dice(fold: Path) -> float | None:
+    """Return the mean Dice of nnU-Net's validation of a fold, or ``None`` if there is none."""
+    try:
+        dice = float(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if math.isnan(dice) else dice
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in the two largest of its units, as in ``3 h 20 min``."""
+    whole = max(round(seconds), 1)
+    for (unit, length), (smaller, part) in pairwise(_UNITS):
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"

@@ -44,6 +44,7 @@ class Sources:
         vmamba: VMamba's weights, from which a VM-UNet starts; ``None`` before :meth:`attach` or if it does not.
         start: The student's initial weights; ``None`` before :meth:`attach` or if none come from a teacher.
         soft_labels: The stored soft labels; ``None`` before :meth:`attach` or if no term reads any.
+        parameters: The number of parameters of every teacher, by its checkpoint.
     """
 
     def __init__(self, trainer: TrainerKind, preparation: Preparation) -> None:
@@ -51,6 +52,7 @@ class Sources:
         self._preparation = preparation
         self._attached = False
         self._files: list[TeacherFiles] = []
+        self.parameters: dict[Path, int] = {}
         self.start: Start | None = None
         self.vmamba: VMambaStart | None = None
         self.soft_labels: SoftLabelStore | None = None
@@ -75,9 +77,11 @@ class Sources:
             attached = attach_teacher(self._trainer, preparation)
             distiller.attach(attached.teacher, attached.stages)
             self._files += attached.files
+            self.parameters |= attached.parameters
         if preparation.starts_from_teacher and not resumes:
             self.start = start_from_teacher(self._trainer, preparation)
             self._files += self.start.files
+            self.parameters |= self.start.parameters
         if preparation.vmamba is not None and not resumes:
             self.vmamba = VMambaStart(preparation.vmamba, _student_network(self._trainer, preparation.student))
         self._attached = True
@@ -86,6 +90,11 @@ class Sources:
         """Load VMamba's weights into the student, if it starts from them, and log what starts at random."""
         if self.vmamba is not None:
             log(self.vmamba.load(student))
+
+    @property
+    def teachers(self) -> list[TeacherFiles]:
+        """The files of every teacher, each once."""
+        return list({one.checkpoint: one for one in self._files}.values())
 
     def leakage(self, validation: Collection[str] | None = None) -> list[str]:
         """Describe which of the student's validation cases these sources have seen.
@@ -108,12 +117,14 @@ class AttachedTeacher:
         stages: Pairs (student stage, teacher stage) on the same grid; empty if no term reads features.
         leakage: The leakage known when the teacher was found; see :mod:`nnunet_kd.training.leakage`.
         files: The files of every teacher.
+        parameters: The number of parameters of every teacher, by its checkpoint.
     """
 
     teacher: Teacher | TeacherEnsemble
     stages: list[tuple[int, int]]
     leakage: str | None
     files: list[TeacherFiles] = field(repr=False)
+    parameters: dict[Path, int] = field(repr=False)
 
 
 def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTeacher:
@@ -144,7 +155,8 @@ def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTe
     for one in teachers:
         if one.stages is not None:
             _check_patch(student, one.stages)
-    return AttachedTeacher(teacher, pairs, teacher_leakage(preparation, files), files)
+    counts = {one.checkpoint: loaded.parameter_count for one, loaded in zip(files, teachers, strict=True)}
+    return AttachedTeacher(teacher, pairs, teacher_leakage(preparation, files), files, counts)
 
 
 @dataclass
@@ -155,6 +167,7 @@ class Start:
         weights: The weights themselves, before any fit to the teacher's outputs.
         leakage: The leakage known when the teacher was found.
         files: The files of the teacher.
+        parameters: The teacher's number of parameters, by its checkpoint.
         teacher: The network to whose outputs the weights are to be fitted; ``None`` if they are used as they are.
         adaptation: The differences between the teacher's inputs and outputs and the student's; ``None`` without any.
         mapped: How the student's outputs follow from the teacher's; ``None`` if they have the same classes.
@@ -163,6 +176,7 @@ class Start:
     weights: dict[str, Tensor] = field(repr=False)  # nnU-Net writes the trainer's attributes into debug.json
     leakage: str | None
     files: list[TeacherFiles] = field(repr=False)
+    parameters: dict[Path, int] = field(repr=False)
     teacher: nn.Module | None = field(default=None, repr=False)
     adaptation: Adaptation | None = field(default=None, repr=False)
     mapped: MappedHeads | None = field(default=None, repr=False)
@@ -191,7 +205,8 @@ def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
             f"{'' if trainer.terms is None else together}"
         )
     fitted = preparation.settings.training.initial_weights in FITTED_STARTS
-    teacher = load_teacher(files[0], features=False, logits=fitted).network
+    loaded = load_teacher(files[0], features=False, logits=fitted)
+    teacher = loaded.network
     adaptation, mapped = files[0].adaptation, None
     try:
         if adaptation is not None:
@@ -200,7 +215,15 @@ def start_from_teacher(trainer: TrainerKind, preparation: Preparation) -> Start:
     except ValueError as error:
         raise ValueError(f"{BLOCK}.training.initial_weights: {error}; set it to null for random weights") from None
     leaks = teacher_leakage(preparation, files)
-    return Start(weights, leaks, files, teacher if fitted else None, adaptation, mapped)
+    return Start(
+        weights,
+        leaks,
+        files,
+        {files[0].checkpoint: loaded.parameter_count},
+        teacher if fitted else None,
+        adaptation,
+        mapped,
+    )
 
 
 def teacher_files(preparation: Preparation) -> list[TeacherFiles]:

@@ -26,7 +26,7 @@ from nnunet_kd.nnunet.experiment import Experiment
 from nnunet_kd.nnunet.networks_of_plans import NETWORKS
 from nnunet_kd.nnunet.reading import channel_names
 from nnunet_kd.nnunet.settings import BLOCK, SCHEDULE, Plans
-from nnunet_kd.training.announcement import announce
+from nnunet_kd.training.announcement import announce, announce_end, announce_pace
 from nnunet_kd.training.checkpoint import begin_average, check_resumable, load_average, saved_state
 from nnunet_kd.training.early_stopping import best_weights
 from nnunet_kd.training.faults import SKIPPED
@@ -95,6 +95,7 @@ class DistillationTrainer(ResumableTrainer):
         self.unlabelled: UnlabelledCases | None = None
         self._leakage: str | None = None
         self._shares = GradientShares()
+        self._pace_known = False
         self._history = History(record_of(self.preparation))
         if not self.has_begun():
             self.sources.attach(self.distiller, resumes=False)
@@ -290,20 +291,24 @@ class DistillationTrainer(ResumableTrainer):
             self.print_to_log_file(line)
 
     def on_epoch_end(self) -> None:
-        """End the epoch as nnU-Net does, then draw the terms' curves below its ``progress.png``."""
+        """End the epoch as nnU-Net does, draw the terms' curves below its ``progress.png``, and say the pace once."""
         super().on_epoch_end()
         names = self.logged_terms()
         if self.local_rank == 0 and len(names) > 1:
             logged = self.logger.local_logger.my_fantastic_logging
             append_terms(Path(self.output_folder) / "progress.png", {name: logged[name] for name in names})
+        if not self._pace_known:
+            self._pace_known = True
+            announce_pace(self)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does, and say what its summary means if there are cases without a reference."""
+        """Validate as nnU-Net does, and say what its summary means and what comes next."""
         best = self.preparation.settings.training.final_validation == "best"
         with best_weights(self) if best else nullcontext():
             super().perform_actual_validation(save_probabilities)
         for line in about_final_validation(self):
             self.print_to_log_file(line)
+        announce_end(self)
 
     def on_train_end(self) -> None:
         """End the training as nnU-Net does, and keep the leakage warning in the plans of the results folder."""

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_kd.evaluation import page
 from nnunet_kd.evaluation.folders import evaluate_folders
 from nnunet_kd.evaluation.measure import Measured, Model, measure_in_turn
-from nnunet_kd.evaluation.page import image, whole_page
+from nnunet_kd.evaluation.page import Gallery
+from nnunet_kd.evaluation.pictures import Case, draw_cases
 from nnunet_kd.evaluation.protocol import Evaluation, read_evaluation
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.evaluation.scores import Scores
@@ -31,9 +33,6 @@ from nnunet_kd.teachers.mapping import LabelMap
 from nnunet_kd.workflow.distillation import FINAL, Distillation
 from nnunet_kd.workflow.leakage import about_leakage
 from nnunet_kd.workflow.segmentations import write_with_labels_of_student
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -59,27 +58,27 @@ def write_distillation_report(made: Distillation) -> Path:
     return path
 
 
-def verdict(agreement: Sequence[Row], accuracy: Sequence[Row], costs: Mapping[str, Measured]) -> str:
-    """Return in one or two sentences how close the student is to its teacher, and what it costs."""
+def verdict(agreement: Sequence[Row], accuracy: Sequence[Row], costs: Mapping[str, Measured]) -> list[str]:
+    """Return in a few sentences how close the student is to its teacher, and what it costs."""
     scores = Scores(agreement)
     dice = mean_interval(scores.runs(STUDENT))
     smaller = costs[TEACHER].network.parameters / costs[STUDENT].network.parameters
     faster = costs[TEACHER].seconds / costs[STUDENT].seconds
-    words = [
-        f"The student has 1/{smaller:.1f} of the teacher's parameters and needs 1/{faster:.1f} of its time. On "
-        f"{len(scores.cases)} images kept back, its segmentations agree with the teacher's with a Dice of "
-        f"{100 * dice.value:.1f} %."
+    said = [
+        f"The student agrees with its teacher with a Dice of {100 * dice.value:.1f} % [{100 * dice.low:.1f}, "
+        f"{100 * dice.high:.1f}] on {len(scores.cases)} images kept back, with 1/{smaller:.1f} of its parameters "
+        f"and in 1/{faster:.1f} of its time."
     ]
     if accuracy:
         labelled = Scores(accuracy)
         mine, theirs = (100 * mean_interval(labelled.runs(who)).value for who in (STUDENT, TEACHER))
-        words.append(
+        said.append(
             f"Against the references of {len(labelled.cases)} of them, its Dice is {mine:.1f} %, and the teacher's is "
             f"{theirs:.1f} %."
         )
     else:
-        words.append("No image that was kept back has a reference, so nothing is known about accuracy.")
-    return " ".join(words)
+        said.append("No image that was kept back has a reference, so nothing is known about accuracy.")
+    return said
 
 
 def _segmentations(made: Distillation) -> dict[str, Path]:
@@ -117,12 +116,9 @@ def _page(
     accuracy: Sequence[Row],
     costs: Mapping[str, Measured],
     seen: Mapping[int | str, Seen],
-    figure: Figure | None,
+    pictures: Gallery | None,
 ) -> str:
     title = f"A student of {made.name}"
-    page = [f"<h1>{in_html(title)}</h1>", f"<p><strong>{in_html(verdict(agreement, accuracy, costs))}</strong></p>"]
-    page += [f'<p class="warning">{in_html(warning)}</p>' for warning in about_leakage(seen, len(made.val_cases))]
-    page.append("<ul>" + "".join(f"<li>{in_html(fact)}</li>" for fact in _facts(made)) + "</ul>")
     parts: list[tuple[str, str, Table]] = [
         (
             "Agreement with the teacher",
@@ -143,12 +139,13 @@ def _page(
             cost_table(costs, TEACHER),
         )
     )
-    for heading, note, table in parts:
-        page += [f"<h2>{in_html(heading)}</h2>", f"<p>{in_html(note)}</p>", f'<div class="scroll">{table.html()}</div>']
-    if figure is not None:
-        caption = "Worst, median and best case by agreement; the reference here is the teacher"
-        page += [f"<h2>{caption}</h2>", image(figure, caption)]
-    return whole_page(title, page)
+    shown = [f"<h1>{in_html(title)}</h1>", page.verdicts(verdict(agreement, accuracy, costs))]
+    shown += [page.warning(text) for text in about_leakage(seen, len(made.val_cases))]
+    shown += [page.gallery(pictures)] if pictures is not None else []
+    shown.append("<h2>Tables</h2>")
+    shown += [page.section(heading, note, [table], unfolded=True) for heading, note, table in parts]
+    shown += ["<h2>About this distillation</h2>", page.facts(_facts(made))]
+    return page.whole_page(title, shown)
 
 
 def _facts(made: Distillation) -> list[str]:
@@ -177,35 +174,29 @@ def _facts(made: Distillation) -> list[str]:
 
 def _draw(
     made: Distillation, folders: Mapping[str, Path], agreement: Sequence[Row], evaluation: Evaluation
-) -> Figure | None:
+) -> Gallery | None:
     """Draw the worst, the median and the best case by agreement."""
-    from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice  # imports matplotlib
-
     scores = Scores(agreement)
     dice = scores.of(STUDENT)
     order = [int(i) for i in np.argsort(dice) if np.isfinite(dice[i])]
     if not order:
         return None
-    titles = {order[len(order) // 2]: "median", order[0]: "worst", order[-1]: "best"}
-    slices = {}
+    titles = {order[len(order) // 2]: "Median", order[-1]: "Best", order[0]: "Worst"}
+    cases = {}
     for number in sorted(titles, key=order.index):
-        title, case = titles[number], scores.cases[number]
+        case = scores.cases[number]
         images, properties = made.reader().read_images([str(made.cases.images[case][0])])
         labels: dict[str, Any] = {
             who: read_segmentation(made.reader, folder / f"{case}{made.cases.ending}")[0]
             for who, folder in folders.items()
         }
         spacing = [float(length) for length in properties["spacing"]]
-        axis = int(np.argmax(spacing))
-        where = worst_slice(labels[TEACHER], {STUDENT: labels[STUDENT]}, axis)
-        height, width = (length for number, length in enumerate(spacing) if number != axis)
-        slices[f"{title}: {case}, {100 * dice[number]:.1f} % Dice"] = Slice(
-            images[0].take(where, axis),
-            labels[TEACHER].take(where, axis),
-            {STUDENT: labels[STUDENT].take(where, axis)},
-            height / width,
+        notes = {STUDENT: f"{100 * dice[number]:.1f} % Dice"}
+        cases[f"{titles[number]}: {case}"] = Case(
+            images[0], labels[TEACHER], {STUDENT: labels[STUDENT]}, spacing, notes
         )
-    return draw_disagreement(slices, evaluation.structures)
+    title = "Worst, median and best case by agreement"
+    return draw_cases(title, "The reference here is the teacher.", cases, evaluation.structures, TEACHER)
 
 
 def _numbers(agreement: Sequence[Row], accuracy: Sequence[Row], costs: Mapping[str, Measured]) -> dict[str, Any]:

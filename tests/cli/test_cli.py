@@ -30,6 +30,20 @@ def test_help_and_the_parser_import_nothing_heavy():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_what_libraries_say_to_their_developers_is_hidden():
+    """This includes processes that are spawned; a user who asks for warnings gets them."""
+    code = (
+        "import subprocess, warnings; from nnunet_kd.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: warnings.warn('for developers', FutureWarning); warnings.warn('for users')\n"
+        "print(subprocess._args_from_interpreter_flags())"
+    )
+    for options, hidden in (([], True), (["-W", "default"], False)):
+        done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True)
+        assert ("for developers" in done.stderr) != hidden and "for users" in done.stderr
+        assert ("-Wignore::FutureWarning" in done.stdout) == hidden
+
+
 def test_module_and_script_are_the_same_command():
     done = subprocess.run([sys.executable, "-m", "nnunet_kd.cli", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("nnunet_kd 0.")
@@ -389,7 +403,13 @@ def test_demo_prints_its_table_and_resumes_where_it_stopped(tmp_path, capsys, mo
     printed = capsys.readouterr().out
     assert "epoch 3 of 3" in printed and "$ nnUNetv2_train 599 3d_fullres 0 -tr nnUNetTrainerDCD" in printed
     table = (tmp_path / "table.txt").read_text()
-    assert [line.split()[0] for line in table.splitlines()[1:]] == ["teacher", "NoKD", "DCD"]
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows][:4] == ["teacher", "NoKD", "DCD", "KD"]
+    best, last = next(row for row in rows if rows[4][0] == f"{row[0]}, exported"), rows[4]
+    assert best[3] == last[3] and best[5] == last[4] == "-" and float(last[5]) < float(best[4])
+    assert [float(dice) for dice in best[1:3]] == pytest.approx([float(dice) for dice in last[1:3]], abs=0.01)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img ") == 15 and f"{best[0]} is the best student here" in page and "http" not in page
+    assert f"page  {tmp_path / 'index.html'}" in printed
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert "$ nnUNetv2" not in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """``nnunet_kd distill``: from a trained model and images to a small student."""
 
+import itertools
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -34,6 +36,20 @@ def words(model, images, out, *more):
     return ["distill", "-m", str(model), "-i", str(images), "-o", str(out), *SHORT, *map(str, more)]
 
 
+@contextmanager
+def stopped_after(count):
+    """Stop a distillation after some of its steps, as Ctrl-C does."""
+    steps = Distillation.steps
+
+    def first_steps(self):
+        yield from itertools.islice(steps(self), count)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "steps", first_steps)
+        yield
+
+
 def student_weights(out):
     (path,) = (out / "nnUNet_results").rglob("checkpoint_final.pth")
     return torch.load(path, weights_only=False)["network_weights"]
@@ -48,16 +64,7 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
     options = ["--channels", "2", "0", "--labels", tmp_path / "labels.json", "--onnx"]
     out = tmp_path / "out"
 
-    run, left = Distillation.steps, 2
-
-    def two_steps(self):
-        for number, step in enumerate(run(self)):
-            if number == left:
-                raise KeyboardInterrupt
-            yield step
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distillation, "steps", two_steps)
+    with stopped_after(2):
         assert main(words(teacher_zip, images, out, *options)) == 130
     assert not (out / "nnUNet_results").exists() and capsys.readouterr().out.count("$ nn") == 2
     assert main(words(teacher_zip, images, out, *options)) == 0
@@ -97,8 +104,9 @@ def test_labelled_and_unlabelled_images(workspace, images, tmp_path, forked_comm
     for path in sorted((workspace.raw / "labelsTr").iterdir())[:4]:
         shutil.copy(path, labels)
     more = ["-l", labels, "--kept-back", "0.5"]
-    for out in (tmp_path / "one", tmp_path / "two"):
-        assert main(words(workspace.teacher, images, out, *more)) == 0
+    assert main(words(workspace.teacher, images, tmp_path / "one", *more)) == 0
+    with stopped_after(3):  # when the student is trained
+        assert main(words(workspace.teacher, images, tmp_path / "two", *more)) == 130
     numbers = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert len({row["case"] for row in numbers["agreement"]}) == 3
     assert len({row["case"] for row in numbers["accuracy"]}) == 2

@@ -193,7 +193,7 @@ def test_an_image_that_cannot_be_used_is_named(bridge, capsys, fault):
             own = path.with_name(f"b_{number:04d}.nii.gz")
             other = channels_of(bridge.root / "other", ("T1",), lambda images: images[:, :-1], ("a",)) / "a_0000.nii.gz"
             shutil.copy(other, own)
-        expected = f"case b: {path.with_name('b_0000.nii.gz')} has 71 x 116 x 110 voxels, but the preprocessed case was"
+        expected = f"case b: {path.with_name('b_0000.nii.gz')} has 51 x 84 x 80 voxels, but the preprocessed case was"
     elif fault == "missing":
         path.unlink()
         expected = f"case b: there is no {path}"

@@ -46,7 +46,7 @@ def test_a_zip_file_with_all_its_folds(archive, students, onnx_models, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_results_folder_and_one_fold(archive, students, tmp_path):
+def test_a_results_folder_and_one_fold(archive, students, known_programs, tmp_path):
     """The folder can lie anywhere."""
     folder = shutil.copytree(students.results, tmp_path / "moved")
     words = ("-m", str(folder / results(students).name), "-f", "1")

@@ -46,7 +46,9 @@ def test_int8_needs_images(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.7), ("int8", 0.6)])
-def test_smaller_weights_and_their_cost_in_dice(students, onnx_models, tmp_path, precision, most, capsys, monkeypatch):
+def test_smaller_weights_and_their_cost_in_dice(
+    students, onnx_models, known_programs, tmp_path, precision, most, capsys, monkeypatch
+):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(students.root / name))
     cases = ("--images", str(students.raw / "imagesTr"), "--labels", str(students.raw / "labelsTr"))
@@ -91,7 +93,7 @@ def test_a_cascade_is_not_exported(workspace, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_whose_logits_differ_from_pytorchs_is_not_written(students, tmp_path, monkeypatch):
+def test_a_network_whose_logits_differ_from_pytorchs_is_not_written(students, known_programs, tmp_path, monkeypatch):
     monkeypatch.setitem(onnx_network.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(ValueError, match=r"fold_0\.onnx gives other logits than PyTorch"):
         export_onnx(read_trained(results(students), ["0"]), tmp_path / "model")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,26 +21,35 @@ from tests.commands import printed_command
 from tests.conftest import DATASET
 from tests.students import results
 
-# Simulates a machine without this package: it cannot be imported, and nnU-Net does not know its trainers.
+# Simulates a machine without this package: it cannot be imported, and nnU-Net does not know its trainers. Both commands
+# run in one process and fork theirs, since each would import nnU-Net again.
 WITHOUT_US = """
+import json
+import multiprocessing
 import sys
 sys.modules["nnunet_kd"] = None
-from nnunetv2.{module} import {entry} as run
-sys.argv = ["nnunetv2", *sys.argv[1:]]
-if __name__ == "__main__":
-    run()
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point
+from tests.killing import fork_from_here
+fork_from_here()
+multiprocessing.cpu_count = lambda: 1  # nnU-Net uses it as the number of threads
+for entry, words in zip((install_from_zip_entry_point, predict_entry_point), json.loads(sys.argv[1])):
+    sys.argv = ["nnunetv2", *words]
+    entry()
 """
 
 
-def stock(students, scratch, module, entry, *words):
-    """Run one of nnU-Net's commands without this package."""
-    (scratch / "stock.py").write_text(WITHOUT_US.format(module=module, entry=entry))
+def install_and_predict(students, scratch, *commands):
+    """Run two of nnU-Net's commands, given their words, without this package."""
+    root = str(Path(__file__).parents[2])
     environment = {**students.environment(), "nnUNet_results": str(scratch / "results"), "nnUNet_extTrainer": ""}
     done = subprocess.run(
-        [sys.executable, str(scratch / "stock.py"), *words], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_US, json.dumps(commands)],
+        env={**environment, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
@@ -54,7 +64,6 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
     (tmp_path / "results").mkdir()
     installing = printed_command(printed, "nnUNetv2_install_pretrained_model_from_zip")
     assert installing[1:] == [path.name]
-    stock(students, tmp_path, "model_sharing.entry_points", "install_from_zip_entry_point", str(path))
     model = tmp_path / "results" / DATASET / "nnUNetTrainer__nnUNetPlans_DCD__3d_fullres"
     images, out, options = (
         str(students.raw / "imagesTs"),
@@ -63,10 +72,7 @@ def test_installed_and_predicted_without_this_package(students, tmp_path, capsys
     )
     words = ("-i", images, "-d", "598", "-c", "3d_fullres", "-f", "0", *options)
     predicting = (*printed_command(printed, "nnUNetv2_predict", IN=images, OUT=out)[1:], *options)
-    stock(
-        *(students, tmp_path, "inference.predict_from_raw_data", "predict_entry_point"),
-        *(*predicting, "--save_probabilities"),
-    )
+    install_and_predict(students, tmp_path, [str(path)], [*predicting, "--save_probabilities"])
     before = tmp_path / "before"
     students.command("nnUNetv2_predict", *words, "-tr", "nnUNetTrainerDCD", "--save_probabilities", "-o", str(before))
     (case,) = (file.name for file in before.glob("*.nii.gz"))

@@ -1,5 +1,6 @@
 """Invented figures of accuracy and cost for tests."""
 
+from nnunet_kd.evaluation.confusion import Confusion
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
@@ -14,6 +15,20 @@ def rows(**dice):
             metrics = {**dict.fromkeys(METRICS, 0.5), "dice": value}
             made.append(Row(method, f"c{number // 2}", "ab"[number % 2], metrics))
     return made
+
+
+def counted(**volumes):
+    """Create rows of one structure from the voxels of prediction and reference in every case, by method."""
+    return [
+        Row(method, f"c{number}", "a", dict.fromkeys(METRICS, 0.5), confusion=_confusion(*pair), right=0)
+        for method, pairs in volumes.items()
+        for number, pair in enumerate(pairs)
+    ]
+
+
+def _confusion(found, real):
+    both = min(found, real)
+    return Confusion(both, found - both, real - both, 100)
 
 
 def measured(parameters, seconds):

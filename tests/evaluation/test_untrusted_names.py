@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -11,14 +10,22 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from nnunet_kd.evaluation.confusion import Confusion
 from nnunet_kd.evaluation.folders import find_cases
 from nnunet_kd.evaluation.metrics import METRICS
-from nnunet_kd.evaluation.pictures import Slice, draw_comparison, draw_disagreement
+from nnunet_kd.evaluation.page import _SCRIPT, Gallery, Picture
 from nnunet_kd.evaluation.rows import Row, write_rows
-from nnunet_kd.evaluation.scores import Scores
+from nnunet_kd.evaluation.scores import Scores, compare
 from nnunet_kd.evaluation.summary import summary_table
 from nnunet_kd.evaluation.text import in_figure, in_html, in_markdown
-from nnunet_kd.study.report import Report, draw_accuracy_against_cost, draw_curves, write_report
+from nnunet_kd.study.figures import (
+    draw_accuracy_against_seconds,
+    draw_curves,
+    draw_differences,
+    draw_pairs,
+    draw_volumes,
+)
+from nnunet_kd.study.report import Report, write_report
 from tests.evaluation.figures import measured
 
 NAMES = [
@@ -45,7 +52,21 @@ NAMES = [
     "a" * 5000,
     "",
 ]
-PAGE = ("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "div", "img")
+PAGE = ("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "ul", "li", "div", "img", "script")
+PARTS = ("details", "summary", "figure", "figcaption", "span", "i", "svg", "defs", "g", "path", "use", "text", "tspan")
+ATTRIBUTES = {
+    "html": {"lang"},
+    "meta": {"charset", "name", "content"},
+    "p": {"class"},
+    "ul": {"class"},
+    "div": {"class"},
+    "details": {"open"},
+    "i": {"style"},
+    "img": {"alt", "src"},
+    "svg": {"role", "aria-label", "xmlns", "xmlns:xlink", "width", "height", "viewbox", "version"},
+}
+OF_CHARTS = {"id", "style", "d", "x", "y", "transform", "clip-path", "xlink:href", "width", "height"}
+CLASSES = {"warning", "scroll", "verdict", "facts", "note", "charts", "gallery", "legend"}
 TABLE = ("table", "thead", "tbody", "tr", "th", "td")
 
 
@@ -54,16 +75,18 @@ class Inert(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.text = [], []
+        self.open, self.text, self.scripts = [], [], []
 
     def handle_starttag(self, tag, attributes):
-        assert tag in PAGE + TABLE
-        allowed = {"html": {"lang"}, "meta": {"charset"}, "p": {"class"}, "div": {"class"}, "img": {"alt", "src"}}
-        assert {name for name, _ in attributes} <= allowed.get(tag, set())
+        assert tag in PAGE + PARTS + TABLE + ("clippath", "rect")
+        allowed = OF_CHARTS if "svg" in self.open else ATTRIBUTES.get(tag, set())
+        assert {name for name, _ in attributes} <= allowed, tag
         for name, value in attributes:
             assert name != "src" or re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", value)
-            assert name not in ("class", "lang", "charset") or value in ("warning", "scroll", "en", "utf-8")
-            if name == "alt":
+            assert name != "class" or value in CLASSES
+            assert name != "xlink:href" or re.fullmatch("#[0-9a-zA-Z]+", value)
+            assert tag != "i" or re.fullmatch("background:#[0-9A-F]{6}", value)
+            if name in ("alt", "aria-label"):
                 self.text.append(value)
         if tag not in ("meta", "img"):
             self.open.append(tag)
@@ -72,7 +95,7 @@ class Inert(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
 
     def handle_comment(self, data):
         raise AssertionError(f"a comment: {data}")
@@ -91,31 +114,44 @@ def rows_of(methods, structures, cases=("c0", "c1")):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_adds_no_element_to_the_page(tmp_path, name):
-    methods = ["NoKD", f"m{name}"]
+@pytest.mark.parametrize("names", [NAMES[:8], NAMES[8:15], NAMES[15:]])
+def test_a_name_adds_no_element_to_the_page(tmp_path, names):
+    def each(letter):
+        return [f"{letter}{name}" for name in names]
+
+    def joined(letter):
+        return "; ".join(each(letter))
+
+    methods = ["NoKD", *each("m")]
+    pixels = np.zeros((2, 2, 4), np.uint8)
     report = Report(
-        title=f"t{name}",
-        facts={f"f{name}": f"g{name}"},
-        warnings=[f"w{name}"],
+        title=joined("t"),
+        facts=dict(zip(each("f"), each("g"), strict=True)),
+        warnings=each("w"),
         rows=[
-            replace(row, seed=seed) for row in rows_of(methods, [f"s{name}"], [f"c{name}", "other"]) for seed in (0, 1)
+            replace(row, seed=seed) for row in rows_of(methods, each("s"), [joined("c"), "other"]) for seed in (0, 1)
         ],
         baseline=methods[1],
         teacher="NoKD",
-        costs={method: replace(measured(10**6, 1.0), device=f"d{name}") for method in methods},
-        curves={methods[1]: {f"l{name}": [1.0, 0.5]}},
-        pictures={f"p{name}": Figure(figsize=(1, 1))},
+        costs={method: replace(measured(10**6, 1.0), device=joined("d")) for method in methods},
+        curves={methods[1]: {line: [1.0, 0.5] for line in each("l")}},
+        pictures=Gallery(
+            joined("p"),
+            joined("n"),
+            {joined("q"): [Picture(*both, pixels) for both in zip(each("r"), each("o"), strict=True)]},
+            dict.fromkeys(each("k"), "#E69F00"),
+        ),
     )
     page, markdown = write_report(report, tmp_path)
     inert = Inert()
     inert.feed(page.read_text(encoding="utf-8"))
     inert.close()
-    assert inert.open == []
-    shown = name.replace("\udcff", "\ufffd").replace("\x1b", " ").replace("\x00", " ")
-    shown = re.sub(r"[\r\n]+", " ", shown)
-    for letter in "tfgwmsp":
-        assert any(f"{letter}{shown}" in text for text in inert.text), letter
+    assert inert.open == [] and inert.scripts == [_SCRIPT]
+    for name in names:
+        shown = name.replace("\udcff", "\ufffd").replace("\x1b", " ").replace("\x00", " ")
+        shown = re.sub(r"[\r\n]+", " ", shown)
+        for letter in "tfgwmspnqrok":
+            assert any(f"{letter}{shown}" in text for text in inert.text), (letter, name)
     _check_markdown(markdown.read_text(encoding="utf-8"))
 
 
@@ -156,29 +192,27 @@ def test_ordinary_names_are_unchanged():
     assert in_markdown("a|b") == "a\\|b" and in_html("a & b") == "a &amp; b"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pictures_show_a_name_unchanged(tmp_path, name):
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+def test_charts_show_names_unchanged(tmp_path):
     """Matplotlib would read dollars as formulas, and fail on an incomplete one."""
-    methods = [f"{name}", "other"]
-    labels, image = np.zeros((20, 20), int), np.random.default_rng(0).random((20, 20))
-    labels[5:9, 5:9] = 1
-    scores = Scores(rows_of(methods, [f"s{name}"]))
+    invented = rows_of(NAMES, ["s"])
+    scores = Scores(invented)
+    counts = [replace(row, confusion=Confusion(5, 1, 1, 100)) for row in invented]
     figures = [
-        draw_accuracy_against_cost(scores, {method: measured(10**6, 1.0) for method in methods}),
-        draw_curves({method: {name: [1.0, 2.0]} for method in methods}),
-        draw_comparison({name: (image, {"reference": labels, f"m{name}": labels})}, {1: name}, 1.0),
-        draw_disagreement({name: Slice(image, labels, {f"m{name}": labels}, 1.0)}, {name: (1,)}),
+        draw_accuracy_against_seconds(scores, {method: measured(10**6, 1.0) for method in NAMES}, NAMES[0], None),
+        draw_curves({method: {name: [1.0, 2.0] for name in NAMES[13:17]} for method in NAMES}),
+        draw_volumes(counts, NAMES, NAMES[0], None),
+        draw_differences(compare(scores, NAMES[0]), NAMES[0], None),
+        draw_pairs(Scores(rows_of(NAMES[13:16], ["s"])), NAMES[13]),
     ]
     for number, figure in enumerate(figures):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a font lacks a letter, a long name does not fit
-            figure.savefig(tmp_path / f"{number}.png")
-    for legend in (figures[0].axes[1].get_legend(), figures[1].axes[0].get_legend(), figures[2].legends[0]):
-        for text in legend.get_texts():
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert (tmp_path / f"{number}.svg").stat().st_size > 1000
+    for figure in figures[:3]:
+        texts = figure.legends[0].get_texts()
+        assert len(texts) == len(NAMES)
+        for text in texts:
             assert not text.get_parse_math() or "$" not in text.get_text().replace("\\$", "")
-    assert len(figures[0].axes[1].get_legend().get_texts()) == 2
-    if name:
-        assert len(figures[1].axes[0].get_legend().get_texts()) == 2
 
 
 def test_a_formula_in_a_name_would_stop_matplotlib(tmp_path):

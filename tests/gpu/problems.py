@@ -100,7 +100,7 @@ def _cirkd(grid: Grid) -> Problem:
     """Memories that keep every voxel and of which every entry is drawn, so that nothing depends on random numbers."""
     torch.manual_seed(0)
     classes = torch.randint(-1, CLASSES, (2, *grid), generator=torch.Generator().manual_seed(3))
-    loss = CIRKDLoss(pixel_memory=1100, region_memory=8, pixels=512)
+    loss = CIRKDLoss(pixel_memory=1100, region_memory=8, pixels=512, pixel_contrasts=4400)
     maps = [random_maps(grid, NARROW, 1), _teacher(grid), classes]
     return Problem(
         lambda memory, given: loss(*given[:2], memory, classes=given[2], num_classes=CLASSES),

@@ -4,12 +4,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from scipy import stats
 
-from nnunet_kd.evaluation.pictures import Slice, draw_disagreement, worst_slice
-from nnunet_kd.study.report import Report, draw_curves, write_report
-from tests.evaluation.figures import measured, rows
+from nnunet_kd.evaluation.page import Gallery, Picture
+from nnunet_kd.evaluation.scores import Scores, compare
+from nnunet_kd.study.figures import draw_curves, draw_volumes
+from nnunet_kd.study.report import Report, write_report
+from nnunet_kd.study.verdict import verdicts
+from tests.evaluation.figures import counted, measured, rows
 
 
 class Checker(HTMLParser):
@@ -17,14 +19,17 @@ class Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.images, self.elsewhere = [], 0, []
+        self.open, self.images, self.charts, self.elsewhere = [], 0, 0, []
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta", "img"):
             self.open.append(tag)
+        self.charts += tag == "svg"
         self.images += tag == "img"
         self.elsewhere += [
-            value for name, value in attributes if name in ("src", "href") and not value.startswith("data:")
+            value
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "xlink:href") and not value.startswith(("data:", "#"))
         ]
 
     def handle_endtag(self, tag):
@@ -50,7 +55,9 @@ def report():
             "D<CD": measured(1_000_000, 1.0),
         },
         curves={"NoKD": {"train_losses": [1.0, 0.5]}, "D<CD": {"train_losses": [1.0, 0.4], "dcd": [float("nan"), 3.0]}},
-        pictures={"Cases": Figure(figsize=(1, 1))},
+        pictures=Gallery(
+            "Cases", "a note", {"c0": [Picture("KD", "70 %", np.zeros((4, 4, 4), np.uint8))]}, {"a": "#E69F00"}
+        ),
     )
 
 
@@ -59,7 +66,7 @@ def test_the_page_is_self_contained(report, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
     checker = Checker()
     checker.feed(page.read_text())
-    assert checker.open == [] and checker.images == 3 and checker.elsewhere == []
+    assert checker.open == [] and checker.elsewhere == [] and (checker.images, checker.charts) == (1, 4)
     for content in (page.read_text(), markdown.read_text()):
         assert "LEAKAGE: all of it" in content and "gap closed (%) [95 %]" in content
     assert "D<CD" not in page.read_text() and "D&lt;CD" in page.read_text()
@@ -67,7 +74,7 @@ def test_the_page_is_self_contained(report, tmp_path):
 
 def test_costs_are_compared_with_the_teachers(report, tmp_path):
     markdown = write_report(report, tmp_path)[1].read_text()
-    (line,) = [line for line in markdown.splitlines() if line.startswith("| NoKD") and "1/16" in line]
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| NoKD, D") and "1/16" in line]
     assert [cell.strip() for cell in line.split("|")[2:]] == [
         "1.000 (1/16.0)",
         "0.010 (1/16.0)",
@@ -114,21 +121,52 @@ def test_curves_of_methods_with_different_terms():
     assert [len(axes.lines) for axes in figure.axes] == [2, 1, 1, 1]
 
 
-def test_slice_with_most_disagreement():
-    reference = np.zeros((5, 6, 7), int)
-    reference[1] = 1
-    wrong = reference.copy()
-    wrong[3, :2] = 2
-    assert worst_slice(reference, {"a": reference, "b": wrong}, 0) == 3
-    assert worst_slice(reference, {"a": reference}, 0) == 1  # without errors, the slice with most foreground
+def test_a_verdict_for_every_method(report):
+    """The interval is that of the table, and what is uncertain is said."""
+    scores = Scores(report.rows)
+    compared = compare(scores, "NoKD", "teacher")
+    said = verdicts(scores, compared, "NoKD", "teacher", report.costs)
+    gap = compared["D<CD"].gap
+    assert said == [
+        "Over 2 cases and 2 seeds, the mean Dice of NoKD, the baseline, is 50.0 % [45.0, 55.0], and that of the "
+        "teacher 80.0 % [75.0, 85.0].",
+        f"D<CD closes {100 * gap.value:.0f} % [{100 * gap.low:.0f}, {100 * gap.high:.0f}] of the gap to the teacher "
+        "with 1/16 of its parameters.",
+    ]
+    assert 0.4 < gap.value < 0.45
 
 
-def test_errors_are_coloured_by_kind():
-    reference, found = np.zeros((20, 20), int), np.zeros((20, 20), int)
-    reference[5:10, 5:10] = 1
-    found[5:10, 7:12] = 1
-    found[5, 7] = 2
-    image = np.random.default_rng(0).random((20, 20))
-    figure = draw_disagreement({"case": Slice(image, reference, {"method": found}, 1.0)}, {"a": (1,), "b": (2,)})
-    shown = figure.axes[5].images[1].get_array()
-    assert [(shown == kind).sum() for kind in (1, 2, 3)] == [10, 10, 1]
+def test_a_verdict_without_a_gap():
+    invented = rows(teacher=[0.6, 0.6, 0.4, 0.4], NoKD=[0.5, 0.5, 0.5, 0.5], KD=[0.6, 0.6, 0.5, 0.5])
+    scores = Scores(invented)
+    costs = {"teacher": measured(10, 1.0), "KD": measured(20, 1.0)}
+    said = verdicts(scores, compare(scores, "NoKD", "teacher"), "NoKD", "teacher", costs)
+    assert said[1:] == [
+        "KD differs from NoKD by +5.0 [+0.0, +10.0] points of Dice with 2 times the teacher's parameters; the "
+        "difference from NoKD may be chance.",
+        "There is no gap to speak of: the teacher differs from NoKD by +0.0 [-10.0, +10.0] points of Dice.",
+    ]
+    alone = Scores([row for row in invented if row.method != "teacher"])
+    said = verdicts(alone, compare(alone, "NoKD"), "NoKD", None, {})
+    assert said == [
+        "Over 2 cases, the mean Dice of NoKD, the baseline, is 50.0 % [50.0, 50.0].",
+        "KD differs from NoKD by +5.0 [+0.0, +10.0] points of Dice; the difference from NoKD may be chance.",
+    ]
+
+
+def test_what_was_found_comes_before_the_tables(report, tmp_path):
+    page, markdown = (path.read_text() for path in write_report(report, tmp_path))
+    order = ["closes", "LEAKAGE", "Difference from NoKD", "Mean Dice, with 95 %", "a note", "Every case", "<table>"]
+    found = [page.index(words) for words in order]
+    assert found == sorted(found)
+    assert markdown.index(" closes ") < markdown.index("LEAKAGE") < markdown.index("| method")
+
+
+def test_volumes_are_those_of_every_segmentation():
+    figure = draw_volumes(counted(a=[(10, 20), (30, 30)], b=[(40, 0), (5, 15)]), ["a", "b"], "a", None)
+    (axes,) = figure.axes
+    points = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
+    assert points == [[[15, -200 / 3], [30, 0]], [[20, 200], [10, -100]]]
+    middle = [line.get_ydata()[0] for line in axes.lines if line.get_color() != "#8C8C8C"]
+    assert middle[1:] == pytest.approx([50, 50 - 1.96 * 150 * 2**0.5, 50 + 1.96 * 150 * 2**0.5])
+    assert draw_volumes(rows(a=[0.5, 0.5]), ["a"], "a", None) is None  # files of earlier versions have no counts

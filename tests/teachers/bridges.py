@@ -6,7 +6,9 @@ segmentations are smooth and have the right structures after a second.
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.teachers.soft_labels import SoftLabelStore
 
 CASES = ("a", "b")
-SHAPE, SPACING = (72, 116, 110), (1.0, 0.6, 0.65)
+SHAPE, SPACING = (52, 84, 80), (1.0, 0.6, 0.65)
 MODALITIES = ("T1", "T2", "FLAIR")
 # how bright oedema, core and cyst are in each modality
 _CONTRAST = np.array([[-2, 2, -4], [3, 1, 6], [4, 6, -2]])
@@ -33,12 +35,13 @@ REGIONS = {"background": 0, "tumour": [1, 2], "core": 2, "cyst": 3}
 RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
 
 
+@cache
 def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a head in three modalities ``(3, z, y, x)`` and its labels ``(z, y, x)``."""
+    """Return a head in three modalities ``(3, z, y, x)`` and its labels ``(z, y, x)``, both read-only."""
     generator = np.random.default_rng(seed)
     centre = (np.array(SHAPE) - 1) / 2
     place = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij")) - centre.reshape(3, 1, 1, 1)
-    place = place * np.array(SPACING).reshape(3, 1, 1, 1) / 1.2  # a large head, for smooth borders of structures
+    place = place * np.array(SPACING).reshape(3, 1, 1, 1) / 0.87
 
     def ball(middle, radius):
         return radius - np.sqrt(((place - np.reshape(middle, (3, 1, 1, 1))) ** 2).sum(0))
@@ -55,7 +58,19 @@ def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
     parts[0] = parts[0] - parts[1]
     images = 10 + np.tensordot(_CONTRAST, np.stack(parts), 1)
     noise = gaussian_filter(generator.standard_normal(images.shape), (0, 4, 5, 5))
-    return ((images + noise) * head).astype(np.float32), labels
+    images = ((images + noise) * head).astype(np.float32)
+    images.flags.writeable = labels.flags.writeable = False
+    return images, labels
+
+
+@cache
+def _compressed(seed: int, modality: int | None) -> bytes:
+    """Return the file of a modality of a scan, or of its labels."""
+    images, labels = scan(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image.nii.gz")
+        write_image(labels if modality is None else images[modality], path)
+        return path.read_bytes()
 
 
 def write_image(array: np.ndarray, path: Path) -> None:
@@ -241,11 +256,19 @@ class Bridge:
 def channels_of(folder: Path, names: tuple[str, ...], change: Any = None, cases: tuple[str, ...] = CASES) -> Path:
     """Write the images of cases with these modalities as channels, in a folder of their own."""
     for number, case in enumerate(cases):
-        images = scan(number)[0]
-        images = images if change is None else change(images)
+        images = None if change is None else change(scan(number)[0])
         for channel, name in enumerate(names):
-            write_image(images[MODALITIES.index(name)], folder / f"{case}_{channel:04d}.nii.gz")
+            path, modality = folder / f"{case}_{channel:04d}.nii.gz", MODALITIES.index(name)
+            if images is None:
+                _write(_compressed(number, modality), path)
+            else:
+                write_image(images[modality], path)
     return folder
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def copied(bridge: Bridge, root: Path, monkeypatch: Any) -> Bridge:
@@ -264,7 +287,7 @@ def make_bridge(root: Path, student: Plan, monkeypatch: Any, cases: tuple[str, .
         monkeypatch.setenv(name, str(root / name))
     channels_of(bridge.raw / "imagesTr", student.channels, cases=cases)
     for number, case in enumerate(cases):
-        write_image(scan(number)[1], bridge.raw / "labelsTr" / f"{case}.nii.gz")
+        _write(_compressed(number, None), bridge.raw / "labelsTr" / f"{case}.nii.gz")
     for folder in (bridge.raw, bridge.preprocessed):
         folder.mkdir(exist_ok=True)
         (folder / "dataset.json").write_text(json.dumps(student.dataset_json))
@@ -304,7 +327,7 @@ def fitted(plan: Plan, images: Path, seed: int) -> torch.nn.Module:
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.ConvTranspose2d | torch.nn.ConvTranspose3d):
             _smooth(module)
     labels = images / "labels" / f"{CASES[0]}.nii.gz"
-    write_image(scan(0)[1], labels)
+    _write(_compressed(0, None), labels)
     everything = replace(plan, labels=dict(LABELS), order=None)
     data, truth, _ = everything.preprocess(plan.files(images, CASES[0]), labels)
     dim = len(plan.spacing)

@@ -27,10 +27,14 @@ def agreement(found, expected, regions):
     return float((found.argmax(0) == expected.argmax(0)).mean())
 
 
+MIDDLE = ((15, 40), (22, 65), (18, 62))  # voxels along z, y and x
+
+
 def stripped(images):
     """Return images of which only the middle is left, so that they are cropped more."""
     kept = np.zeros_like(images)
-    kept[:, 20:55, 30:90, 25:85] = images[:, 20:55, 30:90, 25:85]
+    middle = (slice(None), *(slice(*limits) for limits in MIDDLE))
+    kept[middle] = images[middle]
     return kept
 
 
@@ -198,7 +202,7 @@ def test_several_folds_are_averaged_as_nnunet_averages_them(tmp_path, monkeypatc
     assert source["folds_of_model"] == [0, 3] and set(source["checkpoint_sha256"]) == {"0", "3"}
     expected = bridge.on_student_grid(bridge.whole(TEACHER, TEACHER.files(bridge.raw / "imagesTr", "a"), True), "a")
     found = probabilities(bridge)
-    assert agreement(found, expected, None) >= 0.999
+    assert agreement(found, expected, None) >= 0.998 and np.abs(found - expected).mean() < 2e-3
     assert bridge.make("--model", TEACHER.folder, "-f", "3", "--name", "three") == 0
     assert agreement(probabilities(bridge, name="three"), expected, None) < agreement(found, expected, None)
 
@@ -213,7 +217,7 @@ def test_voxels_outside_the_models_crop_are_background(tmp_path, monkeypatch):
     found = probabilities(bridge)
     shape, noted = bridge.placement("a")
     inside = []
-    for axis, (first, last) in enumerate(((20, 55), (30, 90), (25, 85))):
+    for axis, (first, last) in enumerate(MIDDLE):
         step = noted["shape_after_cropping_and_before_resampling"][axis] / shape[axis]
         place = (np.arange(shape[axis]) + 0.5) * step + noted["bbox_used_for_cropping"][axis][0]
         inside.append((place >= first) & (place < last))

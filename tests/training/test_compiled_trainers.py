@@ -27,7 +27,7 @@ CASES = {
     "SAMKD": ("SAMKD", {}, 0),
     "BrainSegDMIF": ("BrainSegDMIF", {}, 0),
     "RKD": ("RKD", {}, 0),
-    "CIRKD": ("CIRKD", {}, 0),
+    "CIRKD": ("CIRKD", {"pixels": 512, "pixel_memory": 1100}, 0),  # nothing is left to random numbers
     "SKD": ("SKD", {}, 0),
 }
 

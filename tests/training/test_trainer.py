@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_kd.cli import parser
 from nnunet_kd.trainers.nnUNetTrainerDCD import nnUNetTrainerDCD
+from nnunet_kd.trainers.nnUNetTrainerKD import nnUNetTrainerKD
 from nnunet_kd.trainers.nnUNetTrainerLogitsKD import nnUNetTrainerLogitsKD
 from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
-from tests.conftest import SHORT, make_trainer
+from nnunet_kd.training.announcement import _duration, announce_end
+from tests.conftest import SHORT, make_trainer, note_validated
 from tests.training.checkpoints import NOW, checkpoint
 
 
@@ -42,6 +47,36 @@ def test_results_are_a_plain_student(workspace, configuration):
     assert in_optimizer == len(list(student.parameters())) + len(adapters)
     for name in ("segmentation", "dcd", "train_losses"):
         assert len(content["logging"][name]) == 2 and np.isfinite(content["logging"][name]).all()
+
+
+def test_the_log_ends_with_both_dices_and_what_comes_next(workspace):
+    note_validated(workspace.teacher / "fold_0", ["head_001"])
+    summary = workspace.teacher / "fold_0" / "validation" / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "foreground_mean": {"Dice": 0.75}}))
+    plans = workspace.plans("nnUNetPlans", training=SHORT, teacher={"plans": "nnUNetPlans"})
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    trainer.initialize()
+    trainer.on_train_start()
+    (log,) = Path(trainer.output_folder).glob("*.txt")
+    dice = "checkpoint_final.pth; Dice of its own validation 0.750"
+    assert dice in log.read_text() and "nnU-Net's own, from initial weights of the teacher's" in log.read_text()
+    validation = Path(trainer.output_folder) / "validation"
+    validation.mkdir()
+    of_cases = {"head_001": "the same cases", "head_002": "its own validation cases, which are others"}
+    for case, words in of_cases.items():
+        of_case = {"metric_per_case": [{"prediction_file": f"{case}.nii.gz"}], "foreground_mean": {"Dice": 0.5}}
+        (validation / "summary.json").write_text(json.dumps(of_case))
+        announce_end(trainer)
+        end = log.read_text().rpartition("| Dice")[2]
+        assert end.startswith("        0.500, mean") and f"0.750 is the teacher's, of {words}\n" in end
+    trainer.on_train_end()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 s"), (59, "59 s"), (61, "1 min 1 s"), (12000, "3 h 20 min"), (90000, "1 d 1 h")]
+)
+def test_durations(seconds, said):
+    assert _duration(seconds) == said
 
 
 def test_the_logged_loss_is_the_weighted_sum(workspace):
@@ -163,8 +198,27 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
     options = ["598", "3d_fullres", "0", "-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu"]
     printed = workspace.process("nnUNetv2_train", *options, nnUNet_n_proc_DA="2")
     assert "distilling dcd: weight 0.01, ramp from epoch 1 over 2" in printed
+    start, _, end = printed.partition("Epoch 0")
+    assert re.search(r"\| student     [\d,]+ parameters, 1/[\d.]+ of the teacher's\n", start)
+    assert f"| teacher     {workspace.teacher}/fold_0/checkpoint_final.pth\n" in start  # it was never validated
+    assert "| epochs      3 of 2 iterations\n" in start
+    assert re.search("at the pace of this epoch, the other 2 take [1-9][0-9]* (s|min)", end)
     folder = workspace.results / "nnUNetTrainerDCD__nnUNetPlans_short__3d_fullres"
     logged = checkpoint(workspace, plans="nnUNetPlans_short")["logging"]
+
+    assert f"| student     {folder}/fold_0 (checkpoint_final.pth" in end
+    dice = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+    assert f"| Dice        {dice:.3f}, mean of the 2 validation cases and all structures\n" in end
+    lines = re.findall(r"^\| (?:next|    )        (.*)$", end, re.MULTILINE)
+    commands = [shlex.split(line) for line in lines if not line[0].isdigit()]
+    assert [words[:2] for words in commands] == [
+        ["nnUNetv2_predict", "-tr"],
+        ["nnunet_kd", "export"],
+        ["nnunet_kd", "export"],
+        ["nnunet_kd", "compare"],
+    ]
+    for words in commands[1:]:
+        assert parser().parse_args(words[1:]).f == (["0"] if words[1] == "export" else [0])
 
     final = folder / "fold_0" / "checkpoint_final.pth"
     final.unlink()  # only the best checkpoint, of an earlier epoch, is left
@@ -174,7 +228,7 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
 
     shutil.rmtree(workspace.teacher)
     output = workspace.root / "predicted"
-    arguments = ["-i", str(workspace.raw / "imagesTs"), "-o", str(output), "-d", "598", "-c", "3d_fullres", "-f", "0"]
-    arguments += ["-tr", "nnUNetTrainerDCD", "-p", "nnUNetPlans_short", "-device", "cpu", "-npp", "1", "-nps", "1"]
-    workspace.command("nnUNetv2_predict", *arguments)
+    given = {"IMAGES": str(workspace.raw / "imagesTs"), "SEGMENTATIONS": str(output)}
+    words = [given.get(word, word) for word in commands[0]]
+    workspace.command(*words, "-device", "cpu", "-npp", "1", "-nps", "1")
     assert [path.name for path in output.glob("*.nii.gz")] == ["head_006.nii.gz"]
