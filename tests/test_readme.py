@@ -41,6 +41,12 @@ def test_table_of_terms():
         assert stated == plain(TERMS[name].keys), name
 
 
+def test_every_term_is_explained():
+    page = (ROOT / "docs" / "explanation" / "methods.md").read_text()
+    headings = " ".join(re.findall(r"^## .*", page, flags=re.MULTILINE))
+    assert all(f"`{name}`" in headings for name in TERMS)
+
+
 def test_block_of_defaults():
     start = SETTINGS.index('"nnunet_kd": {\n')
     block = json.loads("{" + SETTINGS[start : SETTINGS.index("\n}\n", start) + 2] + "}")["nnunet_kd"]

@@ -24,6 +24,9 @@ the student trains on the data that you have preprocessed already. The command p
   nnunet_kd plan -d 501 --network dra_unet
       write nnUNetPlans_dra_unet_r4.json: another network with the teacher's stages, for any trainer, including
       stock nnUNetTrainer
+  nnunet_kd plan -d 501 --network mobile_unet
+      write nnUNetPlans_mobile_unet_r4.json: a smaller student of MobileNet blocks with the stages and widths of -r 4,
+      from random weights
   nnunet_kd plan -d 501 --network kd_sam
       write nnUNetPlans_kd_sam.json: KD-SAM in the 2d configuration, whose size -r does not change. Name SAM's weights
       in that file, "nnunet_kd": {..., "method": {"checkpoint": "sam_vit_h_4b8939.pth"}}, and train with

@@ -43,7 +43,7 @@ def _of_smp(inputs: int, outputs: int, _dim: int) -> dict[str, Any]:
 _LIBRARIES = {
     "monai": _Library(
         "monai.networks.nets",
-        ("UNet", "AttentionUnet", "BasicUNetPlusPlus", "UNETR", "SwinUNETR"),
+        ("UNet", "AttentionUnet", "BasicUNetPlusPlus", "MedNeXt", "UNETR", "SwinUNETR"),
         "nnunet_kd",
         _of_monai,
     ),
@@ -56,8 +56,9 @@ _TRANSFORMERS = ("monai.UNETR", "monai.SwinUNETR")
 class LibraryNetwork(nn.Module):
     """A network of a library in nnU-Net's form, which the plans name ``nnunet_kd.networks.library.LibraryNetwork``.
 
-    It has one output and no stages, so that its features cannot be distilled. nnU-Net expects several outputs under
-    deep supervision; :mod:`nnunet_kd.networks.output_scales` says which it gets.
+    It has one output and no stages, so that it is no student of methods that compare features. It can teach them if
+    :mod:`nnunet_kd.networks.pyramids` has an adapter of its class. nnU-Net expects several outputs under deep
+    supervision; :mod:`nnunet_kd.networks.output_scales` says which it gets.
 
     Args:
         input_channels: The number of channels of the images.
@@ -111,6 +112,11 @@ class LibraryNetwork(nn.Module):
         self.compiles = network not in _TRANSFORMERS  # the trainers of this package ask
         self.decoder = _OneOutput(_built(kind, {**keywords, **options}), deep_supervision)
 
+    @property
+    def of_library(self) -> nn.Module:
+        """The library's own network."""
+        return self.decoder.network
+
     def forward(self, x: Tensor) -> Any:
         """Return logits, or a list of them under deep supervision."""
         return self.decoder(x)
@@ -143,7 +149,9 @@ def _find(network: str, dim: int) -> tuple[_Library, type[nn.Module]]:
         module = importlib.import_module(library.module)
     except ImportError as error:
         raise ImportError(f"{network} needs a package that is missing here: pip install '{library.package}'") from error
-    kind: type[nn.Module] = getattr(module, name)
+    kind: type[nn.Module] | None = getattr(module, name, None)
+    if kind is None:
+        raise ImportError(f"{network} needs a newer version of its package: pip install -U '{prefix}'")
     return library, kind
 
 

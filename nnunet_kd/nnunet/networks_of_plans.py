@@ -118,6 +118,7 @@ _DRA_UNET = NetworkOfPlans(
     "nnunet_kd.networks.dra_unet.DRAUNet",
     ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides"),
 )
+_MOBILE_UNET = NetworkOfPlans("nnunet_kd.networks.mobile_unet.MobileUNet", _DRA_UNET.shared)
 _BRAINSEG_DMIF = NetworkOfPlans(
     "nnunet_kd.networks.brainseg_dmif.BrainSegDMIF",
     ("conv_op",),
@@ -137,6 +138,13 @@ _VM_UNET = NetworkOfPlans(
     multiple=32,
     training={"optimizer": "adamw", "initial_lr": 0.001},
 )
+_MEDNEXT_B = {  # MedNeXt-B of its paper, with kernels of 3
+    "encoder_expansion_ratio": [2, 3, 4, 4],
+    "bottleneck_expansion_ratio": 4,
+    "decoder_expansion_ratio": [4, 4, 3, 2],
+    "kernel_size": 3,
+    "use_residual_connection": True,
+}
 _SLICES = (256, 256)  # the images of three of the papers
 
 NETWORKS = {
@@ -157,6 +165,7 @@ NETWORKS = {
             training={"lr_schedule": "plateau", "augmentation": "flips_and_brightness"},
         ),
     ),
+    "mobile_unet": _MOBILE_UNET,
     "kd_sam": NetworkOfPlans(
         "nnunet_kd.networks.kd_sam.KDSAM",
         ("conv_op",),
@@ -197,6 +206,7 @@ NETWORKS = {
         keywords_3d={"channels": _NARROW},
     ),
     "monai.BasicUNetPlusPlus": _of_library("monai.BasicUNetPlusPlus", 16),
+    "monai.MedNeXt": _of_library("monai.MedNeXt", 16, keywords=_MEDNEXT_B),
     "monai.UNETR": _of_library("monai.UNETR", 16, fixed_size=True),
     "monai.SwinUNETR": _of_library("monai.SwinUNETR", 32, fixed_size=True, keywords={"feature_size": 48}),
     "smp.MAnet": _of_library("smp.MAnet", 32, slices_only=True),

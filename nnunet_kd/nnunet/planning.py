@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nnunet_kd.nnunet.experiment import Experiment
 
 # The networks whose widths are given by `features_per_stage`, by the last part of `network_class_name`.
-REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "VMUNet")
+REDUCIBLE_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "DRAUNet", "MobileUNet", "VMUNet")
 
 RECIPE = "nnUNetTrainerKD"  # the default trainer of students that have one of nnU-Net's networks
 

@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from nnunet_kd.networks.pyramids import pyramid_of
 from nnunet_kd.networks.stages import EncoderStages, encoder_stages, has_encoder_stages
 from nnunet_kd.nnunet.checkpoint import mirroring_axes, read_checkpoint
 from nnunet_kd.nnunet.experiment import build_network, find_trainer
@@ -30,7 +31,8 @@ class Teacher(nn.Module):
     """A frozen network that returns features, logits, or both.
 
     Args:
-        network: The network, which needs nnU-Net's ``encoder`` and ``decoder`` if it is to return features.
+        network: The network. To return features it needs nnU-Net's ``encoder`` and ``decoder``, or an adapter
+            (:mod:`nnunet_kd.networks.pyramids`).
         features: Whether to return the features of the encoder stages.
         logits: Whether to return logits; without them, features need only the encoder.
         deep_supervision: Whether to return the logits of the lower scales too.
@@ -38,7 +40,7 @@ class Teacher(nn.Module):
             autocast.
 
     Raises:
-        NotImplementedError: If features are wanted and the network has no encoder stages.
+        NotImplementedError: If features are wanted and the network shows no encoder stages.
     """
 
     def __init__(
@@ -53,9 +55,8 @@ class Teacher(nn.Module):
         self.gives_features = features
         self.precision = precision
         self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
-        self.stages: EncoderStages | None = None
-        if features or has_encoder_stages(network):
-            self.stages = encoder_stages(network)
+        network = pyramid_of(network) if features else network
+        self.stages: EncoderStages | None = encoder_stages(network) if has_encoder_stages(network) else None
         decoder: Any = getattr(network, "decoder", None)
         if hasattr(decoder, "deep_supervision"):
             decoder.deep_supervision = deep_supervision

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from nnunet_kd.networks.stages import encoder_stages
 from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.nnunet.settings import names_teacher
 from nnunet_kd.teachers.find import TeacherFiles
@@ -90,12 +91,23 @@ def _plan(trainer: Any) -> Iterator[tuple[str, str]]:
         yield "teacher", f"soft labels stored in {sources.soft_labels.folder}"
     for term in preparation.terms:
         yield "loss", f"distilling {term}"
+    alone = _stages_alone(trainer)
+    if alone:
+        yield "", f"encoder stages {alone} of the student are not distilled: the teacher has none on their grids"
     if not preparation.terms and preparation.method is None:
         yield "loss", "nnU-Net's own" + (", from initial weights of the teacher's" if sources.start is not None else "")
     left = trainer.num_epochs - trainer.current_epoch
     resumed = f", of which {left} are left" if left < trainer.num_epochs else ""
     yield "epochs", f"{trainer.num_epochs} of {trainer.num_iterations_per_epoch} iterations{resumed}"
     yield "time", "the log says how long the rest will take when the next epoch has ended"
+
+
+def _stages_alone(trainer: Any) -> list[int]:
+    """Return the student's encoder stages that have no counterpart in a teacher whose features are compared."""
+    distilled = {student for student, _ in trainer.distiller.stages}
+    if not distilled:
+        return []
+    return [stage for stage in range(len(encoder_stages(trainer.trained().student).widths)) if stage not in distilled]
 
 
 def _result(trainer: Any) -> Iterator[tuple[str, str]]:

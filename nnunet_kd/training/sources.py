@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.terms import SoftLabelTerm
-from nnunet_kd.networks.stages import EncoderStages, encoder_stages
+from nnunet_kd.networks.stages import encoder_stages
 from nnunet_kd.nnunet.cases import PreprocessedCases
 from nnunet_kd.nnunet.experiment import Experiment, build_network
 from nnunet_kd.nnunet.reading import read_splits
@@ -25,6 +25,7 @@ from nnunet_kd.teachers.adaptation import Adaptation, differing_axes, take_chann
 from nnunet_kd.teachers.ensemble import TeacherEnsemble
 from nnunet_kd.teachers.find import TeacherFiles, find_teachers
 from nnunet_kd.teachers.leakage import teacher_folds
+from nnunet_kd.teachers.patches import check_patch
 from nnunet_kd.teachers.soft_labels import SoftLabelStore, find_store
 from nnunet_kd.teachers.teacher import Teacher, load_teacher
 from nnunet_kd.training.kind import TrainerKind
@@ -152,9 +153,8 @@ def attach_teacher(trainer: TrainerKind, preparation: Preparation) -> AttachedTe
     pairs: list[tuple[int, int]] = []
     if own_stages is not None and teacher.stages is not None:
         pairs = distiller.check(own_stages, teacher.stages)
-    for one in teachers:
-        if one.stages is not None:
-            _check_patch(student, one.stages)
+    for one, its in zip(teachers, files, strict=True):
+        check_patch(one, its.experiment, student.patch_size)
     counts = {one.checkpoint: loaded.parameter_count for one, loaded in zip(files, teachers, strict=True)}
     return AttachedTeacher(teacher, pairs, teacher_leakage(preparation, files), files, counts)
 
@@ -338,15 +338,6 @@ def _training_cases(cases: PreprocessedCases, fold: int | str) -> list[str]:
         if int(fold) < len(folds):
             return list(folds[int(fold)]["train"])
     return cases.identifiers
-
-
-def _check_patch(student: Experiment, teacher: EncoderStages) -> None:
-    patch = PlansManager(student.plans).get_configuration(student.configuration).patch_size
-    coarsest = teacher.strides[-1]
-    if any(size % stride for size, stride in zip(patch, coarsest, strict=True)):
-        raise ValueError(
-            f"the student's patch size {list(patch)} cannot be divided by the teacher's strides {list(coarsest)}"
-        )
 
 
 def _student_network(trainer: TrainerKind, student: Experiment) -> nn.Module:

@@ -83,7 +83,7 @@ def test_a_network_without_encoder_can_teach_logits():
     network = nn.Conv2d(2, 3, 1)
     logits, features = Teacher(network, features=False, logits=True)(torch.randn(1, 2, 4, 4))
     assert features == [] and logits[0].shape == (1, 3, 4, 4)
-    with pytest.raises(NotImplementedError, match="Conv2d has no encoder"):
+    with pytest.raises(NotImplementedError, match="the teacher's network, torch.Conv2d, has no encoder stages"):
         Teacher(network)
 
 

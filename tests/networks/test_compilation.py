@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from nnunet_kd.networks.dra_unet import DRAUNet
 from nnunet_kd.networks.kd_sam import KDSAM
+from nnunet_kd.networks.mobile_unet import MobileUNet
 from nnunet_kd.networks.vm_unet import VMUNet
 from tests.networks.small_brainseg_dmif import small
 from tests.small_networks import unet
@@ -15,6 +17,7 @@ VM_UNET = {"n_stages": 2, "features_per_stage": (8, 16), "depths": 1, "depths_de
 NETWORKS = {  # network, channels
     "U-Net": (unet, 2),
     "DRA-UNet": (lambda: DRAUNet(2, 3, n_stages=3, features_per_stage=4, deep_supervision=True), 2),
+    "Mobile U-Net": (lambda: MobileUNet(2, 3, 3, 4, nn.Conv2d, deep_supervision=True), 2),
     "VM-UNet": (lambda: VMUNet(2, 3, **VM_UNET), 2),
     "BrainSegDMIF": (small, 3),
     "KD-SAM": (lambda: KDSAM(3, 3, **KD_SAM, mask_channels=4), 3),

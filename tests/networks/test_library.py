@@ -17,6 +17,8 @@ SMALL = {
     "monai.UNet": {"channels": [4, 8, 16], "num_res_units": 1},
     "monai.AttentionUnet": {"channels": [4, 8, 16]},
     "monai.BasicUNetPlusPlus": {"features": [4, 4, 8, 8, 16, 4]},
+    "monai.MedNeXt": {"init_filters": 4, "blocks_down": [1, 2], "blocks_up": [1, 1], "encoder_expansion_ratio": 2}
+    | {"decoder_expansion_ratio": 2},
     "monai.UNETR": {"hidden_size": 24, "mlp_dim": 32, "num_heads": 3, "feature_size": 4},
     "monai.SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1]},
     "smp.MAnet": {"encoder_name": "resnet18", "decoder_channels": [32, 16, 16, 8, 8]},
@@ -52,6 +54,8 @@ def test_logits_are_those_of_the_library(name, dim):
     theirs |= {"spatial_dims": dim} if name.startswith("monai") else {}
     theirs |= {"img_size": PATCH[dim]} if name == "monai.UNETR" else {}
     theirs |= {"strides": [2, 2]} if "channels" in theirs else {}
+    planned = NETWORKS[name].keywords if name == "monai.MedNeXt" else {}
+    theirs = {key: value for key, value in planned.items() if key != "network"} | theirs
     reference = getattr(library_of(name), name.partition(".")[2])(**theirs).eval()
     images = torch.randn(1, 2, *PATCH[dim])
     with torch.no_grad():
@@ -81,9 +85,11 @@ def test_plans_build_it_and_costs_are_counted_without_memory(name):
     assert cost.parameters > 2e6 and cost.flops > 1e8
 
 
-@pytest.mark.parametrize(("name", "millions"), [("monai.UNETR", 92.8), ("monai.SwinUNETR", 62.2)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("monai.UNETR", 92.8), ("monai.SwinUNETR", 62.2), ("monai.MedNeXt", 10.5)]
+)
 def test_sizes_are_those_of_their_papers(name, millions):
-    """92.58 M and 61.98 M, for a few more or fewer channels and classes."""
+    """92.58 M, 61.98 M and 10.5 M, for a few more or fewer channels and classes."""
     arguments = NETWORKS[name].keywords_of("torch.nn.modules.conv.Conv3d", [96, 96, 96])
     with torch.device("meta"):
         network = LibraryNetwork(1, 14, conv_op=nn.Conv3d, **arguments)
@@ -125,3 +131,9 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(ImportError, match="smp.Linknet needs a package that is missing here: pip install 'nnunet_kd"):
         LibraryNetwork(2, 3, network="smp.Linknet")
+
+
+def test_a_library_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.delattr("monai.networks.nets.MedNeXt")
+    with pytest.raises(ImportError, match="monai.MedNeXt needs a newer version of its package: pip install -U 'monai'"):
+        LibraryNetwork(2, 3, network="monai.MedNeXt")

@@ -76,7 +76,7 @@ def test_it_teaches_by_its_logits_but_not_by_features(workspace):
     (loss,) = trainer.logger.get_checkpoint()["logits"]
     assert np.isfinite(loss) and loss > 0
     assert isinstance(trainer.distiller.teacher.network, torch.nn.Module)
-    with pytest.raises(NotImplementedError, match="LibraryNetwork has no encoder that lists output_channels"):
+    with pytest.raises(NotImplementedError, match="the teacher's network, monai.UNet, has no encoder stages whose"):
         make_trainer(nnUNetTrainerFitNets, plans, workspace)
 
 

@@ -12,7 +12,7 @@ from shlex import quote
 from nnunet_kd.cli.doctor.stop import StopError
 from nnunet_kd.storage.processes import process_limits, usable_cores
 
-PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "ptwt")
+PACKAGES = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "PyWavelets")
 
 
 def packages() -> str:
