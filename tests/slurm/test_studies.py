@@ -190,8 +190,9 @@ def test_mistakes_are_one_sentence_each(workspace, cluster, capsys, monkeypatch,
     assert compare(workspace, disk / "study", "-m", "NoKD", *SLURM) == 1
     error = capsys.readouterr().err
     assert error.startswith("nnunet_kd: cannot write ") and error.endswith("the disk is full\n") and not cluster.queue()
-    monkeypatch.setenv("PATH", "/nothing")
-    assert compare(workspace, "study", "-m", "NoKD", *SLURM) == 1
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nothing")
+        assert compare(workspace, "study", "-m", "NoKD", *SLURM) == 1
     error = capsys.readouterr().err
     assert error.startswith("nnunet_kd: --launcher slurm needs Slurm's commands, but sbatch") and error.count("\n") == 1
     assert not (study / "logs").exists()
