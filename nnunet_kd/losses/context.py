@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_kd.losses.chunks import in_chunks
@@ -55,8 +56,24 @@ def _scores(features: Tensor, attention: Tensor) -> tuple[Tensor]:
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> tuple[Tensor]:
-    columns = weights.flatten(2).transpose(1, 2)
-    return ((features.flatten(2).to(weights.dtype) @ columns)[..., 0],)
+    sums: Tensor = _WeightedSum.apply(features.flatten(2).to(weights.dtype), weights.flatten(2))
+    return (sums,)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The weighted sum over the voxels of ``(B, C, voxels)``, of which autograd would make a transposed copy."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(features, weights)
+        return (features @ weights.transpose(1, 2))[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, weights = ctx.saved_tensors
+        of_features = gradient[..., None] * weights if ctx.needs_input_grad[0] else None
+        return of_features, gradient[:, None] @ features
 
 
 def by_chunks(

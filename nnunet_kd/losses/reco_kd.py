@@ -207,7 +207,7 @@ class ReCoKDLoss(nn.Module):
 def _sums(features: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of every voxel's and of every channel's magnitudes, and of every channel, in the type of ``like``."""
     flat = features.flatten(2)
-    of_voxels, of_channels = (torch.linalg.vector_norm(flat, 1, dim, dtype=like.dtype) for dim in (1, 2))
+    of_voxels, of_channels = _sizes(flat.to(like.dtype))
     return of_voxels.view(len(features), 1, *features.shape[2:]), of_channels, flat.sum(2, dtype=like.dtype)
 
 
@@ -221,27 +221,36 @@ def _compare(
     """
     flat = student.flatten(2)
     features = torch.baddbmm(bias[:, None], matrix.expand(len(flat), -1, -1), flat)
-    residual = features - teacher.flatten(2).to(matrix.dtype)
     rows = torch.stack([channels, torch.ones_like(channels)], 1)
-    weighted, plain = (rows @ residual.square()).unbind(1)
-    of_voxels, of_channels = _Magnitudes.apply(features)
+    energies, of_voxels, of_channels = _Comparison.apply(features, teacher.flatten(2).to(matrix.dtype), rows)
+    weighted, plain = energies.unbind(1)
     of_voxels = of_voxels.view(len(student), 1, *student.shape[2:])
     return of_voxels, of_channels, (weights.flatten(1) * weighted).sum(), plain.sum()
 
 
-class _Magnitudes(torch.autograd.Function):
-    """The sums of the magnitudes over the channels and over the voxels of ``(B, C, voxels)``."""
+def _sizes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the magnitudes of ``(B, C, voxels)`` over the channels and over the voxels."""
+    sizes = features.abs()
+    return (sizes.new_ones(len(sizes), 1, sizes.shape[1]) @ sizes)[:, 0], sizes.sum(2)
+
+
+class _Comparison(torch.autograd.Function):
+    """Weighted sums over the channels of squared residuals ``(B, C, voxels)``, and :func:`_sizes` of the features."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(features)
-        return torch.linalg.vector_norm(features, 1, 1), torch.linalg.vector_norm(features, 1, 2)
+    def forward(ctx: Any, features: Tensor, teacher: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        residual = features - teacher
+        ctx.save_for_backward(features, residual, rows)
+        return rows @ residual.square(), *_sizes(features)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_voxels: Tensor, of_channels: Tensor) -> Tensor:
-        (features,) = ctx.saved_tensors
-        return (of_voxels[:, None] + of_channels[:, :, None]).mul_(features.sign())
+    def backward(ctx: Any, energies: Tensor, of_voxels: Tensor, of_channels: Tensor) -> tuple[Tensor | None, ...]:
+        features, residual, rows = ctx.saved_tensors
+        gradient = (rows.transpose(1, 2) @ (2 * energies)).mul_(residual)
+        signs = features.sign()
+        gradient.addcmul_(signs, of_voxels[:, None]).addcmul_(signs, of_channels[:, :, None])
+        return gradient, None, None
 
 
 def _linear(phi: nn.Module | None, channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
