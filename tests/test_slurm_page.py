@@ -11,7 +11,7 @@ from nnunet_kd.cli import parser
 from nnunet_kd.study.slurm import SlurmLauncher, SlurmOptions
 
 PAGE = (Path(__file__).parents[1] / "docs" / "slurm.md").read_text()
-COMMANDS = re.findall(r"^    (nnunet_kd .+)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^(nnunet_kd .+)$", PAGE, re.MULTILINE)
 
 
 def test_there_are_commands():

@@ -122,9 +122,9 @@ class MobileUNet(nn.Module):
     """Mobile U-Net in 2-D or 3-D, which the plans name ``nnunet_kd.networks.mobile_unet.MobileUNet``.
 
     Every encoder stage consists of :class:`InvertedResidual` blocks, whose first one has the stride of the stage; the
-    finest stage begins with a convolution. Blocks that read the finest grid, which has most of the voxels, do not
-    widen. The decoder is nnU-Net's, with transposed convolutions, skip connections and deep supervision, but with one
-    :class:`InvertedResidual` per stage.
+    finest stage begins with a convolution. Blocks widen less on the finest grids, which have most of the voxels: those
+    that read the finest not at all, those that read the next by at most 2. The decoder is nnU-Net's, with transposed
+    convolutions, skip connections and deep supervision, but with one :class:`InvertedResidual` per stage.
 
     nnU-Net's widths divided by 4 (8, 16, 32, 64, 80, 80) give it 0.6 M parameters in 3-D with 16 classes.
 
@@ -142,7 +142,7 @@ class MobileUNet(nn.Module):
         deep_supervision: Whether to return logits at several scales, finest first.
         blocks_per_stage: The number of blocks of every encoder stage; a single number is that of all stages but the
             finest, which then has one.
-        expansion: The factor by which blocks widen their input; in the decoder, their output.
+        expansion: The factor by which blocks widen their input (in the decoder, their output), from the third grid on.
 
     Shape:
         ``(B, input_channels, *spatial)`` to ``(B, num_classes, *spatial)``, with sizes divisible by the product of the
@@ -191,7 +191,7 @@ class MobileUNet(nn.Module):
             raise ValueError(
                 f"blocks_per_stage and expansion must be at least 1, got {list(blocks_per_stage)} and {expansion}"
             )
-        expansions = [1, *[expansion] * (n_stages - 1)]
+        expansions = [min(2**stage, expansion) for stage in range(n_stages)]
         self.encoder = encoder = _Encoder(
             input_channels,
             list(features_per_stage),

@@ -163,7 +163,11 @@ class Watcher:
         works = [self._board.works[log] for log in logs]
         jobs = self._launcher.submit(works, after, even_if_failed)
         self._board.jobs.update(zip(logs, jobs, strict=True))
-        self._board.write()
+        try:
+            self._board.write()
+        except OSError:
+            self._launcher.cancel(jobs)  # nobody would know of them
+            raise
 
     def watch(self) -> list[str]:
         """Watch until all works have ended, and return one sentence per work that failed."""

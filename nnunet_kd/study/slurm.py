@@ -6,7 +6,9 @@ which needs a database that not every cluster has.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import re
 import shutil
 import subprocess
@@ -108,7 +110,7 @@ class SlurmLauncher(Launcher):
             DiskFullError: If the disk of the folder is full.
         """
         import submitit
-        from submitit.core.utils import FailedSubmissionError
+        from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
         assert self._options is not None
         folder = self._out / "jobs"
@@ -119,8 +121,9 @@ class SlurmLauncher(Launcher):
             executor = submitit.SlurmExecutor(folder, max_num_timeout=_TIMEOUTS)
             executor.update_parameters(**parameters)
             try:
-                jobs = executor.submit_array([Job(work, self._out) for work in works])
-            except (FailedSubmissionError, subprocess.CalledProcessError) as error:
+                with contextlib.redirect_stderr(io.StringIO()):  # submitit prints there what its error says
+                    jobs = executor.submit_array([Job(work, self._out) for work in works])
+            except (FailedSubmissionError, UncompletedJobError, subprocess.CalledProcessError) as error:
                 raise RuntimeError(f"Slurm refuses the jobs: {_reason(error)}") from None
         return [job.job_id for job in jobs]
 

@@ -62,7 +62,7 @@ def test_a_stopped_study_resumes_and_reports(workspace, capsys, monkeypatch, for
     monkeypatch.setattr(Commands, "run", run)
     assert compare(workspace, *words) == 1  # one method failed
     printed = capsys.readouterr().out
-    assert "1 of 4: NoKD, fold 0, plans tiny: done already" in printed
+    assert "1 of 4: NoKD (fold 0, plans tiny): done already" in printed
     report = (study / "report.md").read_text()
     assert "**wrong (fold 0, plans tiny_wrong) failed" in report
     assert 'both: nnUNetTrainerKD with {"method": {"terms": [{"name": "logits"}' in report

@@ -12,6 +12,7 @@ from nnunet_kd.cli import main
 from nnunet_kd.study.board import Board
 from tests.commands import ForkedCommand
 from tests.conftest import SHORT
+from tests.full_disk import PAGE
 from tests.slurm.cluster import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -185,12 +186,13 @@ def test_mistakes_are_one_sentence_each(workspace, cluster, capsys, monkeypatch,
     assert compare(workspace, "study", "-m", "NoKD", *SLURM, "--slurm-partition", "moon") == 1
     assert capsys.readouterr().err == "nnunet_kd: Slurm refuses the jobs: invalid partition specified: moon\n"
     assert not list(workspace.results.glob("*tiny*")) and not cluster.queue()
-    disk = small_disk(2**16)
+    disk = small_disk(2 * PAGE)
     assert compare(workspace, disk / "study", "-m", "NoKD", *SLURM) == 1
     error = capsys.readouterr().err
     assert error.startswith("nnunet_kd: cannot write ") and error.endswith("the disk is full\n") and not cluster.queue()
-    monkeypatch.setenv("PATH", "/nothing")
-    assert compare(workspace, "study", "-m", "NoKD", *SLURM) == 1
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nothing")
+        assert compare(workspace, "study", "-m", "NoKD", *SLURM) == 1
     error = capsys.readouterr().err
     assert error.startswith("nnunet_kd: --launcher slurm needs Slurm's commands, but sbatch") and error.count("\n") == 1
     assert not (study / "logs").exists()
