@@ -11,6 +11,7 @@ import torch
 from nnunet_kd.evaluation.cost import Cost
 from nnunet_kd.evaluation.measure import Measured
 from nnunet_kd.evaluation.metrics import METRICS
+from nnunet_kd.evaluation.pictures import TILE
 from nnunet_kd.evaluation.rows import Row
 from nnunet_kd.nnunet.settings import read_settings
 from nnunet_kd.storage.writing import DiskFullError
@@ -332,8 +333,11 @@ def test_pictures_of_cases_of_other_voxels_with_an_ignore_label(workspace):
             image.SetSpacing(spacing)  # x, y, z
             sitk.WriteImage(image, str(path))
         rows.append(Row("NoKD", case, "lesion", dict.fromkeys(METRICS, dice)))
-    (figure,) = draw_cases(study, runs, rows, "NoKD").values()
-    worst, best = figure.axes[:6], figure.axes[12:]
-    assert worst[0].get_title(loc="left").startswith("worst") and best[0].get_title(loc="left").startswith("best")
-    assert (worst[0].get_aspect(), best[0].get_aspect()) == (1.0, 0.5)
-    assert [int(row[5].images[1].get_array().count()) for row in (worst, best)] == [2 * 3, 2]
+    shown = draw_cases(study, runs, rows, "NoKD")
+    assert list(shown.cases) == [
+        f"{of}: {case}" for of, case in zip(("Worst", "Best"), study.folds.cases_of(0), strict=True)
+    ]
+    missed = [int(shown.legend["false negative"][start : start + 2], 16) for start in (1, 3, 5)]
+    for (_, predicted), (height, width, side) in zip(shown.cases.values(), ((1, 1, 10), (2, 3, 30)), strict=True):
+        errors = predicted.pixels[:TILE, -TILE:, :3]  # across z, in the slice of the lesion
+        assert (errors == missed).all(2).sum() == 2 * height * 3 * width * (TILE / side) ** 2
