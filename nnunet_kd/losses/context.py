@@ -51,13 +51,29 @@ def context(features: Tensor, attention: Tensor, large: bool) -> Tensor:
 
 
 def _scores(features: Tensor, attention: Tensor) -> tuple[Tensor]:
-    combined = attention[None, None] @ features.flatten(2).to(attention.dtype)
+    combined: Tensor = _Combination.apply(features.flatten(2).to(attention.dtype), attention)
     return (combined.view(len(features), 1, *features.shape[2:]),)
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> tuple[Tensor]:
     sums: Tensor = _WeightedSum.apply(features.flatten(2).to(weights.dtype), weights.flatten(2))
     return (sums,)
+
+
+class _Combination(torch.autograd.Function):
+    """The weighted sum over the channels of ``(B, C, voxels)``, of which autograd would make a transposed copy."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, attention: Tensor) -> Tensor:
+        ctx.save_for_backward(features, attention)
+        return attention.expand(len(features), 1, -1) @ features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, attention = ctx.saved_tensors
+        of_features = attention[:, None] * gradient if ctx.needs_input_grad[0] else None
+        return of_features, (features @ gradient.transpose(1, 2)).sum((0, 2))
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -220,7 +220,8 @@ def _compare(
         The sums of every voxel's and of every channel's magnitudes, the weighted squared error, and the squared error.
     """
     flat = student.flatten(2)
-    features = torch.baddbmm(bias[:, None], matrix.expand(len(flat), -1, -1), flat)
+    affine = torch.cat([matrix, bias[:, None]], 1).expand(len(flat), -1, -1)
+    features = torch.bmm(affine, torch.cat([flat, torch.ones_like(flat[:, :1])], 1))
     rows = torch.stack([channels, torch.ones_like(channels)], 1)
     energies, of_voxels, of_channels = _Comparison.apply(features, teacher.flatten(2).to(matrix.dtype), rows)
     weighted, plain = energies.unbind(1)

@@ -1,5 +1,7 @@
 """Encoders of other networks in nnU-Net's form: MONAI's MedNeXt teaches a U-Net by its features."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.networks.nets import MedNeXt
@@ -65,7 +67,7 @@ def test_a_mednext_of_the_plans_teaches_a_u_net(name):
     teacher, student, images = Teacher(network, logits=True), unet(), torch.randn(2, 2, 16, 16)
     (full,), features = teacher(images)
     assert full.shape == (2, 3, 16, 16) and torch.equal(teacher.decode(features), full)
-    distiller = Distiller([TERMS[name].changed({"ramp": None}).build(10)], None)
+    distiller = Distiller([TERMS[name].changed({"ramp": None}).build(10)], SimpleNamespace(num_classes=3))
     distiller.attach(teacher, distiller.check(encoder_stages(student), teacher.stages))
     assert distiller.stages == [(0, 0), (1, 1), (2, 2)]
     adapters = distiller.adapters(student)

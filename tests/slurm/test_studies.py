@@ -172,7 +172,7 @@ def test_parts_of_soft_labels(workspace, cluster, capsys):
     assert "2 works: 2 finished" in capsys.readouterr().out
     whole, parts = (workspace.preprocessed / f"nnUNetPlans_3d_fullres_soft_{name}" for name in ("whole", "nnunet"))
     assert (workspace.preprocessed / f"jobs_of_{parts.name}" / "logs" / "part_1_of_2.log").is_file()
-    assert len(list(whole.iterdir())) == 7
+    assert len(list(whole.iterdir())) == 13  # two files for each case, and the manifest
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
         path.name: path.read_bytes() for path in parts.iterdir()
     }
