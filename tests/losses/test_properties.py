@@ -4,19 +4,11 @@ Tensors of every kind a training could come to: any small grid, odd, even and sh
 four floating types, nothing but zeros or constants, dead voxels, numbers as small as 1e-30 and as large as 1e30.
 """
 
-import inspect
-import traceback
-from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
-
-import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import nnunet_kd
 from nnunet_kd.losses import (
     CIRKDLoss,
     CWDLoss,
@@ -33,115 +25,26 @@ from nnunet_kd.losses import (
     RKDLoss,
     SKDLoss,
 )
-from tests.losses.random_maps import random_maps
-
-PACKAGE = str(Path(nnunet_kd.__file__).parent)
-
-examples = settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),  # to explain a failure takes minutes
+from tests.losses.any_maps import (
+    BATCHES,
+    CHANNELS,
+    DIMS,
+    GRIDS,
+    SHARES,
+    TEMPERATURES,
+    WAVELETS,
+    check,
+    examples,
+    fewer_examples,
+    finite_or_refused,
+    generator,
+    maps,
+    pairs,
+    parameters_of,
+    precise,
+    some,
+    stage,
 )
-fewer_examples = settings(examples, max_examples=60)
-
-DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
-BATCHES, CHANNELS, SEEDS = st.integers(1, 3), st.integers(1, 6), st.integers(0, 99)
-DIMS = st.integers(2, 3)
-GRIDS = {dim: st.tuples(*[st.integers(1, 9)] * dim) for dim in (2, 3)}
-SCALES = st.sampled_from([0.0, 1e-30, 1e-22, 1e-10, 1.0, 1.0, 1e4, 6e4, 6e4, 1e30])
-KINDS = st.sampled_from(["noise", "constant", "negative", "one number", "dead voxels"])
-WAVELETS = st.sampled_from(["haar", "db2", "db4", "sym4", "coif2", "db8"])
-TEMPERATURES = st.sampled_from([0.001, 0.5, 1, 3.0, 4.0, 20.0, 1000])
-SHARES = st.sampled_from([None, 0.0, 0.1, 0.6, 1.0])
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What a tensor is made from: short to print."""
-
-    shape: tuple
-    dtype: torch.dtype
-    kind: str
-    scale: float
-    seed: int
-
-    def tensor(self):
-        numbers = torch.randn(self.shape, dtype=torch.float64, generator=generator(self.seed))
-        if self.kind == "constant":
-            numbers = torch.ones_like(numbers)
-        elif self.kind == "negative":
-            numbers = -numbers.abs()
-        elif self.kind == "one number":
-            numbers.flatten()[1:] = 0
-        elif self.kind == "dead voxels":  # no channel active, as behind a ReLU
-            numbers = numbers * (numbers[:, :1] > 0)
-        largest = torch.finfo(self.dtype).max
-        return (self.scale * numbers).clamp(-largest, largest).to(self.dtype)
-
-
-def maps(shape):
-    return st.builds(Maps, st.just(shape), DTYPES, KINDS, SCALES, SEEDS)
-
-
-@st.composite
-def pairs(draw, same_width=False):
-    """Student and teacher on one grid, each of its own type and size; at times the same numbers."""
-    batch, grid, width = draw(BATCHES), draw(GRIDS[draw(DIMS)]), draw(CHANNELS)
-    student = draw(maps((batch, width, *grid)))
-    if draw(st.integers(0, 4)) == 4:
-        return student, student
-    return student, draw(maps((batch, width if same_width else draw(CHANNELS), *grid)))
-
-
-def precise(*made_from):
-    """The type a loss computes in."""
-    return reduce(torch.promote_types, [one.dtype for one in made_from], torch.float32)
-
-
-def stage(loss, pair, bare, single):
-    """Student and teacher, and an adapter of float32, as it is trained, or of the type the loss computes in."""
-    student, teacher = (one.tensor() for one in pair)
-    if bare and student.shape[1] == teacher.shape[1]:
-        return student, teacher, None
-    torch.manual_seed(0)
-    projection = loss.projection(student.shape[1], teacher.shape[1], student.ndim - 2)
-    return student, teacher, projection.to(torch.float32 if single else precise(*pair))
-
-
-def parameters_of(module):
-    return [] if module is None else list(module.parameters())
-
-
-def check(loss, learners, parameters=(), others=(), squares=False):
-    """``loss(*learners)`` is finite with finite gradients.
-
-    A half-precision gradient is float32's, rounded: infinite only where it is beyond the type. A loss of ``squares``
-    of numbers beyond 1e15 may be infinite itself, and its gradients anything, unless all is float64. None is NaN.
-    """
-    values, gradients = [], []
-    for half in (False, True):
-        leaves = [x if half else x.to(torch.promote_types(x.dtype, torch.float32)) for x in learners]
-        leaves = [x.detach().clone().requires_grad_() for x in leaves]
-        with torch.autocast("cpu", torch.bfloat16):
-            value = loss(*leaves)
-        assert value.shape == () and value.dtype == precise(*learners, *others) and not value.isnan()
-        found = torch.autograd.grad(value, [*leaves, *parameters], allow_unused=True)
-        values.append(value.detach())
-        gradients.append([gradient for gradient in found if gradient is not None])
-    assert values[0] == values[1] and gradients[0]
-    largest = max(tensor.abs().max() for tensor in (*learners, *others))
-    double = all(tensor.dtype == torch.float64 for tensor in (*learners, *others, *parameters))
-    if squares and largest > 1e15 and not double:
-        return
-    assert values[0].isfinite()
-    for single, half in zip(*gradients, strict=True):
-        assert single.isfinite().all()
-        assert torch.equal(single.to(half.dtype), half)
 
 
 @examples
@@ -196,11 +99,6 @@ def test_prompts_of_freekd_are_tuned_with_finite_numbers(pair, levels, tokens, w
     assert 0 <= redundancy <= 1 + 1e-5
     (filtered.double().mean() + redundancy).backward()
     assert both.prompts.tokens.grad.isfinite().all()
-
-
-def some(shape, share):
-    """Voxels that count: not told, none, all or some."""
-    return None if share is None else torch.rand((shape[0], 1, *shape[2:]), generator=generator(0)) < share
 
 
 @examples
@@ -396,121 +294,3 @@ def test_the_perceptual_loss_is_finite(pair):
     loss = PerceptualLoss(nn.Sequential(*layers), (1, 4))
     student, teacher = (one.tensor() for one in pair)
     check(lambda s: loss(s, teacher), [student], others=[teacher], squares=True)
-
-
-def finite_or_refused(function, *arguments, **keywords):
-    """The result is finite after all, or there is one sentence, of this package and no other."""
-    try:
-        value = function(*arguments, **keywords)
-    except ValueError as error:
-        sentence = str(error)
-        assert type(error) is ValueError and sentence and "\n" not in sentence and "zip()" not in sentence
-        assert traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE), sentence
-    else:
-        assert all(one.isfinite().all() for one in (value if isinstance(value, tuple) else (value,)))
-
-
-@st.composite
-def nearly(draw, shape):
-    """The shape, or one that differs in one place."""
-    shape, place = list(shape), draw(st.integers(0, 3))
-    change = draw(st.sampled_from(["none", "none", "length", "more", "less"]))
-    if change == "length":
-        shape[place] = draw(st.integers(1, 3))
-    elif change == "more":
-        shape.insert(place, draw(st.integers(1, 3)))
-    elif change == "less":
-        del shape[place]
-    return shape
-
-
-@st.composite
-def misfits(draw):
-    """Shapes of student, teacher and labels, and what adapters are made for: the widths and the axes."""
-    batch, width, *grid = draw(st.lists(st.integers(1, 3), min_size=4, max_size=5))
-    wide, dim = draw(st.integers(1, 3)), len(grid)
-    shapes = [draw(nearly(shape)) for shape in ((batch, width, *grid), (batch, wide, *grid), (batch, 1, *grid))]
-    return *shapes, [draw(st.sampled_from([number, number, number, 2])) for number in (width, wide, dim)]
-
-
-@fewer_examples
-@given(misfits(), st.booleans(), st.sampled_from([torch.bool, torch.int64, torch.float32]), st.integers(-1, 3))
-def test_tensors_that_do_not_fit_are_refused_in_one_sentence(made_from, regions, dtype, label):
-    *shapes, fits = made_from
-    student, teacher, mask = (torch.ones(shape) for shape in shapes)
-    mask = (label * mask).to(dtype)
-    for pair in ((student, teacher), (student, student)):
-        for loss in (FitNetsLoss(), DCDLoss(), DCDLoss(bands="all"), DCDLoss(transform="published")):
-            for projection in (None, loss.projection(*fits), nn.Identity(), nn.Flatten(2)):
-                finite_or_refused(loss, *pair, projection)
-        for options in ({}, {"levels": 2}, {"tokens": 2}):
-            loss, adapter = FreeKDLoss(), FreeKDLoss(**options).projection(*fits)
-            finite_or_refused(loss, *pair, adapter)
-            finite_or_refused(loss.tuning, teacher, adapter)
-        finite_or_refused(DPRDLoss(2), *pair, DPRDLoss(2).projection(*fits))
-        finite_or_refused(DPRDLoss(2), *pair, DPRDLoss(2).projection(*fits), foreground=mask)
-        for valid in (None, mask):
-            options = {"target": mask, "regions": regions, "valid": valid, "num_classes": label}
-            finite_or_refused(ReCoKDLoss(), *pair, ReCoKDLoss().projection(*fits), **options)
-        for classes in (mask, mask.flatten(0, 1)):
-            finite_or_refused(IFVDLoss(), *pair, classes=classes)
-            finite_or_refused(IFVDLoss(), *pair, classes=classes, num_classes=label)
-            for projection in (None, CIRKDLoss(pixel_memory=3).projection(*fits, 2), nn.Flatten(2)):
-                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes)
-                finite_or_refused(CIRKDLoss(), *pair, projection, classes=classes, num_classes=label)
-        for loss in (RKDLoss(), SKDLoss(), SKDLoss(nodes=2)):
-            finite_or_refused(loss, *pair)
-        for loss in (CWDLoss(), LogitsKDLoss(), FocalDiceLoss()):
-            finite_or_refused(loss, *pair, regions)
-            finite_or_refused(loss, *pair, regions, mask)
-        finite_or_refused(FocalDiceLoss(), student, mask, regions)
-        for weights in ((1, 0.5), (1, 0), (0, 1)):
-            adapters = DualSelfLoss(*weights).adapters(fits[:1], fits[1:2], fits[2])
-            finite_or_refused(DualSelfLoss(), [pair[0]], [pair[1]], adapters)
-            finite_or_refused(DualSelfLoss(), [pair[0], teacher], [pair[1]], adapters)
-        finite_or_refused(PerceptualLoss(nn.Identity()), *pair)
-
-
-KINDS_OF_LOSS = [
-    CIRKDLoss,
-    CWDLoss,
-    DCDLoss,
-    DPRDLoss,
-    DualSelfLoss,
-    FitNetsLoss,
-    FocalDiceLoss,
-    FreeKDLoss,
-    IFVDLoss,
-    LogitsKDLoss,
-    RKDLoss,
-    ReCoKDLoss,
-    SKDLoss,
-]
-NUMBERS = [None, True, 0, -1, 3, 2.5, 1e-45, 1e-60, 1e30, 1e200, 10**400, float("inf"), float("nan")]
-NO_NUMBERS = ["", "db4", "bior2.2", "lll", [], {}]
-
-
-@pytest.mark.parametrize("kind", KINDS_OF_LOSS)
-def test_any_option_is_used_or_refused_in_one_sentence(kind):
-    student, teacher = random_maps((4, 5), 3, 0, torch.float32), random_maps((4, 5), 3, 1, torch.float32)
-    labels = torch.arange(40).view(2, 4, 5) % 3
-
-    def value(**options):
-        loss = kind(**options)
-        if kind is DualSelfLoss:
-            return loss([student, student], [teacher], loss.adapters([3, 3], [3], 2))
-        if kind is FocalDiceLoss:
-            return loss(student, labels)
-        if kind is IFVDLoss:
-            return loss(student, teacher, classes=labels)
-        if kind is CIRKDLoss:
-            return loss(student, teacher, loss.projection(3, 3, 2, 3), classes=labels)
-        if kind is DPRDLoss:
-            return loss(student, teacher, loss.projection(3, 3, 2, grid=(4, 5)))
-        if kind is ReCoKDLoss:
-            return loss(student, teacher, loss.projection(3, 3, 2), target=labels[:, None])
-        return loss(student, teacher, loss.projection(3, 3, 2)) if kind is FreeKDLoss else loss(student, teacher)
-
-    for name in inspect.signature(kind).parameters:
-        for option in NUMBERS + NO_NUMBERS:
-            finite_or_refused(value, **{name: option})
