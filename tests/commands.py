@@ -28,7 +28,7 @@ import pytest
 from tests.killing import kill_group, run_killed, start
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
-SEEN_CORES = "SEEN_CORES"  # environment variable: the number of cores that nnU-Net sees; rounding depends on it
+SEEN_CORES = "SEEN_CORES"  # environment variable: the cores that a training sees; rounding depends on them
 LONGEST = 600.0  # seconds after which a command is killed
 
 
@@ -103,7 +103,7 @@ def entry_point(name: str, *words: str) -> int | None:
 
     from tests.small_networks import tiny_sam
 
-    _see_one_core()
+    _see_cores(int(os.environ.get(SEEN_CORES, 1)) if name == "nnUNetv2_train" else 1)
     _draw_few_intensities()
     _plot_nothing()
     size = int(os.environ.get(SIZE_OF_TINY_SAM, 64))
@@ -137,7 +137,7 @@ def _plan_and_preprocess(number: int, configurations: Sequence[str]) -> None:
         preprocess,
     )
 
-    _see_one_core()
+    _see_cores(1)
     _draw_few_intensities()
     extract_fingerprint_dataset(number, num_processes=1, check_dataset_integrity=True, show_progress_bar=False)
     plan_experiments([number])
@@ -174,10 +174,13 @@ def _plot_nothing() -> None:
     training.append_terms = lambda *_: None
 
 
-def _see_one_core() -> None:
-    """Let nnU-Net see one core, as many threads as it computes with, or another number of them."""
-    cores = int(os.environ.get(SEEN_CORES, 1))
-    multiprocessing.cpu_count = lambda: cores
+def _see_cores(count: int) -> None:
+    """Let nnU-Net see this many cores, as many threads as it computes with.
+
+    A prediction that computed with several would wait forever for its preprocessing: the forks of a process that has
+    used OpenMP's threads cannot use them.
+    """
+    multiprocessing.cpu_count = lambda: count
 
 
 @pytest.fixture
