@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from nnunet_kd.study.board import Board, Watcher
@@ -52,15 +52,17 @@ class ClusterStudy:
         teachers = {} if missing else study_teachers(study, runs, needed)
         with study.alone():
             self._board = found = Board.read(study.out) or self._board
-            live = self._launcher.live(found.jobs.values()) if found.launcher == self._launcher.name else {}
-            jobs = {log: job for log, job in found.jobs.items() if job in live}
+            known = found.jobs if found.launcher == self._launcher.name else {}
+            live = self._launcher.live(known.values())
+            jobs = {log: job for log, job in known.items() if job in live}
             check_results(study, [run for run in runs if self._log_of(run) not in jobs], trust)
             prepare_study(study, runs, teachers)
             before = found.works.get(self._report.log)
             self._board = Board(study.out, self._launcher.name)
-            self._board.jobs = jobs
             self._board.works = {log: found.works[log] for log in jobs if log != self._report.log}
             self._board.works |= self._works(missing)
+            ended = {log for log, work in self._board.works.items() if work.is_done} | {self._report.log}
+            self._board.jobs = {log: job for log, job in known.items() if log in jobs or log in ended}
             watcher = Watcher(self._board, self._launcher, study.commands.say)
             new = [log for log, work in self._board.works.items() if log not in jobs and not work.is_done]
             outcome = Outcome.read(study.out, self._report.log)
@@ -68,7 +70,7 @@ class ClusterStudy:
             renewed = bool(new) or not reported or before != self._report
             self._board.forget_ended(set(live))
             self._submit_trainings(watcher, new, missing)
-            self._submit_report(watcher, renewed)
+            self._submit_report(watcher, renewed, live)
             waits = f"{len(new)} trainings submitted" if new else "nothing new to train"
             study.commands.say(f"{waits}; the jobs of this study go on without this command")
 
@@ -100,7 +102,7 @@ class ClusterStudy:
             return False
         return preparation is not None and preparation.uses_teacher
 
-    def _submit_report(self, watcher: Watcher, renewed: bool) -> None:
+    def _submit_report(self, watcher: Watcher, renewed: bool, live: Collection[str]) -> None:
         """Submit the job of the report, which waits for all others, unless it would write the same again."""
         log = self._report.log
         self._board.works[log] = self._report
@@ -108,10 +110,11 @@ class ClusterStudy:
             self._board.write()
             return
         old = self._board.jobs.pop(log, None)
-        if old is not None:
+        if old is not None and old in live:
             self._launcher.cancel([old])
         Outcome.path(self._study.out, log).unlink(missing_ok=True)
-        watcher.submit([log], list(self._board.jobs.values()), even_if_failed=True)
+        waits_for = [job for other, job in self._board.jobs.items() if not self._board.works[other].is_done]
+        watcher.submit([log], waits_for, even_if_failed=True)
 
     def watch(self) -> list[str]:
         """Watch the jobs until the last has ended, and return one sentence per training that failed.
