@@ -100,7 +100,12 @@ def test_doctor_names_what_is_wrong_and_how_to_fix_it(workspace, capsys, monkeyp
     (workspace.root / "away.json").rename(fingerprint)
     monkeypatch.setenv("nnUNet_extTrainer", "/nowhere")
     doctor_says(
-        capsys, "nnU-Net cannot find nnUNetTrainerBrainSegDMIF, nnUNetTrainerCWD,", "-d", "598", "-tr", "nnUNetTrainer"
+        capsys,
+        "nnU-Net cannot find nnUNetTrainerBrainSegDMIF, nnUNetTrainerCIRKD,",
+        "-d",
+        "598",
+        "-tr",
+        "nnUNetTrainer",
     )
     monkeypatch.undo()
 
