@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.epoch_times import epoch_times, in_words
 from nnunet_kd.study.jobs import Outcome
@@ -67,7 +68,7 @@ class Board:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             board = cls(out, content["launcher"])
             for entry in content["works"]:
                 work = work_of(entry["work"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_kd.nnunet.reading import read_json
 from nnunet_kd.storage.writing import write_whole
 from nnunet_kd.study.commands import Commands
 from nnunet_kd.study.trainings import Work
@@ -46,7 +47,7 @@ class Outcome:
     def read(cls, out: Path, log: str) -> Outcome | None:
         """Return the outcome of a work, or ``None`` if no job has ended yet."""
         try:
-            content = json.loads(cls.path(out, log).read_text(encoding="utf-8"))
+            content = read_json(cls.path(out, log))
             return cls(content["failure"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
