@@ -12,6 +12,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.chunks import is_large
+from nnunet_kd.losses.processes import batches_of_processes, process_count
 
 EPS = 1e-12  # least norm that is divided by
 
@@ -59,8 +60,7 @@ class JointBatch:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        ready = dist.is_available() and dist.is_initialized()
-        self.processes = dist.get_world_size() if ready else 1
+        self.processes = process_count()
         self._sizes: tuple[int, ...] = (len(tensor),)
         first = 0
         if self.processes > 1:
@@ -80,9 +80,9 @@ class JointBatch:
 @cache
 def _sizes_of_all(size: int, processes: int, device: torch.device) -> tuple[int, ...]:
     """Return the sizes of all processes' batches; nnU-Net's stay the same, so that this waits for the device once."""
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(processes)]
-    dist.all_gather(sizes, torch.tensor([size], device=device))
-    return tuple(torch.cat(sizes).tolist())
+    sizes = batches_of_processes(size, device)
+    assert len(sizes) == processes
+    return tuple(sizes)
 
 
 class _Gather(torch.autograd.Function):
