@@ -8,6 +8,7 @@ every command, so here commands are forks, in which a thread does the same.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -117,6 +118,23 @@ class KilledDistillation:
         begun.pop("", None)
         times = [*begun.values(), time.monotonic()]
         return {line: times[i + 1] - times[i] for i, line in enumerate(begun)}, ended, printed
+
+    def kill(self, out: Path, step: str, after: float) -> None:
+        """Kill the command in one of its steps; where the step ends before, try an earlier moment from the same state.
+
+        The arguments are those of ``run``.
+        """
+        before = self._root / "before_the_kill"
+        out.mkdir(exist_ok=True)
+        shutil.copytree(out, before, symlinks=True)
+        begun, ended, printed = self.run(out, step, after)
+        while ended or not list(begun)[-1].startswith(step):
+            assert after > 0, printed
+            after = after / 2 if after > 0.1 else 0.0
+            shutil.rmtree(out)
+            shutil.copytree(before, out, symlinks=True)
+            begun, ended, printed = self.run(out, step, after)
+        shutil.rmtree(before)
 
     def _wait_for_commands(self) -> None:
         """Wait for the end of all commands, which nothing tells that a new run would meet them."""
