@@ -29,6 +29,7 @@ from tests.killing import kill_group, run_killed, start
 
 SIZE_OF_TINY_SAM = "SIZE_OF_TINY_SAM"  # environment variable: side length of its images in voxels
 SEEN_CORES = "SEEN_CORES"  # environment variable: the cores that a training sees; rounding depends on them
+WORKING_FOLDER = "WORKING_FOLDER"  # environment variable: the folder in which a command runs, instead of this process's
 LONGEST = 600.0  # seconds after which a command is killed
 
 
@@ -103,6 +104,7 @@ def entry_point(name: str, *words: str) -> int | None:
 
     from tests.small_networks import tiny_sam
 
+    os.chdir(os.environ.get(WORKING_FOLDER, "."))
     _see_cores(int(os.environ.get(SEEN_CORES, 1)) if name == "nnUNetv2_train" else 1)
     _draw_few_intensities()
     _plot_nothing()

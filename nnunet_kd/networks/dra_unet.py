@@ -9,15 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import (
-    convert_conv_op_to_dim,
-    get_matching_batchnorm,
-    get_matching_pool_op,
-    maybe_convert_scalar_to_list,
-)
-from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from dynamic_network_architectures.building_blocks.helper import get_matching_pool_op
 from torch import Tensor, fx, nn
+
+from nnunet_kd.networks.unet_of_blocks import Encoder, Stages, UNetOfBlocks, require_odd
 
 SIMAM_LAMBDA = 1e-4
 
@@ -143,58 +138,7 @@ class ResSimAM(nn.Module):
         return before + simam(after) if self.attention else after
 
 
-class _Encoder(nn.Module):
-    """An encoder with nnU-Net's interface; ``forward`` returns the features of all stages, finest first."""
-
-    def __init__(
-        self,
-        input_channels: int,
-        output_channels: list[int],
-        conv_op: Any,
-        kernel_sizes: list[list[int]],
-        strides: list[list[int]],
-        norm_op: Any,
-        norm_op_kwargs: dict[str, Any],
-        dprm: bool,
-        attention: bool,
-        dprm_kernel_size: int,
-    ) -> None:
-        super().__init__()
-        self.output_channels, self.strides, self.kernel_sizes = output_channels, strides, kernel_sizes
-        self.conv_op, self.conv_bias = conv_op, True
-        self.norm_op, self.norm_op_kwargs = norm_op, norm_op_kwargs
-        self.dropout_op = self.dropout_op_kwargs = None
-        self.nonlin, self.nonlin_kwargs = nn.ReLU, {"inplace": True}
-        pool = get_matching_pool_op(conv_op=conv_op, pool_type="max")
-        norm = (norm_op, norm_op_kwargs)
-        stages = []
-        before = input_channels
-        for number, (width, kernel, stride) in enumerate(zip(output_channels, kernel_sizes, strides, strict=True)):
-            parts: list[nn.Module] = []
-            if dprm and number == 0:  # the first module's depthwise convolution needs this many channels
-                padding = [size // 2 for size in kernel]
-                parts.append(conv_op(before, width, tuple(kernel), padding=padding, bias=False))
-                before = width
-            if any(step > 1 for step in stride):
-                parts.append(pool(tuple(stride), tuple(stride)))
-            if dprm:  # an axis that the plans do not convolve is not convolved here either
-                wide = [dprm_kernel_size if size > 1 else 1 for size in kernel]
-                parts.append(DPRM(before, width, conv_op, wide, *norm))
-                before = width
-            parts.append(ResSimAM(before, width, conv_op, kernel, *norm, attention))
-            before = width
-            stages.append(nn.Sequential(*parts))
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
-
-
-class DRAUNet(nn.Module):
+class DRAUNet(UNetOfBlocks):
     """DRA-UNet in 2-D or 3-D, which the plans name ``nnunet_kd.networks.dra_unet.DRAUNet``.
 
     Every encoder stage consists of max pooling, :class:`DPRM` and :class:`ResSimAM`. The first one begins with a
@@ -242,44 +186,30 @@ class DRAUNet(nn.Module):
         attention: bool = True,
         dprm_kernel_size: int = 7,
     ) -> None:
-        super().__init__()
-        if isinstance(features_per_stage, int):
-            features_per_stage = [features_per_stage * 2**stage for stage in range(n_stages)]
-        if isinstance(strides, int):
-            strides = [[1 if stage == 0 else strides] * convert_conv_op_to_dim(conv_op) for stage in range(n_stages)]
-        if isinstance(kernel_sizes, int):
-            kernel_sizes = [[kernel_sizes] * convert_conv_op_to_dim(conv_op)] * n_stages
-        for name, given in (("features", features_per_stage), ("kernel_sizes", kernel_sizes), ("strides", strides)):
-            if len(given) != n_stages:
-                raise ValueError(f"{n_stages} stages need as many {name}, got {len(given)}")
-        kernels = [list(maybe_convert_scalar_to_list(conv_op, kernel)) for kernel in kernel_sizes]
-        if dprm_kernel_size % 2 == 0 or any(size % 2 == 0 for kernel in kernels for size in kernel):
-            raise ValueError("kernel sizes must be odd, since even ones change the size of the image")
-        self.encoder = _Encoder(
-            input_channels,
-            list(features_per_stage),
-            conv_op,
-            kernels,
-            [list(maybe_convert_scalar_to_list(conv_op, stride)) for stride in strides],
-            get_matching_batchnorm(conv_op) if norm_op is None else norm_op,
-            norm_op_kwargs or {},
-            dprm,
-            attention,
-            dprm_kernel_size,
-        )
-        encoder = self.encoder
-        self.decoder = UNetDecoder(encoder, num_classes, 1, deep_supervision)
-        skips = list(zip(encoder.output_channels, encoder.kernel_sizes, strict=True))[-2::-1]
-        self.decoder.stages = nn.ModuleList(
-            ResSimAM(2 * width, width, conv_op, kernel, encoder.norm_op, encoder.norm_op_kwargs, attention)
-            for width, kernel in skips
-        )
+        require_odd([dprm_kernel_size])
+        common = Stages.read(n_stages, features_per_stage, conv_op, kernel_sizes, strides, norm_op, norm_op_kwargs)
+        norm = (common.norm_op, common.norm_op_kwargs)
+        pool = get_matching_pool_op(conv_op=conv_op, pool_type="max")
 
-    def forward(self, x: Tensor) -> Any:
-        """Return logits, or a list of them under deep supervision."""
-        return self.decoder(self.encoder(x))
+        def stage(number: int) -> nn.Module:
+            width, kernel, stride = common.widths[number], common.kernel_sizes[number], tuple(common.strides[number])
+            before = input_channels if number == 0 else common.widths[number - 1]
+            parts: list[nn.Module] = []
+            if dprm and number == 0:  # the first module's depthwise convolution needs this many channels
+                padding = [size // 2 for size in kernel]
+                parts.append(conv_op(before, width, tuple(kernel), padding=padding, bias=False))
+                before = width
+            if any(step > 1 for step in stride):
+                parts.append(pool(stride, stride))
+            if dprm:  # an axis that the plans do not convolve is not convolved here either
+                wide = [dprm_kernel_size if size > 1 else 1 for size in kernel]
+                parts.append(DPRM(before, width, conv_op, wide, *norm))
+                before = width
+            parts.append(ResSimAM(before, width, conv_op, kernel, *norm, attention))
+            return nn.Sequential(*parts)
 
-    @staticmethod
-    def initialize(module: nn.Module) -> None:
-        """Initialize a convolution as nnU-Net's own networks do; nnU-Net calls this."""
-        InitWeights_He(1e-2)(module)
+        def block(number: int) -> nn.Module:
+            width = common.widths[number]
+            return ResSimAM(2 * width, width, conv_op, common.kernel_sizes[number], *norm, attention)
+
+        super().__init__(Encoder(common, map(stage, range(n_stages))), num_classes, deep_supervision, block)

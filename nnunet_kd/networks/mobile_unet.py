@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dynamic_network_architectures.building_blocks.helper import (
-    convert_conv_op_to_dim,
-    get_matching_batchnorm,
-    maybe_convert_scalar_to_list,
-)
-from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
+
+from nnunet_kd.networks.unet_of_blocks import Encoder, Stages, UNetOfBlocks, require_stages
 
 
 class InvertedResidual(nn.Module):
@@ -70,55 +65,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-class _Encoder(nn.Module):
-    """An encoder with nnU-Net's interface; ``forward`` returns the features of all stages, finest first."""
-
-    def __init__(
-        self,
-        input_channels: int,
-        output_channels: list[int],
-        conv_op: Any,
-        kernel_sizes: list[list[int]],
-        strides: list[list[int]],
-        norm_op: Any,
-        norm_op_kwargs: dict[str, Any],
-        blocks: list[int],
-        expansions: list[int],
-    ) -> None:
-        super().__init__()
-        self.output_channels, self.strides, self.kernel_sizes = output_channels, strides, kernel_sizes
-        self.conv_op, self.conv_bias = conv_op, True
-        self.norm_op, self.norm_op_kwargs = norm_op, norm_op_kwargs
-        self.dropout_op = self.dropout_op_kwargs = None
-        self.nonlin, self.nonlin_kwargs = nn.ReLU, {"inplace": True}
-        stages = []
-        before = input_channels
-        for number, (width, kernel, stride) in enumerate(zip(output_channels, kernel_sizes, strides, strict=True)):
-            parts: list[nn.Module] = []
-            if number == 0:
-                padding = [size // 2 for size in kernel]
-                parts += [
-                    conv_op(before, width, tuple(kernel), tuple(stride), padding, bias=False),
-                    norm_op(width, **norm_op_kwargs),
-                    nn.ReLU(inplace=True),
-                ]
-                before, stride = width, [1] * len(stride)
-            for block in range(blocks[number]):
-                hidden = before * expansions[number if block > 0 else max(number - 1, 0)]  # that of the grid it reads
-                parts.append(InvertedResidual(before, width, hidden, conv_op, kernel, stride, norm_op, norm_op_kwargs))
-                before, stride = width, [1] * len(stride)
-            stages.append(nn.Sequential(*parts))
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
-
-
-class MobileUNet(nn.Module):
+class MobileUNet(UNetOfBlocks):
     """Mobile U-Net in 2-D or 3-D, which the plans name ``nnunet_kd.networks.mobile_unet.MobileUNet``.
 
     Every encoder stage consists of :class:`InvertedResidual` blocks, whose first one has the stride of the stage; the
@@ -167,55 +114,39 @@ class MobileUNet(nn.Module):
         blocks_per_stage: int | Sequence[int] = 2,
         expansion: int = 4,
     ) -> None:
-        super().__init__()
-        if isinstance(features_per_stage, int):
-            features_per_stage = [features_per_stage * 2**stage for stage in range(n_stages)]
-        if isinstance(strides, int):
-            strides = [[1 if stage == 0 else strides] * convert_conv_op_to_dim(conv_op) for stage in range(n_stages)]
-        if isinstance(kernel_sizes, int):
-            kernel_sizes = [[kernel_sizes] * convert_conv_op_to_dim(conv_op)] * n_stages
         if isinstance(blocks_per_stage, int):
             blocks_per_stage = [1, *[blocks_per_stage] * (n_stages - 1)]
-        for name, given in (
-            ("features", features_per_stage),
-            ("kernel_sizes", kernel_sizes),
-            ("strides", strides),
-            ("blocks", blocks_per_stage),
-        ):
-            if len(given) != n_stages:
-                raise ValueError(f"{n_stages} stages need as many {name}, got {len(given)}")
-        kernels = [list(maybe_convert_scalar_to_list(conv_op, kernel)) for kernel in kernel_sizes]
-        if any(size % 2 == 0 for kernel in kernels for size in kernel):
-            raise ValueError("kernel sizes must be odd, since even ones change the size of the image")
+        require_stages(n_stages, blocks=blocks_per_stage)
         if min(*blocks_per_stage, expansion) < 1:
             raise ValueError(
                 f"blocks_per_stage and expansion must be at least 1, got {list(blocks_per_stage)} and {expansion}"
             )
+        common = Stages.read(n_stages, features_per_stage, conv_op, kernel_sizes, strides, norm_op, norm_op_kwargs)
+        norm = (common.norm_op, common.norm_op_kwargs)
+        blocks = list(blocks_per_stage)
         expansions = [min(2**stage, expansion) for stage in range(n_stages)]
-        self.encoder = encoder = _Encoder(
-            input_channels,
-            list(features_per_stage),
-            conv_op,
-            kernels,
-            [list(maybe_convert_scalar_to_list(conv_op, stride)) for stride in strides],
-            get_matching_batchnorm(conv_op) if norm_op is None else norm_op,
-            norm_op_kwargs or {},
-            list(blocks_per_stage),
-            expansions,
-        )
-        self.decoder = UNetDecoder(encoder, num_classes, 1, deep_supervision)
-        norm = (encoder.norm_op, encoder.norm_op_kwargs)
-        skips = list(zip(encoder.output_channels, encoder.kernel_sizes, expansions, strict=True))[-2::-1]
-        self.decoder.stages = nn.ModuleList(
-            InvertedResidual(2 * width, width, max(factor, 2) * width, conv_op, kernel, [1] * len(kernel), *norm)
-            for width, kernel, factor in skips
-        )
 
-    def forward(self, x: Tensor) -> Any:
-        """Return logits, or a list of them under deep supervision."""
-        return self.decoder(self.encoder(x))
+        def stage(number: int) -> nn.Module:
+            width, kernel, stride = common.widths[number], common.kernel_sizes[number], common.strides[number]
+            before = input_channels if number == 0 else common.widths[number - 1]
+            parts: list[nn.Module] = []
+            if number == 0:
+                padding = [size // 2 for size in kernel]
+                parts += [
+                    conv_op(before, width, tuple(kernel), tuple(stride), padding, bias=False),
+                    common.norm_op(width, **common.norm_op_kwargs),
+                    nn.ReLU(inplace=True),
+                ]
+                before, stride = width, [1] * len(stride)
+            for block in range(blocks[number]):
+                hidden = before * expansions[number if block > 0 else max(number - 1, 0)]  # that of the grid it reads
+                parts.append(InvertedResidual(before, width, hidden, conv_op, kernel, stride, *norm))
+                before, stride = width, [1] * len(stride)
+            return nn.Sequential(*parts)
 
-    @staticmethod
-    def initialize(module: nn.Module) -> None:
-        """Initialize a convolution as nnU-Net's own networks do; nnU-Net calls this."""
-        InitWeights_He(1e-2)(module)
+        def block_of_decoder(number: int) -> nn.Module:
+            width, kernel = common.widths[number], common.kernel_sizes[number]
+            hidden = max(expansions[number], 2) * width
+            return InvertedResidual(2 * width, width, hidden, conv_op, kernel, [1] * len(kernel), *norm)
+
+        super().__init__(Encoder(common, map(stage, range(n_stages))), num_classes, deep_supervision, block_of_decoder)

@@ -32,7 +32,7 @@ from nnunet_kd.teachers.sam import WINDOW, SamSettings
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 from nnunet_kd.training.schedules import CosineSchedule, PlateauSchedule, adamw
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "papers.md"
 ROWS = (
     "schedule",

@@ -10,7 +10,7 @@ import pytest
 from nnunet_kd.cli import parser
 from nnunet_kd.study.slurm import SlurmLauncher, SlurmOptions
 
-PAGE = (Path(__file__).parents[1] / "docs" / "slurm.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text()
 COMMANDS = re.findall(r"^(nnunet_kd .+)$", PAGE, re.MULTILINE)
 
 

@@ -16,7 +16,7 @@ from nnunet_kd.training.brainseg_dmif import BrainSegDMIFSettings
 from nnunet_kd.training.kd_sam.settings import KDSAMSettings
 
 PLANS = {"configurations": {"2d": {"architecture": {"network_class_name": "of.nnunet.PlainConvUNet"}}}}
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SETTINGS, TERMS_PAGE, TRAINERS, SAM = (
     (ROOT / "docs" / f"{page}.md").read_text()
