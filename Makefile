@@ -14,9 +14,8 @@ install: .venv/installed
 
 # TESTS chooses by marker; nothing chooses all tests, which share what they have in common and leave no process idle.
 TESTS ?= not slow
-PROCESSES ?= 2
 test: install
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup -m "$(TESTS)"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)"
 
 slow:
 	$(MAKE) test TESTS=slow

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nnunet_kd.cli.device import default_device
-from nnunet_kd.nnunet.reading import read_json, read_plans
+from nnunet_kd.nnunet.reading import read_json, read_plans, read_splits
 from nnunet_kd.storage.integrity import is_whole
 from nnunet_kd.storage.writing import check_writable_folder, new_folder, write_whole
 from nnunet_kd.study.commands import Commands
@@ -20,9 +22,9 @@ from nnunet_kd.study.commands import Commands
 _DESCRIPTION = """\
 Run every step within minutes, on a GPU or a CPU: create a data set of synthetic heads with small lesions, plan and
 preprocess it, train a teacher and three students with a quarter of its width (alone, with DCD, and with this package's
-recipe KD), segment held-out cases, export the best student, and segment them again without PyTorch and nnU-Net. The end
-is a table and a page with pictures. Each step is a command that you could type, and is shown as it runs. If you stop
-the demo, the next run resumes where it stopped.
+recipe KD), each of which nnU-Net validates on held-out cases, and segment these with the best student, by nnU-Net and,
+once it is exported, without PyTorch and nnU-Net. The end is a table and a page with pictures. Each step is a command
+that you could type, and is shown as it runs. If you stop the demo, the next run resumes where it stopped.
 
   nnunet_kd demo
       write everything to the folder demo, and the page to demo/index.html
@@ -76,8 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     demo.plan()
     for model in MODELS:
         demo.train(model)
-    for model in MODELS:
-        demo.predict(model)
     return demo.report()
 
 
@@ -104,9 +104,9 @@ class _Demo:
         from nnunet_kd.datasets.synthetic import make_dataset
 
         if not self.raw.is_dir():
-            self.say(f"creating 24 training and 8 test cases in {self.raw}")
+            self.say(f"creating 30 cases in {self.raw}")
             with new_folder(self.raw) as unfinished:
-                make_dataset(unfinished)
+                make_dataset(unfinished, training=30, test=0)
         if not (self.preprocessed / "preprocessed").is_file():
             options = ["-d", "599", "-c", CONFIGURATION, "-np", "2", "-npfp", "2", "--verify_dataset_integrity"]
             self.command("preprocess", "nnUNetv2_plan_and_preprocess", *options)
@@ -138,32 +138,49 @@ class _Demo:
         options = ["599", CONFIGURATION, "0", "-tr", trainer, "-p", plans, "-device", default_device(), *resume]
         self.command(f"train_{model}", "nnUNetv2_train", *options, epochs=SCHEDULES[plans]["num_epochs"])
 
-    def predict(self, model: str) -> None:
+    def predict(self, student: str) -> None:
         """Segment the held-out cases with ``nnUNetv2_predict``."""
-        trainer, plans = MODELS[model]
-        data = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(model)), "-d", "599"]
-        of_model = ["-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-p", plans]
+        trainer, plans = MODELS[student]
+        of_model = ["-d", "599", "-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-p", plans]
         workers = ["-npp", "1", "-nps", "1", "-device", default_device()]
-        self.timed(model, "nnUNetv2_predict", *data, *of_model, *workers)
+        self.timed(student, "nnUNetv2_predict", *self.held_out(student), *of_model, *workers)
 
     def export(self, student: str) -> None:
         """Export a student with ``nnunet_kd export onnx``, and segment the held-out cases without PyTorch."""
         trainer, plans = MODELS[student]
-        exported = self.out / f"{student}_onnx"
+        exported, row = self.out / f"{student}_onnx", _exported(student)
         if not (exported / "model.json").is_file():
             of_model = ["-d", "599", "-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-p", plans]
             self.command(f"export_{student}", "nnunet_kd", "export", "onnx", *of_model, "-o", str(exported))
-        images = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(_exported(student)))]
-        self.timed(_exported(student), "nnunet_kd", "predict", "-m", str(exported), *images)
+        self.timed(row, "nnunet_kd", "predict", "-m", str(exported), *self.held_out(row))
+
+    def held_out(self, row: str) -> list[str]:
+        """Return the arguments that name the images of the held-out cases and the folder of their segmentations."""
+        images = self.out / "held_out"
+        images.mkdir(exist_ok=True)
+        for case in self.cases:
+            for path in (self.raw / "imagesTr").glob(f"{case}_*"):
+                if not (images / path.name).exists():
+                    shutil.copy(path, images)
+        return ["-i", str(images), "-o", str(self.predictions(row))]
+
+    @property
+    def cases(self) -> list[str]:
+        """The validation cases of fold 0, from which no model here has learnt."""
+        return read_splits(self.preprocessed / "splits_final.json")[0]["val"]
+
+    def validation(self, model: str) -> Path:
+        """Return the folder in which nnU-Net's validation has left the segmentations of the held-out cases."""
+        return self.model_folder(model) / "fold_0" / "validation"
 
     def predictions(self, row: str) -> Path:
-        """Return the folder of the segmentations that a row of the table is about."""
+        """Return the folder of the segmentations by a command whose time the table has."""
         return self.out / "predictions" / row.replace(", ", "_")
 
     def timed(self, row: str, *words: str) -> None:
         """Run a command that segments the held-out cases, unless it has ended before, and keep its seconds per case."""
         output = self.predictions(row)
-        cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
+        cases = len(self.cases)
         if self.seconds(row) is not None and sum(map(is_whole, output.glob("*.nii.gz"))) == cases:
             return
         start = time.monotonic()
@@ -185,33 +202,36 @@ class _Demo:
         described = read_dataset_json(self.raw / "dataset.json")
         for model, (_, name) in MODELS.items():
             network = configuration_cost(read_plans(self.preprocessed / f"{name}.json"), CONFIGURATION, described)
-            results[model] = Result(self.dice(model), network.parameters, self.seconds(model))
+            results[model] = Result(self.dice(self.validation(model)), network.parameters, None)
         best = max((model for model in MODELS if model != "teacher"), key=lambda model: results[model].mean)
+        self.predict(best)
+        results[best] = replace(results[best], seconds=self.seconds(best))
         missing = _missing_engine()
         if missing is None:
             self.export(best)
             row = _exported(best)
-            results[row] = Result(self.dice(row), results[best].parameters, self.seconds(row))
+            results[row] = Result(self.dice(self.predictions(row)), results[best].parameters, self.seconds(row))
         else:
             self.say(missing)
         table = result_table(results)
         write_whole(self.out / "table.txt", table.markdown() + "\n")
         said = [*in_words(results), *([] if missing is None else [missing])]
-        write_page(self.out / "index.html", said, table, {model: self.predictions(model) for model in MODELS}, self.raw)
-        self.say("8 held-out cases, one short training per model\n\n" + table.markdown() + "\n")
+        shown = {model: self.validation(model) for model in MODELS}
+        write_page(self.out / "index.html", said, table, shown, self.raw, self.cases)
+        self.say(f"{len(self.cases)} held-out cases, one short training per model\n\n" + table.markdown() + "\n")
         print("\n".join(said))
         print(f"page  {self.out / 'index.html'}\ndone in {self.commands.minutes:.1f} minutes")
         return 0
 
-    def dice(self, row: str) -> dict[str, float]:
-        """Return the mean Dice of every structure over the held-out cases, from nnU-Net's own evaluation."""
+    def dice(self, folder: Path) -> dict[str, float]:
+        """Return the mean Dice of every structure over the segmentations in a folder, by nnU-Net's own evaluation."""
         from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
         from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
         from nnunet_kd.datasets.synthetic import LABELS
 
         labels = {name: value for name, value in LABELS.items() if value}
-        folders = (str(self.raw / "labelsTs"), str(self.predictions(row)))
+        folders = (str(self.raw / "labelsTr"), str(folder))
         metrics = compute_metrics_on_folder(
             *folders, None, SimpleITKIO(), ".nii.gz", list(labels.values()), num_processes=1
         )

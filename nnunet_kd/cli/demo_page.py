@@ -16,12 +16,12 @@ from nnunet_kd.storage.writing import write_whole
 FOUND = 0.1  # the Dice above which a structure counts as found
 PICTURED = 3  # cases
 NOTE = (
-    "Dice is the mean over 8 held-out cases, by nnU-Net's evaluation. Seconds are those of the whole command, divided "
-    "by the number of cases: nnUNetv2_predict, and nnunet_kd predict for the exported student; so few small cases take "
-    "little longer than the start of the command."
+    "Dice is the mean over the validation cases of fold 0, by nnU-Net's evaluation. Seconds are those of the whole "
+    "command, divided by the number of cases: nnUNetv2_predict, and nnunet_kd predict for the exported student; so few "
+    "small cases take little longer than the start of the command."
 )
 SHORT = (
-    "One training of a few minutes per model shows that this installation works. It says nothing about the methods: "
+    "One training of a minute or two per model shows that this installation works. It says nothing about the methods: "
     "another seed can change their order."
 )
 
@@ -33,7 +33,7 @@ class Result:
     Attributes:
         dice: The mean Dice of every structure over the held-out cases.
         parameters: The number of parameters.
-        seconds: The seconds per case of the command that segmented them.
+        seconds: The seconds per case of the command that segmented them, if there was one.
     """
 
     dice: Mapping[str, float]
@@ -87,7 +87,9 @@ def _why(name: str, lost: Sequence[str], teacher: Result) -> str:
     return "its teacher does not find it either" if taught else "so few iterations are not enough for it"
 
 
-def write_page(path: Path, said: Sequence[str], table: Table, folders: Mapping[str, Path], raw: Path) -> None:
+def write_page(
+    path: Path, said: Sequence[str], table: Table, folders: Mapping[str, Path], raw: Path, cases: Sequence[str]
+) -> None:
     """Write the page of the demo.
 
     Args:
@@ -96,13 +98,14 @@ def write_page(path: Path, said: Sequence[str], table: Table, folders: Mapping[s
         table: The table of all results.
         folders: The segmentations of the held-out cases by model.
         raw: The raw data set.
+        cases: The held-out cases, of which the first are drawn.
     """
     structures = {name: (value,) for name, value in LABELS.items() if value}
-    cases = {path.name.removesuffix(".nii.gz"): path for path in sorted((raw / "labelsTs").glob("*.nii.gz"))[:PICTURED]}
     shown = {}
-    for case, reference in cases.items():
+    for case in cases[:PICTURED]:
+        reference = raw / "labelsTr" / f"{case}.nii.gz"
         labels, spacing = _read(reference)
-        image, _ = _read(raw / "imagesTs" / f"{case}_{CHANNELS.index('FLAIR'):04d}.nii.gz")
+        image, _ = _read(raw / "imagesTr" / f"{case}_{CHANNELS.index('FLAIR'):04d}.nii.gz")
         found = {model: _read(folder / reference.name)[0] for model, folder in folders.items()}
         shown[case] = Case(image, labels, found, spacing, {})
     title = "A teacher and its students on synthetic heads"

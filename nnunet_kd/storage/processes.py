@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +37,30 @@ class FileLock:
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
+
+    @classmethod
+    def within(cls, patience: float, path: Path, waits: Callable[[str], None]) -> FileLock:
+        """Return the lock, after up to so many seconds in which another process holds it.
+
+        Args:
+            patience: The number of seconds.
+            path: The path of the lock file, in an existing folder.
+            waits: What is called once with the number of the process that holds the lock, if there is one to wait for.
+
+        Raises:
+            BusyError: If another process still holds the lock.
+        """
+        end, said = time.monotonic() + patience, False
+        while True:
+            try:
+                return cls(path)
+            except BusyError as error:
+                if time.monotonic() >= end:
+                    raise
+                if not said:
+                    waits(str(error))
+                    said = True
+                time.sleep(0.5)
 
     def free(self) -> None:
         """Release the lock and remove the file."""

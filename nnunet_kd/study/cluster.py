@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nnunet_kd.study.study import Study
 
 
+PATIENCE = 60.0  # seconds; a submission, or the report of a job, is done by then
+
+
 class ClusterStudy:
     """A study on a cluster.
 
@@ -50,7 +53,7 @@ class ClusterStudy:
         needed = check_trainers(study, runs)
         missing = missing_teachers(study, runs) if train_teachers else {}
         teachers = {} if missing else study_teachers(study, runs, needed)
-        with study.alone():
+        with study.alone(PATIENCE):
             self._board = found = Board.read(study.out) or self._board
             known = found.jobs if found.launcher == self._launcher.name else {}
             live = self._launcher.live(known.values())

@@ -71,8 +71,11 @@ class Study:
         return bool(Experiment(self.plans, self.configuration, self.dataset_json).label_manager.has_regions)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, patience: float = 0.0) -> Iterator[None]:
         """Lock the folder against other comparisons; remove it at the end if it was created and is still empty.
+
+        Args:
+            patience: The number of seconds to wait for another comparison to end.
 
         Raises:
             BusyError: If another comparison is running there.
@@ -80,7 +83,7 @@ class Study:
         made = not self.out.exists()
         self.out.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(self.out / "compare.lock")
+            lock = FileLock.within(patience, self.out / "compare.lock", self._say_who_works)
         except BusyError as error:
             raise BusyError(
                 f"another nnunet_kd compare is running in {self.out} (process {error}): run this command again when it "
@@ -93,6 +96,9 @@ class Study:
             if made:
                 with suppress(OSError):  # it is not empty
                     self.out.rmdir()
+
+    def _say_who_works(self, process: str) -> None:
+        self.commands.say(f"another nnunet_kd compare works in {self.out} (process {process}): waiting for its end")
 
     # ---- plans
 

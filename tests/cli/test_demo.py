@@ -13,7 +13,7 @@ def test_data_of_the_demo_are_complete_or_absent(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, "to be replaced")
     small = synthetic.make_dataset
 
-    def disk_full(folder):
+    def disk_full(folder, **_):
         small(folder, training=1, test=1, shape=(6, 12, 12))
         raise OSError(28, "No space left on device")
 
@@ -34,7 +34,9 @@ def test_demo_prints_its_table_and_resumes_where_it_stopped(tmp_path, capsys, mo
     short = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     monkeypatch.setattr(demo, "SCHEDULES", dict.fromkeys(demo.SCHEDULES, short))
     small = synthetic.make_dataset
-    monkeypatch.setattr(synthetic, "make_dataset", lambda folder: small(folder, training=6, test=3, shape=(12, 22, 18)))
+    monkeypatch.setattr(
+        synthetic, "make_dataset", lambda folder, **_: small(folder, training=12, test=0, shape=(12, 22, 18))
+    )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "epoch 3 of 3" in printed and "$ nnUNetv2_train 599 3d_fullres 0 -tr nnUNetTrainerDCD" in printed

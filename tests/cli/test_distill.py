@@ -1,17 +1,16 @@
 """``nnunet_kd distill``: from a trained model and images to a small student."""
 
-import itertools
 import json
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from nnunet_kd.cli import main
-from nnunet_kd.workflow.distillation import DATASET, Distillation
+from nnunet_kd.workflow.distillation import DATASET
 from tests.conftest import note_validated
 from tests.locks import held
+from tests.workflow.stopped_distillation import stopped_after
 
 SHORT = ["--epochs", "2", "--iterations", "2", "--disable_tta", "-np", "1", "-device", "cpu"]
 
@@ -34,20 +33,6 @@ def teacher_zip(workspace):
 
 def words(model, images, out, *more):
     return ["distill", "-m", str(model), "-i", str(images), "-o", str(out), *SHORT, *map(str, more)]
-
-
-@contextmanager
-def stopped_after(count):
-    """Stop a distillation after some of its steps, as Ctrl-C does."""
-    steps = Distillation.steps
-
-    def first_steps(self):
-        yield from itertools.islice(steps(self), count)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distillation, "steps", first_steps)
-        yield
 
 
 def student_weights(out):

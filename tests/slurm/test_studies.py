@@ -14,6 +14,7 @@ from tests.commands import ForkedCommand
 from tests.conftest import SHORT
 from tests.full_disk import PAGE
 from tests.slurm.cluster import wait_for
+from tests.workflow.stopped_distillation import stopped_after
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -45,40 +46,45 @@ def assert_same(ones, others):
         assert all(torch.equal(value, others[name][key]) for key, value in weights.items()), name
 
 
-def test_six_trainings_two_at_a_time(workspace, cluster, capsys, forked_commands):
+def test_students_two_at_a_time_after_their_teacher(workspace, cluster, capsys, forked_commands):
     """Metrics and weights are those of one training after the other, however often the study is looked at."""
-    workspace.plans("tiny", training=SHORT, teacher={"plans": "nnUNetPlans"})
-    words = ("-m", "NoKD", "LogitsKD", "--seeds", "0", "1", "2")
+    workspace.plans("tiny_taught", training=SHORT)
+    teacher = {"trainer": "nnUNetTrainerNoKD", "plans": "tiny_taught"}
+    student = {"source_plans": "tiny_taught", "reduction": 2}
+    workspace.plans("tiny", training=SHORT, teacher=teacher, student=student, method={})
+    words = ("-m", "NoKD", "LogitsKD", "--train-teachers")
     assert compare(workspace, "in_turn", *words) == 0
     expected = taken_weights(workspace)
     study = workspace.root / "study"
 
     assert compare(workspace, "study", *words, *SLURM, "--submit-only") == 0
-    assert "6 trainings submitted; the jobs of this study go on without this command" in capsys.readouterr().out
+    assert "3 trainings submitted; the jobs of this study go on without this command" in capsys.readouterr().out
     wait_for(lambda: list(cluster.queue().values()).count("RUNNING") == 2, "two jobs run")
     assert compare(workspace, "study", *words) == 1
-    assert f"7 jobs of the study in {study} are in Slurm's queue: add --launcher slurm" in capsys.readouterr().err
+    assert f"4 jobs of the study in {study} are in Slurm's queue: add --launcher slurm" in capsys.readouterr().err
     assert compare(workspace, "study", "--status") == 0
     table = capsys.readouterr().out
-    assert "7 works: 2 running, 5 waiting" in table and "Dependency" in table, table
+    assert "4 works: 2 running, 2 waiting" in table and "Dependency" in table, table
 
     command = ["nnunet_kd", *words_of(workspace, "study", *words, *SLURM)]
     closed = ForkedCommand(command, env=os.environ)
-    assert any("7 works: " in line for line in closed.stdout)
+    assert any("4 works: " in line for line in closed.stdout)
     closed.terminate()
     closed.wait()
     other = ForkedCommand(command, env=os.environ)
     assert compare(workspace, "study", *words, *SLURM) == 0
     seen = capsys.readouterr().out
-    assert "nothing new to train" in seen and "7 works: 7 finished" in seen and "| LogitsKD " in seen
-    assert "7 works: 7 finished" in other.stdout.read() and other.wait() == 0
+    assert "nothing new to train" in seen and "4 works: 4 finished" in seen and "| LogitsKD " in seen
+    assert "4 works: 4 finished" in other.stdout.read() and other.wait() == 0
 
     jobs = Board.read(study).jobs
     assert compare(workspace, "study", *words, *SLURM) == 0  # everything has finished: the report is shown again
-    assert "| LogitsKD " in capsys.readouterr().out and Board.read(study).jobs == jobs
+    assert "| LogitsKD " in capsys.readouterr().out
+    again = Board.read(study).jobs
+    assert again.items() < jobs.items() and len(again) == 3  # without the teacher, which is no longer missing
     for name in ("metrics.csv", "metrics.json"):
         assert (study / name).read_bytes() == (workspace.root / "in_turn" / name).read_bytes()
-    assert len(expected) == 6
+    assert len(expected) == 3
     assert_same(expected, taken_weights(workspace))
 
 
@@ -178,6 +184,21 @@ def test_parts_of_soft_labels(workspace, cluster, capsys):
     }
     assert main([*words, *SLURM, "-num_parts", "2"]) == 1
     assert "has 6 of 6 cases already: compute the others with --continue" in capsys.readouterr().err
+
+
+def test_distill_sends_the_segmentations_of_its_teacher(workspace, cluster, forked_commands):
+    """Two jobs write what one command writes."""
+    images = shutil.copytree(workspace.raw / "imagesTr", workspace.root / "images")
+    words = ["distill", "-m", str(workspace.teacher), "-i", str(images), "--disable_tta", "-np", "1", "-device", "cpu"]
+    stores = []
+    for name, more in (("alone", ()), ("sent", (*SLURM, "--jobs", "2"))):
+        out = workspace.root / name
+        with stopped_after(2):  # preprocessing and soft labels
+            assert main([*words, "-o", str(out), *more]) == 130
+        (store,) = (path.parent for path in out.rglob("manifest.json"))
+        stores.append({path.name: path.read_bytes() for path in store.iterdir()})
+    assert len([*out.rglob("logs/part_*_of_2.log")]) == 2
+    assert stores[0] == stores[1] and len(stores[0]) > 2
 
 
 def test_mistakes_are_one_sentence_each(workspace, cluster, capsys, monkeypatch, small_disk):

@@ -153,3 +153,20 @@ def test_only_one_process_holds_a_lock(tmp_path):
     assert path.exists() and holder_of(path) is None
     FileLock(path).free()
     assert not path.exists()
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    path, waits = tmp_path / "a.lock", []
+    with held(path) as other:
+        with pytest.raises(BusyError, match=f"^{other}$"):
+            FileLock.within(0.0, path, waits.append)
+        assert waits == []
+        with pytest.raises(BusyError, match=f"^{other}$"):
+            FileLock.within(0.8, path, waits.append)
+        assert waits == [str(other)]
+
+        def end(process):
+            os.kill(int(process), signal.SIGKILL)
+
+        FileLock.within(60.0, path, end).free()
+    assert not path.exists()
