@@ -69,6 +69,8 @@ def in_words(results: Mapping[str, Result]) -> list[str]:
         f"{best} is the best student here: its mean Dice is {students[best].mean:.3f}, the teacher's is "
         f"{teacher.mean:.3f}, and it has 1/{ratio:.3g} of the teacher's parameters."
     ]
+    if students[best].mean > teacher.mean:
+        said.append("It is above its teacher because the teacher's training was so brief: do not expect that of yours.")
     exported = results.get(f"{best}, exported")
     if exported is not None:
         said.append(f"Exported and run without PyTorch and nnU-Net, its mean Dice is {exported.mean:.3f}.")

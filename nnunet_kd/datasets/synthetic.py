@@ -21,12 +21,15 @@ _OEDEMA, _ENHANCING = (-0.2, -0.2, 0.6), (-0.05, 0.9, 0.4)
 Volume = NDArray[np.float32]
 
 
-def make_case(shape: tuple[int, int, int], generator: np.random.Generator) -> tuple[Volume, NDArray[np.uint8]]:
+def make_case(
+    shape: tuple[int, int, int], generator: np.random.Generator, lesions: float = 1.0
+) -> tuple[Volume, NDArray[np.uint8]]:
     """Make one head: a skull, folded grey and white matter, ventricles, lesions, a bias field and noise.
 
     Args:
         shape: Voxels (z, y, x).
         generator: The same state makes the same head.
+        lesions: The factor by which lesions are larger than usual.
 
     Shape:
         Images ``(3, z, y, x)``, labels ``(z, y, x)``.
@@ -51,11 +54,11 @@ def make_case(shape: tuple[int, int, int], generator: np.random.Generator) -> tu
     inside = np.argwhere(brain & ~ventricle & (radius < 0.7))
     for _ in range(generator.integers(1, 4)):
         centre = inside[generator.integers(len(inside))]
-        oedema = _blob(shape, centre, generator.uniform(2.8, 4.6), generator) & brain
+        oedema = _blob(shape, centre, lesions * generator.uniform(2.8, 4.6), generator) & brain
         labels[oedema & (labels == 0)] = LABELS["oedema"]
         if generator.random() < 0.8:
             near = centre + generator.integers(-1, 2, 3)
-            labels[_blob(shape, near, generator.uniform(1.8, 2.8), generator) & brain] = LABELS["enhancing"]
+            labels[_blob(shape, near, lesions * generator.uniform(1.8, 2.8), generator) & brain] = LABELS["enhancing"]
     for label, change in ((LABELS["oedema"], _OEDEMA), (LABELS["enhancing"], _ENHANCING)):
         images[:, labels == label] += np.array(change, np.float32)[:, None] * generator.uniform(0.7, 1.1)
 
@@ -90,6 +93,7 @@ def make_dataset(
     shape: tuple[int, int, int] = (15, 31, 27),
     spacing: tuple[float, float, float] = (2.5, 1.2, 1.3),
     seed: int = 0,
+    lesions: float = 1.0,
 ) -> None:
     """Write a raw data set for nnU-Net.
 
@@ -100,6 +104,7 @@ def make_dataset(
         shape: Voxels (z, y, x) of a typical case; each axis varies by one voxel.
         spacing: Size of the voxels in mm (z, y, x).
         seed: The same seed makes the same files.
+        lesions: The factor by which lesions are larger than usual; larger ones are learned sooner.
     """
     import SimpleITK
 
@@ -109,7 +114,7 @@ def make_dataset(
     for index in range(training + test):
         split = "Tr" if index < training else "Ts"
         varied = tuple(int(size + generator.integers(-1, 2)) for size in shape)
-        images, labels = make_case((varied[0], varied[1], varied[2]), generator)
+        images, labels = make_case((varied[0], varied[1], varied[2]), generator, lesions)
         for name, volume in [*((f"_{c:04d}", image) for c, image in enumerate(images)), ("", labels)]:
             kind = folder / f"{'images' if name else 'labels'}{split}"
             kind.mkdir(parents=True, exist_ok=True)

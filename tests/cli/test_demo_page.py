@@ -21,6 +21,12 @@ def test_it_says_what_came_out_and_what_was_not_found():
     ]
 
 
+def test_a_student_above_its_teacher_is_explained():
+    said = in_words({**RESULTS, "NoKD": Result({"oedema": 0.9, "enhancing": 0.8}, 100_000, None)})
+    assert said[0].startswith("NoKD is the best") and said[1].startswith("It is above its teacher because")
+    assert not any("above its teacher" in sentence for sentence in in_words(RESULTS))
+
+
 def test_a_student_cannot_find_what_its_teacher_does_not():
     blind = {"teacher": Result({"a": 0.7, "b": float("nan")}, 10, 1.0), "KD": Result({"a": 0.7, "b": 0.0}, 5, 1.0)}
     said = in_words(blind)
