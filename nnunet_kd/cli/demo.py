@@ -118,7 +118,11 @@ class _Demo:
             (self.preprocessed / "preprocessed").touch()
 
     def plan(self) -> None:
-        """Write the plans of teacher and student, with a short schedule and batches of two."""
+        """Write the plans of teacher and student, with a short schedule and batches of two.
+
+        Raises:
+            ValueError: If the folder has the demo of other schedules or another seed.
+        """
         from nnunet_kd.nnunet.planning import student_plans
 
         plans = read_plans(self.preprocessed / "nnUNetPlans.json")
@@ -127,7 +131,12 @@ class _Demo:
             reduced = student_plans(deepcopy(plans), reduction, name=name)
             reduced["nnunet_kd"]["training"] = {**SCHEDULES[name], "seed": self.seed}
             reduced["nnunet_kd"]["teacher"] = {"trainer": "nnUNetTrainerNoKD", "plans": TEACHER_PLANS}
-            write_whole(self.preprocessed / f"{name}.json", json.dumps(reduced, indent=2))
+            path = self.preprocessed / f"{name}.json"
+            if path.is_file() and read_plans(path)["nnunet_kd"]["training"] != reduced["nnunet_kd"]["training"]:
+                raise ValueError(
+                    f"{self.out} has a demo with another seed or other schedules: give another folder with --out"
+                )
+            write_whole(path, json.dumps(reduced, indent=2))
 
     def model_folder(self, model: str) -> Path:
         trainer, plans = MODELS[model]

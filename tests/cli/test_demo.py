@@ -51,3 +51,7 @@ def test_demo_prints_its_table_and_resumes_where_it_stopped(tmp_path, capsys, mo
     assert f"page  {tmp_path / 'index.html'}" in printed
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert "$ nnUNetv2" not in capsys.readouterr().out
+    assert main(["demo", "--out", str(tmp_path), "--seed", "1"]) == 1
+    assert capsys.readouterr().err == (
+        f"nnunet_kd: {tmp_path} has a demo with another seed or other schedules: give another folder with --out\n"
+    )
