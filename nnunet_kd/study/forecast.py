@@ -181,13 +181,6 @@ def forecast_table(forecasts: Sequence[Forecast], devices: int) -> str:
     return "\n".join(lines)
 
 
-def _cost(one: Forecast) -> str:
-    if one.training.is_done:
-        return "done"
-    time = "time unknown" if one.hours is None else f"{in_words(one.hours * 3600)} ({one.source})"
-    return f"{one.epochs} epochs left, {time}, {one.bytes / 2**20:.0f} MiB"
-
-
 def _gib(forecasts: Sequence[Forecast]) -> str:
     return f"{sum(one.bytes for one in forecasts) / 2**30:.2f}"
 
