@@ -169,7 +169,7 @@ def task_loss(scales: int) -> DeepSupervisionWrapper:
 def counted_step(
     network: nn.Module, images: Tensor, losses: Callable[[Any], Tensor], given: Iterable[Tensor] = ()
 ) -> Step:
-    """Take two training steps, the first of which makes constants, and return what the second needs.
+    """Compute the losses, which makes constants, take a training step, and return what that needs.
 
     Args:
         network: The network that trains.
@@ -178,20 +178,16 @@ def counted_step(
         given: What else exists before the step and during all of it.
     """
 
-    def step() -> None:
+    def computed() -> Tensor:
         with torch.autocast("cpu", torch.float16):
-            outputs = network(images)
-            total = losses(outputs)
-            del outputs
-        total.backward()
+            return losses(network(images))
 
-    step()
-    network.zero_grad()
+    computed()
     live = Live()
     for tensor in (*network.parameters(), images, *given):
         live.add(tensor)
     with live, Launches() as launches:
-        step()
+        computed().backward()
     return Step(live.peak / GIB, launches.count)
 
 

@@ -20,15 +20,23 @@ BUDGETS = {
     ("CWD", 40): 0.9,
     ("IFVD", 40): 1.15,
     ("FreeKD, tuning", 40): 1.5,
-    ("DualSelfKD", 40): 1.25,
     ("RKD", 3): 0.5,
     ("CIRKD", 3): 0.7,
     ("SKD", 3): 0.7,
-    ("CIRKD", 40): 0.9,
-    ("SKD", 40): 0.9,
 }
 # method -> the most times stock's kernels, with 3 classes
-KERNELS = {"DCD": 1.9, "FitNets": 1.4, "FreeKD": 2.1, "FreeKD, tuning": 3.2, "DualSelfKD": 4.4}
+KERNELS = {
+    "DCD": 1.9,
+    "FitNets": 1.4,
+    "FreeKD": 2.1,
+    "FreeKD, tuning": 3.2,
+    "DualSelfKD": 4.4,
+    "DPRD": 2.7,
+    "ReCoKD": 4.7,
+    "RKD": 2.4,
+    "CIRKD": 3.9,
+    "SKD": 2.2,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from nnunet_kd.cli import main
 from nnunet_kd.workflow.distillation import DATASET
@@ -33,11 +32,6 @@ def teacher_zip(workspace):
 
 def words(model, images, out, *more):
     return ["distill", "-m", str(model), "-i", str(images), "-o", str(out), *SHORT, *map(str, more)]
-
-
-def student_weights(out):
-    (path,) = (out / "nnUNet_results").rglob("checkpoint_final.pth")
-    return torch.load(path, weights_only=False)["network_weights"]
 
 
 @pytest.mark.slow
@@ -83,21 +77,17 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
 
 @pytest.mark.slow
 def test_labelled_and_unlabelled_images(workspace, images, tmp_path, forked_commands):
-    """The report has the accuracy where there is a reference; equal runs give equal students."""
+    """The report has the accuracy where there is a reference."""
     labels = tmp_path / "labels"
     labels.mkdir()
     for path in sorted((workspace.raw / "labelsTr").iterdir())[:4]:
         shutil.copy(path, labels)
     more = ["-l", labels, "--kept-back", "0.5"]
     assert main(words(workspace.teacher, images, tmp_path / "one", *more)) == 0
-    with stopped_after(3):  # when the student is trained
-        assert main(words(workspace.teacher, images, tmp_path / "two", *more)) == 130
     numbers = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert len({row["case"] for row in numbers["agreement"]}) == 3
     assert len({row["case"] for row in numbers["accuracy"]}) == 2
     assert {row["method"] for row in numbers["accuracy"]} == {"teacher", "student"}
-    one, two = (student_weights(tmp_path / name) for name in ("one", "two"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(workspace, images, tmp_path, capsys):

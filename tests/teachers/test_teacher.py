@@ -115,7 +115,7 @@ def test_students_of_a_teacher_in_bfloat16_train(workspace):
         teacher={"precision": "bfloat16"},
         method={"terms": [{**term, "ramp": None} for term in terms]},
     )
-    trainer = make_trainer(nnUNetTrainerKD, plans, workspace)
+    trainer = make_trainer(nnUNetTrainerKD, plans, workspace, configuration="2d")  # quick on a CPU
     trainer.run_training()
     logged = trainer.logger.get_checkpoint()
     assert all(np.isfinite(logged[term["name"]][-1]) for term in terms)

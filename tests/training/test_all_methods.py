@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import make_trainer
 from tests.training import variants
-from tests.training.methods import FAST_ONES_FIRST, METHODS, store_if_read, trainer_class
+from tests.training.methods import FAST_ONES_FIRST, METHODS, READ_LABELS, store_if_read, trainer_class
 
 TERMS = {
     "IFVD": ["ifvd", "logits"],
@@ -44,6 +44,7 @@ def train_one_epoch(workspace, method, plans=None, deep_supervision=True, **opti
 
 
 every_method = pytest.mark.parametrize("method", FAST_ONES_FIRST)
+reading_labels = pytest.mark.parametrize("method", READ_LABELS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -52,14 +53,14 @@ def test_configurations(workspace, method, configuration):
     train_one_epoch(workspace, method, configuration=configuration)
 
 
-@every_method
+@reading_labels
 def test_regions(workspace, method):
     variants.use_regions(workspace)
     trainer = train_one_epoch(workspace, method)
     assert trainer.label_manager.has_regions and trainer.label_manager.ignore_label is None
 
 
-@every_method
+@reading_labels
 def test_ignore_label(workspace, method):
     variants.use_ignore_label(workspace)
     trainer = train_one_epoch(workspace, method)

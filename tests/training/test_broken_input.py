@@ -18,7 +18,7 @@ from nnunet_kd.trainers.nnUNetTrainerNoKD import nnUNetTrainerNoKD
 from nnunet_kd.trainers.nnUNetTrainerSAMKD import nnUNetTrainerSAMKD
 from nnunet_kd.training.results import Lock
 from tests.conftest import SHORT, make_trainer, stop_within
-from tests.training.methods import FAST_ONES_FIRST, METHODS, store_if_read, trainer_class
+from tests.training.methods import FAST_ONES_FIRST, METHODS, READ_LABELS, store_if_read, trainer_class
 from tests.training.stored_labels import store_of
 
 FOLDER = "nnUNetTrainer{}__nnUNetPlans__3d_fullres"
@@ -129,8 +129,9 @@ def _without_looking(write):
     return written
 
 
-@pytest.mark.parametrize("method", FAST_ONES_FIRST)
-@pytest.mark.parametrize("change", [no_foreground, one_voxel])
+@pytest.mark.parametrize(
+    ("method", "change"), [*((one, no_foreground) for one in METHODS), *((one, one_voxel) for one in READ_LABELS)]
+)
 def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace, method, change):
     rewrite(workspace, change)
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=METHODS[method])

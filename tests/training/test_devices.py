@@ -134,11 +134,11 @@ def test_a_step_with_regions(workspace, replaced_parameters, method, options, va
 @pytest.mark.slow
 @every_step
 def test_a_step_in_mixed_precision(workspace, monkeypatch, method, options, values):
-    """Take a complete step with the settings that nnU-Net uses on a GPU."""
+    """Take a complete step with the settings that nnU-Net uses on a GPU, in 2-D, where it is quick on a CPU."""
     if method == "SAMKD":
-        store_of(workspace)
+        store_of(workspace, "2d")
     plans = workspace.plans("nnUNetPlans", training=SHORT, method=options)
-    trainer = make_trainer(find_trainer(f"nnUNetTrainer{method}"), plans, workspace)
+    trainer = make_trainer(find_trainer(f"nnUNetTrainer{method}"), plans, workspace, configuration="2d")
     types = []
     trainer.on_train_start()
     trainer.trained().register_forward_hook(lambda _, __, output: types.append(output[0][0].dtype))

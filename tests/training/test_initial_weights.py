@@ -100,8 +100,7 @@ def test_the_message_for_several_teachers_tells_what_to_do(workspace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["reconstructed", "pruned"])
-@pytest.mark.parametrize("kind", [nnUNetTrainerNoKD, nnUNetTrainerDCD])
+@pytest.mark.parametrize(("kind", "start"), [(nnUNetTrainerNoKD, "pruned"), (nnUNetTrainerDCD, "reconstructed")])
 def test_a_training_starts_from_fitted_weights(workspace, kind, start):
     plans = workspace.plans("nnUNetPlans", training={**SHORT, "initial_weights": start, "ema_decay": 0.5})
     weights = []

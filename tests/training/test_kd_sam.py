@@ -126,7 +126,7 @@ def test_the_losses_of_both_phases_follow_the_settings(workspace, sam):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("finished", "stored"), [(1, False), (1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("finished", "stored"), [(1, False), (2, True), (3, False)])
 def test_a_training_resumed_in_either_phase_equals_an_undisturbed_one(workspace, sam, stored, finished):
     plans = plans_for(workspace, sam, **({"embeddings": "sam"} if stored else {}))
     if stored:
