@@ -1,4 +1,4 @@
-"""A trainer's step with DDP around the compiled network, nnU-Net's way on several GPUs, equals the eager one."""
+"""Every trainer's step with DDP around the compiled network, nnU-Net's way on several GPUs, equals the eager one."""
 
 import pytest
 import torch
@@ -10,17 +10,25 @@ from tests.conftest import SHORT, make_trainer
 from tests.training.methods import store_if_read, trainer_class
 from tests.training.small_brainseg_dmif import plans_for as brainseg_plans
 
-# trainer, method, epoch: only networks are compiled, so one method for each set of their outputs
+# trainer, method, epoch
 CASES = {
+    "NoKD": ("NoKD", {}, 0),
     "DCD": ("DCD", {"ramp": None}, 0),
+    "FitNets": ("FitNets", {}, 0),
+    "LogitsKD": ("LogitsKD", {}, 0),
     "CWD": ("CWD", {}, 0),
+    "IFVD": ("IFVD", {"weight": 1}, 0),
     "DPRD": ("DPRD", {"ramp": None, "projection": "learned"}, 0),
+    "ReCoKD": ("ReCoKD", {"ramp": None}, 0),
     "FreeKD tuning": ("FreeKD", {"prompt_epochs": 1}, 0),
     "FreeKD": ("FreeKD", {"prompt_epochs": 1}, 1),
     "DualSelfKD": ("DualSelfKD", {}, 0),
     "SoftKD": ("SoftKD", {}, 0),
+    "SAMKD": ("SAMKD", {}, 0),
     "BrainSegDMIF": ("BrainSegDMIF", {}, 0),
+    "RKD": ("RKD", {}, 0),
     "CIRKD": ("CIRKD", {"pixels": 512, "pixel_memory": 1100}, 0),  # nothing is left to random numbers
+    "SKD": ("SKD", {}, 0),
 }
 
 
