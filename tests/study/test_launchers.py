@@ -12,7 +12,7 @@ from nnunet_kd.study.board import Board, State, Watcher, summary
 from nnunet_kd.study.engines import longest_first
 from nnunet_kd.study.epoch_times import EpochTimes, epoch_times, in_words
 from nnunet_kd.study.jobs import Outcome
-from nnunet_kd.study.launchers import LocalLauncher
+from nnunet_kd.study.launchers import Launcher, LocalLauncher
 from nnunet_kd.study.looking import print_status
 from nnunet_kd.study.slurm import minutes_of
 from nnunet_kd.study.trainings import Command, Training, work_of
@@ -53,6 +53,55 @@ def test_as_many_jobs_at_once_as_devices_and_failures_are_named(tmp_path, capsys
     assert again.works == board.works and again.jobs == board.jobs
     print_status(tmp_path)
     assert "bash failed (no teacher)" in capsys.readouterr().out
+
+
+class SharedDisk(Launcher):
+    """Jobs that end at once on another machine, whose files are seen here after several looks."""
+
+    name, stays, poll, patience = "shared", True, 0.0, 60.0
+
+    def __init__(self, out, looks=4):
+        self.out, self.looks, self.cancelled = out, looks, []
+
+    def room(self, busy):
+        return 1
+
+    def submit(self, works, after=(), even_if_failed=False):
+        self.logs = [work.log for work in works]
+        return [f"job {log}" for log in self.logs]
+
+    def live(self, jobs):
+        self.looks -= 1
+        if not self.looks:
+            Outcome(None).write(self.out, self.logs[0])
+        return {}
+
+    def cancel(self, jobs):
+        self.cancelled += jobs
+
+
+def test_a_job_is_lost_only_if_its_files_do_not_appear_in_time(tmp_path, monkeypatch):
+    def watch(folder, looks):
+        return Watcher(board_of(folder, [command("far", "true")]), SharedDisk(folder, looks), lambda _: None).watch()
+
+    (tmp_path / "late").mkdir()
+    assert watch(tmp_path / "late", 4) == []
+    monkeypatch.setattr(SharedDisk, "patience", 0.2)
+    (tmp_path / "never").mkdir()
+    (said,) = watch(tmp_path / "never", -1)
+    assert said.startswith("far was lost: its job job far ended without a word")
+
+
+def test_jobs_that_nobody_would_know_of_are_cancelled(tmp_path, monkeypatch):
+    launcher, board = SharedDisk(tmp_path), board_of(tmp_path, [command("far", "true")])
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        Watcher(board, launcher, lambda _: None).submit(["far"])
+    assert launcher.cancelled == ["job far"]
 
 
 WATCH = """
