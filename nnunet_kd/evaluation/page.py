@@ -61,7 +61,7 @@ th[aria-sort]::after { content: " ▲"; color: var(--accent); } th[aria-sort="de
 @media print { :root { --page: #fff; --ink: #000; --soft: #333; --line: #bbb; --card: #fff; --warn: #fff;
   color-scheme: light; } body { max-width: none; margin: 0; font-size: 10pt; } .scroll { overflow: visible; }
   table { font-size: 7.5pt; } th, td { white-space: normal; min-width: 0; padding: .2em .4em; position: static; }
-  figure, tr, h2 { break-inside: avoid; } h2, summary { break-after: avoid; }
+  figure, tr, h2 { break-inside: avoid; } h2, h3, summary { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 

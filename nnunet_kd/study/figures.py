@@ -98,7 +98,12 @@ def draw_pairs(scores: Scores, baseline: str) -> Figure:
                     colour = BLUE if end > start else VERMILLION if end < start else BASELINE
                     axes.plot([0, 1], [start, end], color=colour, marker="o", markersize=3, linewidth=1, alpha=0.75)
             better, worse = int((after > before).sum()), int((after < before).sum())
-            axes.set_xticks([0, 1], [label(baseline), label(method)])
+            names = label(baseline), label(method)
+            if max(map(len, names)) > 12:  # they would overlap beside each other
+                axes.set_xticks([0, 1], [names[0], ""])
+                axes.set_xlabel(names[1], loc="right")
+            else:
+                axes.set_xticks([0, 1], names)
             axes.set_xlim(-0.3, 1.3)
             axes.set_title(f"{better} better, {worse} worse", fontsize=9)
             axes.set_ylabel("Dice (%)")

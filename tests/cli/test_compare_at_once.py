@@ -9,6 +9,7 @@ import pytest
 
 from nnunet_kd.cli import main
 from nnunet_kd.study.board import Board
+from nnunet_kd.study.epoch_times import in_words
 from tests.conftest import SHORT
 
 TINY = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
@@ -54,6 +55,7 @@ def test_a_plan_has_commands_hours_and_disk_space(workspace, capsys, monkeypatch
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     schedule = {"num_epochs": 100, "num_iterations_per_epoch": 20, "num_val_iterations_per_epoch": 4}
     workspace.plans("tiny", training=schedule, teacher={"plans": "nnUNetPlans"})
+    (workspace.results / "nnUNetTrainerNoKD__tiny_seed0__3d_fullres" / "fold_1").mkdir(parents=True)
     before = sorted(workspace.preprocessed.iterdir()), sorted(workspace.results.rglob("*"))
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD", "--seeds", "0", "1", "--plan") == 0
     printed = capsys.readouterr().out
@@ -61,6 +63,9 @@ def test_a_plan_has_commands_hours_and_disk_space(workspace, capsys, monkeypatch
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "--seeds", "0", "1", "--plan", "--probe") == 0
     probed = capsys.readouterr().out
     assert probed.count("(probe of 20 steps)") == 2 and probed.count("$ nnUNetv2_train") == 1
+    (log,) = (workspace.root / "study" / "logs").glob("probe_*.log")
+    seconds = float(re.findall(r"Epoch time: ([\d.]+) s", log.read_text())[1])
+    assert f"100 epochs left, {in_words(100 * 2 * seconds)} (probe" in probed  # it had half of an epoch's steps
     assert (sorted(workspace.preprocessed.iterdir()), sorted(workspace.results.rglob("*"))) == before
 
     commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("    nnUNetv2_train")]

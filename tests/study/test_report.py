@@ -8,7 +8,7 @@ from scipy import stats
 
 from nnunet_kd.evaluation.page import Gallery, Picture
 from nnunet_kd.evaluation.scores import Scores, compare
-from nnunet_kd.study.figures import draw_curves, draw_volumes
+from nnunet_kd.study.figures import draw_curves, draw_pairs, draw_volumes
 from nnunet_kd.study.report import Report, write_report
 from nnunet_kd.study.verdict import verdicts
 from tests.evaluation.figures import counted, measured, rows
@@ -170,3 +170,14 @@ def test_volumes_are_those_of_every_segmentation():
     middle = [line.get_ydata()[0] for line in axes.lines if line.get_color() != "#8C8C8C"]
     assert middle[1:] == pytest.approx([50, 50 - 1.96 * 150 * 2**0.5, 50 + 1.96 * 150 * 2**0.5])
     assert draw_volumes(rows(a=[0.5, 0.5]), ["a"], "a", None) is None  # files of earlier versions have no counts
+
+
+@pytest.mark.parametrize("method", ["KD", "DCD with a published transform", "nnUNetTrainerWithALongName"])
+def test_names_below_the_lines_of_cases_do_not_overlap(method):
+    names = ["NoKD", method, "teacher"]
+    figure = draw_pairs(Scores(counted(**{name: [(30, 50), (40, 50)] for name in names})), "NoKD")
+    figure.canvas.draw()
+    texts = [text for axes in figure.axes for text in (*axes.get_xticklabels(), axes.xaxis.label) if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 4
+    assert not [(a, b) for a in range(4) for b in range(a) if boxes[a].overlaps(boxes[b])]
