@@ -70,5 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnunet_kd: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nnunet_kd: stopped", file=sys.stderr)
+        print(f"nnunet_kd: stopped{getattr(chosen, 'goes_on', '')}", file=sys.stderr)
         return 130

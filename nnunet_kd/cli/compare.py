@@ -123,7 +123,7 @@ def add_parser(commands: Any) -> None:
     jobs.add_argument("--status", action="store_true", help="print how far the jobs of this study are, and do nothing")
     jobs.add_argument("--cancel", action="store_true", help="end the Slurm jobs of this study, and do nothing else")
     jobs.add_argument("--report-only", action="store_true", help="train nothing: report on what is trained")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on="; give the same command to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -187,8 +187,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_plan(arguments: argparse.Namespace, study: Study, runs: Sequence[Run]) -> None:
     """Print what the study will cost."""
+    from nnunet_kd.study.comparison import check_study
     from nnunet_kd.study.forecast import forecast, forecast_table
 
+    check_study(study, runs, arguments.trust, arguments.train_teachers)
     forecasts = forecast(study, runs, arguments.probe)
     print(forecast_table(forecasts, len(arguments.devices or ()) or arguments.jobs or 1))
 

@@ -70,7 +70,7 @@ def add_parser(commands: Any) -> None:
         "--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything (default: demo)"
     )
     command.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the trainings (default: 0)")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on="; give the same command to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nnunet_kd.cli.launching import add_launcher, check_launcher, launcher_words
@@ -93,7 +94,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--prepare", action="store_true", help="write the raw data set and the plans, and stop")
     command.add_argument("--dry-run", action="store_true", help="print the commands and run none of them")
     add_launcher(command, "the teacher's segmentations")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on="; give the same command to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -151,6 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         commands.say("comparing student and teacher on the images kept back")
         report = write_distillation_report(made)
     print(f"student {made.student_zip}\nreport  {report}\ndone in {commands.minutes:.1f} minutes")
+    print(f"then: nnunet_kd install {quote(str(made.student_zip))}, which prints the command that predicts with it")
     return 0
 
 

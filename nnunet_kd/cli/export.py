@@ -249,4 +249,9 @@ def run_install(arguments: argparse.Namespace) -> int:
     results = required(nnUNet_results)
     for model in install_stock(arguments.zip, results, arguments.trust):
         print(f"installed {results / model}")
+        dataset, _, name = model.partition("/")
+        trainer, plans, configuration = name.split("__")
+        folds = sorted(path.name.removeprefix("fold_") for path in (results / model).glob("fold_*"))
+        words = f"-d {dataset} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(folds)}"
+        print(f"then: nnUNetv2_predict {words} -i IN -o OUT")
     return 0

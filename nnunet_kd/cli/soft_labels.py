@@ -162,7 +162,7 @@ def add_parser(commands: Any) -> None:
         "-device", metavar="DEVICE", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)"
     )
     add_launcher(command, "the parts")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on="; add --continue to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:

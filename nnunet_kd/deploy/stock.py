@@ -35,7 +35,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
 
     Args:
         model: The trained student.
-        path: The zip file to write; it is complete or absent.
+        path: The zip file to write; it is complete or absent, and replaces an older export of the same model.
         plans_name: The name of the exported plans; by default that of :func:`stock_plans_name`.
         licence: The licence to note in the provenance.
 
@@ -45,6 +45,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
     Raises:
         NotImplementedError: If stock nnU-Net does not have the network.
         ValueError: If the name is not valid, or the stock trainer builds a different network.
+        FileExistsError: If the file holds something else than an export of this model.
     """
     if not model.is_stock:
         raise NotImplementedError(
@@ -62,6 +63,8 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
     plans = {key: value for key, value in model.experiment.plans.items() if key != BLOCK}
     plans["plans_name"] = name
     folder = f"{model.dataset}/{STOCK}__{name}__{model.experiment.configuration}"
+    if path.exists() and _models_of(path) != [folder]:
+        raise FileExistsError(f"{path} is there and holds another model: remove it, or give another path with -o")
     fingerprint = model.folder / "dataset_fingerprint.json"
     with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry, content in (
@@ -75,6 +78,15 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
         for fold in model.weights:
             archive.writestr(f"{folder}/fold_{fold}/checkpoint_final.pth", _checkpoint(model, fold, plans))
     return folder
+
+
+def _models_of(path: Path) -> list[str]:
+    """Return the models in an exported file, or an empty list if it is no such file."""
+    try:
+        with open_archive(path) as archive:
+            return models_in(archive, path)
+    except (OSError, ValueError):
+        return []
 
 
 def _checkpoint(model: TrainedModel, fold: str, plans: dict[str, Any]) -> bytes:

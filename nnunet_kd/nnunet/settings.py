@@ -330,7 +330,7 @@ def check_keys(given: Mapping[str, Any], valid: Sequence[str] | Mapping[str, Any
     """
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), list(valid), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid are {_quoted(valid)}."
             raise ValueError(f"unknown key {key!r} in {where}: {hint}")
 

@@ -75,9 +75,10 @@ def read_model(folder: Path) -> tuple[ModelDescription, dict[str, Any], dict[str
     """
     path = folder / DESCRIPTION
     if not path.is_file():
+        trained = folder.is_file() or (folder / "plans.json").is_file()  # a zip file or results folder of nnU-Net
+        words = f"-m {quote(str(folder))} -o NEW_FOLDER" if trained else f"-d ID -tr TRAINER -o {quote(str(folder))}"
         raise FileNotFoundError(
-            f"there is no model in {folder}: it has no {DESCRIPTION}. "
-            f"Export one: nnunet_kd export onnx -d ID -tr TRAINER -o {quote(str(folder))}"
+            f"there is no model in {folder}: it has no {DESCRIPTION}. Export one: nnunet_kd export onnx {words}"
         )
     content = _read_object(path)
     if content.get("format") != FORMAT:

@@ -116,7 +116,7 @@ class Board:
 
     def table(self, states: Mapping[str, State]) -> str:
         """Return a table of all works with their states and the time left."""
-        rows = [("work", "state", "job", "epoch", "left", "")]
+        rows = [("task", "state", "job", "epoch", "left", "where or why")]
         for log, work in self.works.items():
             state = states[log]
             epoch, left = self._progress(work) if state.word in ("waiting", "running") else ("", "")
@@ -140,7 +140,7 @@ def summary(states: Iterable[State]) -> str:
     words = [state.word for state in states]
     order = ("finished", "running", "waiting", NEW, "failed", "lost")
     counts = [f"{words.count(word)} {word}" for word in order if word in words]
-    return f"{len(words)} works: {', '.join(counts)}"
+    return f"{len(words)} {'task' if len(words) == 1 else 'tasks'}: {', '.join(counts)}"
 
 
 class Watcher:

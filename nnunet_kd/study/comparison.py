@@ -71,6 +71,18 @@ def compare_methods(
         return _report(study, runs, teachers, failed, tolerance, workers, trust)
 
 
+def check_study(study: Study, runs: Sequence[Run], trust: bool, train_teachers: bool) -> None:
+    """Check what :func:`compare_methods` checks before it trains or writes anything, as far as teachers exist.
+
+    Raises:
+        ValueError: If the study would be refused.
+    """
+    needed = check_trainers(study, runs)
+    teachers = {} if train_teachers and missing_teachers(study, runs) else study_teachers(study, runs, needed)
+    check_results(study, runs, trust)
+    _check_cases(study, runs, teachers)
+
+
 def prepare_study(study: Study, runs: Sequence[Run], teachers: Mapping[int, TeacherFiles]) -> None:
     """Write folds and plans after the last checks, so that every training can start.
 

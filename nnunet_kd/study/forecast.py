@@ -168,16 +168,15 @@ def forecast_table(forecasts: Sequence[Forecast], devices: int) -> str:
         lines.append(f"{one.training.name}: {state}{cost}\n    {shlex.join(one.training.words)}")
     left = [one for one in forecasts if not one.training.is_done]
     known = [one.hours for one in left if one.hours is not None]
-    lines.append(f"{len(left)} of {len(forecasts)} trainings are left; checkpoints need {_gib(left)} GiB of disk")
+    lines.append(f"trainings left: {len(left)} of {len(forecasts)}; checkpoints need {_gib(left)} GiB of disk")
     if known:
         wall = _wall(known, devices)
         lines.append(
-            f"{len(known)} of them take {sum(known):.2f} hours of a device, {in_words(wall * 3600)} on {devices}"
+            f"measured: {len(known)}, which need {sum(known):.2f} hours of a device, {in_words(wall * 3600)} on "
+            f"{devices}, without the fit of initial weights, validation and report"
         )
     if len(known) < len(left):
-        lines.append(
-            f"{len(left) - len(known)} have no measured epoch: add --probe to measure 20 steps of each trainer"
-        )
+        lines.append(f"not measured: {len(left) - len(known)}; add --probe to measure 20 steps of each trainer")
     return "\n".join(lines)
 
 

@@ -61,7 +61,7 @@ def refuse_beside_jobs(out: Path) -> None:
 def _board(out: Path) -> Board:
     board = Board.read(out)
     if board is None:
-        raise FileNotFoundError(f"{Board.path(out)} does not exist: no --launcher has worked in this folder")
+        raise FileNotFoundError(f"{Board.path(out)} does not exist: no --launcher has begun to work in this folder")
     return board
 
 

@@ -224,7 +224,8 @@ class Study:
         new = not_kept_back(validated_cases(model_folder / f"fold_{fold}"), self.folds.cases_of(fold), fold)
         if new is not None:
             raise ValueError(
-                f"{model_folder} was trained without holding out {new}: restore {self.folds.path}, or train it again"
+                f"{model_folder} was trained without holding out {new}: restore the splits of its training in "
+                f"{self.folds.path}, or train it again"
             )
 
     def images_of(self, fold: int) -> Path:

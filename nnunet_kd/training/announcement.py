@@ -59,9 +59,10 @@ def announce_pace(trainer: Any) -> None:
     seconds = logged["epoch_end_timestamps"][-1] - logged["epoch_start_timestamps"][-1]
     left = trainer.num_epochs - trainer.current_epoch
     if left > 0:
+        others = f"the other {left} take" if left > 1 else "the last one takes"
         trainer.print_to_log_file(
-            f"at the pace of this epoch, the other {left} take {_duration(left * seconds)}; the first epoch of a run "
-            "is often its slowest"
+            f"at the pace of this epoch, {others} {_duration(left * seconds)}; the first epoch of a run is often its "
+            "slowest"
         )
 
 
@@ -118,23 +119,31 @@ def _result(trainer: Any) -> Iterator[tuple[str, str]]:
     yield "student", f"{folder} (checkpoint_final.pth; stock nnU-Net reads it)"
     dice = _validation_dice(folder)
     if dice is not None:
-        yield "Dice", f"{dice:.3f}, mean of the {len(trainer.do_split()[1])} validation cases and all structures"
+        over = f"mean over {_cases(len(trainer.do_split()[1]))} and all structures"
+        seen = "; it has trained on these cases, for fold all holds none out" if trainer.fold == "all" else ""
+        yield "Dice", f"{dice:.3f}, {over}{seen}"
     cases = validated_cases(folder)
     for teacher in _teachers(trainer):
         theirs = _validation_dice(teacher.checkpoint.parent)
         if theirs is not None:
             which = "the same cases" if teacher.kept_back == cases else "its own validation cases, which are others"
-            yield "", f"{theirs:.3f} is the teacher's, of {which}"
+            yield "" if dice is not None else "Dice", f"{theirs:.3f} is the teacher's, of {which}"
     dataset = plans.dataset_name
     model = ["-d", dataset, "-c", trainer.configuration_name, "-f", str(trainer.fold), "-p", plans.plans_name]
     of_trainer = ["-tr", name, *model]
-    yield "next", _command("nnUNetv2_predict", *of_trainer, "-i", "IMAGES", "-o", "SEGMENTATIONS")
+    device = [] if trainer.device.type == "cuda" else ["-device", trainer.device.type]
+    yield "next", _command("nnUNetv2_predict", *of_trainer, "-i", "IMAGES", "-o", "SEGMENTATIONS", *device)
     if plans.get_configuration(trainer.configuration_name).previous_stage_name is None:
         yield "", _command("nnunet_kd", "export", "onnx", *of_trainer, "-o", "student_onnx")
     yield "", _command("nnunet_kd", "export", "nnunet", *of_trainer, "-o", "student.zip")
-    if trainer.fold != "all" and name != "nnUNetTrainerNoKD":
+    if trainer.fold != "all" and name != "nnUNetTrainerNoKD" and dice is not None:
         methods = ["-m", "NoKD", name.removeprefix("nnUNetTrainer")]
-        yield "", _command("nnunet_kd", "compare", *model, *methods, "-o", "study")
+        device = device if device == ["-device", "cpu"] else []  # compare finds a GPU by itself
+        yield "", _command("nnunet_kd", "compare", *model, *methods, "-o", "study", *device)
+
+
+def _cases(count: int) -> str:
+    return f"the {count} validation cases" if count > 1 else "the only validation case"
 
 
 def _teachers(trainer: Any) -> list[TeacherFiles]:

@@ -52,8 +52,8 @@ def fit_to_teacher(trainer: Any, start: Start) -> None:
     teacher = teacher.to(trainer.device)
     adaptation = start.adaptation
     answering = teacher if adaptation is None else AdaptedTeacher(teacher, adaptation)
-    if adaptation is not None:
-        say(f"initial weights: the teacher has {'; '.join(adaptation.describe())}")
+    if differences := adaptation.describe() if adaptation is not None else []:
+        say(f"initial weights: the teacher has {'; '.join(differences)}")
 
     def with_answers(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Replace the target of patches without reference by the teacher's segmentation."""

@@ -333,10 +333,14 @@ class Distillation:
             return
         before, now = read_json(path), self.request.identity()
         for key, value in now.items():
-            if before.get(key) != value:
+            old = before.get(key)
+            if old != value:
+                if isinstance(old, dict) and isinstance(value, dict):
+                    key = next(name for name in {**old, **value} if old.get(name) != value.get(name))
+                    old, value = old.get(key), value.get(key)
                 raise ValueError(
-                    f"{self.out} holds a distillation with {key} {before.get(key)}, not {value}: give the same "
-                    "arguments to continue it, or another folder with -o"
+                    f"{self.out} holds a distillation with {key} {old}, not {value}: give the same arguments to "
+                    "continue it, or another folder with -o"
                 )
 
 

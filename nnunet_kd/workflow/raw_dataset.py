@@ -69,9 +69,11 @@ def find_cases(images: Path, labels: Path | None, teacher: Mapping[str, Any]) ->
     channels = len(channel_names(teacher))
     found = in_order(images_by_case(images, ending), channels, images, ending)
     if len(found) < 3:
+        others = sum(path.name.endswith(ending) for path in images.iterdir()) - sum(map(len, found.values()))
+        unnumbered = f"; {others} other names lack the number of the channel, such as _0000" if others > 0 else ""
         raise ValueError(
             f"{images} holds {len(found)} cases with names such as CASE_0000{ending}, but distillation needs at least "
-            "3: two to train with, and one that is kept back"
+            f"3: two to train with, and one that is kept back{unnumbered}"
         )
     references = {}
     for path in sorted(labels.iterdir()) if labels is not None else ():

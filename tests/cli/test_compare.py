@@ -55,7 +55,7 @@ def test_a_stopped_study_resumes_and_reports(workspace, capsys, monkeypatch, for
     captured = capsys.readouterr()
     failed = "wrong (fold 0, plans tiny_wrong) failed: nnUNetv2_train failed (nnunet_kd.method: weight must be"
     assert failed in captured.out
-    assert captured.err.endswith("nnunet_kd: stopped\n")
+    assert captured.err.endswith("nnunet_kd: stopped; give the same command to go on\n")
     study = workspace.root / "study"
     assert not (study / "report.md").exists()
 

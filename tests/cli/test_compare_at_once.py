@@ -35,8 +35,8 @@ def test_two_at_once_after_their_teacher(workspace, capsys, monkeypatch, forked_
     assert "there is no teacher in" in capsys.readouterr().err
     assert compare(workspace, *words, "--launcher", "local", "--jobs", "2", "--train-teachers") == 1
     shown = capsys.readouterr().out
-    assert "1 works: 1 running" in shown and "teacher nnUNetTrainerNoKD (fold 0, plans taught): finished" in shown
-    assert "2 works: 2 running" in shown and "2 works: 1 finished, 1 failed" in shown
+    assert "1 task: 1 running" in shown and "teacher nnUNetTrainerNoKD (fold 0, plans taught): finished" in shown
+    assert "2 tasks: 2 running" in shown and "2 tasks: 1 finished, 1 failed" in shown
     report = (workspace.root / "study" / "report.md").read_text()
     assert (
         "**wrong (fold 0, plans tiny_wrong) failed: nnUNetv2_train failed (nnunet_kd.method: weight must be" in report
@@ -56,10 +56,13 @@ def test_a_plan_has_commands_hours_and_disk_space(workspace, capsys, monkeypatch
     schedule = {"num_epochs": 100, "num_iterations_per_epoch": 20, "num_val_iterations_per_epoch": 4}
     workspace.plans("tiny", training=schedule, teacher={"plans": "nnUNetPlans"})
     (workspace.results / "nnUNetTrainerNoKD__tiny_seed0__3d_fullres" / "fold_1").mkdir(parents=True)
+    for method, message in (("Foo", "finds no trainer nnUNetTrainerFoo"), ("IFVD", "")):
+        assert compare(workspace, "-p", "tiny", "-m", "NoKD", method, "--plan") == (1 if message else 0)
+        assert message in capsys.readouterr().err
     before = sorted(workspace.preprocessed.iterdir()), sorted(workspace.results.rglob("*"))
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "LogitsKD", "--seeds", "0", "1", "--plan") == 0
     printed = capsys.readouterr().out
-    assert "4 have no measured epoch: add --probe" in printed
+    assert "not measured: 4; add --probe" in printed
     assert compare(workspace, "-p", "tiny", "-m", "NoKD", "--seeds", "0", "1", "--plan", "--probe") == 0
     probed = capsys.readouterr().out
     assert probed.count("(probe of 20 steps)") == 2 and probed.count("$ nnUNetv2_train") == 1
@@ -83,5 +86,5 @@ def test_a_plan_has_commands_hours_and_disk_space(workspace, capsys, monkeypatch
     printed = capsys.readouterr().out
     # 100 epochs of 36 s, and the 51 that the other has left.
     assert "100 epochs left, 60 min (log of tiny_seed1 fold_0)" in printed and "51 epochs left, 31 min (own" in printed
-    assert "2 of them take 1.51 hours of a device, 60 min on 2" in printed
+    assert "measured: 2, which need 1.51 hours of a device, 60 min on 2" in printed
     assert float(re.search(r"checkpoints need ([\d.]+) GiB", printed)[1]) < 0.1

@@ -68,7 +68,7 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
     assert main(words(teacher_zip, images, out, *options)) == 0
     assert "$ nn" not in capsys.readouterr().out
     assert main(words(teacher_zip, images, out, *options, "-r", "8")) == 1
-    assert f"{out} holds a distillation with student" in capsys.readouterr().err
+    assert f"{out} holds a distillation with reduction 4, not 8" in capsys.readouterr().err
     changed = sorted(images.iterdir())[0]
     changed.write_bytes(changed.read_bytes() + b"changed")
     assert main(words(teacher_zip, images, out, *options)) == 1
@@ -84,6 +84,8 @@ def test_labelled_and_unlabelled_images(workspace, images, tmp_path, forked_comm
         shutil.copy(path, labels)
     more = ["-l", labels, "--kept-back", "0.5"]
     assert main(words(workspace.teacher, images, tmp_path / "one", *more)) == 0
+    log = (tmp_path / "one" / "logs" / "train.log").read_text()
+    assert "initial weights: the best channels of" in log and "initial weights: the teacher has" not in log
     numbers = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert len({row["case"] for row in numbers["agreement"]}) == 3
     assert len({row["case"] for row in numbers["accuracy"]}) == 2

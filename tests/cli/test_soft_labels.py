@@ -100,7 +100,7 @@ def test_parts_and_a_resumed_run_give_the_same_files(workspace, sam, capsys, mon
 
     monkeypatch.setattr(SoftLabelStore, "write", stopped)
     assert make(*sam, "-num_parts", "2") == 130
-    assert capsys.readouterr().err.endswith("nnunet_kd: stopped\n")
+    assert capsys.readouterr().err.endswith("nnunet_kd: stopped; add --continue to go on\n")
     monkeypatch.setattr(SoftLabelStore, "write", write)
     assert make(*sam, "-num_parts", "2") == 1
     assert "has 1 of 3 cases already: compute the others with --continue" in capsys.readouterr().err

@@ -139,6 +139,20 @@ def test_an_export_holds_nothing_of_this_package_and_no_state_to_resume(students
     assert content["init_args"]["fold"] == 1
 
 
+def test_another_model_is_not_replaced(students, tmp_path):
+    """The same model is, as after another training."""
+    path, model = tmp_path / "student.zip", read_trained(results(students), ["0"])
+    first = export_stock(model, path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"student\.zip is there and holds another model: remove it, or give"):
+        export_stock(model, path, "other_plans")
+    assert path.read_bytes() == before and export_stock(model, path) == first
+    path.write_text("notes")
+    with pytest.raises(FileExistsError, match="holds another model"):
+        export_stock(model, path)
+    assert path.read_text() == "notes"
+
+
 def test_a_network_of_this_package_is_refused(students, tmp_path):
     copy = tmp_path / "nnUNetTrainer__dra__3d_fullres"
     shutil.copytree(results(students), copy)

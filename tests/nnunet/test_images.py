@@ -38,7 +38,7 @@ def test_one_file_per_channel(tmp_path):
         "a": ["a_0000.png", "a_0001.png"],
         "b": ["b_0000.png", "b_0001.png"],
     }
-    with pytest.raises(ValueError, match="case a: .*a_0001.png is channel 1, but the number of channels is 1"):
+    with pytest.raises(ValueError, match="case a: .*a_0001.png is channel 1, but the model reads one channel, 0000"):
         in_order(cases, 1, tmp_path, ".png")
 
 

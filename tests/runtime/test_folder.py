@@ -42,5 +42,9 @@ def test_missing_and_altered_files_are_named(onnx_copy):
     with pytest.raises(ValueError, match=r"cannot read .*model\.json"):
         read_model(onnx_copy)
     (onnx_copy / "model.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no model in .* Export one: nnunet_kd export onnx"):
-        read_model(onnx_copy)
+    with pytest.raises(
+        FileNotFoundError, match=r"no model in .* Export one: nnunet_kd export onnx -m .* -o NEW_FOLDER"
+    ):
+        read_model(onnx_copy)  # it has plans.json, as a results folder
+    with pytest.raises(FileNotFoundError, match=r"Export one: nnunet_kd export onnx -d ID -tr TRAINER -o .*none"):
+        read_model(onnx_copy / "none")

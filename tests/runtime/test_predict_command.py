@@ -74,7 +74,7 @@ def test_parts_in_several_jobs(onnx_models, images, tmp_path, capsys):
     assert predict(model, images, out, "--launcher", "local", "-num_parts", "2", "-part_id", "1") == 1
     assert "--launcher sends all parts: leave out -part_id" in capsys.readouterr().err
     assert predict(model, images, out, "--launcher", "local", "--jobs", "2") == 0
-    assert "2 works: 2 running" in capsys.readouterr().out
+    assert "2 tasks: 2 running" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "jobs_of_out" / "logs").glob("*.log")) == [
         "part_0_of_2.log",
         "part_1_of_2.log",
@@ -104,7 +104,7 @@ def test_bad_images_are_named_and_finished_cases_are_kept(onnx_models, images, t
     shutil.copy(images / "a_0001.nii.gz", images / "b_0001.nii.gz")
     shutil.copy(images / "a_0001.nii.gz", images / "b_0007.nii.gz")
     assert predict(model, images, out) == 1
-    assert "b_0007.nii.gz is channel 7, but the number of channels is 3" in capsys.readouterr().err
+    assert "b_0007.nii.gz is channel 7, but the model reads 3 channels, 0000 to 0002" in capsys.readouterr().err
 
 
 def test_an_interruption_leaves_only_complete_files(onnx_models, images, tmp_path, capsys, monkeypatch):

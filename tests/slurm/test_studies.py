@@ -64,18 +64,18 @@ def test_students_two_at_a_time_after_their_teacher(workspace, cluster, capsys, 
     assert f"4 jobs of the study in {study} are in Slurm's queue: add --launcher slurm" in capsys.readouterr().err
     assert compare(workspace, "study", "--status") == 0
     table = capsys.readouterr().out
-    assert "4 works: 2 running, 2 waiting" in table and "Dependency" in table, table
+    assert "4 tasks: 2 running, 2 waiting" in table and "Dependency" in table, table
 
     command = ["nnunet_kd", *words_of(workspace, "study", *words, *SLURM)]
     closed = ForkedCommand(command, env=os.environ)
-    assert any("4 works: " in line for line in closed.stdout)
+    assert any("4 tasks: " in line for line in closed.stdout)
     closed.terminate()
     closed.wait()
     other = ForkedCommand(command, env=os.environ)
     assert compare(workspace, "study", *words, *SLURM) == 0
     seen = capsys.readouterr().out
-    assert "nothing new to train" in seen and "4 works: 4 finished" in seen and "| LogitsKD " in seen
-    assert "4 works: 4 finished" in other.stdout.read() and other.wait() == 0
+    assert "nothing new to train" in seen and "4 tasks: 4 finished" in seen and "| LogitsKD " in seen
+    assert "4 tasks: 4 finished" in other.stdout.read() and other.wait() == 0
 
     jobs = Board.read(study).jobs
     assert compare(workspace, "study", *words, *SLURM) == 0  # everything has finished: the report is shown again
@@ -177,7 +177,7 @@ def test_parts_of_soft_labels(workspace, cluster, capsys):
     words = ["soft-labels", "-d", "598", "-device", "cpu", "--teacher", "-f", "0"]
     assert main([*words, "--name", "whole"]) == 0
     assert main([*words, *SLURM, "-num_parts", "2"]) == 0
-    assert "2 works: 2 finished" in capsys.readouterr().out
+    assert "2 tasks: 2 finished" in capsys.readouterr().out
     whole, parts = (workspace.preprocessed / f"nnUNetPlans_3d_fullres_soft_{name}" for name in ("whole", "nnunet"))
     assert (workspace.preprocessed / f"jobs_of_{parts.name}" / "logs" / "part_1_of_2.log").is_file()
     assert len(list(whole.iterdir())) == 13  # two files for each case, and the manifest

@@ -48,7 +48,7 @@ def test_as_many_jobs_at_once_as_devices_and_failures_are_named(tmp_path, capsys
     assert begun["first"] < ended["wrong"] and begun["wrong"] < ended["first"]
     assert begun["second"] > min(ended["wrong"], ended["first"])
     shown = capsys.readouterr().out
-    assert "3 works: 2 running, 1 not submitted" in shown and "3 works: 2 finished, 1 failed" in shown
+    assert "3 tasks: 2 running, 1 not submitted" in shown and "3 tasks: 2 finished, 1 failed" in shown
     again = Board.read(tmp_path)
     assert again.works == board.works and again.jobs == board.jobs
     print_status(tmp_path)
@@ -165,7 +165,7 @@ def test_a_table_says_how_far_trainings_are(tmp_path):
     assert states["train_b"].word == "lost" and "its job 7_1 ended without a word" in states["train_b"].note
     lines = board.table(states).splitlines()
     assert lines[1].split() == ["a", "running", "7_0", "41", "of", "100", "60", "min", "node3"]
-    assert summary(states.values()) == "2 works: 1 running, 1 lost"
+    assert summary(states.values()) == "2 tasks: 1 running, 1 lost"
     board.forget_ended({"7_0"})
     assert board.jobs == {"train_a": "7_0"} and board.state("train_b", {}) == State("not submitted")
     Board.path(tmp_path).write_text('{"launcher": "slurm"}')

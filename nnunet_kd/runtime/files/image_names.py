@@ -71,6 +71,11 @@ def in_order(cases: Mapping[str, Files], channels: int, folder: Path, ending: st
                 raise ValueError(f"case {case}: there is no {folder / f'{case}_{channel:04d}{ending}'}")
         if len(files) > count:
             raise ValueError(
-                f"case {case}: {files[max(files)]} is channel {max(files)}, but the number of channels is {count}"
+                f"case {case}: {files[max(files)]} is channel {max(files)}, but the model reads {channels_of(count)}"
             )
     return {case: [files[channel] for channel in range(count)] for case, files in cases.items()}
+
+
+def channels_of(count: int) -> str:
+    """Return how many channels there are and the numbers of their files, in words."""
+    return "one channel, 0000" if count == 1 else f"{count} channels, 0000 to {count - 1:04d}"
