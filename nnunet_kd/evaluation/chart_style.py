@@ -44,7 +44,7 @@ def label(name: str) -> str:
 @contextmanager
 def chart_style() -> Iterator[None]:
     """Draw charts in the style of the pages."""
-    from matplotlib import rc_context
+    from matplotlib import style as styles
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style: Any = {
@@ -57,5 +57,5 @@ def chart_style() -> Iterator[None]:
         "grid.color": BASELINE,
         "grid.alpha": 0.3,
     }
-    with rc_context(style):
+    with styles.context(["default", style]):  # nothing of what others have set, as nnU-Net's plots do
         yield
