@@ -63,7 +63,7 @@ def export_stock(model: TrainedModel, path: Path, plans_name: str | None = None,
     plans = {key: value for key, value in model.experiment.plans.items() if key != BLOCK}
     plans["plans_name"] = name
     folder = f"{model.dataset}/{STOCK}__{name}__{model.experiment.configuration}"
-    if path.exists() and _models_of(path) != [folder]:
+    if path.is_file() and _models_of(path) != [folder]:
         raise FileExistsError(f"{path} is there and holds another model: remove it, or give another path with -o")
     fingerprint = model.folder / "dataset_fingerprint.json"
     with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -19,7 +19,7 @@ LABELS = ("soft-labels", "-d", "598", "--teacher")
         ((*COMPARE, "--launcher", "slurm", "--slurm-gpus", "-1"), "--slurm-gpus must be at least 0, got -1"),
         ((*COMPARE, "--submit-only"), "--submit-only belongs to --launcher slurm"),
         ((*COMPARE, "--probe"), "--probe belongs to --plan"),
-        ((*COMPARE, "--status"), "nowhere/jobs.json does not exist: no --launcher has worked in this folder"),
+        ((*COMPARE, "--status"), "nowhere/jobs.json does not exist: no --launcher has begun to work in this folder"),
         ((*LABELS, "--launcher", "slurm", "--devices", "0"), "--devices belongs to --launcher local"),
     ],
 )

@@ -16,7 +16,8 @@ NNUNET = [
     line[line.index("nnUNetv2_") :] for line in commands() if re.match(r"(CUDA_VISIBLE_DEVICES=\d )?nnUNetv2_", line)
 ]
 OURS = [line for line in commands() if line.startswith("nnunet_kd ")]
-OTHERS = ("pip install ", "export nnUNet_", "python -m build --wheel runtime")
+# The wheel of the runtime is built, installed and used by tests/runtime/test_alone.py.
+OTHERS = ("pip install ", "export nnUNet_", "python -m build --wheel runtime", "nnunet_kd_predict ")
 
 
 def test_every_command_is_checked():

@@ -16,7 +16,9 @@ PREPARED = (  # by the fixture, with nnU-Net's functions
     "nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres",
     "nnUNetv2_train 501 3d_fullres 0",
 )
-TESTED_ELSEWHERE = (  # with a series of images, and with a network that has something to lose
+TESTED_ELSEWHERE = (  # in an empty environment, with a series of images, and with a network that has something to lose
+    "python -m build --wheel runtime",
+    "nnunet_kd_predict -m student_onnx -i IN -o OUT",
     "nnunet_kd predict -m student_onnx -i SERIES_FOLDER -o segmentation.dcm",
     "nnunet_kd export onnx -d 501 -tr nnUNetTrainerKD -o student_int8 --precision int8"
     " --images imagesTs --labels labelsTs",
