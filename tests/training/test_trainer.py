@@ -208,7 +208,7 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
 
     assert f"| student     {folder}/fold_0 (checkpoint_final.pth" in end
     dice = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
-    assert f"| Dice        {dice:.3f}, mean of the 2 validation cases and all structures\n" in end
+    assert f"| Dice        {dice:.3f}, mean over the 2 validation cases and all structures\n" in end
     lines = re.findall(r"^\| (?:next|    )        (.*)$", end, re.MULTILINE)
     commands = [shlex.split(line) for line in lines if not line[0].isdigit()]
     assert [words[:2] for words in commands] == [
@@ -230,5 +230,5 @@ def test_stock_commands_train_resume_and_predict_with_no_teacher_present(workspa
     output = workspace.root / "predicted"
     given = {"IMAGES": str(workspace.raw / "imagesTs"), "SEGMENTATIONS": str(output)}
     words = [given.get(word, word) for word in commands[0]]
-    workspace.command(*words, "-device", "cpu", "-npp", "1", "-nps", "1")
+    workspace.command(*words, "-npp", "1", "-nps", "1")  # the command says that it runs on the CPU
     assert [path.name for path in output.glob("*.nii.gz")] == ["head_006.nii.gz"]
