@@ -104,6 +104,21 @@ def test_jobs_that_nobody_would_know_of_are_cancelled(tmp_path, monkeypatch):
     assert launcher.cancelled == ["job far"]
 
 
+def test_jobs_that_end_with_their_command_are_cancelled_when_it_is_interrupted(tmp_path, monkeypatch):
+    launcher, board = SharedDisk(tmp_path), board_of(tmp_path, [command("near", "true")])
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    for stays in (True, False):
+        monkeypatch.setattr(launcher, "stays", stays)
+        board.jobs = {"near": "job near"}
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(launcher, "live", interrupted)
+            Watcher(board, launcher, lambda _: None).watch()
+        assert launcher.cancelled == ([] if stays else ["job near"])
+
+
 WATCH = """
 import pathlib, sys
 from tests.study.test_launchers import board_of, command
