@@ -252,6 +252,8 @@ def run_install(arguments: argparse.Namespace) -> int:
         dataset, _, name = model.partition("/")
         trainer, plans, configuration = name.split("__")
         folds = sorted(path.name.removeprefix("fold_") for path in (results / model).glob("fold_*"))
-        words = f"-d {dataset} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(folds)}"
-        print(f"then: nnUNetv2_predict {words} -i IN -o OUT")
+        words = ["-d", dataset, "-c", configuration, "-p", plans, "-tr", trainer, "-f", *folds]
+        print(
+            f"then: nnUNetv2_predict {' '.join(map(quote, words))} -i IN -o OUT"
+        )  # names in the file are a stranger's
     return 0

@@ -72,7 +72,7 @@ def compare_methods(
 
 
 def check_study(study: Study, runs: Sequence[Run], trust: bool, train_teachers: bool) -> None:
-    """Check what :func:`compare_methods` checks before it trains or writes anything, as far as teachers exist.
+    """Check what :func:`compare_methods` checks before it trains, as far as teachers exist.
 
     Raises:
         ValueError: If the study would be refused.

@@ -49,6 +49,7 @@ def test_a_zip_and_images_become_a_student(workspace, teacher_zip, images, tmp_p
     assert main(words(teacher_zip, images, out, *options)) == 0
     printed = capsys.readouterr().out
     assert "preprocess: done before" in printed and "soft-labels: done before" in printed
+    assert f"then: nnunet_kd install {out / 'student.zip'}, which" in printed
     assert (out / "onnx" / "model.json").is_file()
 
     plans = json.loads(next((out / "nnUNet_results").rglob("plans.json")).read_text())
@@ -157,6 +158,15 @@ def test_folders_that_cannot_be_used(workspace, images, tmp_path, capsys):
     (tmp_path / "other" / "thesis.txt").touch()
     assert main(words(workspace.teacher, images, tmp_path / "other")) == 1
     assert "other is not empty and holds no distillation: give another folder" in capsys.readouterr().err
+
+
+def test_images_without_the_number_of_their_channel(workspace, images, tmp_path, capsys):
+    for path in sorted(images.glob("*_0000.nii.gz")):
+        path.rename(images / path.name.replace("_0000", ""))
+    for path in images.glob("*_000?.nii.gz"):
+        path.unlink()
+    assert main(words(workspace.teacher, images, tmp_path / "out")) == 1
+    assert "6 other names lack the number of the channel, such as _0000" in capsys.readouterr().err
 
 
 def test_only_one_distillation_works_in_a_folder(workspace, images, tmp_path, capsys):

@@ -34,7 +34,10 @@ def test_install(students, tmp_path, capsys, monkeypatch):
     folder = export_stock(read_trained(results(students), ["0"]), path)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     assert main(["install", str(path)]) == 0
-    assert f"installed {tmp_path / 'results' / folder}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"installed {tmp_path / 'results' / folder}" in printed
+    model = f"-d {DATASET} -c 3d_fullres -p nnUNetPlans_NoKD -tr nnUNetTrainer -f 0"
+    assert f"then: nnUNetv2_predict {model} -i IN -o OUT\n" in printed
     before = (tmp_path / "results" / folder / "plans.json").stat().st_mtime_ns
     assert main(["install", str(path)]) == 1
     assert "already exists: remove it" in capsys.readouterr().err

@@ -30,9 +30,9 @@ METHODS = {
     "DPRD": {"ramp": None},
     "ReCoKD": {"ramp": None},
 }
-# The recipe starts from fitted weights, which takes longer than the training.
 # What other methods compute does not depend on labels or classes.
 READ_LABELS = ("LogitsKD", "CWD", "IFVD", "DualSelfKD", "KD", "SoftKD", "CIRKD", "SKD", "ReCoKD")
+# The recipe starts from fitted weights, which takes longer than the training.
 FAST_ONES_FIRST = [pytest.param(name, marks=pytest.mark.slow) if name == "KD recipe" else name for name in METHODS]
 
 

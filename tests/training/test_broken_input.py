@@ -130,7 +130,11 @@ def _without_looking(write):
 
 
 @pytest.mark.parametrize(
-    ("method", "change"), [*((one, no_foreground) for one in METHODS), *((one, one_voxel) for one in READ_LABELS)]
+    ("method", "change"),
+    [
+        *(pytest.param(one, no_foreground, marks=pytest.mark.slow if one == "KD recipe" else ()) for one in METHODS),
+        *((one, one_voxel) for one in READ_LABELS),
+    ],
 )
 def test_training_on_cases_without_foreground_or_with_one_voxel_of_it(workspace, method, change):
     rewrite(workspace, change)
